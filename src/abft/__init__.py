@@ -1,0 +1,59 @@
+"""abft: Attention Behavior Fine-Tuning (arXiv 2505.14233) for in-context classification.
+
+Shapes in names: L layer, B batch, H head, Q query position, S token, K demonstration, C class, N example, D feature.
+"""
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+__version__ = version("abft")
+
+_HOMES = {
+    "ABFTConfig": "trainer",
+    "ABFTObjective": "objective",
+    "ABFTTrainer": "trainer",
+    "AbftError": "errors",
+    "Batch": "prompts",
+    "Example": "tasks",
+    "PIDController": "pid",
+    "RunConfig": "run",
+    "Task": "tasks",
+    "TaskData": "data",
+    "Template": "tasks",
+    "apply_weights": "weights",
+    "encode": "prompts",
+    "evaluate": "predict",
+    "four_bit": "models",
+    "label_probabilities": "predict",
+    "label_tokens": "prompts",
+    "load_data": "data",
+    "load_model": "models",
+    "load_task": "data",
+    "supported_implementation": "attention",
+    "test_prompts": "prompts",
+    "train": "run",
+    "training_prompts": "prompts",
+}
+__all__ = [*_HOMES, "__version__"]
+
+if TYPE_CHECKING:
+    from abft.attention import supported_implementation
+    from abft.data import TaskData, load_data, load_task
+    from abft.errors import AbftError
+    from abft.models import four_bit, load_model
+    from abft.objective import ABFTObjective
+    from abft.pid import PIDController
+    from abft.predict import evaluate, label_probabilities
+    from abft.prompts import Batch, encode, label_tokens, test_prompts, training_prompts
+    from abft.run import RunConfig, train
+    from abft.tasks import Example, Task, Template
+    from abft.trainer import ABFTConfig, ABFTTrainer
+    from abft.weights import apply_weights
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: `import abft` stays instant."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'abft' has no attribute {name!r}")
+    return getattr(import_module(f"abft.{_HOMES[name]}"), name)

@@ -1,0 +1,54 @@
+"""The model card of a run (README.md with the hub's metadata block)."""
+
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import Any
+
+PAPER = "arXiv 2505.14233"
+
+
+def model_card(
+    base_model: str, task: str, settings: Mapping[str, Any], lora: bool, results: Mapping[str, Mapping[str, float]] | None = None
+) -> str:
+    """Markdown. `results`: method -> metric -> value, measured on test prompts."""
+    library = "peft" if lora else "abft"
+    lines = [
+        "---",
+        f"base_model: {base_model}",
+        f"library_name: {library}",
+        "pipeline_tag: text-classification",
+        "tags: [abft, in-context-learning, induction-heads, arxiv:2505.14233]",
+        "---",
+        "",
+        f"# {base_model}, fine-tuned where it looks (ABFT, {task})",
+        "",
+        f"Attention Behavior Fine-Tuning ({PAPER}) trained W_Q and W_K of `{base_model}` so that its induction heads look at",
+        f"the demonstrations with the right label in few-shot prompts of the task {task}. No other weight changed.",
+        "",
+    ]
+    if results:
+        names = list(next(iter(results.values())))
+        lines += ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+        for method, values in results.items():
+            lines.append(f"| {method} | " + " | ".join(f"{values[name]:.3f}" for name in names) + " |")
+        lines.append("")
+    lines += ["Use:", "", "```python"]
+    if lora:
+        lines += [
+            "from peft import PeftModel",
+            "from transformers import AutoModelForCausalLM",
+            "",
+            f'model = AutoModelForCausalLM.from_pretrained("{base_model}")',
+            'model = PeftModel.from_pretrained(model, "path/to/this/folder")',
+        ]
+    else:
+        lines += [
+            "import abft",
+            "",
+            f'model, tokenizer = abft.load_model("{base_model}")',
+            'model = abft.apply_weights(model, "path/to/this/folder")',
+        ]
+    lines += ["```", "", "Settings: " + ", ".join(f"{name} {value}" for name, value in settings.items()) + ".", ""]
+    versions = ", ".join(f"{name} {version(name)}" for name in ("abft", "transformers", "torch", "peft"))
+    lines += [f"Made with {versions}.", ""]
+    return "\n".join(lines)

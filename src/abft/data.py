@@ -1,0 +1,241 @@
+"""Labelled examples and their three disjoint parts: training pool, demonstration pool, test queries.
+
+Built-in tasks come from StaICC with StaICC's own splits; a user's own data from CSV, TSV, JSON lines, Parquet, a
+`datasets.Dataset` or a data set id of the Hugging Face hub.
+"""
+
+import contextlib
+import io
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from abft.errors import AbftError
+from abft.tasks import Example, Protocol, Task, Template, task_named
+
+if TYPE_CHECKING:
+    import datasets
+
+TRAIN_POOL = 1024  # examples; StaICC calls this part "calibration"
+DEMONSTRATION_POOL = 4096
+TEST_QUERIES = 512
+SPLIT_SEED = 42  # the parts never depend on a run's seed
+
+READERS = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+_STAICC_LOADERS = {
+    "SST2": "glue_sst2",
+    "MR": "rotten_tomatoes",
+    "FP": "financial_phrasebank",
+    "SST5": "sst5",
+    "TREC": "trec",
+    "AGNews": "agnews",
+    "SUBJ": "subjective",
+    "TEE": "tweet_eval_emotion",
+    "TEH": "tweet_eval_hate",
+    "HS18": "hate_speech_18",
+}
+_STAICC_DEMONSTRATIONS = {"FP": 512, "TEE": 3192}
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """A task and its examples. No text of `train` occurs in `demonstrations` or `test`."""
+
+    task: Task
+    train: tuple[Example, ...]
+    demonstrations: tuple[Example, ...]
+    test: tuple[Example, ...]
+
+    def with_words(self, words: dict[str, str]) -> "TaskData":
+        """The same data with some labels written as other words."""
+        return replace(self, task=self.task.with_words(words))
+
+    def check(self, k: int) -> None:
+        """Raise AbftError unless prompts of k demonstrations can be drawn from every part."""
+        if len(self.train) < k + 1:
+            raise AbftError(
+                f"{self.task.name}: the training pool has {len(self.train)} examples, k = {k} demonstrations and a "
+                f"query need {k + 1}. Give more data or a smaller k."
+            )
+        if len(self.demonstrations) < k:
+            raise AbftError(
+                f"{self.task.name}: the demonstration pool has {len(self.demonstrations)} examples, k = {k} needs "
+                f"at least {k}. Give more data or a smaller k."
+            )
+        if not self.test:
+            raise AbftError(f"{self.task.name}: no test examples; give --test-data or more data")
+        if len({example.label for example in self.train}) < 2:
+            raise AbftError(f"{self.task.name}: every example of the training pool has the same label; ABFT needs two classes")
+
+
+def lcg_indices(total: int, picks: Sequence[int], seed: int = SPLIT_SEED) -> list[list[int]]:
+    """Index lists drawn without repetition, `picks[i]` out of `total` each, from StaICC's linear congruential generator.
+
+    One generator runs through all lists, so that demonstrations equal StaICC's own for the same seed.
+    """
+    state, lists = seed, []
+    for pick in picks:
+        left, chosen = list(range(total)), []
+        for _ in range(pick):
+            state = (state * 1664525 + 1013904223) % 2**32
+            chosen.append(left.pop(int(state / 2**32 * len(left))))
+        lists.append(chosen)
+    return lists
+
+
+def load_task(name: str, protocol: Protocol = "consistent") -> TaskData:
+    """A built-in task with StaICC's splits: 1,024 training, 4,096 demonstration (FP 512, TEE 3,192), 512 test examples.
+
+    Examples of the training pool whose text also occurs among the demonstrations or test queries are dropped.
+
+    Raises:
+        AbftError: unknown task, or the StaICC package is missing.
+    """
+    task = task_named(name, protocol)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            from StaICC.util import hgf_dataset_loader
+    except ImportError:
+        raise AbftError(
+            f"task {task.name} needs the StaICC data: pip install 'abft[staicc]' (or use your own data with --data FILE)"
+        ) from None
+    table = getattr(hgf_dataset_loader, _STAICC_LOADERS[task.name])().table
+    demonstration_number = _STAICC_DEMONSTRATIONS.get(task.name, DEMONSTRATION_POOL)
+    sizes = (TRAIN_POOL, demonstration_number, TEST_QUERIES)
+    (indices,) = lcg_indices(len(table), [sum(sizes)])
+    examples = [Example(table[i][0][0], table[i][1]) for i in indices]
+    train, rest = examples[:TRAIN_POOL], examples[TRAIN_POOL:]
+    demonstrations, test = rest[:demonstration_number], rest[demonstration_number:]
+    return TaskData(task, _without_texts_of(train, rest), tuple(demonstrations), tuple(test))
+
+
+def _without_texts_of(examples: Sequence[Example], others: Sequence[Example]) -> tuple[Example, ...]:
+    seen = {example.text.strip() for example in others}
+    return tuple(example for example in examples if example.text.strip() not in seen)
+
+
+def load_data(
+    source: "str | Path | datasets.Dataset",
+    text_column: str = "text",
+    label_column: str = "label",
+    test_source: "str | Path | datasets.Dataset | None" = None,
+    template: str = "text: {text} label: {label}\n",
+    name: str | None = None,
+) -> TaskData:
+    """A task from the user's own labelled texts.
+
+    Args:
+        source: a .csv, .tsv, .jsonl, .json or .parquet file, a `datasets.Dataset`, or a data set id on the hub.
+        text_column: column of the texts.
+        label_column: column of the labels; any value, used as a string. Label words default to the labels.
+        test_source: test queries; without it a quarter of the texts (at most 512) is held out.
+        template: how a demonstration is written, with `{text}` and `{label}`.
+        name: the task's name; default: the file's stem.
+
+    Returns:
+        Texts that occur twice are kept once; every text is in one part only.
+
+    Raises:
+        AbftError: missing file or column, no rows, empty texts or labels, one class, unknown test labels.
+    """
+    rows, hub_test = _rows(source, text_column, label_column)
+    test_rows = hub_test if test_source is None else _rows(test_source, text_column, label_column)[0]
+    labels = tuple(sorted({label for _, label in rows}))
+    if len(labels) < 2:
+        raise AbftError(f"{source}: column {label_column!r} holds one label only ({labels[0]!r}); expected at least 2 classes")
+    task_name = name or (Path(str(source)).stem if isinstance(source, str | Path) else "data")
+    task = Task(task_name, Template(template), labels, labels)
+    unknown = sorted({label for _, label in test_rows} - set(labels)) if test_rows else []
+    if unknown:
+        raise AbftError(f"test data: labels {unknown} do not occur in {source}; its labels are {list(labels)}")
+
+    unique = {text.strip(): Example(text, labels.index(label)) for text, label in reversed(rows)}
+    examples = list(reversed(unique.values()))
+    random.Random(SPLIT_SEED).shuffle(examples)
+    if test_rows:
+        test = tuple(Example(text, labels.index(label)) for text, label in test_rows)[:TEST_QUERIES]
+        examples = list(_without_texts_of(examples, test))
+    else:
+        held_out = min(TEST_QUERIES, len(examples) // 4)
+        test, examples = tuple(examples[:held_out]), examples[held_out:]
+    train = min(TRAIN_POOL, (len(examples) + 1) // 2)
+    return TaskData(task, tuple(examples[:train]), tuple(examples[train : train + DEMONSTRATION_POOL]), test)
+
+
+def read_texts(path: str | Path, text_column: str = "text") -> list[str]:
+    """The texts of one column of a file, labelled or not. Raises AbftError as `load_data` does."""
+    table = _read_file(Path(path))
+    return _strings(table, text_column, str(path), "text")
+
+
+def _rows(
+    source: "str | Path | datasets.Dataset", text_column: str, label_column: str
+) -> tuple[list[tuple[str, str]], list[tuple[str, str]] | None]:
+    """(text, label) pairs, and those of a hub data set's own test split if it has one."""
+    tables = _tables(source)
+    pairs = []
+    for table in tables:
+        texts = _strings(table, text_column, str(source), "text")
+        pairs.append(list(zip(texts, _strings(table, label_column, str(source), "label"), strict=True)))
+    return pairs[0], pairs[1] if len(pairs) > 1 else None
+
+
+def _tables(source: "str | Path | datasets.Dataset") -> "list[datasets.Dataset]":
+    if not isinstance(source, str | Path):
+        return [source]
+    path = Path(source)
+    if path.suffix.lower() in READERS or path.exists():
+        return [_read_file(path)]
+    import datasets
+
+    try:
+        splits = datasets.load_dataset(str(source))
+    except Exception as error:
+        reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
+        raise AbftError(
+            f"{source!r} is neither a file ({', '.join(READERS)}) nor a data set that could be loaded from the hub: {reason}"
+        ) from None
+    train = splits["train"] if "train" in splits else next(iter(splits.values()))
+    return [train, splits["test"]] if "test" in splits and len(splits) > 1 else [train]
+
+
+def _read_file(path: Path) -> "datasets.Dataset":
+    if not path.is_file():
+        raise AbftError(f"no such file: {path}")
+    if path.suffix.lower() not in READERS:
+        raise AbftError(f"{path}: expected a file ending in {', '.join(READERS)}, got {path.suffix or 'no ending'!r}")
+    if path.stat().st_size == 0:
+        raise AbftError(f"{path} is empty")
+    import datasets
+
+    datasets.disable_progress_bars()
+    kind = READERS[path.suffix.lower()]
+    options: dict = {"keep_default_na": False, "dtype": str} if kind == "csv" else {}
+    if path.suffix.lower() == ".tsv":
+        options["sep"] = "\t"
+    try:
+        return datasets.load_dataset(kind, data_files=str(path), split="train", **options)
+    except Exception as error:
+        cause = error.__cause__ or error
+        reason = (str(cause).splitlines() or [type(cause).__name__])[0][:160]
+        raise AbftError(f"{path} could not be read as {kind}: {reason}") from None
+
+
+def _strings(table: "datasets.Dataset", column: str, source: str, what: str) -> list[str]:
+    """One column as strings; class indices become their names; refuses missing columns and empty cells."""
+    if column not in table.column_names:
+        raise AbftError(
+            f"{source}: no column {column!r}; its columns are {', '.join(table.column_names)}. Use --{what}-column."
+        )
+    if len(table) == 0:
+        raise AbftError(f"{source}: no rows")
+    feature = table.features[column]
+    names = getattr(feature, "names", None)
+    values = [None if v is None else names[v] if names else str(v) for v in table[column]]
+    empty = [row for row, value in enumerate(values, start=1) if value is None or not value.strip()]
+    if empty:
+        raise AbftError(f"{source}: {len(empty)} rows have an empty {what} (first: row {empty[0]}). Remove or fill them.")
+    strings = [value for value in values if value is not None]
+    return [value.strip() for value in strings] if what == "label" else strings

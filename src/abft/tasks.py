@@ -1,0 +1,114 @@
+"""A task: a template, labels and the words that stand for them in a prompt; the ten tasks of StaICC."""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from abft.errors import AbftError
+
+Protocol = Literal["consistent", "staicc"]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One labelled text; `label` indexes `Task.labels`."""
+
+    text: str
+    label: int
+
+
+@dataclass(frozen=True)
+class Template:
+    """How one demonstration is written: a pattern with `{text}` and `{label}`, e.g. "review: {text} label: {label}\\n"."""
+
+    pattern: str
+    instruction: str = ""  # written once, before the first demonstration
+
+    def __post_init__(self) -> None:
+        text, label = self.pattern.find("{text}"), self.pattern.find("{label}")
+        if self.pattern.count("{text}") != 1 or self.pattern.count("{label}") != 1 or text > label:
+            raise AbftError(
+                f"template {self.pattern!r}: expected {{text}} once, then {{label}} once, "
+                'for example "sentence: {text} sentiment: {label}\\n"'
+            )
+        if self.after_label == "":
+            raise AbftError(f"template {self.pattern!r}: needs something after {{label}}, for example a newline (\\n)")
+
+    @property
+    def before_text(self) -> str:
+        return self.pattern.partition("{text}")[0]
+
+    @property
+    def before_label(self) -> str:
+        return self.pattern.partition("{text}")[2].partition("{label}")[0]
+
+    @property
+    def after_label(self) -> str:
+        return self.pattern.partition("{label}")[2]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A classification task as a prompt sees it."""
+
+    name: str
+    template: Template
+    labels: tuple[str, ...]  # as they stand in the data, one per class
+    label_words: tuple[str, ...]  # as they stand in the prompt, same order
+
+    def __post_init__(self) -> None:
+        if len(self.labels) < 2:
+            raise AbftError(f"task {self.name!r}: got {len(self.labels)} class ({', '.join(self.labels)}), expected at least 2")
+        if len(self.labels) != len(self.label_words):
+            raise AbftError(f"task {self.name!r}: {len(self.labels)} labels but {len(self.label_words)} label words")
+        for label, word in zip(self.labels, self.label_words, strict=True):
+            if not word.strip() or word != word.strip():
+                raise AbftError(f"task {self.name!r}: label word {word!r} of label {label!r} is empty or padded with spaces")
+        if len(set(self.label_words)) != len(self.label_words):
+            raise AbftError(f"task {self.name!r}: two labels share a label word: {', '.join(self.label_words)}")
+
+    def with_words(self, words: dict[str, str]) -> "Task":
+        """The same task with some labels written as other words, e.g. {"negative": "bad"}."""
+        unknown = sorted(set(words) - set(self.labels))
+        if unknown:
+            raise AbftError(f"label words given for unknown labels {unknown}; the data's labels are {list(self.labels)}")
+        renamed = tuple(words.get(label, word) for label, word in zip(self.labels, self.label_words, strict=True))
+        return replace(self, label_words=renamed)
+
+
+def _task(name: str, text: str, label: str, words: str) -> Task:
+    template = Template(f"{text}: {{text}} {label}: {{label}}\n")
+    return Task(name, template, tuple(words.split()), tuple(words.split()))
+
+
+# Labels and templates as in the paper (arXiv 2505.14233) and StaICC 0.1.1. Class order is StaICC's.
+TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (
+        _task("SST2", "sentence", "sentiment", "negative positive"),
+        _task("MR", "review", "sentiment", "negative positive"),
+        _task("FP", "sentence", "sentiment", "negative neutral positive"),
+        _task("SST5", "sentence", "sentiment", "poor bad neutral good great"),
+        _task("TREC", "question", "target", "short entity description person location number"),
+        _task("AGNews", "news", "topic", "world sports business science"),
+        _task("SUBJ", "review", "subjectiveness", "objective subjective"),
+        _task("TEE", "tweet", "emotion", "anger joy positive sad"),
+        _task("TEH", "tweet", "hate speech", "normal hate"),
+        _task("HS18", "tweet", "hate speech", "normal hate skip relation"),
+    )
+}
+
+# Where StaICC's code writes other words than the paper's tables: the `staicc` protocol uses these.
+STAICC_WORDS: dict[str, dict[str, str]] = {"SUBJ": {"objective": "false", "subjective": "true"}}
+
+
+def task_named(name: str, protocol: Protocol = "consistent") -> Task:
+    """One of the ten built-in tasks, e.g. "SST2". Raises AbftError naming the nearest for an unknown name."""
+    by_lower = {known.lower(): task for known, task in TASKS.items()}
+    if name.lower() not in by_lower:
+        from difflib import get_close_matches
+
+        near = get_close_matches(name.lower(), by_lower, n=1)
+        hint = f"did you mean {by_lower[near[0]].name}? " if near else ""
+        raise AbftError(f"unknown task {name!r}: {hint}Known tasks: {', '.join(TASKS)}. For your own data use --data FILE.")
+    task = by_lower[name.lower()]
+    return task.with_words(STAICC_WORDS.get(task.name, {})) if protocol == "staicc" else task

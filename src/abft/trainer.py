@@ -1,0 +1,320 @@
+"""`ABFTConfig` and `ABFTTrainer`: transformers' Trainer with another loss; only what differs stands here.
+
+The trainer gets its objective as an object and knows nothing of heads.
+"""
+
+import functools
+import json
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import ExportableState
+
+from abft import weights
+from abft.attention import Implementation, decoder, row_attention, supported_implementation
+from abft.card import model_card
+from abft.data import TaskData
+from abft.errors import AbftError
+from abft.models import context_length, load_model
+from abft.objective import ABFTObjective, Objective
+from abft.pid import PIDController
+from abft.prompts import Batch, EncodedPrompt, PseudoBatchSampler, collate, encode, label_tokens, training_prompts
+from abft.tasks import Protocol
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
+
+@dataclass
+class ABFTConfig(TrainingArguments):
+    """TrainingArguments with the paper's defaults and the quantities of arXiv 2505.14233.
+
+    A pseudo-batch (one optimizer step) is per_device_train_batch_size x gradient_accumulation_steps x processes
+    prompts: 8 x 4 = 32 by default. Small models need a larger learning rate than the paper's 2e-5 (3e-4 at 135M).
+    """
+
+    learning_rate: float = 2e-5
+    max_steps: int = 32
+    per_device_train_batch_size: int = 8
+    gradient_accumulation_steps: int = 4
+    lr_scheduler_type: str = "constant"
+    max_grad_norm: float = 0.0  # the paper does not clip
+    logging_steps: float = 1
+    save_steps: float = 8
+    save_total_limit: int | None = 2
+    remove_unused_columns: bool | None = False
+
+    k: int = field(default=4, metadata={"help": "demonstrations in a training prompt"})
+    nd: int = field(default=512, metadata={"help": "training prompts"})
+    protocol: Protocol = field(default="consistent", metadata={"help": "how prompts end: consistent or staicc"})
+    A0: float = field(default=0.5, metadata={"help": "initial weight of the punishment of wrong labels"})
+    B0: float = field(default=1.0, metadata={"help": "weight of the reward of right labels"})
+    Cp: float = field(default=0.03, metadata={"help": "PID: proportional gain"})
+    Ci: float = field(default=0.005, metadata={"help": "PID: integral gain"})
+    Cd: float = field(default=0.005, metadata={"help": "PID: differential gain"})
+    pid: bool = field(default=True, metadata={"help": "control A by PID; off: A stays A0"})
+    head_filter: bool = field(default=True, metadata={"help": "train induction heads only; off: every head"})
+    threshold: float | None = field(default=None, metadata={"help": "fixed filter threshold; default k / (k + ln n)"})
+    layers: list[int] | None = field(default=None, metadata={"help": "layers whose W_Q, W_K train, from 0; default all"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("A0", "B0", "learning_rate"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise AbftError(f"{name} = {value}: expected a finite number of at least 0")
+        if self.A0 == 0 and self.B0 == 0:
+            raise AbftError("A0 and B0 are both 0: the loss would be 0")
+        for name in ("k", "nd", "gradient_accumulation_steps", "per_device_train_batch_size"):
+            if getattr(self, name) < 1:
+                raise AbftError(f"{name} = {getattr(self, name)}: expected at least 1")
+        if self.threshold is not None and not 0 <= self.threshold < 1:
+            raise AbftError(f"threshold = {self.threshold}: expected a share of attention in [0, 1)")
+        if self.activation_checkpointing:
+            options = self.activation_checkpointing_kwargs
+            if isinstance(options, dict) and options.get("use_reentrant"):
+                raise AbftError("reentrant activation checkpointing loses the rows' gradient; use use_reentrant=False")
+            self.activation_checkpointing_kwargs = {**(options or {}), "use_reentrant": False}
+
+    @property
+    def nb(self) -> int:
+        """Prompts in a pseudo-batch."""
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps * self.world_size
+
+
+def abft_objective(args: ABFTConfig, implementation: Implementation) -> ABFTObjective:
+    """The paper's objective with the settings of `args`."""
+    controller = PIDController(A=args.A0, Cp=args.Cp, Ci=args.Ci, Cd=args.Cd)
+    return ABFTObjective(
+        controller,
+        args.B0,
+        head_filter=args.head_filter,
+        fixed_threshold=args.threshold,
+        pid=args.pid,
+        implementation=implementation,
+    )
+
+
+class ABFTTrainer(Trainer):
+    """Trains W_Q and W_K of a causal LM so that its attention heads look at the right labels.
+
+    Args:
+        model: a model, or what `abft.models.load_model` takes. It is changed: only W_Q and W_K stay trainable.
+        args: default `ABFTConfig()`.
+        train_dataset: a `TaskData` (prompts are drawn from its training pool) or encoded prompts.
+        processing_class: the fast tokenizer; default: the model's own.
+        peft_config: a `LoraConfig`; target modules default to W_Q and W_K. Without it they train at full rank.
+        quantization_config: for a model given by name, e.g. `abft.models.four_bit()`; needs `peft_config`.
+        objective: default: the paper's, with the settings of `args`.
+        callbacks, optimizers: as in `transformers.Trainer`.
+
+    Raises:
+        AbftError: anything that would make training wrong or impossible; before training starts.
+    """
+
+    loss_is_scaled_for_ga = False
+    args: ABFTConfig
+
+    def __init__(
+        self,
+        model: PreTrainedModel | str,
+        args: ABFTConfig | None = None,
+        train_dataset: TaskData | Sequence[EncodedPrompt] | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        peft_config: "LoraConfig | None" = None,
+        quantization_config: object | None = None,
+        objective: Objective | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+    ) -> None:
+        args = ABFTConfig() if args is None else args
+        if isinstance(model, str):
+            place = "cpu" if args.use_cpu else "auto"
+            model, tokenizer = load_model(model, quantization_config=quantization_config, device=place)
+            processing_class = processing_class or tokenizer
+        elif quantization_config is not None:
+            raise AbftError("quantization_config is for a model given by name; this model is loaded already")
+        if processing_class is None:
+            from transformers import AutoTokenizer
+
+            processing_class = AutoTokenizer.from_pretrained(model.config.name_or_path)
+        self.task_name = train_dataset.task.name if isinstance(train_dataset, TaskData) else None
+        if isinstance(train_dataset, TaskData):
+            label_tokens(processing_class, train_dataset.task, args.protocol)  # refuses bad label words
+            prompts = training_prompts(train_dataset, args.nd, args.k, args.seed, args.protocol)
+            train_dataset = encode(processing_class, prompts, args.protocol, context_length(model))
+        if not train_dataset:
+            raise AbftError("train_dataset: expected a TaskData or encoded prompts, got nothing")
+        self.implementation = supported_implementation(model)
+        model = _select_weights(model, args, peft_config)
+        _refuse_sharding(model, args)
+        self.objective = objective or abft_objective(args, self.implementation)
+        self.step_metrics: dict[str, float] = {}
+        self._sums: dict[str, Tensor] = {}
+        self._micro_batches = 0
+        self._base_norms = weights.weight_norms(model)
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=collate,
+            train_dataset=train_dataset,
+            processing_class=processing_class,
+            callbacks=[_Step(self), *(callbacks or [])],
+            optimizers=optimizers,
+        )
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As `Trainer.train`. Dropout is off meanwhile; stock attention is back afterwards."""
+        with row_attention(self.model, self.implementation), _without_dropout(self.model):
+            return super().train(*args, **kwargs)
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The objective's loss; the LM head is left out (one position of it where a wrapper such as DDP is called)."""
+        batch = Batch(**inputs)
+        module = decoder(self.model) if model is self.model else functools.partial(model, logits_to_keep=1)
+        loss, metrics = self.objective(module, batch)
+        if not loss.requires_grad and torch.is_grad_enabled():
+            raise RuntimeError("the loss has no gradient: activation checkpointing must be non-reentrant")
+        for name, value in {"loss": loss.detach(), **metrics}.items():
+            self._sums[name] = self._sums.get(name, torch.zeros((), device=value.device)) + value.float()
+        self._micro_batches += 1
+        return (loss, {}) if return_outputs else loss
+
+    def finish_pseudo_batch(self) -> None:
+        """Means of the pseudo-batch just seen, over all processes, to the objective (and its PID) and to the log."""
+        names = list(self._sums)
+        means = torch.stack([self._sums[name] for name in names]) / self._micro_batches
+        means = self.accelerator.reduce(means.to(self.args.device), reduction="mean")
+        self._sums, self._micro_batches = {}, 0
+        metrics = dict(zip(names, means.tolist(), strict=True))
+        if not math.isfinite(metrics["loss"]):
+            raise AbftError(
+                f"the loss of step {self.state.global_step + 1} is {metrics['loss']}; the weights before it are unchanged. "
+                "Try a smaller learning rate, or float32 instead of half precision."
+            )
+        self.step_metrics = {**metrics, **self.objective.after_step(metrics)}
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As `Trainer.log`, with the step's own metrics beside the loss."""
+        if "loss" in logs and self.step_metrics:
+            logs = {**logs, **self.step_metrics}
+        super().log(logs, start_time)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> PseudoBatchSampler:
+        lengths = [len(prompt.input_ids) for prompt in train_dataset or self.train_dataset]
+        return PseudoBatchSampler(lengths, self.args.nb, self.args.seed)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """A stock PEFT adapter, or only the changed tensors; never the whole model."""
+        folder = Path(output_dir or self.args.output_dir)
+        if not self.args.should_save:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        if hasattr(model, "get_base_model"):
+            model.save_pretrained(folder, state_dict=state_dict, save_embedding_layers=False)
+        else:
+            weights.save_full_rank(model, folder, self._base_norms)
+        if self.processing_class is not None:
+            self.processing_class.save_pretrained(folder)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        target = self.model if model is None else model
+        if hasattr(target, "get_base_model"):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            weights.load_full_rank(target, resume_from_checkpoint, check_base=False)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write README.md, the model card, to the output folder."""
+        if self.is_world_process_zero():
+            settings = {name: getattr(self.args, name) for name in ("learning_rate", "max_steps", "A0", "B0", "pid", "k", "nd")}
+            lora = hasattr(self.model, "get_base_model")
+            card = model_card(str(self.model.config.name_or_path), self.task_name or "own prompts", settings, lora)
+            Path(self.args.output_dir, "README.md").write_text(card, encoding="utf-8")
+
+
+class _Step(TrainerCallback, ExportableState):
+    """Closes each pseudo-batch before the optimizer moves; carries the objective's state through checkpoints."""
+
+    def __init__(self, trainer: ABFTTrainer) -> None:
+        self.trainer = trainer
+        self.started = 0.0
+
+    def state(self) -> dict:
+        return {"args": {}, "attributes": {"objective": self.trainer.objective.state()}}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        saved = state.stateful_callbacks.get(type(self).__name__)
+        if state.global_step > 0 and saved:
+            self.trainer.objective.restore(saved["attributes"]["objective"])
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.started = time.perf_counter()
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.finish_pseudo_batch()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.step_metrics["seconds"] = time.perf_counter() - self.started
+
+
+def _select_weights(model: PreTrainedModel, args: ABFTConfig, peft_config: "LoraConfig | None") -> PreTrainedModel:
+    """Changes `model`: leaves W_Q and W_K trainable, at full rank or through LoRA."""
+    if peft_config is not None:
+        return weights.add_lora(model, peft_config, args.layers)  # type: ignore[return-value]
+    if hasattr(model, "get_base_model"):
+        weights.mask_lora(model)  # type: ignore[arg-type]
+        return model
+    if getattr(model, "is_quantized", False):
+        raise AbftError("a quantised model trains through LoRA only: give peft_config (--lora-r 16)")
+    weights.train_full_rank(model, args.layers)
+    return model
+
+
+def _refuse_sharding(model: nn.Module, args: ABFTConfig) -> None:
+    lora = hasattr(model, "get_base_model")
+    if (args.fsdp or args.deepspeed) and not lora:
+        raise AbftError("full-rank training with FSDP or DeepSpeed is not supported; use LoRA (peft_config, --lora-r 16)")
+    if args.deepspeed and args.activation_checkpointing:
+        raise AbftError(
+            "DeepSpeed with PEFT forces reentrant activation checkpointing, which loses the gradient of the rows; "
+            "turn activation_checkpointing off"
+        )
+
+
+@contextmanager
+def _without_dropout(model: nn.Module) -> Iterator[None]:
+    """Changes `model` while open: the rows are a measurement, and dropout below them is noise in it."""
+    dropouts = [(module, module.p) for module in model.modules() if isinstance(module, nn.Dropout)]
+    try:
+        for module, _ in dropouts:
+            module.p = 0.0
+        yield
+    finally:
+        for module, p in dropouts:
+            module.p = p
+
+
+def last_checkpoint(folder: str | Path) -> Path | None:
+    """The newest *complete* checkpoint in a run folder: trainer_state.json is written last, so it has to parse."""
+    numbered = []
+    for path in Path(folder).glob("checkpoint-*"):
+        number = path.name.removeprefix("checkpoint-")
+        try:
+            state = json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if number.isdigit() and state.get("global_step") == int(number):
+            numbered.append((int(number), path))
+    return max(numbered)[1] if numbered else None
