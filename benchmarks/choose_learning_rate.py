@@ -12,7 +12,7 @@ from pathlib import Path
 
 from transformers import TrainerCallback
 
-from abft import ABFTConfig, ABFTTrainer, encode, evaluate, label_tokens, load_model, load_task, test_prompts
+from abft import ABFTConfig, ABFTTrainer, encode, evaluate, evaluation_prompts, label_tokens, load_model, load_task
 from abft.metrics import accuracy
 
 
@@ -44,7 +44,7 @@ def main():
     results = []
     for rate in options.rates:
         model, tokenizer = load_model(options.model)
-        prompts = encode(tokenizer, test_prompts(held_out, options.prompts, 4))
+        prompts = encode(tokenizer, evaluation_prompts(held_out, options.prompts, 4))
         targets = [prompt.target for prompt in prompts]
         words = label_tokens(tokenizer, data.task)
 

@@ -17,7 +17,8 @@ _HOMES = {
     "Batch": "prompts",
     "Example": "tasks",
     "PIDController": "pid",
-    "RunConfig": "run",
+    "Predictor": "predictor",
+    "RunConfig": "config",
     "Task": "tasks",
     "TaskData": "data",
     "Template": "tasks",
@@ -30,8 +31,9 @@ _HOMES = {
     "load_data": "data",
     "load_model": "models",
     "load_task": "data",
+    "merge": "merge",
     "supported_implementation": "attention",
-    "test_prompts": "prompts",
+    "evaluation_prompts": "prompts",
     "train": "run",
     "training_prompts": "prompts",
 }
@@ -39,14 +41,17 @@ __all__ = [*_HOMES, "__version__"]
 
 if TYPE_CHECKING:
     from abft.attention import supported_implementation
+    from abft.config import RunConfig
     from abft.data import TaskData, load_data, load_task
     from abft.errors import AbftError
+    from abft.merge import merge
     from abft.models import four_bit, load_model
     from abft.objective import ABFTObjective
     from abft.pid import PIDController
     from abft.predict import evaluate, label_probabilities
-    from abft.prompts import Batch, encode, label_tokens, test_prompts, training_prompts
-    from abft.run import RunConfig, train
+    from abft.predictor import Predictor
+    from abft.prompts import Batch, encode, evaluation_prompts, label_tokens, training_prompts
+    from abft.run import train
     from abft.tasks import Example, Task, Template
     from abft.trainer import ABFTConfig, ABFTTrainer
     from abft.weights import apply_weights

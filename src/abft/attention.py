@@ -19,8 +19,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from abft.errors import AbftError
 
-IMPLEMENTATION = "abft_rows"
 Implementation = Literal["abft_rows", "eager"]
+IMPLEMENTATION: Literal["abft_rows"] = "abft_rows"
 
 
 def softmax_rows(
@@ -57,18 +57,19 @@ def softmax_rows(
     scores = (grouped @ key.transpose(2, 3)).reshape(B, H, Q, S).float() * scaling
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
+    lowest = torch.finfo(scores.dtype).min  # not -inf: rows of left padding see nothing and must not become NaN
     if attention_mask is not None:
         mask = attention_mask.expand(B, attention_mask.shape[1], N, attention_mask.shape[-1])[..., :S]
         at = query_positions_BQ[:, None, :, None].expand(B, mask.shape[1], Q, S)
         mask = mask.gather(2, at)
-        scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask.float()
+        scores = scores.masked_fill(~mask, lowest) if mask.dtype == torch.bool else scores + mask.float()
     else:
         keys_S = torch.arange(S, device=query.device)
         last_BQ1 = (query_positions_BQ + S - N)[..., None]
         visible = keys_S <= last_BQ1
         if sliding_window is not None:
             visible = visible & (keys_S > last_BQ1 - sliding_window)
-        scores = scores.masked_fill(~visible[:, None], -torch.inf)
+        scores = scores.masked_fill(~visible[:, None], lowest)
     if sinks_H is not None:
         sinks = sinks_H.float().reshape(1, H, 1, 1).expand(B, H, Q, 1)
         return torch.softmax(torch.cat([scores, sinks], dim=-1), dim=-1)[..., :-1]
@@ -176,7 +177,7 @@ def read_rows(
     if implementation == IMPLEMENTATION:
         inputs = {**inputs, "row_positions": query_positions_B[:, None]}
     output = module(input_ids=input_ids, output_attentions=True, use_cache=False, return_dict=True, **inputs)
-    attentions = [rows for rows in output.attentions or () if rows is not None]
+    attentions = [rows for rows in output.get("attentions") or () if rows is not None]
     if implementation == IMPLEMENTATION:
         rows = tuple(rows_BH1S.squeeze(2) for rows_BH1S in attentions)
     else:
@@ -242,4 +243,4 @@ def _interface_attentions(inner: nn.Module, ids: Tensor, positions: Tensor) -> t
         )
     except TypeError:  # legacy families without **kwargs
         return ()
-    return output.attentions or ()
+    return output.get("attentions") or ()

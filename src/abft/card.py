@@ -8,7 +8,11 @@ PAPER = "arXiv 2505.14233"
 
 
 def model_card(
-    base_model: str, task: str, settings: Mapping[str, Any], lora: bool, results: Mapping[str, Mapping[str, float]] | None = None
+    base_model: str,
+    task: str,
+    settings: Mapping[str, Any],
+    lora: bool,
+    results: Mapping[str, Mapping[str, float]] | None = None,
 ) -> str:
     """Markdown. `results`: method -> metric -> value, measured on test prompts."""
     library = "peft" if lora else "abft"

@@ -212,12 +212,14 @@ def _read_file(path: Path) -> "datasets.Dataset":
 
     datasets.disable_progress_bars()
     kind = READERS[path.suffix.lower()]
-    options: dict = {"keep_default_na": False, "dtype": str} if kind == "csv" else {}
+    options: dict = {"keep_default_na": False} if kind == "csv" else {}
     if path.suffix.lower() == ".tsv":
         options["sep"] = "\t"
     try:
         return datasets.load_dataset(kind, data_files=str(path), split="train", **options)
     except Exception as error:
+        if "corresponds to no data" in str(error):
+            raise AbftError(f"{path}: no rows") from None
         cause = error.__cause__ or error
         reason = (str(cause).splitlines() or [type(cause).__name__])[0][:160]
         raise AbftError(f"{path} could not be read as {kind}: {reason}") from None

@@ -83,7 +83,7 @@ def training_prompts(data: TaskData, nd: int, k: int, seed: int, protocol: Proto
     return [write_prompt(data.task, draw[:k], draw[k], protocol) for draw in draws]
 
 
-def test_prompts(data: TaskData, count: int, k: int, protocol: Protocol = "consistent") -> list[Prompt]:
+def evaluation_prompts(data: TaskData, count: int, k: int, protocol: Protocol = "consistent") -> list[Prompt]:
     """The first `count` test prompts; they never depend on a seed.
 
     Prompt i holds test query i modulo their number, with the demonstrations StaICC draws for it; for a StaICC task,
@@ -136,9 +136,7 @@ def _overlapping(span: tuple[int, int], offsets: Sequence[tuple[int, int]]) -> l
     return [i for i, (start, end) in enumerate(offsets) if start < span[1] and end > span[0]]
 
 
-def _label_position(
-    prompt: Prompt, span: tuple[int, int], offsets: Sequence[tuple[int, int]], protocol: Protocol
-) -> int:
+def _label_position(prompt: Prompt, span: tuple[int, int], offsets: Sequence[tuple[int, int]], protocol: Protocol) -> int:
     tokens = _overlapping(span, offsets)
     if not tokens or (len(tokens) > 1 and protocol == "consistent"):
         word = prompt.text[span[0] : span[1]]
@@ -162,7 +160,7 @@ def label_tokens(tokenizer: "PreTrainedTokenizerBase", task: Task, protocol: Pro
         tokens = [tokenizer(word)["input_ids"][-1] for word in task.label_words]
         _refuse_shared_tokens(task, tokens)
         return tokens
-    pieces = []
+    pieces, detached = [], []
     for label, word in enumerate(task.label_words):
         prompt = write_prompt(task, [Example("text", label)], Example("text", label), protocol)
         encoding = tokenizer(prompt.text, return_offsets_mapping=True)
@@ -172,10 +170,7 @@ def label_tokens(tokenizer: "PreTrainedTokenizerBase", task: Task, protocol: Pro
         ending = prompt.text[: prompt.label_spans[0][0]].rstrip(" ")
         (query,) = encode(tokenizer, [Prompt(ending, (), (), label)])
         if at and list(query.input_ids) != ids[: at[0]]:
-            raise AbftError(
-                f"this tokenizer splits {task.template.before_label.strip() + ' ' + word!r} so that the label does not "
-                f"directly follow the query; write the template without the space before {{label}}"
-            )
+            detached.append(word)
     _refuse_shared_tokens(task, [piece[0] if piece else -1 for piece in pieces])
     several = {word: len(piece) for word, piece in zip(task.label_words, pieces, strict=True) if len(piece) != 1}
     if several:
@@ -183,6 +178,11 @@ def label_tokens(tokenizer: "PreTrainedTokenizerBase", task: Task, protocol: Pro
         raise AbftError(
             f"label words must be one token each; several for this tokenizer: {listed}. "
             "Map them to other words, for example --label-words 'LABEL=word'."
+        )
+    if detached:
+        raise AbftError(
+            f"this tokenizer splits {task.template.before_label.strip() + ' ' + detached[0]!r} so that the label does not "
+            "directly follow the query; write the template without the space before {label}"
         )
     return [piece[0] for piece in pieces]
 

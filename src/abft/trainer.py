@@ -6,6 +6,7 @@ The trainer gets its objective as an object and knows nothing of heads.
 import functools
 import json
 import math
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -79,10 +80,11 @@ class ABFTConfig(TrainingArguments):
         if self.threshold is not None and not 0 <= self.threshold < 1:
             raise AbftError(f"threshold = {self.threshold}: expected a share of attention in [0, 1)")
         if self.activation_checkpointing:
-            options = self.activation_checkpointing_kwargs
-            if isinstance(options, dict) and options.get("use_reentrant"):
+            given = getattr(self, "activation_checkpointing_kwargs", None)
+            options: dict = dict(given) if isinstance(given, dict) else {}
+            if options.get("use_reentrant"):
                 raise AbftError("reentrant activation checkpointing loses the rows' gradient; use use_reentrant=False")
-            self.activation_checkpointing_kwargs = {**(options or {}), "use_reentrant": False}
+            self.activation_checkpointing_kwargs = {**options, "use_reentrant": False}
 
     @property
     def nb(self) -> int:
@@ -219,14 +221,20 @@ class ABFTTrainer(Trainer):
         folder = Path(output_dir or self.args.output_dir)
         if not self.args.should_save:
             return
-        folder.mkdir(parents=True, exist_ok=True)
-        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        if hasattr(model, "get_base_model"):
-            model.save_pretrained(folder, state_dict=state_dict, save_embedding_layers=False)
-        else:
-            weights.save_full_rank(model, folder, self._base_norms)
-        if self.processing_class is not None:
-            self.processing_class.save_pretrained(folder)
+        staging = folder / ".partial"
+        staging.mkdir(parents=True, exist_ok=True)
+        try:
+            model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+            if hasattr(model, "get_base_model"):
+                model.save_pretrained(staging, state_dict=state_dict, save_embedding_layers=False)
+            else:
+                weights.save_full_rank(model, staging, self._base_norms)
+            if self.processing_class is not None:
+                self.processing_class.save_pretrained(staging)
+            for path in staging.iterdir():
+                path.replace(folder / path.name)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         target = self.model if model is None else model

@@ -193,7 +193,7 @@ def trainable_parameters(model: nn.Module) -> int:
 
 
 def save_full_rank(model: "PreTrainedModel", folder: str | Path, base_norms: dict[str, float]) -> None:
-    """Write the trained tensors to `folder/qk_weights.safetensors`, at once or not at all.
+    """Write the trained tensors to `folder/qk_weights.safetensors`.
 
     Args:
         base_norms: `weight_norms` of the model before training, by which another base model is recognised.
@@ -204,13 +204,7 @@ def save_full_rank(model: "PreTrainedModel", folder: str | Path, base_norms: dic
         "base_model": str(model.config.name_or_path),
         "base_norms": json.dumps(base_norms),
     }
-    path = Path(folder) / FULL_RANK_FILE
-    staging = path.with_suffix(".partial")
-    try:
-        save_file(tensors, staging, metadata=metadata)
-        staging.replace(path)
-    finally:
-        staging.unlink(missing_ok=True)
+    save_file(tensors, Path(folder) / FULL_RANK_FILE, metadata=metadata)
 
 
 def weight_norms(model: nn.Module) -> dict[str, float]:

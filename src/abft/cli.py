@@ -1,0 +1,450 @@
+"""The command line. Heavy modules are imported inside the commands, so that `abft --help` is instant."""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from click.core import ParameterSource
+
+from abft.cli_options import (
+    DATA,
+    DEFAULT_TEMPLATE,
+    DEFAULTS,
+    METHOD,
+    MODEL,
+    OUTPUT,
+    TRAINING,
+    ConfigFile,
+    Data,
+    Device,
+    Dtype,
+    EvalBatch,
+    FourBit,
+    Json,
+    K,
+    LabelColumn,
+    LabelWords,
+    Model,
+    ProtocolName,
+    Revision,
+    Run,
+    TaskName,
+    TemplateText,
+    TestData,
+    TestPrompts,
+    TextColumn,
+    Threshold,
+    Trust,
+    config_of,
+)
+from abft.config import RunConfig
+from abft.errors import AbftError, RunInterrupted
+
+if TYPE_CHECKING:
+    pass
+
+app = typer.Typer(
+    name="abft",
+    help="Attention Behavior Fine-Tuning: teach a language model's attention heads where to look in few-shot prompts.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        from importlib.metadata import version
+
+        print(f"abft {version('abft')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def train(
+    ctx: typer.Context,
+    output: Annotated[Path, typer.Option(help="The run folder.", rich_help_panel=OUTPUT)],
+    config: ConfigFile = None,
+    model: Model = DEFAULTS.model,
+    revision: Revision = None,
+    dtype: Dtype = DEFAULTS.dtype,
+    load_in_4bit: FourBit = False,
+    trust_remote_code: Trust = False,
+    device: Device = DEFAULTS.device,
+    task: TaskName = None,
+    data: Data = None,
+    text_column: TextColumn = DEFAULTS.text_column,
+    label_column: LabelColumn = DEFAULTS.label_column,
+    test_data: TestData = None,
+    template: TemplateText = DEFAULT_TEMPLATE,
+    label_words: LabelWords = None,
+    protocol: ProtocolName = DEFAULTS.protocol,
+    k: K = DEFAULTS.k,
+    nd: Annotated[int, typer.Option("--nd", help="Training prompts.", rich_help_panel=TRAINING)] = DEFAULTS.nd,
+    nb: Annotated[
+        int, typer.Option("--nb", help="Prompts in a pseudo-batch (one step).", rich_help_panel=TRAINING)
+    ] = DEFAULTS.nb,
+    batch_size: Annotated[int, typer.Option(help="Prompts in a forward pass.", rich_help_panel=TRAINING)] = DEFAULTS.batch_size,
+    steps: Annotated[int, typer.Option(help="Optimizer steps.", rich_help_panel=TRAINING)] = DEFAULTS.steps,
+    lr: Annotated[
+        float | None, typer.Option(help="Learning rate.", show_default="by model size", rich_help_panel=TRAINING)
+    ] = None,
+    lora_r: Annotated[int | None, typer.Option(help="LoRA rank.", show_default="full rank", rich_help_panel=TRAINING)] = None,
+    lora_alpha: Annotated[int | None, typer.Option(help="LoRA scale; default its rank.", rich_help_panel=TRAINING)] = None,
+    layers: Annotated[str | None, typer.Option(help='Layers to train, e.g. "10-19,25".', rich_help_panel=TRAINING)] = None,
+    bf16: Annotated[bool, typer.Option("--bf16", help="Compute in bfloat16.", rich_help_panel=TRAINING)] = False,
+    activation_checkpointing: Annotated[
+        bool, typer.Option("--activation-checkpointing", help="Less memory, more time.", rich_help_panel=TRAINING)
+    ] = False,
+    A0: Annotated[
+        float, typer.Option("--A0", help="Punishment of wrong labels at the start.", rich_help_panel=METHOD)
+    ] = DEFAULTS.A0,
+    B0: Annotated[float, typer.Option("--B0", help="Reward of right labels.", rich_help_panel=METHOD)] = DEFAULTS.B0,
+    Cp: Annotated[float, typer.Option("--Cp", help="PID: proportional gain.", rich_help_panel=METHOD)] = DEFAULTS.Cp,
+    Ci: Annotated[float, typer.Option("--Ci", help="PID: integral gain.", rich_help_panel=METHOD)] = DEFAULTS.Ci,
+    Cd: Annotated[float, typer.Option("--Cd", help="PID: differential gain.", rich_help_panel=METHOD)] = DEFAULTS.Cd,
+    pid: Annotated[bool, typer.Option("--pid/--no-pid", help="Control A by PID.", rich_help_panel=METHOD)] = True,
+    head_filter: Annotated[
+        bool, typer.Option("--filter/--no-filter", help="Induction heads only.", rich_help_panel=METHOD)
+    ] = True,
+    threshold: Threshold = None,
+    seed: Annotated[int, typer.Option(help="Training prompts and order.", rich_help_panel=TRAINING)] = DEFAULTS.seed,
+    test_prompts: TestPrompts = DEFAULTS.test_prompts,
+    eval_batch_size: EvalBatch = DEFAULTS.eval_batch_size,
+    save_steps: Annotated[int, typer.Option(help="Steps between checkpoints.", rich_help_panel=TRAINING)] = DEFAULTS.save_steps,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run there.", rich_help_panel=OUTPUT)] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run there.", rich_help_panel=OUTPUT)] = False,
+    as_json: Json = False,
+) -> None:
+    """Fine-tune W_Q and W_K of a model and measure it before and after.
+
+    **Examples**
+
+    `abft train --output runs/sst2`
+
+    `abft train --model openai-community/gpt2-large --task TREC --output runs/trec`
+
+    `abft train --data reviews.csv --text-column review --label-column stars --output runs/mine`
+
+    `abft train --config runs/sst2/config.yaml --seed 1 --output runs/sst2-seed1`
+    """
+    if overwrite and resume:
+        raise AbftError("give --overwrite or --resume, not both")
+    wanted = config_of(ctx, locals(), output if resume else None)
+    _quiet()
+    from abft.run import train as run
+
+    try:
+        result = run(wanted, output, overwrite=overwrite, resume=resume)
+    except KeyboardInterrupt:
+        raise RunInterrupted(f"stopped. Go on with: abft train --resume --output {output}") from None
+    if as_json:
+        print(json.dumps(result))
+    elif result:
+        _print_result(result, output)
+
+
+@app.command("eval")
+def evaluate(
+    ctx: typer.Context,
+    run: Run = None,
+    config: ConfigFile = None,
+    model: Model = DEFAULTS.model,
+    revision: Revision = None,
+    dtype: Dtype = DEFAULTS.dtype,
+    load_in_4bit: FourBit = False,
+    trust_remote_code: Trust = False,
+    device: Device = DEFAULTS.device,
+    task: TaskName = None,
+    data: Data = None,
+    text_column: TextColumn = DEFAULTS.text_column,
+    label_column: LabelColumn = DEFAULTS.label_column,
+    test_data: TestData = None,
+    template: TemplateText = DEFAULT_TEMPLATE,
+    label_words: LabelWords = None,
+    protocol: ProtocolName = DEFAULTS.protocol,
+    k: K = DEFAULTS.k,
+    threshold: Threshold = None,
+    test_prompts: TestPrompts = DEFAULTS.test_prompts,
+    eval_batch_size: EvalBatch = DEFAULTS.eval_batch_size,
+    as_json: Json = False,
+) -> None:
+    """Measure a model, or a finished run, on a task: accuracy, macro-F1, ECE, heads over the threshold.
+
+    **Examples**
+
+    `abft eval --task TREC` (the untouched default model)
+
+    `abft eval --run runs/sst2 --task MR` (out of domain)
+    """
+    loaded = _load(config_of(ctx, locals(), run), run)
+    from abft.run import scored
+
+    summary, _ = scored(loaded.model, loaded.prompts, loaded.words, loaded.implementation, loaded.config, "model")
+    shown: dict[str, Any] = {
+        "model": loaded.config.model,
+        "run": str(run) if run else None,
+        "task": loaded.data.task.name,
+        **summary,
+    }
+    if as_json:
+        print(json.dumps({**shown, "test_prompts": len(loaded.prompts)}))
+    else:
+        _print_table([("metric", "left"), ("value", "right")], [(name, _number(value)) for name, value in shown.items()])
+
+
+@app.command()
+def heads(
+    ctx: typer.Context,
+    run: Run = None,
+    config: ConfigFile = None,
+    model: Model = DEFAULTS.model,
+    revision: Revision = None,
+    dtype: Dtype = DEFAULTS.dtype,
+    load_in_4bit: FourBit = False,
+    trust_remote_code: Trust = False,
+    device: Device = DEFAULTS.device,
+    task: TaskName = None,
+    data: Data = None,
+    text_column: TextColumn = DEFAULTS.text_column,
+    label_column: LabelColumn = DEFAULTS.label_column,
+    test_data: TestData = None,
+    template: TemplateText = DEFAULT_TEMPLATE,
+    label_words: LabelWords = None,
+    protocol: ProtocolName = DEFAULTS.protocol,
+    k: K = DEFAULTS.k,
+    threshold: Threshold = None,
+    test_prompts: TestPrompts = 64,
+    eval_batch_size: EvalBatch = DEFAULTS.eval_batch_size,
+    top: Annotated[int, typer.Option(help="Rows of the table.", rich_help_panel=OUTPUT)] = 20,
+    as_json: Json = False,
+) -> None:
+    """List a model's induction heads on a task: how often each passes the filter and where it looks.
+
+    **Examples**
+
+    `abft heads --task SST2`
+
+    `abft heads --run runs/sst2 --top 10 --json`
+    """
+    settings = config_of(ctx, locals(), run)
+    if run is not None and ctx.get_parameter_source("test_prompts") is ParameterSource.DEFAULT:
+        settings = dataclasses.replace(settings, test_prompts=test_prompts)
+    loaded = _load(settings, run)
+    from abft.run import scored
+
+    summary, report = scored(loaded.model, loaded.prompts, loaded.words, loaded.implementation, loaded.config, "heads")
+    layers, count = report.induction_rate_LH.shape
+    cells = [(layer, head) for layer in range(layers) for head in range(count)]
+    cells.sort(key=lambda cell: (-report.induction_rate_LH[cell], -report.right_mass_LH[cell]))
+    rows = [
+        {
+            "layer": loaded.layers[layer],
+            "head": head,
+            "induction_rate": float(report.induction_rate_LH[layer, head]),
+            "right_mass": float(report.right_mass_LH[layer, head]),
+            "wrong_mass": float(report.wrong_mass_LH[layer, head]),
+        }
+        for layer, head in cells[:top]
+    ]
+    if as_json:
+        print(json.dumps({"heads_over_threshold": summary["heads"], "test_prompts": len(loaded.prompts), "heads": rows}))
+        return
+    columns = [
+        ("layer", "right"),
+        ("head", "right"),
+        ("passes in", "right"),
+        ("on right labels", "right"),
+        ("on wrong", "right"),
+    ]
+    _print_table(
+        columns,
+        [
+            (str(r["layer"]), str(r["head"]), f"{r['induction_rate']:.0%}", f"{r['right_mass']:.3f}", f"{r['wrong_mass']:.3f}")
+            for r in rows
+        ],
+    )
+    print(
+        f"{summary['heads']:.1f} of {layers * count} heads pass the threshold in a prompt "
+        f"(mean over {len(loaded.prompts)} prompts); "
+        f"an average head puts {summary['right_mass'] + summary['wrong_mass']:.1%} of its attention on label tokens"
+    )
+
+
+@app.command()
+def predict(
+    run: Annotated[Path, typer.Option(help="Folder of a finished run.", rich_help_panel=MODEL)],
+    text: Annotated[list[str] | None, typer.Option(help="A text to classify; repeat.", rich_help_panel=DATA)] = None,
+    input: Annotated[
+        Path | None, typer.Option("--input", help="File of texts (.csv, .tsv, .jsonl, .parquet).", rich_help_panel=DATA)
+    ] = None,
+    text_column: TextColumn = DEFAULTS.text_column,
+    output: Annotated[Path | None, typer.Option(help="Write JSON lines there.", rich_help_panel=OUTPUT)] = None,
+    batch_size: Annotated[int, typer.Option(help="Texts in a forward pass.", rich_help_panel=OUTPUT)] = 16,
+    as_json: Json = False,
+) -> None:
+    """Label new texts with a finished run. Reads lines from stdin if neither --text nor --input is given.
+
+    **Examples**
+
+    `abft predict --run runs/sst2 --text "a film to remember"`
+
+    `abft predict --run runs/mine --input new.csv --text-column review --output labels.jsonl`
+    """
+    if text and input:
+        raise AbftError("give --text or --input, not both")
+    if output is not None and output.exists():
+        raise AbftError(f"{output} exists; give another --output")
+    if input is not None:
+        from abft.data import read_texts
+
+        texts = read_texts(input, text_column)
+    else:
+        texts = list(text) if text else [line.rstrip("\n") for line in sys.stdin if line.strip()]
+    if not texts or not all(t.strip() for t in texts):
+        raise AbftError("no text, or an empty one, to classify; give --text, --input or lines on stdin")
+    _quiet()
+    from abft.predictor import Predictor
+
+    results: list[dict[str, Any]] = [
+        {"text": t, "label": label, "probabilities": scores}
+        for t, (label, scores) in zip(texts, Predictor.from_run(run).predict(texts, batch_size=batch_size), strict=True)
+    ]
+    lines = [json.dumps(result, ensure_ascii=False) for result in results]
+    if output is not None:
+        from abft.folder import write_text
+
+        write_text(output, "\n".join(lines) + "\n")
+    elif as_json:
+        print("\n".join(lines))
+    else:
+        for result in results:
+            print(f"{result['label']}\t{max(result['probabilities'].values()):.3f}\t{result['text']}")
+
+
+@app.command()
+def merge(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    output: Annotated[Path, typer.Argument(help="Folder of the plain checkpoint.")],
+    factor: Annotated[float, typer.Option(help="theta0 + factor * (theta - theta0).")] = 1.0,
+    model: Annotated[str | None, typer.Option(help="Base model, if not the run's own.")] = None,
+) -> None:
+    """Merge a run into a plain checkpoint that AutoModelForCausalLM loads without abft.
+
+    **Examples**
+
+    `abft merge runs/sst2 merged`
+
+    `abft merge runs/sst2 bolder --factor 1.5`
+    """
+    _quiet()
+    from abft.merge import merge as merge_run
+
+    print(f"wrote {merge_run(run, output, factor=factor, model=model)}")
+
+
+@dataclasses.dataclass
+class _Loaded:
+    """A model ready to be measured."""
+
+    config: RunConfig
+    data: Any
+    model: Any
+    implementation: Any
+    layers: list[int]
+    words: list[int]
+    prompts: list[Any]
+
+
+def _load(config: RunConfig, run: Path | None) -> _Loaded:
+    """Model (with a run's weights), data and encoded prompts; everything is checked before the first forward pass."""
+    if config.test_prompts < 1:
+        raise AbftError("test_prompts = 0: nothing to measure")
+    if run is not None:
+        from abft.folder import refuse_unfinished
+
+        refuse_unfinished(run)
+    _quiet()
+    from abft.attention import supported_implementation
+    from abft.run import encoded_tests, load_run_data, load_run_model
+    from abft.weights import apply_weights, qk_modules
+
+    data = load_run_data(config)
+    data.check(config.k)
+    model, tokenizer = load_run_model(config)
+    words, prompts = encoded_tests(config, data, model, tokenizer)
+    if run is not None:
+        model = apply_weights(model, run)
+    layers = sorted({qk.layer for qk in qk_modules(model)})
+    return _Loaded(config, data, model, supported_implementation(model), layers, words, prompts)
+
+
+def _quiet() -> None:
+    """Only our own progress bars and messages."""
+    import logging
+    import warnings
+
+    import transformers
+
+    warnings.filterwarnings("ignore")
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    logging.getLogger("accelerate").setLevel(logging.ERROR)
+
+
+def _number(value: object) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def _print_table(columns: list[tuple[str, Any]], rows: Sequence[tuple[str, ...]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table()
+    for title, justify in columns:
+        table.add_column(title, justify=justify)
+    for row in rows:
+        table.add_row(*row)
+    Console(width=max(80, Console().width)).print(table)
+
+
+def _print_result(result: dict[str, Any], output: Path) -> None:
+    """The table a run ends with."""
+    training = result["training"]
+    if "abft" in result:
+        before, after = result["vanilla"], result["abft"]
+        named = {"accuracy": "accuracy", "macro_f1": "macro-F1", "ece": "ECE", "heads": "heads over threshold"}
+        rows = [(title, f"{before[key]:.3f}", f"{after[key]:.3f}") for key, title in named.items()]
+        _print_table([(result["task"], "left"), ("vanilla", "right"), ("ABFT", "right")], rows)
+        print(f"{result['model']}, {result['test_prompts']} test prompts, k = {result['k']}, seed {result['seed']}")
+    print(
+        f"training: {training['steps']} steps, {training['prompts']} prompts, {training['seconds']:.0f} seconds, "
+        f"{training['trainable_parameters']:,} trainable parameters, "
+        f"peak memory {training['peak_memory_bytes'] / 2**30:.1f} GiB"
+    )
+    print(f"run folder: {output}")
+
+
+def main() -> None:
+    """Entry point: users' mistakes end in one line on stderr, not in a traceback."""
+    try:
+        app()
+    except AbftError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

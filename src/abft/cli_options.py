@@ -1,0 +1,89 @@
+"""The command line's options, shared by the commands, and the `RunConfig` they make."""
+
+import dataclasses
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from click.core import ParameterSource
+
+from abft.config import RunConfig, read_yaml, refuse_unknown_keys
+from abft.errors import AbftError
+
+DEFAULTS = RunConfig()
+DEFAULT_TEMPLATE = DEFAULTS.template.replace("\n", "\\n")
+
+
+def read_config_file(ctx: typer.Context, path: Path | None) -> Path | None:
+    """Values of a YAML file become this command's defaults; the command line overrides them."""
+    if path is not None and not ctx.resilient_parsing:
+        values = read_yaml(path)
+        known = [parameter.name or "" for parameter in ctx.command.params if parameter.name not in ("config", "help")]
+        refuse_unknown_keys(values, known, str(path))
+        if isinstance(values.get("label_words"), dict):
+            values["label_words"] = [f"{label}={word}" for label, word in values["label_words"].items()]
+        ctx.default_map = {**(ctx.default_map or {}), **{k: v for k, v in values.items() if v is not None}}
+    return path
+
+
+MODEL, DATA, METHOD, TRAINING, OUTPUT = "Model", "Task and data", "Method (arXiv 2505.14233)", "Training", "Output"
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option("--config", callback=read_config_file, is_eager=True, help="YAML file that sets any of these options."),
+]
+Model = Annotated[str, typer.Option(help="Hub id, folder or .gguf file.", rich_help_panel=MODEL)]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.", rich_help_panel=MODEL)]
+Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto.", rich_help_panel=MODEL)]
+FourBit = Annotated[bool, typer.Option("--load-in-4bit", help="nf4 base weights; needs --lora-r.", rich_help_panel=MODEL)]
+Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run the repository's own code.", rich_help_panel=MODEL)]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or balanced.", rich_help_panel=MODEL)]
+TaskName = Annotated[str | None, typer.Option("--task", help="Built-in task, e.g. SST2 (default), TREC.", rich_help_panel=DATA)]
+Data = Annotated[
+    str | None, typer.Option(help="Own data: .csv, .tsv, .jsonl, .parquet or a hub data set id.", rich_help_panel=DATA)
+]
+TextColumn = Annotated[str, typer.Option(help="Column of the texts.", rich_help_panel=DATA)]
+LabelColumn = Annotated[str, typer.Option(help="Column of the labels.", rich_help_panel=DATA)]
+TestData = Annotated[str | None, typer.Option(help="Own test queries; default: held out.", rich_help_panel=DATA)]
+TemplateText = Annotated[str, typer.Option(help="A demonstration of --data; \\n is a newline.", rich_help_panel=DATA)]
+LabelWords = Annotated[list[str] | None, typer.Option(help="LABEL=word; repeat.", rich_help_panel=DATA)]
+ProtocolName = Annotated[str, typer.Option(help="consistent or staicc.", rich_help_panel=DATA)]
+K = Annotated[int, typer.Option("--k", help="Demonstrations in a prompt.", rich_help_panel=DATA)]
+TestPrompts = Annotated[int, typer.Option(help="Test prompts; 0: no evaluation.", rich_help_panel=DATA)]
+EvalBatch = Annotated[int, typer.Option(help="Prompts in a forward pass of evaluation.", rich_help_panel=OUTPUT)]
+Threshold = Annotated[
+    float | None, typer.Option(help="Fixed filter threshold.", show_default="k / (k + ln n)", rich_help_panel=METHOD)
+]
+Run = Annotated[Path | None, typer.Option(help="Folder of a finished run: its model, weights and task.", rich_help_panel=MODEL)]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.", rich_help_panel=OUTPUT)]
+
+
+def _run_config(values: dict[str, Any]) -> RunConfig:
+    """The RunConfig among a command's arguments."""
+    names = {f.name for f in fields(RunConfig)}
+    chosen = {name: value for name, value in values.items() if name in names}
+    words = {}
+    for pair in chosen.get("label_words") or []:
+        label, equals, word = pair.partition("=")
+        if not equals:
+            raise AbftError(f"--label-words {pair!r}: expected LABEL=word")
+        words[label] = word
+    chosen["label_words"] = words
+    if "template" in chosen:
+        chosen["template"] = chosen["template"].replace("\\n", "\n").replace("\\t", "\t")
+    return RunConfig(**chosen)
+
+
+def config_of(ctx: typer.Context, values: dict[str, Any], run: Path | None) -> RunConfig:
+    """The configuration of `run` (if given), changed by what the user set on the command line or in --config."""
+    config = _run_config(values)
+    if run is None:
+        return config
+    from abft.folder import read_config
+
+    unset = (ParameterSource.DEFAULT, None)
+    given = {f.name: getattr(config, f.name) for f in fields(config) if ctx.get_parameter_source(f.name) not in unset}
+    if "task" in given or "data" in given:  # another task: nothing of the run's own data description holds
+        own = ("task", "data", "text_column", "label_column", "test_data", "template", "label_words")
+        given = {name: getattr(DEFAULTS, name) for name in own} | given
+    return dataclasses.replace(read_config(run), **given)

@@ -1,0 +1,173 @@
+"""A run's configuration: the command line's flags, config.yaml's keys and `RunConfig`'s fields are the same names."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import yaml
+
+from abft.errors import AbftError
+from abft.tasks import Protocol
+
+SMALL_MODEL = 500_000_000  # parameters; below it the paper's learning rate moves too little
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides the result of a run."""
+
+    model: str = "SmolLM2-135M-Instruct"
+    """hub id, folder, .gguf file or the embedded default"""
+    revision: str | None = None
+    """branch, tag or commit on the hub"""
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
+    """precision in which weights are loaded; full-rank training needs float32"""
+    load_in_4bit: bool = False
+    """nf4 base weights (bitsandbytes); needs lora_r"""
+    trust_remote_code: bool = False
+    """run Python code that the model's repository brings"""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N, or balanced (spread over GPUs)"""
+
+    task: str | None = None
+    """built-in task; the default is SST2 where no data is given"""
+    data: str | None = None
+    """own data: .csv, .tsv, .jsonl, .json, .parquet or a hub data set id"""
+    text_column: str = "text"
+    """column of the texts in `data`"""
+    label_column: str = "label"
+    """column of the labels in `data`"""
+    test_data: str | None = None
+    """own test queries; default: held out of `data`"""
+    template: str = "text: {text} label: {label}\n"
+    """how a demonstration of `data` is written"""
+    label_words: dict[str, str] = dataclasses.field(default_factory=dict)
+    """label -> the word that stands for it in prompts"""
+    protocol: Protocol = "consistent"
+    """how prompts end and labels are scored"""
+
+    k: int = 4
+    """demonstrations in a prompt"""
+    nd: int = 512
+    """training prompts"""
+    nb: int = 32
+    """prompts in a pseudo-batch, i.e. in one optimizer step"""
+    batch_size: int = 8
+    """prompts in one forward pass of training; divides nb"""
+    steps: int = 24
+    """optimizer steps"""
+    lr: float | None = None
+    """learning rate; default by model size (see `default_learning_rate`)"""
+    lora_r: int | None = None
+    """rank of LoRA on W_Q and W_K; default: full rank"""
+    lora_alpha: int | None = None
+    """scale of LoRA; default lora_r"""
+    layers: str | None = None
+    """layers whose W_Q and W_K train, from 0, e.g. "10-19,25"; default all"""
+    bf16: bool = False
+    """compute in bfloat16 (autocast)"""
+    activation_checkpointing: bool = False
+    """recompute activations in the backward pass: less memory, a third more time"""
+
+    A0: float = 0.5
+    """initial weight of the punishment of wrong labels"""
+    B0: float = 1.0
+    """weight of the reward of right labels"""
+    Cp: float = 0.03
+    """PID: proportional gain"""
+    Ci: float = 0.005
+    """PID: integral gain"""
+    Cd: float = 0.005
+    """PID: differential gain"""
+    pid: bool = True
+    """control A by PID"""
+    head_filter: bool = True
+    """train induction heads only"""
+    threshold: float | None = None
+    """fixed filter threshold; default k / (k + ln n)"""
+
+    seed: int = 0
+    """training prompts and their order; never the test prompts"""
+    test_prompts: int = 512
+    """test prompts before and after training; 0 = no evaluation"""
+    eval_batch_size: int = 16
+    """prompts in one forward pass of evaluation"""
+    save_steps: int = 8
+    """a checkpoint every so many steps"""
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if get_origin(f.type) is Literal and value not in get_args(f.type):
+                raise AbftError(f"{f.name} = {value!r}: expected one of {', '.join(get_args(f.type))}")
+        for name in ("k", "nd", "nb", "batch_size", "steps", "eval_batch_size", "save_steps"):
+            if getattr(self, name) < 1:
+                raise AbftError(f"{name} = {getattr(self, name)}: expected at least 1")
+        if self.test_prompts < 0:
+            raise AbftError(f"test_prompts = {self.test_prompts}: expected 0 (no evaluation) or more")
+        if self.nb % self.batch_size and self.nb > self.batch_size:
+            raise AbftError(f"batch_size = {self.batch_size} does not divide the pseudo-batch nb = {self.nb}")
+        if self.nd < self.nb:
+            raise AbftError(f"nd = {self.nd} training prompts do not fill one pseudo-batch of nb = {self.nb}")
+        if self.task is not None and self.data is not None:
+            raise AbftError(f"got both task {self.task!r} and data {self.data!r}; give one of them")
+        if self.load_in_4bit and self.lora_r is None:
+            raise AbftError("load_in_4bit trains through LoRA only: give lora_r as well (--lora-r 16)")
+        if self.lora_r is not None and self.lora_r < 1:
+            raise AbftError(f"lora_r = {self.lora_r}: expected at least 1")
+        if self.protocol not in get_args(Protocol):
+            raise AbftError(f"protocol = {self.protocol!r}: expected one of {', '.join(get_args(Protocol))}")
+        self.layer_list()
+
+    def layer_list(self) -> list[int] | None:
+        """`layers` as numbers: "10-12,20" -> [10, 11, 12, 20]."""
+        if self.layers is None:
+            return None
+        numbers: set[int] = set()
+        for part in str(self.layers).split(","):
+            first, dash, last = part.strip().partition("-")
+            if not first.isdigit() or (dash and not last.isdigit()):
+                raise AbftError(f'layers = {self.layers!r}: expected numbers and ranges such as "10-19,25"')
+            numbers.update(range(int(first), int(last or first) + 1))
+        return sorted(numbers)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], origin: str) -> "RunConfig":
+        """Refuses unknown keys, naming the nearest known one."""
+        refuse_unknown_keys(values, [f.name for f in fields(cls)], origin)
+        return cls(**values)
+
+
+def refuse_unknown_keys(values: dict[str, Any], known: Sequence[str], origin: str) -> None:
+    """Raise AbftError for the first key of `values` that is not `known`."""
+    from difflib import get_close_matches
+
+    for key in values:
+        if key not in known:
+            near = get_close_matches(str(key), known, n=1)
+            raise AbftError(f"{origin}: unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """A mapping from a YAML file. Raises AbftError where there is none."""
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise AbftError(f"no such file: {path}") from None
+    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
+        raise AbftError(f"{path} could not be read as YAML: {str(error).splitlines()[0]}") from None
+    if not isinstance(values, dict):
+        raise AbftError(f"{path}: expected keys and values, for example `lr: 0.0003`")
+    return values
+
+
+def default_learning_rate(parameters: int, lora: bool) -> float:
+    """The paper's 2e-5 at full rank and 1e-4 with LoRA; 3e-4 and 1e-3 below 500M parameters, where those move too little.
+
+    The small-model rates are this project's, chosen on training data (results/learning_rate_sst2.json).
+    """
+    if parameters < SMALL_MODEL:
+        return 1e-3 if lora else 3e-4
+    return 1e-4 if lora else 2e-5

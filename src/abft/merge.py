@@ -1,0 +1,45 @@
+"""A run's weights and its base model -> a plain checkpoint that `AutoModelForCausalLM` loads without abft."""
+
+import dataclasses
+import math
+import shutil
+from pathlib import Path
+
+from abft.config import RunConfig
+from abft.errors import AbftError
+from abft.folder import read_config
+from abft.run import load_run_model
+from abft.weights import apply_weights
+
+
+def merge(run: str | Path, output: str | Path, *, factor: float = 1.0, model: str | None = None) -> Path:
+    """Write theta0 + factor * (theta - theta0) as safetensors, with the tokenizer.
+
+    Args:
+        run: the folder of a finished run (or any folder with such weights, if `model` is given).
+        output: a new or empty folder.
+        factor: 1 = the trained model, 0 = the base model, above 1 = extrapolation (often better still, for free).
+        model: the base model; default: the one the run was trained on. It is loaded unquantised.
+
+    Raises:
+        AbftError: no weights there, weights of another model, an occupied output folder.
+    """
+    run, output = Path(run), Path(output)
+    if not math.isfinite(factor):
+        raise AbftError(f"factor = {factor}: expected a finite number")
+    if output.exists() and (output.is_file() or any(output.iterdir())):
+        raise AbftError(f"output {output} exists and is not an empty folder")
+    config = RunConfig(model=model) if model is not None else read_config(run)
+    base, tokenizer = load_run_model(dataclasses.replace(config, load_in_4bit=False))
+    merged = apply_weights(base, run, factor)
+    staging = output.with_name(f".{output.name}.partial")
+    shutil.rmtree(staging, ignore_errors=True)
+    try:
+        merged.save_pretrained(staging)
+        tokenizer.save_pretrained(staging)
+        if output.exists():
+            output.rmdir()
+        staging.replace(output)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return output

@@ -1,0 +1,55 @@
+"""New texts -> labels, with a finished run."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from abft.folder import read_config, read_task, refuse_unfinished
+from abft.models import context_length
+from abft.predict import label_probabilities
+from abft.prompts import encode, label_tokens, write_prompt
+from abft.run import load_run_model
+from abft.tasks import Example, Protocol, Task
+from abft.weights import apply_weights
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class Predictor:
+    """Classifies texts with one set of demonstrations, whose key-value cache all texts share.
+
+    Args:
+        model, tokenizer: the model with its trained weights, and its fast tokenizer.
+        task: template, labels and label words.
+        demonstrations: put before every text.
+        protocol: how prompts end and labels are scored.
+    """
+
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase",
+        task: Task,
+        demonstrations: Sequence[Example],
+        protocol: Protocol = "consistent",
+    ) -> None:
+        self.model, self.tokenizer, self.task = model, tokenizer, task
+        self.demonstrations, self.protocol = list(demonstrations), protocol
+        self.words = label_tokens(tokenizer, task, protocol)
+
+    @classmethod
+    def from_run(cls, run: str | Path) -> "Predictor":
+        """Base model, weights, task and demonstrations of a finished run folder. Raises AbftError if it is none."""
+        refuse_unfinished(run)
+        task, demonstrations, protocol = read_task(run)
+        model, tokenizer = load_run_model(read_config(run))
+        return cls(apply_weights(model, run), tokenizer, task, demonstrations, protocol)
+
+    def predict(self, texts: Sequence[str], batch_size: int = 16) -> list[tuple[str, dict[str, float]]]:
+        """The label of each text, and the probability of every label (they sum to 1)."""
+        written = [write_prompt(self.task, self.demonstrations, Example(text, 0), self.protocol) for text in texts]
+        prompts = encode(self.tokenizer, written, self.protocol, context_length(self.model))
+        probabilities = label_probabilities(self.model, prompts, self.words, batch_size=batch_size)
+        labels = self.task.labels
+        return [(labels[row.argmax()], dict(zip(labels, row.tolist(), strict=True))) for row in probabilities]

@@ -1,0 +1,307 @@
+"""The main job: evaluate a model, train it, evaluate it again, and leave a run folder."""
+
+import dataclasses
+import errno
+import json
+import resource
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from tqdm import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
+
+from abft import __version__, metrics
+from abft.attention import Implementation
+from abft.callbacks import RunLog, StepBar, stop_on_interrupt
+from abft.card import model_card
+from abft.config import RunConfig, default_learning_rate
+from abft.data import TaskData, load_data, load_task
+from abft.errors import AbftError, RunInterrupted
+from abft.folder import (
+    CONFIG,
+    LOG,
+    METRICS,
+    MIB,
+    TASK,
+    VANILLA,
+    create_run,
+    disk_error,
+    refuse_occupied,
+    refuse_other_settings,
+    refuse_small_disk,
+    remove_checkpoints,
+    remove_run,
+    task_record,
+    write_json,
+    write_text,
+)
+from abft.models import context_length, four_bit, load_model
+from abft.predict import HeadReport, evaluate
+from abft.prompts import EncodedPrompt, encode, evaluation_prompts, label_tokens
+from abft.tasks import Example
+from abft.trainer import ABFTConfig, ABFTTrainer, last_checkpoint
+from abft.weights import trainable_parameters
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
+
+def train(config: RunConfig, output: str | Path, *, overwrite: bool = False, resume: bool = False) -> dict[str, Any]:
+    """Evaluate, train, evaluate again; return what is written to metrics.json.
+
+    Args:
+        config: everything that decides the result.
+        output: the run folder; created if missing.
+        overwrite: replace a run that is there.
+        resume: go on from the last checkpoint there; the result is the same, bit by bit on the CPU.
+
+    Raises:
+        AbftError: bad input (before long work starts), a full disk, a non-finite loss, no induction heads.
+        RunInterrupted: Ctrl-C; a checkpoint was saved.
+    """
+    output = Path(output)
+    if resume:
+        refuse_other_settings(output, config)
+        if (output / METRICS).is_file():
+            return json.loads((output / METRICS).read_text(encoding="utf-8"))
+    elif not (overwrite and (output / CONFIG).is_file()):
+        refuse_occupied(output)
+    data = load_run_data(config)
+    data.check(config.k)
+    model, tokenizer = load_run_model(config)
+    words, prompts = encoded_tests(config, data, model, tokenizer)
+    trainer = make_trainer(config, output, model, tokenizer, data)
+    refuse_small_disk(output, sum(p.numel() * 4 for p in trainer.model.parameters() if p.requires_grad))
+
+    config = dataclasses.replace(config, lr=trainer.args.learning_rate)  # resolved, so that config.yaml holds it
+    process = PartialState()
+    if process.is_main_process and not resume:
+        create_run(output, config, overwrite)
+        write_json(output / TASK, task_record(data.task, prediction_demonstrations(data, config.k), config.protocol))
+    process.wait_for_everyone()
+    try:
+        vanilla = _vanilla(trainer, output, prompts, words, config) if prompts and process.is_main_process else None
+        process.wait_for_everyone()
+        seconds, peak = _train(trainer, output)
+        trainer.save_model(str(output))
+        result: dict[str, Any] = {}
+        if process.is_main_process:
+            result = _record(config, data, trainer, len(prompts), seconds, peak)
+            if prompts:
+                after, _ = scored(trainer.model, prompts, words, trainer.implementation, config, "abft")
+                result |= {"vanilla": vanilla, "abft": after}
+            write_text(output / "README.md", _card(config, data, result))
+            write_json(output / METRICS, result)
+    except RunInterrupted:
+        raise
+    except AbftError:  # nothing half-written: without a checkpoint there is nothing to go on with
+        if last_checkpoint(output) is None and process.is_main_process:
+            remove_run(output)
+        raise
+    except Exception as error:  # safetensors and torch raise their own types on a full disk
+        full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+        if full or shutil.disk_usage(output).free < 16 * MIB:
+            raise disk_error(output, error) from error
+        raise
+    process.wait_for_everyone()
+    if process.is_main_process:
+        (output / VANILLA).unlink(missing_ok=True)
+        remove_checkpoints(output)
+    return result
+
+
+def load_run_data(config: RunConfig) -> TaskData:
+    """The task and examples that a configuration names."""
+    if config.data is None:
+        data = load_task(config.task or "SST2", config.protocol)
+    else:
+        data = load_data(config.data, config.text_column, config.label_column, config.test_data, config.template)
+    return data.with_words(config.label_words)
+
+
+def load_run_model(config: RunConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The base model that a configuration names."""
+    return load_model(
+        config.model,
+        revision=config.revision,
+        dtype=config.dtype,
+        quantization_config=four_bit() if config.load_in_4bit else None,
+        device=config.device,
+        trust_remote_code=config.trust_remote_code,
+    )
+
+
+def encoded_tests(
+    config: RunConfig, data: TaskData, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[int], list[EncodedPrompt]]:
+    """The label words' tokens and the encoded test prompts of a configuration."""
+    words = label_tokens(tokenizer, data.task, config.protocol)
+    prompts = evaluation_prompts(data, config.test_prompts, config.k, config.protocol)
+    return words, encode(tokenizer, prompts, config.protocol, context_length(model))
+
+
+def make_trainer(
+    config: RunConfig, output: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: TaskData
+) -> ABFTTrainer:
+    """The trainer of a configuration. Changes `model`: only W_Q and W_K stay trainable."""
+    per_step = PartialState().num_processes * min(config.batch_size, config.nb)
+    if config.nb % per_step:
+        raise AbftError(f"nb = {config.nb} prompts cannot be shared out to processes in batches: {per_step} at a time")
+    rate = default_learning_rate(model.num_parameters(), config.lora_r is not None) if config.lr is None else config.lr
+    arguments = ABFTConfig(
+        output_dir=str(output),
+        learning_rate=rate,
+        max_steps=config.steps,
+        per_device_train_batch_size=min(config.batch_size, config.nb),
+        gradient_accumulation_steps=config.nb // per_step,
+        save_steps=config.save_steps,
+        seed=config.seed,
+        data_seed=config.seed,
+        bf16=config.bf16,
+        activation_checkpointing=config.activation_checkpointing,
+        use_cpu=config.device == "cpu",
+        dataloader_pin_memory=torch.cuda.is_available(),
+        report_to="none",
+        disable_tqdm=True,
+        k=config.k,
+        nd=config.nd,
+        protocol=config.protocol,
+        A0=config.A0,
+        B0=config.B0,
+        Cp=config.Cp,
+        Ci=config.Ci,
+        Cd=config.Cd,
+        pid=config.pid,
+        head_filter=config.head_filter,
+        threshold=config.threshold,
+        layers=config.layer_list(),
+    )
+    callbacks = [RunLog(output / LOG), StepBar()]
+    trainer = ABFTTrainer(model, arguments, data, tokenizer, peft_config=_lora(config), callbacks=callbacks)
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def _lora(config: RunConfig) -> "LoraConfig | None":
+    if config.lora_r is None:
+        return None
+    from peft import LoraConfig
+
+    return LoraConfig(r=config.lora_r, lora_alpha=config.lora_alpha or config.lora_r)
+
+
+def summarize(probabilities_NC: np.ndarray, prompts: Sequence[EncodedPrompt], heads: HeadReport) -> dict[str, float]:
+    """accuracy, macro_f1, ece; heads over the threshold, and a head's mean attention on labels."""
+    targets = np.array([prompt.target for prompt in prompts])
+    return {
+        "accuracy": metrics.accuracy(probabilities_NC, targets),
+        "macro_f1": metrics.macro_f1(probabilities_NC, targets),
+        "ece": metrics.expected_calibration_error(probabilities_NC, targets),
+        "heads": heads.heads,
+        "right_mass": float(heads.right_mass_LH.mean()),
+        "wrong_mass": float(heads.wrong_mass_LH.mean()),
+    }
+
+
+def scored(
+    model: PreTrainedModel,
+    prompts: Sequence[EncodedPrompt],
+    words: Sequence[int],
+    implementation: Implementation,
+    config: RunConfig,
+    title: str,
+) -> tuple[dict[str, float], HeadReport]:
+    """Metrics and head statistics on encoded prompts, with a progress bar on stderr."""
+    with tqdm(total=len(prompts), desc=f"evaluate {title}", unit="prompt", file=sys.stderr, mininterval=1) as bar:
+        probabilities, heads = evaluate(
+            model,
+            prompts,
+            words,
+            implementation,
+            batch_size=config.eval_batch_size,
+            fixed_threshold=config.threshold,
+            progress=bar.update,
+        )
+    return summarize(probabilities, prompts, heads), heads
+
+
+def prediction_demonstrations(data: TaskData, k: int) -> list[Example]:
+    """k demonstrations for new texts: the classes in turn, each class's examples in the pool's order."""
+    by_class = [[e for e in data.demonstrations if e.label == label] for label in range(len(data.task.labels))]
+    turns = [examples[i] for i in range(max(map(len, by_class))) for examples in by_class if i < len(examples)]
+    return turns[:k]
+
+
+def _vanilla(
+    trainer: ABFTTrainer, output: Path, prompts: Sequence[EncodedPrompt], words: Sequence[int], config: RunConfig
+) -> dict[str, float]:
+    """The untouched model's metrics, measured once: a resumed run reads them."""
+    path = output / VANILLA
+    if path.is_file():
+        return json.loads(path.read_text(encoding="utf-8"))
+    vanilla, _ = scored(trainer.model, prompts, words, trainer.implementation, config, "vanilla")
+    print(
+        f"{vanilla['heads']:.1f} heads pass the threshold before training (mean over {len(prompts)} prompts)",
+        file=sys.stderr,
+    )
+    write_json(path, vanilla)
+    return vanilla
+
+
+def _train(trainer: ABFTTrainer, output: Path) -> tuple[float, int]:
+    """Train, from the last checkpoint if there is one; seconds over all parts of the run, and peak memory in bytes."""
+    checkpoint = last_checkpoint(output)
+    with stop_on_interrupt() as stop:
+        trainer.add_callback(stop)
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if stop.asked and trainer.state.global_step < trainer.args.max_steps:
+        raise RunInterrupted(
+            f"stopped after step {trainer.state.global_step} of {trainer.args.max_steps}; a checkpoint is saved. "
+            f"Go on with: abft train --resume --output {output}"
+        )
+    logged = (output / LOG).read_text(encoding="utf-8").splitlines() if (output / LOG).is_file() else []
+    return sum(json.loads(line)["seconds"] for line in logged), peak_memory_bytes()
+
+
+def peak_memory_bytes() -> int:
+    """Most memory so far: of the GPUs where they are used, else of this process."""
+    if torch.cuda.is_available():
+        return max(torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count()))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS, KiB elsewhere
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _record(config: RunConfig, data: TaskData, trainer: ABFTTrainer, tests: int, seconds: float, peak: int) -> dict[str, Any]:
+    """metrics.json without the scores."""
+    return {
+        "abft_version": __version__,
+        "model": config.model,
+        "task": data.task.name,
+        "protocol": config.protocol,
+        "seed": config.seed,
+        "k": config.k,
+        "test_prompts": tests,
+        "training": {
+            "steps": trainer.state.global_step,
+            "prompts": trainer.state.global_step * config.nb,
+            "seconds": round(seconds, 2),
+            "trainable_parameters": trainable_parameters(trainer.model),
+            "peak_memory_bytes": peak,
+        },
+    }
+
+
+def _card(config: RunConfig, data: TaskData, result: dict[str, Any]) -> str:
+    names = ("steps", "lr", "nb", "nd", "k", "A0", "B0", "pid", "head_filter", "seed")
+    settings = {name: getattr(config, name) for name in names}
+    keys = ("accuracy", "macro_f1", "ece")
+    scores: dict[str, dict[str, float]] = {
+        method: {key: result[method][key] for key in keys} for method in ("vanilla", "abft") if method in result
+    }
+    return model_card(config.model, data.task.name, settings, config.lora_r is not None, scores)

@@ -1,0 +1,51 @@
+"""Fixtures that several test files share."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from abft.data import TaskData, load_data
+from tiny import tiny_model, tokenizer
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def bpe():
+    return tokenizer("bpe")
+
+
+@pytest.fixture(scope="session")
+def reviews(tmp_path_factory) -> Path:
+    """A CSV of 120 separable reviews; the columns are `review` and `stars`."""
+    generator = random.Random(0)
+    path = tmp_path_factory.mktemp("data") / "reviews.csv"
+    rows = ["review,stars"]
+    for i in range(120):
+        good = i % 2 == 0
+        words = generator.sample(["great", "good", "joy"] if good else ["bad", "poor", "sad"], 2)
+        rows.append(f'"{words[0]} and {words[1]}, number {i}",{"positive" if good else "negative"}')
+    path.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def review_data(reviews) -> TaskData:
+    return load_data(reviews, "review", "stars", template="review: {text} sentiment: {label}\n")
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory, bpe) -> Path:
+    """A tiny Llama and its tokenizer, saved as a stock checkpoint."""
+    folder = tmp_path_factory.mktemp("model") / "tiny-llama"
+    tiny_model("llama").save_pretrained(folder)
+    bpe.save_pretrained(folder)
+    return folder

@@ -1,0 +1,136 @@
+import contextlib
+import io
+
+import datasets
+import pytest
+
+from abft.data import lcg_indices, load_data, load_task, read_texts
+from abft.errors import AbftError
+from abft.tasks import TASKS
+
+
+def parts(data):
+    return [{e.text.strip() for e in part} for part in (data.train, data.demonstrations, data.test)]
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_builtin_tasks_do_not_overlap(name):
+    data = load_task(name)
+    train, demonstrations, test = parts(data)
+    assert not train & (demonstrations | test)
+    assert len(data.test) == 512
+    assert len(data.demonstrations) == {"FP": 512, "TEE": 3192}.get(name, 4096)
+    assert 900 < len(data.train) <= 1024
+    assert {e.label for e in data.test} <= set(range(len(data.task.labels)))
+
+
+@pytest.mark.parametrize("name", ["SST2", "FP", "TEE"])
+def test_splits_equal_staicc(name):
+    import abft.data
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        from StaICC.util import dataset_interface, hgf_dataset_loader
+
+    loader = getattr(hgf_dataset_loader, abft.data._STAICC_LOADERS[name])()
+    demonstration_number = abft.data._STAICC_DEMONSTRATIONS.get(name, 4096)
+    theirs = dataset_interface.triplet_dataset(loader, 1024, demonstration_number, 512)
+    ours = load_task(name)
+    assert [(e.text, e.label) for e in ours.test] == [(x[0][0], x[1]) for x in theirs.test.table]
+    assert [(e.text, e.label) for e in ours.demonstrations] == [(x[0][0], x[1]) for x in theirs.demonstration.table]
+    pool = [(x[0][0], x[1]) for x in theirs.calibration.table]
+    assert set(pool) >= {(e.text, e.label) for e in ours.train}
+    sampler = dataset_interface.demonstration_sampler(4, demonstration_number, 50)
+    assert lcg_indices(demonstration_number, [4] * 50) == [sampler[i] for i in range(50)]
+
+
+def test_own_data_splits(reviews):
+    data = load_data(reviews, "review", "stars")
+    train, demonstrations, test = parts(data)
+    assert data.task.labels == data.task.label_words == ("negative", "positive")
+    assert data.task.name == "reviews"
+    assert not train & demonstrations
+    assert not train & test
+    assert not demonstrations & test
+    assert (len(train), len(demonstrations), len(test)) == (45, 45, 30)
+    assert load_data(reviews, "review", "stars") == data
+
+
+def test_every_format_gives_the_same(tmp_path, reviews):
+    table = datasets.load_dataset("csv", data_files=str(reviews), split="train")
+    table.to_json(tmp_path / "reviews.jsonl")
+    table.to_parquet(tmp_path / "reviews.parquet")
+    table.to_csv(tmp_path / "reviews.tsv", sep="\t", index=False)
+    expected = load_data(reviews, "review", "stars")
+    for name in ("reviews.jsonl", "reviews.parquet", "reviews.tsv"):
+        assert load_data(tmp_path / name, "review", "stars") == expected
+    assert load_data(table, "review", "stars", name="reviews") == expected
+
+
+def test_class_labels_and_numbers_become_strings():
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])})
+    table = datasets.Dataset.from_dict({"text": [f"t{i}" for i in range(20)], "label": [0, 1] * 10}, features=features)
+    assert load_data(table).task.labels == ("no", "yes")
+    numbers = datasets.Dataset.from_dict({"text": [f"t{i}" for i in range(20)], "label": [0, 1] * 10})
+    assert load_data(numbers).task.labels == ("0", "1")
+
+
+def test_duplicates_are_kept_once_and_test_texts_leave_training(tmp_path):
+    rows = [f"text {i % 30},{'ab'[i % 2]}" for i in range(60)]
+    (tmp_path / "d.csv").write_text("text,label\n" + "\n".join(rows))
+    (tmp_path / "t.csv").write_text("text,label\ntext 3,a\nother,b\n")
+    assert sum(map(len, parts(load_data(tmp_path / "d.csv")))) == 30
+    data = load_data(tmp_path / "d.csv", test_source=tmp_path / "t.csv")
+    train, demonstrations, test = parts(data)
+    assert test == {"text 3", "other"}
+    assert "text 3" not in train | demonstrations
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no such file"),
+        ("", "is empty"),
+        ("text,label\n", "no rows"),
+        ("text,other\na,b\n", "no column 'label'; its columns are text, other"),
+        ("text,label\na,x\nb,x\n", "one label only"),
+        ("text,label\na,x\n,y\nc,x\n", "1 rows have an empty text .first: row 2"),
+        ("text,label\na,x\nb,\n", "1 rows have an empty label"),
+    ],
+)
+def test_bad_files(tmp_path, content, message):
+    path = tmp_path / "bad.csv"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(AbftError, match=message):
+        load_data(path)
+
+
+def test_broken_and_unknown_files(tmp_path):
+    broken = tmp_path / "broken.parquet"
+    broken.write_bytes(b"no parquet at all")
+    with pytest.raises(AbftError, match="could not be read as parquet"):
+        load_data(broken)
+    other = tmp_path / "data.xlsx"
+    other.write_text("x")
+    with pytest.raises(AbftError, match="expected a file ending in"):
+        load_data(other)
+    with pytest.raises(AbftError, match="neither a file"):
+        load_data("someone/no-such-data-set")
+
+
+def test_unknown_test_labels(tmp_path, reviews):
+    (tmp_path / "t.csv").write_text("review,stars\nfine,neutral\n")
+    with pytest.raises(AbftError, match="neutral"):
+        load_data(reviews, "review", "stars", test_source=tmp_path / "t.csv")
+
+
+def test_too_few_examples(tmp_path):
+    (tmp_path / "few.csv").write_text("text,label\n" + "\n".join(f"t{i},{'ab'[i % 2]}" for i in range(8)))
+    data = load_data(tmp_path / "few.csv")
+    with pytest.raises(AbftError, match="k = 4 demonstrations and a query need 5"):
+        data.check(4)
+
+
+def test_read_texts(reviews):
+    assert read_texts(reviews, "review")[1].endswith("number 1")
+    assert len(read_texts(reviews, "review")) == 120
