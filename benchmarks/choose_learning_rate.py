@@ -7,6 +7,7 @@ Neither the demonstrations nor the test queries of the benchmark are touched.
 
 import argparse
 import json
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,6 +36,7 @@ def main():
     parser.add_argument("--steps", type=int, default=32)
     parser.add_argument("--every", type=int, default=8)
     parser.add_argument("--prompts", type=int, default=192)
+    parser.add_argument("--seed", type=int, default=42, help="training prompts and their order")
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
 
@@ -55,14 +57,28 @@ def main():
         before = score()
         validate = Validate(score, options.every)
         arguments = ABFTConfig(
-            output_dir="/tmp/abft-choose", learning_rate=rate, max_steps=options.steps, save_strategy="no", report_to="none"
+            output_dir=tempfile.mkdtemp(),
+            learning_rate=rate,
+            max_steps=options.steps,
+            seed=options.seed,
+            save_strategy="no",
+            report_to="none",
         )
         trainer = ABFTTrainer(model, arguments, held_out, tokenizer, callbacks=[validate])
         trainer.train()
         log = [{k: v for k, v in entry.items() if k != "epoch"} for entry in trainer.state.log_history if "heads" in entry]
         results.append({"learning_rate": rate, "before": before, "validation": validate.scores, "log": log})
         options.output.write_text(
-            json.dumps({"model": options.model, "task": options.task, "prompts": options.prompts, "runs": results}, indent=1)
+            json.dumps(
+                {
+                    "model": options.model,
+                    "task": options.task,
+                    "seed": options.seed,
+                    "prompts": options.prompts,
+                    "runs": results,
+                },
+                indent=1,
+            )
         )
         print(rate, before, validate.scores, flush=True)
 

@@ -3,7 +3,6 @@ import io
 
 import pytest
 import torch
-from tiny import tokenizer
 
 from abft.data import load_task
 from abft.errors import AbftError
@@ -19,6 +18,7 @@ from abft.prompts import (
     write_prompt,
 )
 from abft.tasks import TASKS, Example, Task, Template
+from tiny import tokenizer
 
 KINDS = ("bpe", "sentencepiece", "wordpiece")
 
@@ -112,7 +112,7 @@ def test_bad_label_words(bpe):
 
 
 def test_too_long_prompts(bpe):
-    with pytest.raises(AbftError, match="prompt 1 has .* the model reads at most 20"):
+    with pytest.raises(AbftError, match=r"prompt 1 has .* the model reads at most 20"):
         encode(bpe, [Prompt("short", (), (), 0), Prompt("word " * 40, (), (), 0)], max_length=20)
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from click.core import ParameterSource
 
 from abft.cli_options import (
     DATA,
@@ -40,6 +39,7 @@ from abft.cli_options import (
     Threshold,
     Trust,
     config_of,
+    was_given,
 )
 from abft.config import RunConfig
 from abft.errors import AbftError, RunInterrupted
@@ -240,7 +240,7 @@ def heads(
     `abft heads --run runs/sst2 --top 10 --json`
     """
     settings = config_of(ctx, locals(), run)
-    if run is not None and ctx.get_parameter_source("test_prompts") is ParameterSource.DEFAULT:
+    if run is not None and not was_given(ctx, "test_prompts"):
         settings = dataclasses.replace(settings, test_prompts=test_prompts)
     loaded = _load(settings, run)
     from abft.run import scored

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from click.core import ParameterSource
 
 from abft.config import RunConfig, read_yaml, refuse_unknown_keys
 from abft.errors import AbftError
@@ -74,6 +73,12 @@ def _run_config(values: dict[str, Any]) -> RunConfig:
     return RunConfig(**chosen)
 
 
+def was_given(ctx: typer.Context, name: str) -> bool:
+    """Whether the user set an option, on the command line or in --config."""
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name != "DEFAULT"
+
+
 def config_of(ctx: typer.Context, values: dict[str, Any], run: Path | None) -> RunConfig:
     """The configuration of `run` (if given), changed by what the user set on the command line or in --config."""
     config = _run_config(values)
@@ -81,8 +86,7 @@ def config_of(ctx: typer.Context, values: dict[str, Any], run: Path | None) -> R
         return config
     from abft.folder import read_config
 
-    unset = (ParameterSource.DEFAULT, None)
-    given = {f.name: getattr(config, f.name) for f in fields(config) if ctx.get_parameter_source(f.name) not in unset}
+    given = {f.name: getattr(config, f.name) for f in fields(config) if was_given(ctx, f.name)}
     if "task" in given or "data" in given:  # another task: nothing of the run's own data description holds
         own = ("task", "data", "text_column", "label_column", "test_data", "template", "label_words")
         given = {name: getattr(DEFAULTS, name) for name in own} | given

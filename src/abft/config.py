@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args, get_origin
 import yaml
 
 from abft.errors import AbftError
-from abft.tasks import Protocol
+from abft.tasks import Protocol, task_named
 
 SMALL_MODEL = 500_000_000  # parameters; below it the paper's learning rate moves too little
 
@@ -119,6 +119,8 @@ class RunConfig:
             raise AbftError(f"lora_r = {self.lora_r}: expected at least 1")
         if self.protocol not in get_args(Protocol):
             raise AbftError(f"protocol = {self.protocol!r}: expected one of {', '.join(get_args(Protocol))}")
+        if self.task is not None:
+            task_named(self.task)  # refuses unknown tasks before anything heavy is imported
         self.layer_list()
 
     def layer_list(self) -> list[int] | None:

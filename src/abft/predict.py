@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from abft.attention import Implementation, decoder, read_rows, row_attention
+from abft.errors import AbftError
 from abft.objective import head_statistics
 from abft.prompts import Batch, EncodedPrompt, collate
 
@@ -72,8 +73,8 @@ def evaluate(
     Changes `model` to eval mode. `progress` is called with the number of prompts done by each batch.
     """
     model.eval()
-    inner = decoder(model)
-    causal_lm = _causal_lm(model)
+    inner, causal_lm = decoder(model), _causal_lm(model)
+    _check_label_logits(causal_lm, inner, label_tokens)
     device = next(inner.parameters()).device
     probabilities = np.zeros((len(prompts), len(label_tokens)))
     totals: list[Tensor] | None = None
@@ -107,8 +108,8 @@ def label_probabilities(
     key-value cache reused.
     """
     model.eval()
-    inner = decoder(model)
-    causal_lm = _causal_lm(model)
+    inner, causal_lm = decoder(model), _causal_lm(model)
+    _check_label_logits(causal_lm, inner, label_tokens)
     device = next(inner.parameters()).device
     shared = common_prefix(prompts) if len(prompts) > 1 else 0
     prefix_cache = None
@@ -156,6 +157,18 @@ def _repeated(cache: DynamicCache, times: int) -> DynamicCache:
     for index, (keys, values) in enumerate(copies):
         repeated.update(keys, values, index)
     return repeated
+
+
+def _check_label_logits(causal_lm: PreTrainedModel, inner: nn.Module, label_tokens: Sequence[int]) -> None:
+    """Raise AbftError where a family computes logits in a way that `label_logits` does not know; two tokens tell."""
+    ids = torch.tensor([[3, 4]], device=next(inner.parameters()).device)
+    full = causal_lm(input_ids=ids, use_cache=False).logits[0, -1:, list(label_tokens)].float()
+    ours = label_logits(causal_lm, inner(input_ids=ids, use_cache=False)[0][:, -1], label_tokens).to(full.device)
+    if (ours - full).abs().max() > 0.02 * max(1.0, full.abs().max().item()):
+        raise AbftError(
+            f"model family {causal_lm.config.model_type!r} computes its logits in a way this package does not know; "
+            "please report the family"
+        )
 
 
 def _causal_lm(model: PreTrainedModel) -> PreTrainedModel:

@@ -1,0 +1,105 @@
+"""The objective against a brute-force reading of the paper on eager attention matrices."""
+
+import math
+
+import pytest
+import torch
+
+from abft.attention import decoder, row_attention
+from abft.errors import AbftError
+from abft.objective import ABFTObjective
+from abft.pid import PIDController
+from abft.prompts import Batch, collate, encode, training_prompts
+from tiny import tiny_model
+
+
+@pytest.fixture(scope="module")
+def prompts(bpe, review_data):
+    return encode(bpe, training_prompts(review_data, 6, 4, seed=3))
+
+
+def brute_force(model, prompts, A, B, T=None, head_filter=True):
+    """Loss and head count, prompt by prompt, head by head, with plain Python sums."""
+    total, heads = 0.0, 0
+    for prompt in prompts:
+        model.set_attn_implementation("eager")
+        with torch.no_grad():
+            attentions = model(torch.tensor([prompt.input_ids]), output_attentions=True).attentions
+        n, k = len(prompt.input_ids), len(prompt.label_positions)
+        for layer in attentions:
+            for matrix in layer[0]:
+                alpha = matrix[n - 1]
+                right = sum(
+                    alpha[i].item()
+                    for i, c in zip(prompt.label_positions, prompt.label_classes, strict=True)
+                    if c == prompt.target
+                )
+                everything = sum(alpha[i].item() for i in prompt.label_positions)
+                passes = everything > (k / (k + math.log(n)) if T is None else T)
+                heads += passes
+                if passes or not head_filter:
+                    total += A * (everything - right) + B * (1 - right)
+    return total / len(prompts), heads / len(prompts)
+
+
+@pytest.mark.parametrize("settings", [{}, {"T": 0.05}, {"T": 0.05, "head_filter": False}])
+def test_equals_the_paper_by_brute_force(prompts, settings):
+    model = tiny_model("llama")
+    expected, expected_heads = brute_force(model, prompts, A=0.7, B=1.1, **settings)
+    objective = ABFTObjective(
+        PIDController(0.7), 1.1, fixed_threshold=settings.get("T"), head_filter=settings.get("head_filter", True)
+    )
+    with row_attention(model):
+        loss, metrics = objective(decoder(model), Batch(**collate(prompts)))
+    assert loss.item() == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    assert metrics["heads"].item() == pytest.approx(expected_heads)
+
+
+def test_gradient_against_finite_differences(prompts):
+    model = tiny_model("llama").double()
+    weight = model.model.layers[0].self_attn.k_proj.weight
+    batch = Batch(**collate(prompts))
+    objective = ABFTObjective(PIDController(0.5), 1.0, head_filter=False)
+
+    def loss():
+        with row_attention(model):
+            return objective(decoder(model), batch)[0]
+
+    @torch.no_grad()
+    def loss_at(delta):
+        weight.add_(delta)
+        value = loss()
+        weight.sub_(delta)
+        return value
+
+    (gradient,) = torch.autograd.grad(loss(), weight)
+    torch.manual_seed(0)
+    direction = torch.randn_like(weight)
+    step = 1e-3  # rows are float32
+    numeric = (loss_at(step * direction) - loss_at(-step * direction)) / (2 * step)
+    assert (gradient * direction).sum().item() == pytest.approx(numeric.item(), rel=1e-2)
+
+
+def test_every_layer_keeps_a_gradient_although_no_head_passes(prompts):
+    model = tiny_model("llama")
+    with row_attention(model):
+        loss, _ = ABFTObjective(PIDController(), fixed_threshold=0.999)(decoder(model), Batch(**collate(prompts)))
+    loss.backward()
+    for layer in model.model.layers:
+        assert layer.self_attn.q_proj.weight.grad is not None
+        assert layer.self_attn.q_proj.weight.grad.abs().max() == 0
+
+
+def test_first_step_without_heads_is_refused_and_state_round_trips():
+    objective = ABFTObjective(PIDController())
+    with pytest.raises(AbftError, match="no attention head"):
+        objective.after_step({"heads": 0.0})
+    objective = ABFTObjective(PIDController())
+    used = [objective.after_step({"heads": m})["A"] for m in (10.0, 12.0, 15.0)]
+    assert used == [0.5, 0.5, 0.5]
+    copy = ABFTObjective(PIDController())
+    copy.restore(objective.state())
+    assert copy.after_step({"heads": 9.0}) == objective.after_step({"heads": 9.0})
+    assert copy.controller == objective.controller
+    fixed = ABFTObjective(PIDController(), pid=False)
+    assert [fixed.after_step({"heads": m})["A"] for m in (10.0, 12.0, 15.0, 30.0)] == [0.5] * 4

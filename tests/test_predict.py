@@ -1,0 +1,123 @@
+import contextlib
+import io
+
+import numpy as np
+import pytest
+import torch
+
+from abft.attention import supported_implementation
+from abft.data import load_task
+from abft.errors import AbftError
+from abft.metrics import accuracy, macro_f1
+from abft.predict import common_prefix, evaluate, label_probabilities
+from abft.predictor import Predictor
+from abft.prompts import Prompt, encode, evaluation_prompts, label_tokens, training_prompts, write_prompt
+from tiny import FAMILIES, LEGACY, tiny_model
+
+
+@pytest.fixture(scope="module")
+def prompts(bpe, review_data):
+    return encode(bpe, training_prompts(review_data, 10, 3, seed=0))
+
+
+def full_model_probabilities(model, prompts, words):
+    """One prompt at a time, all logits, then the label words' softmax."""
+    rows = []
+    for prompt in prompts:
+        with torch.no_grad():
+            logits = model(torch.tensor([prompt.input_ids])).logits[0, -1, words]
+        rows.append(torch.softmax(logits.double(), -1).numpy())
+    return np.stack(rows)
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "cohere", "granite", *LEGACY])
+def test_probabilities_equal_the_full_model_one_prompt_at_a_time(family, prompts, bpe, review_data):
+    extra = {}
+    if family in ("cohere", "granite"):
+        extra = {**FAMILIES["llama"], **({"logit_scale": 0.3} if family == "cohere" else {"logits_scaling": 3.0})}
+    model = tiny_model(family, **extra)
+    words = label_tokens(bpe, review_data.task)
+    expected = full_model_probabilities(model, prompts, words)
+    implementation = supported_implementation(model)
+    measured, _ = evaluate(model, prompts, words, implementation, batch_size=4)
+    np.testing.assert_allclose(measured, expected, atol=2e-5)
+    np.testing.assert_allclose(label_probabilities(model, prompts, words, batch_size=4), expected, atol=2e-5)
+    assert np.ptp(expected[:, 0]) > 1e-3  # not all the same
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "mistral"])
+def test_shared_demonstrations_give_the_same(family, bpe, review_data):
+    model = tiny_model(family)
+    words = label_tokens(bpe, review_data.task)
+    written = [write_prompt(review_data.task, review_data.train[:4], query, "consistent") for query in review_data.test[:9]]
+    encoded = encode(bpe, written)
+    assert common_prefix(encoded) > 40
+    expected = full_model_probabilities(model, encoded, words)
+    calls = []
+    model.get_decoder().register_forward_pre_hook(
+        lambda module, args, kwargs: calls.append((args[0] if args else kwargs["input_ids"]).shape[1]), with_kwargs=True
+    )
+    measured = label_probabilities(model, encoded, words, batch_size=4)
+    assert (max(calls[-3:]) < 30) == (family != "mistral")  # a sliding window's cache is not shared
+    np.testing.assert_allclose(measured, expected, atol=2e-5)
+
+
+def test_unknown_logit_arithmetic_is_refused(prompts):
+    model = tiny_model("llama")
+    model.lm_head.register_forward_hook(lambda module, args, output: output * 2)
+    with pytest.raises(AbftError, match="logits"):
+        label_probabilities(model, prompts, [3, 4])
+
+
+def test_head_report_counts(prompts, bpe, review_data):
+    model = tiny_model("llama")
+    _, report = evaluate(model, prompts, label_tokens(bpe, review_data.task), "abft_rows", fixed_threshold=0.0)
+    assert report.induction_rate_LH.shape == (2, 4)
+    assert report.heads == 8  # every head has some mass
+    _, none = evaluate(model, prompts, label_tokens(bpe, review_data.task), "abft_rows", fixed_threshold=0.999)
+    assert none.heads == 0
+    assert (report.right_mass_LH + report.wrong_mass_LH <= 1).all()
+
+
+def test_order_is_kept_and_progress_adds_up(prompts, bpe, review_data):
+    model = tiny_model("llama")
+    words = label_tokens(bpe, review_data.task)
+    done = []
+    straight = label_probabilities(model, prompts, words, batch_size=3, progress=done.append)
+    backwards = label_probabilities(model, prompts[::-1], words, batch_size=3)
+    np.testing.assert_allclose(straight, backwards[::-1], atol=2e-5)
+    assert sum(done) == len(prompts)
+
+
+def test_equals_staicc_benchmark_object(bpe):
+    """StaICC's own experimentor, fed with our predictor, reports our accuracy and macro-F1."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        from StaICC.util import experimentor, hgf_dataset_loader
+    model = tiny_model("llama")
+    data = load_task("SST2", "staicc")
+    words = label_tokens(bpe, data.task, "staicc")
+    encoded = encode(bpe, evaluation_prompts(data, 1024, 4, "staicc"), "staicc")
+    ours, _ = evaluate(model, encoded, words, "abft_rows", batch_size=64)
+    targets = [prompt.target for prompt in encoded]
+
+    def forward(prompt, label_space):
+        assert tuple(label_space) == data.task.label_words
+        texts = encode(bpe, [Prompt(text, (), (), 0) for text in prompt], "staicc")
+        return label_probabilities(model, texts, words, batch_size=64).tolist()
+
+    benchmark = experimentor.single_experimentor(original_dataset=hgf_dataset_loader.glue_sst2(), k=4)
+    with contextlib.redirect_stdout(io.StringIO()):
+        result, _ = benchmark(forward, batched_inference=True)
+    assert 0.3 < result["accuracy"] < 0.7
+    assert accuracy(ours, targets) == pytest.approx(result["accuracy"], abs=1e-9)
+    assert macro_f1(ours, targets) == pytest.approx(result["macro_F1"], abs=1e-9)
+
+
+def test_predictor_returns_labels_and_probabilities(bpe, review_data):
+    task = review_data.task.with_words({"negative": "bad"})
+    predictor = Predictor(tiny_model("llama"), bpe, task, review_data.demonstrations[:4])
+    results = predictor.predict(["good and great", "bad"])
+    for label, probabilities in results:
+        assert set(probabilities) == {"negative", "positive"}  # labels of the data, not words of the prompt
+        assert label == max(probabilities, key=probabilities.get)
+        assert sum(probabilities.values()) == pytest.approx(1)

@@ -1,0 +1,329 @@
+"""The main job through the command line: what a user does, with wrong input too."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
+
+import abft
+from abft.cli import app
+from abft.config import RunConfig, default_learning_rate
+from abft.errors import AbftError
+
+TEMPLATE = "review: {text} sentiment: {label}\\n"
+
+
+@pytest.fixture(scope="module")
+def options(model_folder, reviews):
+    """A run of seconds on the tiny model."""
+    return {
+        "model": model_folder,
+        "data": reviews,
+        "text-column": "review",
+        "label-column": "stars",
+        "template": TEMPLATE,
+        "nd": 32,
+        "nb": 8,
+        "steps": 4,
+        "lr": 0.01,
+        "threshold": 0.03,
+        "test-prompts": 20,
+        "save-steps": 2,
+        "device": "cpu",
+    }
+
+
+def arguments(options, **changes):
+    merged = {**options, **{name.replace("_", "-"): value for name, value in changes.items()}}
+    return [part for name, value in merged.items() if value is not None for part in (f"--{name}", str(value))]
+
+
+def invoke(*args):
+    """Run the command line in this process; AbftError is what `main` prints in one line."""
+    return CliRunner().invoke(app, [str(a) for a in args])
+
+
+def refused(*args):
+    result = invoke(*args)
+    assert isinstance(result.exception, AbftError), result.output
+    assert "\n" not in str(result.exception)
+    return str(result.exception)
+
+
+def same_weights(run, other):
+    """Bit-equal trained tensors."""
+    ours, theirs = (load_file(folder / "qk_weights.safetensors") for folder in (run, other))
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.fixture(scope="module")
+def finished(options, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    result = invoke("train", *arguments(options), "--output", folder)
+    assert result.exit_code == 0, result.output
+    assert "heads over threshold" in result.stdout
+    return folder
+
+
+def test_run_folder(finished):
+    names = {path.name for path in finished.iterdir()}
+    assert {"config.yaml", "task.json", "metrics.json", "log.jsonl", "qk_weights.safetensors", "README.md"} <= names
+    assert not [n for n in names if n.startswith((".", "checkpoint")) or n == "vanilla.json"]
+    metrics = json.loads((finished / "metrics.json").read_text())
+    assert (metrics["task"], metrics["protocol"], metrics["seed"], metrics["test_prompts"]) == ("reviews", "consistent", 0, 20)
+    for method in ("vanilla", "abft"):
+        assert {"accuracy", "macro_f1", "ece", "heads"} <= set(metrics[method])
+    training = metrics["training"]
+    assert training["steps"] == 4
+    assert training["prompts"] == 32
+    assert training["trainable_parameters"] == 2 * (32 * 32 + 16 * 32)
+    assert training["seconds"] > 0
+    assert training["peak_memory_bytes"] > 2**20
+    log = [json.loads(line) for line in (finished / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in log] == [1, 2, 3, 4]
+    assert set(log[0]) == {"step", "loss", "heads", "right_mass", "wrong_mass", "A", "seconds"}
+    assert "| abft |" in (finished / "README.md").read_text()
+
+
+def test_config_is_re_runnable_and_the_command_line_overrides(finished, tmp_path):
+    again = invoke("train", "--config", finished / "config.yaml", "--output", tmp_path / "again")
+    assert again.exit_code == 0, again.output
+    assert same_weights(tmp_path / "again", finished)
+    less = invoke("train", "--config", finished / "config.yaml", "--steps", 1, "--json", "--output", tmp_path / "less")
+    assert json.loads(less.stdout)["training"]["steps"] == 1
+    assert yaml.safe_load((tmp_path / "less/config.yaml").read_text())["lr"] == 0.01
+
+
+def test_eval_reproduces_the_metrics(finished):
+    result = invoke("eval", "--run", finished, "--json")
+    metrics = json.loads((finished / "metrics.json").read_text())
+    shown = json.loads(result.stdout)
+    for name in ("accuracy", "macro_f1", "ece", "heads"):
+        assert shown[name] == pytest.approx(metrics["abft"][name], abs=1e-6)
+    vanilla = json.loads(invoke("eval", "--run", finished, "--task", "MR", "--test-prompts", 8, "--json").stdout)
+    assert vanilla["task"] == "MR"
+
+
+def test_heads_lists_heads(finished):
+    shown = json.loads(invoke("heads", "--run", finished, "--top", 3, "--json").stdout)
+    assert len(shown["heads"]) == 3
+    rates = [head["induction_rate"] for head in shown["heads"]]
+    assert rates == sorted(rates, reverse=True)
+    assert {head["layer"] for head in shown["heads"]} <= {0, 1}
+    assert "heads pass the threshold" in invoke("heads", "--run", finished).stdout
+
+
+def test_predict(finished, tmp_path, reviews):
+    lines = invoke("predict", "--run", finished, "--text", "great and joy", "--text", "bad", "--json").stdout.splitlines()
+    results = [json.loads(line) for line in lines]
+    assert [r["text"] for r in results] == ["great and joy", "bad"]
+    assert sum(results[0]["probabilities"].values()) == pytest.approx(1)
+    output = tmp_path / "labels.jsonl"
+    done = invoke("predict", "--run", finished, "--input", reviews, "--text-column", "review", "--output", output)
+    assert done.exit_code == 0, done.output
+    assert len(output.read_text().splitlines()) == 120
+    piped = CliRunner().invoke(app, ["predict", "--run", str(finished)], input="good\n\nbad\n")
+    assert len(piped.stdout.splitlines()) == 2
+
+
+def test_merge_is_a_stock_checkpoint(finished, model_folder, tmp_path):
+    assert invoke("merge", finished, tmp_path / "merged").exit_code == 0
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    trained, _ = abft.load_model(str(model_folder))
+    trained = abft.apply_weights(trained, finished)
+    ids = torch.arange(5, 25)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(merged(ids).logits, trained(ids).logits)
+    assert merged.config._attn_implementation == "sdpa"
+    assert "abft" not in (tmp_path / "merged/config.json").read_text()
+    assert invoke("merge", finished, tmp_path / "nothing", "--factor", 0).exit_code == 0
+    base, nothing = (
+        AutoModelForCausalLM.from_pretrained(model_folder),
+        AutoModelForCausalLM.from_pretrained(tmp_path / "nothing"),
+    )
+    with torch.no_grad():
+        torch.testing.assert_close(nothing(ids).logits, base(ids).logits)
+    assert "not an empty folder" in refused("merge", finished, tmp_path / "merged")
+
+
+def test_lora_run_merges(options, tmp_path):
+    assert invoke("train", *arguments(options, lora_r=4), "--output", tmp_path / "lora").exit_code == 0
+    assert (tmp_path / "lora/adapter_config.json").is_file()
+    assert invoke("merge", tmp_path / "lora", tmp_path / "merged").exit_code == 0
+    AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert invoke("predict", "--run", tmp_path / "lora", "--text", "good").exit_code == 0
+
+
+def start(options, output, *more):
+    """The command line as a process of its own."""
+    command = [sys.executable, "-m", "abft.cli", "train", *arguments(options), "--output", str(output), *more]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_step(process, output, step):
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        log = output / "log.jsonl"
+        if log.is_file() and len(log.read_text().splitlines()) >= step:
+            return
+        time.sleep(0.01)
+    raise AssertionError(process.communicate())
+
+
+LONG = {"steps": 60, "nd": 64, "save-steps": 4, "lr": 0.001}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(options, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    process = start({**options, **LONG}, folder)
+    assert process.wait(timeout=300) == 0, process.communicate()
+    return folder
+
+
+def test_killed_and_resumed_is_bit_equal(options, uninterrupted, tmp_path):
+    process = start({**options, **LONG}, tmp_path / "run")
+    wait_for_step(process, tmp_path / "run", 10)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "run/metrics.json").exists()
+    resumed = start({**options, **LONG}, tmp_path / "run", "--resume")
+    assert resumed.wait(timeout=300) == 0, resumed.communicate()
+    assert same_weights(tmp_path / "run", uninterrupted)
+    whole, parts = (json.loads((folder / "metrics.json").read_text()) for folder in (uninterrupted, tmp_path / "run"))
+    assert whole["abft"] == parts["abft"]
+    assert whole["vanilla"] == parts["vanilla"]
+    steps = [json.loads(line)["step"] for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, 61))
+
+
+def test_ctrl_c_saves_a_checkpoint_and_says_how_to_go_on(options, uninterrupted, tmp_path):
+    process = start({**options, **LONG}, tmp_path / "run")
+    wait_for_step(process, tmp_path / "run", 6)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert f"abft train --resume --output {tmp_path / 'run'}" in errors
+    assert "Traceback" not in errors
+    resumed = invoke("train", "--resume", "--output", tmp_path / "run")
+    assert resumed.exit_code == 0, resumed.output
+    ours, theirs = (json.loads((folder / "metrics.json").read_text()) for folder in (tmp_path / "run", uninterrupted))
+    assert ours["abft"]["accuracy"] == theirs["abft"]["accuracy"]
+
+
+def test_occupied_output_folders(options, finished, tmp_path):
+    assert "holds another run; use --overwrite" in refused("train", *arguments(options), "--output", finished)
+    assert "lr, seed differ" in refused("train", "--resume", "--lr", 5, "--seed", 3, "--output", finished)
+    assert json.loads(invoke("train", "--resume", "--output", finished, "--json").stdout)["training"]["steps"] == 4
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/thesis.txt").write_text("precious")
+    for flag in ([], ["--overwrite"]):
+        assert "no abft run" in refused("train", *arguments(options), "--output", tmp_path / "mine", *flag)
+    assert (tmp_path / "mine/thesis.txt").read_text() == "precious"
+    assert "is no run folder" in refused("train", "--resume", "--output", tmp_path / "nothing")
+    assert "is a file" in refused("train", *arguments(options), "--output", tmp_path / "mine/thesis.txt")
+    first = invoke("train", *arguments(options, test_prompts=0, steps=1), "--output", tmp_path / "o")
+    assert first.exit_code == 0
+    second = invoke("train", *arguments(options, test_prompts=0, steps=2), "--output", tmp_path / "o", "--overwrite")
+    assert second.exit_code == 0, second.output
+    assert json.loads((tmp_path / "o/metrics.json").read_text())["training"]["steps"] == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data": "nowhere.csv"}, "no such file: nowhere.csv"),
+        ({"text_column": "body"}, "no column 'body'; its columns are review, stars"),
+        ({"model": "./nowhere"}, "no model at ./nowhere"),
+        ({"k": 50}, "training pool has 45 examples, k = 50 demonstrations and a query need 51"),
+        ({"k": 44}, "the model reads at most 512"),
+        ({"nb": 64}, "do not fill one pseudo-batch"),
+        ({"batch_size": 3}, "does not divide"),
+        ({"layers": "0-9"}, "cannot be trained; this model's attention layers are 0-1"),
+        ({"layers": "x"}, "expected numbers and ranges"),
+        ({"label_words": "stars"}, "expected LABEL=word"),
+        ({"label_words": "neutral=meh"}, "unknown labels"),
+        ({"label_words": "negative=zyxwv"}, "one token each"),
+        ({"task": "SST2"}, "both task 'SST2' and data"),
+        ({"dtype": "float13"}, "expected one of float32"),
+        ({"dtype": "bfloat16"}, "full-rank training needs float32"),
+        ({"A0": -1}, "A0 = -1.0"),
+        ({"steps": 0}, "steps = 0"),
+        ({"template": "{text}"}, "template"),
+        ({"threshold": 0.99}, "no attention head passed the threshold"),
+    ],
+)
+def test_bad_input_is_refused_and_nothing_is_left(options, tmp_path, changes, message):
+    output = tmp_path / "run"
+    assert message in refused("train", *arguments(options, **changes), "--output", output)
+    assert not output.exists() or not list(output.iterdir())
+
+
+def test_bad_config_files(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("stepz: 3\n")
+    assert "unknown key 'stepz'; did you mean 'steps'?" in refused("train", "--config", path, "--output", tmp_path / "o")
+    path.write_text("- a\n")
+    assert "expected keys and values" in refused("train", "--config", path, "--output", tmp_path / "o")
+    assert "no such file" in refused("train", "--config", tmp_path / "none.yaml", "--output", tmp_path / "o")
+    path.write_text("steps: many\n")
+    result = invoke("train", "--config", path, "--output", tmp_path / "o")
+    assert result.exit_code == 2
+    assert "Invalid value for '--steps'" in result.output
+
+
+def test_unfinished_and_damaged_runs(options, finished, tmp_path):
+    assert "no run folder" in refused("predict", "--run", tmp_path, "--text", "x")
+    (tmp_path / "config.yaml").write_bytes((finished / "config.yaml").read_bytes())
+    assert "not finished; go on with" in refused("eval", "--run", tmp_path)
+    (tmp_path / "metrics.json").write_text("{}")
+    (tmp_path / "task.json").write_text('{"task"')
+    assert "missing or damaged" in refused("predict", "--run", tmp_path, "--text", "x")
+
+
+def test_full_disk(options, tmp_path, monkeypatch):
+    import shutil
+
+    full = shutil._ntuple_diskusage(10**9, 10**9 - 1000, 1000)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: full)
+    assert "0 MiB free, about" in refused("train", *arguments(options), "--output", tmp_path / "run")
+
+
+def test_disk_that_fills_while_training(options, tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("abft.weights.save_file", full)
+    message = refused("train", *arguments(options), "--output", tmp_path / "run")
+    assert "No space left on device" in message
+    assert f"abft train --resume --output {tmp_path / 'run'}" in message
+    monkeypatch.undo()
+    assert invoke("train", "--resume", "--output", tmp_path / "run").exit_code == 0
+
+
+def test_main_prints_one_line_and_no_traceback(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "abft.cli", "train", "--task", "sst-2", "--output", tmp_path / "o"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: unknown task 'sst-2': did you mean SST2?")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_learning_rate_rule():
+    assert default_learning_rate(134_000_000, lora=False) == 3e-4
+    assert default_learning_rate(774_000_000, lora=False) == 2e-5
+    assert default_learning_rate(32_000_000_000, lora=True) == 1e-4
+    assert RunConfig(layers="3-5,9").layer_list() == [3, 4, 5, 9]

@@ -1,0 +1,256 @@
+import json
+import math
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel
+from transformers import TrainerCallback
+
+from abft.errors import AbftError
+from abft.objective import ABFTObjective
+from abft.pid import PIDController
+from abft.prompts import encode, training_prompts
+from abft.trainer import ABFTConfig, ABFTTrainer, last_checkpoint
+from tiny import tiny_model
+
+
+def config(folder, **changes):
+    settings = dict(
+        output_dir=str(folder),
+        learning_rate=1e-2,
+        max_steps=4,
+        per_device_train_batch_size=4,
+        gradient_accumulation_steps=2,
+        nd=32,
+        threshold=0.03,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=True,
+    )
+    return ABFTConfig(**{**settings, **changes})
+
+
+def run(folder, data, bpe, model=None, **changes):
+    trainer = ABFTTrainer(model or tiny_model("llama"), config(folder, **changes), data, bpe)
+    trainer.train()
+    return trainer
+
+
+def weights(trainer):
+    return {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
+
+
+def logs(trainer):
+    return [entry for entry in trainer.state.log_history if "A" in entry]
+
+
+def test_paper_defaults():
+    args = ABFTConfig()
+    assert (args.learning_rate, args.nb, args.max_steps, args.k, args.nd) == (2e-5, 32, 32, 4, 512)
+    assert (args.A0, args.B0, args.Cp, args.Ci, args.Cd) == (0.5, 1.0, 0.03, 0.005, 0.005)
+    assert args.weight_decay == 0
+    assert args.max_grad_norm == 0
+    assert args.lr_scheduler_type == "constant"
+    assert "adam" in args.optim
+
+
+def test_training_moves_heads_to_right_labels(tmp_path, review_data, bpe):
+    trainer = run(tmp_path, review_data, bpe, max_steps=12, head_filter=False, learning_rate=3e-2)
+    first, last = logs(trainer)[0], logs(trainer)[-1]
+    assert last["right_mass"] > 1.3 * first["right_mass"]
+    assert last["loss"] < first["loss"]
+    assert trainer.model.config._attn_implementation == "sdpa"  # stock attention is back
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_accumulation_invariance(tmp_path, review_data, bpe, size):
+    whole = run(tmp_path, review_data, bpe, per_device_train_batch_size=8, gradient_accumulation_steps=1)
+    parts = run(tmp_path, review_data, bpe, per_device_train_batch_size=size, gradient_accumulation_steps=8 // size)
+    for a, b in zip(logs(whole), logs(parts), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-3)
+        assert a["heads"] == pytest.approx(b["heads"], abs=0.26)
+    assert logs(whole)[0]["grad_norm"] == pytest.approx(logs(parts)[0]["grad_norm"], rel=1e-4)
+    assert logs(whole)[0]["loss"] == pytest.approx(logs(parts)[0]["loss"], rel=1e-5)
+
+
+def test_loss_in_the_log_is_the_mean_over_the_pseudo_batch(tmp_path, review_data, bpe):
+    from abft.attention import decoder, row_attention
+    from abft.prompts import Batch, PseudoBatchSampler, collate
+
+    trainer = run(tmp_path, review_data, bpe, max_steps=1)
+    encoded = encode(bpe, training_prompts(review_data, 32, 4, 42))
+    order = list(PseudoBatchSampler([len(p.input_ids) for p in encoded], 8, 42))[:8]
+    model = tiny_model("llama")
+    objective = ABFTObjective(PIDController(), fixed_threshold=0.03)
+    with row_attention(model), torch.no_grad():
+        loss, metrics = objective(decoder(model), Batch(**collate([encoded[i] for i in order])))
+    entry = logs(trainer)[0]
+    assert entry["loss"] == pytest.approx(loss.item(), rel=1e-4)
+    assert entry["heads"] == pytest.approx(metrics["heads"].item())
+
+
+def test_resume_is_bit_equal_and_keeps_the_pid_state(tmp_path, review_data, bpe):
+    whole = run(tmp_path / "a", review_data, bpe, max_steps=6)
+    run(tmp_path / "b", review_data, bpe, max_steps=4, save_strategy="steps", save_steps=4)
+    resumed = ABFTTrainer(tiny_model("llama"), config(tmp_path / "b", max_steps=6), review_data, bpe)
+    resumed.train(resume_from_checkpoint=str(last_checkpoint(tmp_path / "b")))
+    assert resumed.objective.state() == whole.objective.state()
+    for name, value in weights(whole).items():
+        assert torch.equal(value, weights(resumed)[name]), name
+    assert [e["A"] for e in logs(resumed)] == [e["A"] for e in logs(whole)]
+
+
+def test_lora_resume_is_bit_equal(tmp_path, review_data, bpe):
+    def trainer(folder, **changes):
+        torch.manual_seed(5)
+        return ABFTTrainer(tiny_model("llama"), config(folder, **changes), review_data, bpe, peft_config=LoraConfig(r=4))
+
+    whole = trainer(tmp_path / "a", max_steps=6)
+    whole.train()
+    trainer(tmp_path / "b", max_steps=4, save_strategy="steps", save_steps=4).train()
+    resumed = trainer(tmp_path / "b", max_steps=6)
+    resumed.train(resume_from_checkpoint=str(last_checkpoint(tmp_path / "b")))
+    for name, value in weights(whole).items():
+        assert torch.equal(value, weights(resumed)[name]), name
+
+
+def test_incomplete_checkpoints_are_passed_over(tmp_path):
+    for number, content in ((4, '{"global_step": 4}'), (8, '{"global_st'), (12, None)):
+        folder = tmp_path / f"checkpoint-{number}"
+        folder.mkdir()
+        if content:
+            (folder / "trainer_state.json").write_text(content)
+    assert last_checkpoint(tmp_path).name == "checkpoint-4"
+    assert last_checkpoint(tmp_path / "nowhere") is None
+
+
+def test_lora_saves_a_stock_adapter(tmp_path, review_data, bpe):
+    trainer = ABFTTrainer(tiny_model("gpt2"), config(tmp_path), review_data, bpe, peft_config=LoraConfig(r=4))
+    trainer.train()
+    trainer.save_model(str(tmp_path / "adapter"))
+    names = {path.name for path in (tmp_path / "adapter").iterdir()}
+    assert {"adapter_model.safetensors", "adapter_config.json", "tokenizer.json"} <= names
+    assert not [name for name in names if name.endswith((".bin", ".pt", ".partial"))]
+    stock = PeftModel.from_pretrained(tiny_model("gpt2"), tmp_path / "adapter")
+    ids = torch.arange(5, 20)[None]
+    torch.testing.assert_close(stock(ids).logits, trainer.model.eval()(ids).logits)
+
+
+def test_checkpoints_hold_only_the_changed_tensors(tmp_path, review_data, bpe):
+    from safetensors import safe_open
+
+    run(tmp_path, review_data, bpe, max_steps=2, save_strategy="steps", save_steps=2)
+    with safe_open(tmp_path / "checkpoint-2" / "qk_weights.safetensors", "pt") as file:
+        names = set(file.keys())
+    assert names == {f"model.layers.{i}.self_attn.{p}_proj.weight" for i in (0, 1) for p in "qk"}
+    assert not (tmp_path / "checkpoint-2" / "model.safetensors").exists()
+
+
+def test_dropout_is_off_while_training(tmp_path, review_data, bpe):
+    seen = []
+
+    class Look(TrainerCallback):
+        def on_step_end(self, args, state, control, model=None, **kwargs):
+            seen.append({m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)})
+
+    model = tiny_model("gpt2")
+    trainer = ABFTTrainer(model, config(tmp_path, max_steps=1), review_data, bpe, callbacks=[Look()])
+    trainer.train()
+    assert seen == [{0.0}]
+    assert {m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)} == {0.1}
+
+
+def test_activation_checkpointing_changes_nothing(tmp_path, review_data, bpe):
+    plain = run(tmp_path, review_data, bpe, max_steps=1)
+    saved = run(tmp_path, review_data, bpe, max_steps=1, activation_checkpointing=True)
+    assert logs(plain)[0]["grad_norm"] == pytest.approx(logs(saved)[0]["grad_norm"], rel=1e-5)
+    with pytest.raises(AbftError, match="reentrant"):
+        config(tmp_path, activation_checkpointing=True, activation_checkpointing_kwargs={"use_reentrant": True})
+
+
+def test_bf16_autocast_keeps_float32_rows(tmp_path, review_data, bpe):
+    trainer = run(tmp_path, review_data, bpe, max_steps=2, bf16=True)
+    full = run(tmp_path, review_data, bpe, max_steps=2)
+    assert logs(trainer)[0]["loss"] == pytest.approx(logs(full)[0]["loss"], rel=0.1)
+
+
+def test_non_finite_loss_stops_before_the_step(tmp_path, review_data, bpe):
+    model = tiny_model("llama")
+    trainer = ABFTTrainer(model, config(tmp_path), review_data, bpe)
+    good = trainer.objective
+
+    class Broken:
+        def __call__(self, module, batch):
+            loss, metrics = good(module, batch)
+            return loss * (math.nan if trainer.state.global_step == 1 else 1.0), metrics
+
+        def after_step(self, metrics):
+            return good.after_step(metrics)
+
+        def state(self):
+            return good.state()
+
+        def restore(self, state):
+            good.restore(state)
+
+    trainer.objective = Broken()
+    with pytest.raises(AbftError, match="loss of step 2 is nan"):
+        trainer.train()
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_no_heads_is_refused_in_the_first_step(tmp_path, review_data, bpe):
+    with pytest.raises(AbftError, match="no attention head passed"):
+        run(tmp_path, review_data, bpe, threshold=0.99)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"A0": -1}, "A0 = -1"),
+        ({"A0": 0, "B0": 0}, "both 0"),
+        ({"k": 0}, "k = 0"),
+        ({"threshold": 1.5}, "threshold = 1.5"),
+        ({"learning_rate": math.nan}, "learning_rate = nan"),
+    ],
+)
+def test_bad_settings(tmp_path, changes, message):
+    with pytest.raises(AbftError, match=message):
+        config(tmp_path, **changes)
+
+
+def test_bad_arguments(tmp_path, review_data, bpe):
+    with pytest.raises(AbftError, match="got nothing"):
+        ABFTTrainer(tiny_model("llama"), config(tmp_path), [], bpe)
+    with pytest.raises(AbftError, match="given by name"):
+        ABFTTrainer(tiny_model("llama"), config(tmp_path), review_data, bpe, quantization_config=object())
+    with pytest.raises(AbftError, match="do not fill one pseudo-batch"):
+        run(tmp_path, review_data, bpe, nd=6)
+
+
+def test_four_bit_base_with_lora(tmp_path, review_data, bpe, model_folder):
+    pytest.importorskip("bitsandbytes")
+    from abft.models import four_bit
+
+    args = config(tmp_path, max_steps=2, save_strategy="steps", save_steps=2)
+    with pytest.raises(AbftError, match="trains through LoRA only"):
+        ABFTTrainer(str(model_folder), args, review_data, quantization_config=four_bit())
+    trainer = ABFTTrainer(str(model_folder), args, review_data, peft_config=LoraConfig(r=4), quantization_config=four_bit())
+    before = weights(trainer)
+    trainer.train()
+    assert trainer.model.get_base_model().is_loaded_in_4bit
+    changed = {n for n, p in trainer.model.named_parameters() if not torch.equal(p, before[n])}
+    assert changed
+    assert all("lora_" in n and ("q_proj" in n or "k_proj" in n) for n in changed)
+
+
+def test_model_card(tmp_path, review_data, bpe):
+    trainer = run(tmp_path, review_data, bpe, max_steps=1)
+    trainer.create_model_card()
+    card = (tmp_path / "README.md").read_text()
+    assert "arxiv:2505.14233" in card
+    assert "library_name: abft" in card
+    state = json.loads(json.dumps(trainer.objective.state()))
+    assert state == trainer.objective.state()

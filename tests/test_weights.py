@@ -1,0 +1,173 @@
+import pytest
+import torch
+from peft import LoraConfig, PeftModel
+
+from abft.errors import AbftError
+from abft.weights import (
+    add_lora,
+    apply_weights,
+    load_full_rank,
+    qk_modules,
+    save_full_rank,
+    train_full_rank,
+    trainable_parameters,
+    weight_norms,
+)
+from tiny import FAMILIES, tiny_model
+
+IDS = torch.randint(3, 600, (2, 12), generator=torch.Generator().manual_seed(0))
+FUSED = {"gpt2": "c_attn", "phi3": "qkv_proj", "gpt_neox": "query_key_value", "bloom": "query_key_value"}
+
+
+def step(model, lr=0.05):
+    """One Adam step on the sum of squared logits of all parameters that train."""
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr, weight_decay=0.0)
+    for _ in range(2):
+        model(IDS).logits.square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def value_rows(model, name):
+    """The V part of a fused weight, by the model's own definition of the layout."""
+    module = model.get_submodule(name)
+    weight, heads = module.weight.detach(), model.config.num_attention_heads
+    family, hidden = model.config.model_type, model.config.hidden_size
+    dim = hidden // heads
+    if family == "gpt2":
+        return weight.T[2 * hidden :].clone()
+    if family == "phi3":
+        return weight[(heads + model.config.num_key_value_heads) * dim :].clone()
+    return weight.view(heads, 3, dim, hidden)[:, 2].clone()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_only_queries_and_keys_change(family):
+    model = tiny_model(family)
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    names = {qk.name + ".weight" for qk in qk_modules(model)}
+    train_full_rank(model)
+    step(model)
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name]) == (name not in names), name
+
+
+@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("family", FUSED)
+def test_value_rows_of_fused_weights_stay_bit_equal(family, lora):
+    model = tiny_model(family)
+    names = [qk.name for qk in qk_modules(model)]
+    assert {n.rpartition(".")[2] for n in names} == {FUSED[family]}
+    values = {n: value_rows(model, n) for n in names}
+    whole = {n: model.get_submodule(n).weight.detach().clone() for n in names}
+    if lora:
+        adapted = add_lora(model, LoraConfig(r=4))
+        step(adapted)
+        model = adapted.merge_and_unload()
+    else:
+        train_full_rank(model)
+        step(model)
+    for name in names:
+        assert torch.equal(value_rows(model, name), values[name])
+        assert not torch.equal(model.get_submodule(name).weight, whole[name])
+
+
+def test_mla_trains_key_rows_only():
+    model = tiny_model("deepseek_v3")
+    c, attention = model.config, model.model.layers[0].self_attn
+    before = attention.kv_b_proj.weight.detach().clone().view(4, c.qk_nope_head_dim + c.v_head_dim, -1)
+    latent = attention.kv_a_proj_with_mqa.weight.detach().clone()
+    train_full_rank(model)
+    step(model)
+    after = attention.kv_b_proj.weight.detach().view_as(before)
+    assert torch.equal(after[:, c.qk_nope_head_dim :], before[:, c.qk_nope_head_dim :])
+    assert not torch.equal(after[:, : c.qk_nope_head_dim], before[:, : c.qk_nope_head_dim])
+    assert torch.equal(attention.kv_a_proj_with_mqa.weight[: c.kv_lora_rank], latent[: c.kv_lora_rank])
+
+
+def test_layers_and_counts():
+    model = tiny_model("llama")
+    train_full_rank(model, [1])
+    assert trainable_parameters(model) == 32 * 32 + 16 * 32
+    assert {n.split(".")[2] for n, p in model.named_parameters() if p.requires_grad} == {"1"}
+    with pytest.raises(AbftError, match=r"layers \[7\] cannot be trained; this model's attention layers are 0-1"):
+        train_full_rank(model, [1, 7])
+    fused = tiny_model("gpt2")
+    train_full_rank(fused)
+    assert trainable_parameters(fused) == 2 * 2 * 32 * 32
+    lora = add_lora(tiny_model("llama"), LoraConfig(r=4), layers=[0])
+    assert trainable_parameters(lora) == 4 * (32 + 32) + 4 * (32 + 16)
+
+
+def test_unknown_fused_layout_is_refused():
+    with pytest.raises(AbftError, match="layout of its fused"):
+        qk_modules(tiny_model("falcon"))
+
+
+def test_half_precision_is_refused():
+    with pytest.raises(AbftError, match="needs float32 weights, got bfloat16"):
+        train_full_rank(tiny_model("llama").bfloat16())
+
+
+def trained(tmp_path, family="llama"):
+    model = tiny_model(family)
+    train_full_rank(model)
+    norms = weight_norms(model)
+    step(model)
+    save_full_rank(model, tmp_path, norms)
+    return model
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_full_rank_round_trip_and_extrapolation(tmp_path, family):
+    model = trained(tmp_path, family)
+    fresh = apply_weights(tiny_model(family), tmp_path)
+    assert torch.equal(fresh(IDS).logits, model(IDS).logits)
+    base = dict(tiny_model(family).named_parameters())
+    at = {a: dict(apply_weights(tiny_model(family), tmp_path, a).named_parameters()) for a in (0.0, 1.5)}
+    for name, theta in model.named_parameters():
+        torch.testing.assert_close(at[0.0][name], base[name])
+        torch.testing.assert_close(at[1.5][name], base[name] + 1.5 * (theta - base[name]))
+
+
+def test_weights_of_another_model_are_refused(tmp_path):
+    trained(tmp_path)
+    with pytest.raises(AbftError, match="not the model given.*another shape"):
+        load_full_rank(tiny_model("llama", hidden_size=48), tmp_path)
+    with pytest.raises(AbftError, match="not the model given.*norm"):
+        load_full_rank(tiny_model("llama", initializer_range=0.05, seed=1), tmp_path)
+    with pytest.raises(AbftError, match="not the model given.*missing"):
+        load_full_rank(tiny_model("gpt2"), tmp_path)
+    with pytest.raises(AbftError, match="holds neither"):
+        apply_weights(tiny_model("llama"), tmp_path / "elsewhere")
+    (tmp_path / "qk_weights.safetensors").write_bytes(b"cut short")
+    with pytest.raises(AbftError, match="could not be read"):
+        load_full_rank(tiny_model("llama"), tmp_path)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "phi3"])
+def test_adapter_is_stock_peft(tmp_path, family):
+    model = tiny_model(family)
+    untouched = {n: p.detach().clone() for n, p in model.named_parameters()}
+    adapted = add_lora(model, LoraConfig(r=4, lora_alpha=8))
+    step(adapted)
+    adapted.save_pretrained(tmp_path, save_embedding_layers=False)
+    stock = PeftModel.from_pretrained(tiny_model(family), tmp_path)
+    torch.testing.assert_close(stock(IDS).logits, adapted(IDS).logits)
+    merged = apply_weights(tiny_model(family), tmp_path)
+    torch.testing.assert_close(merged(IDS).logits, adapted(IDS).logits, rtol=1e-4, atol=1e-4)
+    for name, parameter in adapted.unload().named_parameters():
+        assert torch.equal(parameter, untouched[name])
+    base = dict(tiny_model(family).named_parameters())
+    one, far = dict(merged.named_parameters()), dict(apply_weights(tiny_model(family), tmp_path, 1.5).named_parameters())
+    for name, theta0 in base.items():
+        torch.testing.assert_close(far[name], theta0 + 1.5 * (one[name] - theta0), rtol=1e-4, atol=1e-5)
+
+
+def test_adapter_of_another_model_is_refused(tmp_path):
+    adapted = add_lora(tiny_model("llama"), LoraConfig(r=4))
+    adapted.save_pretrained(tmp_path, save_embedding_layers=False)
+    with pytest.raises(AbftError, match="trained on another model"):
+        apply_weights(tiny_model("llama", hidden_size=48), tmp_path)
+    with pytest.raises(AbftError, match="trained on another model"):
+        apply_weights(tiny_model("gpt2"), tmp_path)
