@@ -221,6 +221,21 @@ def test_ctrl_c_saves_a_checkpoint_and_says_how_to_go_on(options, uninterrupted,
     assert ours["abft"]["accuracy"] == theirs["abft"]["accuracy"]
 
 
+def test_two_processes_give_the_same_run(options, tmp_path):
+    assert invoke("train", *arguments(options, batch_size=4), "--output", tmp_path / "one").exit_code == 0
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "-m", "abft.cli", "train"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [*launch, *arguments(options, batch_size=4), "--output", str(tmp_path / "two")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    one, two = (load_file(tmp_path / name / "qk_weights.safetensors") for name in ("one", "two"))
+    for name, tensor in one.items():
+        torch.testing.assert_close(tensor, two[name], rtol=1e-5, atol=1e-6)
+    logs = [[json.loads(x) for x in (tmp_path / n / "log.jsonl").read_text().splitlines()] for n in ("one", "two")]
+    assert [line["heads"] for line in logs[0]] == [line["heads"] for line in logs[1]]
+
+
 def test_occupied_output_folders(options, finished, tmp_path):
     assert "holds another run; use --overwrite" in refused("train", *arguments(options), "--output", finished)
     assert "lr, seed differ" in refused("train", "--resume", "--lr", 5, "--seed", 3, "--output", finished)

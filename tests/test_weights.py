@@ -85,6 +85,18 @@ def test_mla_trains_key_rows_only():
     assert torch.equal(attention.kv_a_proj_with_mqa.weight[: c.kv_lora_rank], latent[: c.kv_lora_rank])
 
 
+def test_gated_queries_keep_their_gate():
+    model = tiny_model("qwen3_next")
+    assert [qk.layer for qk in qk_modules(model)] == [3, 3]  # the other layers have no attention
+    weight = model.model.layers[3].self_attn.q_proj.weight
+    before = weight.detach().clone().view(4, 2, 8, 32)
+    train_full_rank(model)
+    step(model)
+    after = weight.detach().view_as(before)
+    assert torch.equal(after[:, 1], before[:, 1])
+    assert not torch.equal(after[:, 0], before[:, 0])
+
+
 def test_layers_and_counts():
     model = tiny_model("llama")
     train_full_rank(model, [1])

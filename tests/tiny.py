@@ -44,6 +44,21 @@ FAMILIES: dict[str, dict] = {
         "first_k_dense_replace": 1,
     },
 }
+FAMILIES["lfm2"] = {**_GQA, "num_hidden_layers": 3, "layer_types": ["conv", "full_attention", "conv"]}
+FAMILIES["qwen3_next"] = {
+    **_GQA,
+    "num_hidden_layers": 4,
+    "head_dim": 8,
+    "layer_types": ["linear_attention"] * 3 + ["full_attention"],
+    "linear_num_value_heads": 4,
+    "linear_num_key_heads": 2,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    "shared_expert_intermediate_size": 16,
+}
 # Families that ignore transformers' attention interface.
 LEGACY: dict[str, dict] = {
     "falcon": dict(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, num_attention_heads=4),
