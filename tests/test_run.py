@@ -338,7 +338,7 @@ def test_main_prints_one_line_and_no_traceback(tmp_path):
 
 
 def test_learning_rate_rule():
-    assert default_learning_rate(134_000_000, lora=False) == 3e-4
+    assert default_learning_rate(134_000_000, lora=False) == 1e-4
     assert default_learning_rate(774_000_000, lora=False) == 2e-5
     assert default_learning_rate(32_000_000_000, lora=True) == 1e-4
     assert RunConfig(layers="3-5,9").layer_list() == [3, 4, 5, 9]

@@ -1,5 +1,7 @@
 import json
 import math
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -254,3 +256,19 @@ def test_model_card(tmp_path, review_data, bpe):
     assert "library_name: abft" in card
     state = json.loads(json.dumps(trainer.objective.state()))
     assert state == trainer.objective.state()
+
+
+def test_push_to_hub_uploads_weights_and_card(tmp_path, review_data, bpe, monkeypatch):
+    """Everything but the upload itself is real."""
+    uploaded = {}
+
+    def upload(**arguments):
+        folder = Path(arguments["folder_path"])
+        uploaded.update({path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()})
+
+    monkeypatch.setattr("transformers.trainer.create_repo", lambda *a, **k: SimpleNamespace(repo_id="me/tiny-abft"))
+    monkeypatch.setattr("transformers.trainer.upload_folder", upload)
+    trainer = run(tmp_path, review_data, bpe, max_steps=1)
+    trainer.push_to_hub()
+    assert {"README.md", "qk_weights.safetensors", "tokenizer.json"} <= set(uploaded)
+    assert all(uploaded.values())

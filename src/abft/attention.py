@@ -147,11 +147,17 @@ def row_attention(model: nn.Module, implementation: Implementation = IMPLEMENTAT
 
 
 def decoder(model: nn.Module) -> nn.Module:
-    """The part of a causal LM that ends in hidden states, without the LM head; unwraps PEFT models."""
+    """The part of a causal LM that ends in hidden states, without the LM head; unwraps PEFT models.
+
+    Raises:
+        AbftError: the family has no such part.
+    """
     causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
     inner = causal_lm.get_decoder() if hasattr(causal_lm, "get_decoder") else None
     if inner is None or inner is causal_lm:
         inner = causal_lm.base_model
+    if inner is causal_lm:
+        raise AbftError(f"model family {causal_lm.config.model_type!r} has no decoder apart from its LM head")
     return inner
 
 
@@ -178,6 +184,8 @@ def read_rows(
         inputs = {**inputs, "row_positions": query_positions_B[:, None]}
     output = module(input_ids=input_ids, output_attentions=True, use_cache=False, return_dict=True, **inputs)
     attentions = [rows for rows in output.get("attentions") or () if rows is not None]
+    if not attentions and implementation == IMPLEMENTATION:
+        raise RuntimeError("the model returned no rows: read them inside `with row_attention(model):`")
     if implementation == IMPLEMENTATION:
         rows = tuple(rows_BH1S.squeeze(2) for rows_BH1S in attentions)
     else:
@@ -213,9 +221,9 @@ def supported_implementation(model: nn.Module) -> Implementation:
     try:
         with row_attention(model, "eager"):
             eager, _ = read_rows(inner, ids, positions, "eager")
-        if not eager or eager[0].shape[-1] != ids.shape[1]:
+        if not eager or any(rows.shape[-1] != ids.shape[1] for rows in eager):
             raise AbftError(
-                f"model family {family!r} returns no attention weights, not even with eager attention. "
+                f"model family {family!r} does not return attention weights from every layer, not even with eager attention. "
                 "ABFT needs a decoder-only model with softmax attention."
             )
         with row_attention(model):

@@ -4,6 +4,10 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
+import yaml
+
+from abft.models import HUB_NAMES
+
 PAPER = "arXiv 2505.14233"
 
 
@@ -15,13 +19,15 @@ def model_card(
     results: Mapping[str, Mapping[str, float]] | None = None,
 ) -> str:
     """Markdown. `results`: method -> metric -> value, measured on test prompts."""
-    library = "peft" if lora else "abft"
+    metadata = {
+        "base_model": HUB_NAMES.get(base_model, base_model),
+        "library_name": "peft" if lora else "abft",
+        "pipeline_tag": "text-classification",
+        "tags": ["abft", "in-context-learning", "induction-heads", "arxiv:2505.14233"],
+    }
     lines = [
         "---",
-        f"base_model: {base_model}",
-        f"library_name: {library}",
-        "pipeline_tag: text-classification",
-        "tags: [abft, in-context-learning, induction-heads, arxiv:2505.14233]",
+        yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True).rstrip(),
         "---",
         "",
         f"# {base_model}, fine-tuned where it looks (ABFT, {task})",
@@ -42,14 +48,14 @@ def model_card(
             "from peft import PeftModel",
             "from transformers import AutoModelForCausalLM",
             "",
-            f'model = AutoModelForCausalLM.from_pretrained("{base_model}")',
+            f"model = AutoModelForCausalLM.from_pretrained({HUB_NAMES.get(base_model, base_model)!r})",
             'model = PeftModel.from_pretrained(model, "path/to/this/folder")',
         ]
     else:
         lines += [
             "import abft",
             "",
-            f'model, tokenizer = abft.load_model("{base_model}")',
+            f"model, tokenizer = abft.load_model({base_model!r})",
             'model = abft.apply_weights(model, "path/to/this/folder")',
         ]
     lines += ["```", "", "Settings: " + ", ".join(f"{name} {value}" for name, value in settings.items()) + ".", ""]

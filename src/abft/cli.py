@@ -1,11 +1,12 @@
 """The command line. Heavy modules are imported inside the commands, so that `abft --help` is instant."""
 
 import dataclasses
+import errno
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -43,9 +44,6 @@ from abft.cli_options import (
 )
 from abft.config import RunConfig
 from abft.errors import AbftError, RunInterrupted
-
-if TYPE_CHECKING:
-    pass
 
 app = typer.Typer(
     name="abft",
@@ -149,6 +147,8 @@ def train(
     try:
         result = run(wanted, output, overwrite=overwrite, resume=resume)
     except KeyboardInterrupt:
+        if not (output / "config.yaml").is_file():
+            raise RunInterrupted("stopped before anything was written") from None
         raise RunInterrupted(f"stopped. Go on with: abft train --resume --output {output}") from None
     if as_json:
         print(json.dumps(result))
@@ -279,7 +279,7 @@ def heads(
     print(
         f"{summary['heads']:.1f} of {layers * count} heads pass the threshold in a prompt "
         f"(mean over {len(loaded.prompts)} prompts); "
-        f"an average head puts {summary['right_mass'] + summary['wrong_mass']:.1%} of its attention on label tokens"
+        f"an average head puts {summary['mean_right_mass'] + summary['mean_wrong_mass']:.1%} of its attention on label tokens"
     )
 
 
@@ -291,6 +291,7 @@ def predict(
         Path | None, typer.Option("--input", help="File of texts (.csv, .tsv, .jsonl, .parquet).", rich_help_panel=DATA)
     ] = None,
     text_column: TextColumn = DEFAULTS.text_column,
+    trust_remote_code: Trust = False,
     output: Annotated[Path | None, typer.Option(help="Write JSON lines there.", rich_help_panel=OUTPUT)] = None,
     batch_size: Annotated[int, typer.Option(help="Texts in a forward pass.", rich_help_panel=OUTPUT)] = 16,
     as_json: Json = False,
@@ -305,8 +306,8 @@ def predict(
     """
     if text and input:
         raise AbftError("give --text or --input, not both")
-    if output is not None and output.exists():
-        raise AbftError(f"{output} exists; give another --output")
+    if output is not None and (output.exists() or not output.parent.is_dir()):
+        raise AbftError(f"{output} {'exists' if output.exists() else 'is in no folder'}; give another --output")
     if input is not None:
         from abft.data import read_texts
 
@@ -318,9 +319,9 @@ def predict(
     _quiet()
     from abft.predictor import Predictor
 
+    labelled = Predictor.from_run(run, trust_remote_code=trust_remote_code).predict(texts, batch_size=batch_size)
     results: list[dict[str, Any]] = [
-        {"text": t, "label": label, "probabilities": scores}
-        for t, (label, scores) in zip(texts, Predictor.from_run(run).predict(texts, batch_size=batch_size), strict=True)
+        {"text": t, "label": label, "probabilities": scores} for t, (label, scores) in zip(texts, labelled, strict=True)
     ]
     lines = [json.dumps(result, ensure_ascii=False) for result in results]
     if output is not None:
@@ -331,7 +332,7 @@ def predict(
         print("\n".join(lines))
     else:
         for result in results:
-            print(f"{result['label']}\t{max(result['probabilities'].values()):.3f}\t{result['text']}")
+            print(f"{result['label']}\t{max(result['probabilities'].values()):.3f}\t{' '.join(result['text'].split())}")
 
 
 @app.command()
@@ -340,6 +341,7 @@ def merge(
     output: Annotated[Path, typer.Argument(help="Folder of the plain checkpoint.")],
     factor: Annotated[float, typer.Option(help="theta0 + factor * (theta - theta0).")] = 1.0,
     model: Annotated[str | None, typer.Option(help="Base model, if not the run's own.")] = None,
+    trust_remote_code: Trust = False,
 ) -> None:
     """Merge a run into a plain checkpoint that AutoModelForCausalLM loads without abft.
 
@@ -352,7 +354,7 @@ def merge(
     _quiet()
     from abft.merge import merge as merge_run
 
-    print(f"wrote {merge_run(run, output, factor=factor, model=model)}")
+    print(f"wrote {merge_run(run, output, factor=factor, model=model, trust_remote_code=trust_remote_code)}")
 
 
 @dataclasses.dataclass
@@ -411,12 +413,13 @@ def _number(value: object) -> str:
 def _print_table(columns: list[tuple[str, Any]], rows: Sequence[tuple[str, ...]]) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table()
     for title, justify in columns:
-        table.add_column(title, justify=justify)
+        table.add_column(Text(title), justify=justify)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))  # Text: brackets in names are no markup
     Console(width=max(80, Console().width)).print(table)
 
 
@@ -444,6 +447,11 @@ def main() -> None:
     except AbftError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -18,11 +18,12 @@ def read_config_file(ctx: typer.Context, path: Path | None) -> Path | None:
     """Values of a YAML file become this command's defaults; the command line overrides them."""
     if path is not None and not ctx.resilient_parsing:
         values = read_yaml(path)
-        known = [parameter.name or "" for parameter in ctx.command.params if parameter.name not in ("config", "help")]
+        own = [parameter.name or "" for parameter in ctx.command.params if parameter.name not in ("config", "help")]
+        known = [*own, *(f.name for f in fields(RunConfig))]  # a run's config.yaml fits every command
         refuse_unknown_keys(values, known, str(path))
         if isinstance(values.get("label_words"), dict):
             values["label_words"] = [f"{label}={word}" for label, word in values["label_words"].items()]
-        ctx.default_map = {**(ctx.default_map or {}), **{k: v for k, v in values.items() if v is not None}}
+        ctx.default_map = {**(ctx.default_map or {}), **{k: v for k, v in values.items() if v is not None and k in own}}
     return path
 
 
@@ -36,7 +37,7 @@ Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto.", rich_help_panel=MODEL)]
 FourBit = Annotated[bool, typer.Option("--load-in-4bit", help="nf4 base weights; needs --lora-r.", rich_help_panel=MODEL)]
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run the repository's own code.", rich_help_panel=MODEL)]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or balanced.", rich_help_panel=MODEL)]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or balanced.", rich_help_panel=MODEL)]
 TaskName = Annotated[str | None, typer.Option("--task", help="Built-in task, e.g. SST2 (default), TREC.", rich_help_panel=DATA)]
 Data = Annotated[
     str | None, typer.Option(help="Own data: .csv, .tsv, .jsonl, .parquet or a hub data set id.", rich_help_panel=DATA)
@@ -70,6 +71,9 @@ def _run_config(values: dict[str, Any]) -> RunConfig:
     chosen["label_words"] = words
     if "template" in chosen:
         chosen["template"] = chosen["template"].replace("\\n", "\n").replace("\\t", "\t")
+    for name in ("model", "data", "test_data"):  # so that config.yaml works from every folder
+        if chosen.get(name) and Path(chosen[name]).exists():
+            chosen[name] = str(Path(chosen[name]).resolve())
     return RunConfig(**chosen)
 
 
@@ -90,4 +94,5 @@ def config_of(ctx: typer.Context, values: dict[str, Any], run: Path | None) -> R
     if "task" in given or "data" in given:  # another task: nothing of the run's own data description holds
         own = ("task", "data", "text_column", "label_column", "test_data", "template", "label_words")
         given = {name: getattr(DEFAULTS, name) for name in own} | given
+    given["trust_remote_code"] = config.trust_remote_code  # a run folder from elsewhere cannot ask for it
     return dataclasses.replace(read_config(run), **given)

@@ -1,6 +1,7 @@
 """A run's configuration: the command line's flags, config.yaml's keys and `RunConfig`'s fields are the same names."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -28,8 +29,8 @@ class RunConfig:
     """nf4 base weights (bitsandbytes); needs lora_r"""
     trust_remote_code: bool = False
     """run Python code that the model's repository brings"""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:N, or balanced (spread over GPUs)"""
+    device: Literal["auto", "cpu", "cuda", "balanced"] = "auto"
+    """auto: this process's GPU if there is one; balanced: spread over all GPUs"""
 
     task: str | None = None
     """built-in task; the default is SST2 where no data is given"""
@@ -56,7 +57,7 @@ class RunConfig:
     """prompts in a pseudo-batch, i.e. in one optimizer step"""
     batch_size: int = 8
     """prompts in one forward pass of training; divides nb"""
-    steps: int = 24
+    steps: int = 32
     """optimizer steps"""
     lr: float | None = None
     """learning rate; default by model size (see `default_learning_rate`)"""
@@ -113,12 +114,18 @@ class RunConfig:
             raise AbftError(f"nd = {self.nd} training prompts do not fill one pseudo-batch of nb = {self.nb}")
         if self.task is not None and self.data is not None:
             raise AbftError(f"got both task {self.task!r} and data {self.data!r}; give one of them")
-        if self.load_in_4bit and self.lora_r is None:
-            raise AbftError("load_in_4bit trains through LoRA only: give lora_r as well (--lora-r 16)")
-        if self.lora_r is not None and self.lora_r < 1:
-            raise AbftError(f"lora_r = {self.lora_r}: expected at least 1")
-        if self.protocol not in get_args(Protocol):
-            raise AbftError(f"protocol = {self.protocol!r}: expected one of {', '.join(get_args(Protocol))}")
+        if self.data is None:
+            own = ("text_column", "label_column", "test_data", "template")
+            lonely = [f.name for f in fields(self) if f.name in own and getattr(self, f.name) != f.default]
+            if lonely:
+                raise AbftError(f"{', '.join(lonely)} given without data; these describe own data (--data FILE)")
+        for name in ("lora_r", "lora_alpha"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise AbftError(f"{name} = {value}: expected at least 1")
+        if not 0 <= self.seed < 2**32:
+            raise AbftError(f"seed = {self.seed}: expected a number from 0 to 2**32 - 1")
+        refuse_bad_quantities(self.A0, self.B0, self.Cp, self.Ci, self.Cd, self.lr, self.threshold)
         if self.task is not None:
             task_named(self.task)  # refuses unknown tasks before anything heavy is imported
         self.layer_list()
@@ -140,6 +147,19 @@ class RunConfig:
         """Refuses unknown keys, naming the nearest known one."""
         refuse_unknown_keys(values, [f.name for f in fields(cls)], origin)
         return cls(**values)
+
+
+def refuse_bad_quantities(
+    A0: float, B0: float, Cp: float, Ci: float, Cd: float, lr: float | None, threshold: float | None
+) -> None:
+    """Raise AbftError for numbers with which training could only fail."""
+    for name, value in {"A0": A0, "B0": B0, "Cp": Cp, "Ci": Ci, "Cd": Cd, "learning rate": lr}.items():
+        if value is not None and not (math.isfinite(value) and value >= 0):
+            raise AbftError(f"{name} = {value}: expected a finite number of at least 0")
+    if A0 == 0 and B0 == 0:
+        raise AbftError("A0 and B0 are both 0: the loss would be 0")
+    if threshold is not None and not 0 <= threshold < 1:
+        raise AbftError(f"threshold = {threshold}: expected a share of attention in [0, 1)")
 
 
 def refuse_unknown_keys(values: dict[str, Any], known: Sequence[str], origin: str) -> None:
@@ -166,10 +186,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def default_learning_rate(parameters: int, lora: bool) -> float:
-    """The paper's 2e-5 at full rank and 1e-4 with LoRA; 3e-4 and 1e-3 below 500M parameters, where those move too little.
+    """The paper's 1e-4 with LoRA and 2e-5 at full rank; 1e-4 at full rank below 500M parameters, where 2e-5 moves too little.
 
-    The small-model rates are this project's, chosen on training data (results/learning_rate_sst2.json).
+    The small-model rate is this project's, chosen on training data (results/learning_rate_*.json).
     """
-    if parameters < SMALL_MODEL:
-        return 1e-3 if lora else 3e-4
-    return 1e-4 if lora else 2e-5
+    return 1e-4 if lora or parameters < SMALL_MODEL else 2e-5

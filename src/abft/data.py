@@ -88,7 +88,8 @@ def lcg_indices(total: int, picks: Sequence[int], seed: int = SPLIT_SEED) -> lis
 def load_task(name: str, protocol: Protocol = "consistent") -> TaskData:
     """A built-in task with StaICC's splits: 1,024 training, 4,096 demonstration (FP 512, TEE 3,192), 512 test examples.
 
-    Examples of the training pool whose text also occurs among the demonstrations or test queries are dropped.
+    No text stands in two parts: demonstrations that are test queries too are dropped (a handful; not in the `staicc`
+    protocol, which keeps StaICC's own), and so are training examples that stand elsewhere or twice.
 
     Raises:
         AbftError: unknown task, or the StaICC package is missing.
@@ -108,12 +109,19 @@ def load_task(name: str, protocol: Protocol = "consistent") -> TaskData:
     examples = [Example(table[i][0][0], table[i][1]) for i in indices]
     train, rest = examples[:TRAIN_POOL], examples[TRAIN_POOL:]
     demonstrations, test = rest[:demonstration_number], rest[demonstration_number:]
-    return TaskData(task, _without_texts_of(train, rest), tuple(demonstrations), tuple(test))
+    if protocol == "consistent":
+        demonstrations = _without_texts_of(demonstrations, test)
+    return TaskData(task, tuple(_without_texts_of(_unique(train), rest)), tuple(demonstrations), tuple(test))
 
 
-def _without_texts_of(examples: Sequence[Example], others: Sequence[Example]) -> tuple[Example, ...]:
+def _without_texts_of(examples: Sequence[Example], others: Sequence[Example]) -> list[Example]:
     seen = {example.text.strip() for example in others}
-    return tuple(example for example in examples if example.text.strip() not in seen)
+    return [example for example in examples if example.text.strip() not in seen]
+
+
+def _unique(examples: Sequence[Example]) -> list[Example]:
+    """The first example of every text."""
+    return list({example.text.strip(): example for example in reversed(examples)}.values())[::-1]
 
 
 def load_data(
@@ -140,28 +148,35 @@ def load_data(
     Raises:
         AbftError: missing file or column, no rows, empty texts or labels, one class, unknown test labels.
     """
-    rows, hub_test = _rows(source, text_column, label_column)
-    test_rows = hub_test if test_source is None else _rows(test_source, text_column, label_column)[0]
+    origin = str(source) if isinstance(source, str | Path) else "data set"
+    tables = _tables(source)
+    rows = _rows(tables[0], origin, text_column, label_column)
+    if test_source is not None:
+        tables = [tables[0], *_tables(test_source)[-1:]]
+    test_rows = _rows(tables[1], "test data", text_column, label_column) if len(tables) > 1 else None
     labels = tuple(sorted({label for _, label in rows}))
     if len(labels) < 2:
-        raise AbftError(f"{source}: column {label_column!r} holds one label only ({labels[0]!r}); expected at least 2 classes")
-    task_name = name or (Path(str(source)).stem if isinstance(source, str | Path) else "data")
+        raise AbftError(f"{origin}: column {label_column!r} holds one label only ({labels[0]!r}); expected at least 2 classes")
+    task_name = name or (Path(source).stem if isinstance(source, str | Path) else "data")
     task = Task(task_name, Template(template), labels, labels)
     unknown = sorted({label for _, label in test_rows} - set(labels)) if test_rows else []
     if unknown:
-        raise AbftError(f"test data: labels {unknown} do not occur in {source}; its labels are {list(labels)}")
+        raise AbftError(f"test data: labels {unknown} do not occur in {origin}; its labels are {list(labels)}")
 
-    unique = {text.strip(): Example(text, labels.index(label)) for text, label in reversed(rows)}
-    examples = list(reversed(unique.values()))
-    random.Random(SPLIT_SEED).shuffle(examples)
+    def shuffled(pairs: list[tuple[str, str]]) -> list[Example]:
+        examples = _unique([Example(text, labels.index(label)) for text, label in pairs])
+        random.Random(SPLIT_SEED).shuffle(examples)
+        return examples
+
+    examples = shuffled(rows)
     if test_rows:
-        test = tuple(Example(text, labels.index(label)) for text, label in test_rows)[:TEST_QUERIES]
-        examples = list(_without_texts_of(examples, test))
+        test = shuffled(test_rows)[:TEST_QUERIES]
+        examples = _without_texts_of(examples, test)
     else:
         held_out = min(TEST_QUERIES, len(examples) // 4)
-        test, examples = tuple(examples[:held_out]), examples[held_out:]
+        test, examples = examples[:held_out], examples[held_out:]
     train = min(TRAIN_POOL, (len(examples) + 1) // 2)
-    return TaskData(task, tuple(examples[:train]), tuple(examples[train : train + DEMONSTRATION_POOL]), test)
+    return TaskData(task, tuple(examples[:train]), tuple(examples[train : train + DEMONSTRATION_POOL]), tuple(test))
 
 
 def read_texts(path: str | Path, text_column: str = "text") -> list[str]:
@@ -170,19 +185,13 @@ def read_texts(path: str | Path, text_column: str = "text") -> list[str]:
     return _strings(table, text_column, str(path), "text")
 
 
-def _rows(
-    source: "str | Path | datasets.Dataset", text_column: str, label_column: str
-) -> tuple[list[tuple[str, str]], list[tuple[str, str]] | None]:
-    """(text, label) pairs, and those of a hub data set's own test split if it has one."""
-    tables = _tables(source)
-    pairs = []
-    for table in tables:
-        texts = _strings(table, text_column, str(source), "text")
-        pairs.append(list(zip(texts, _strings(table, label_column, str(source), "label"), strict=True)))
-    return pairs[0], pairs[1] if len(pairs) > 1 else None
+def _rows(table: "datasets.Dataset", origin: str, text_column: str, label_column: str) -> list[tuple[str, str]]:
+    texts = _strings(table, text_column, origin, "text")
+    return list(zip(texts, _strings(table, label_column, origin, "label"), strict=True))
 
 
 def _tables(source: "str | Path | datasets.Dataset") -> "list[datasets.Dataset]":
+    """The training table, and the test table that a hub data set brings (the validation split if test has no labels)."""
     if not isinstance(source, str | Path):
         return [source]
     path = Path(source)
@@ -197,8 +206,18 @@ def _tables(source: "str | Path | datasets.Dataset") -> "list[datasets.Dataset]"
         raise AbftError(
             f"{source!r} is neither a file ({', '.join(READERS)}) nor a data set that could be loaded from the hub: {reason}"
         ) from None
+    return labelled_splits(splits)
+
+
+def labelled_splits(splits: "datasets.DatasetDict") -> "list[datasets.Dataset]":
+    """The training split, then the first labelled one of test and validation, if any (class -1 means unlabelled)."""
     train = splits["train"] if "train" in splits else next(iter(splits.values()))
-    return [train, splits["test"]] if "test" in splits and len(splits) > 1 else [train]
+    for name in ("test", "validation"):
+        if name in splits and splits[name] is not train:
+            classes = [c for c, feature in splits[name].features.items() if hasattr(feature, "names")]
+            if not any(value == -1 for column in classes for value in splits[name][column]):
+                return [train, splits[name]]
+    return [train]
 
 
 def _read_file(path: Path) -> "datasets.Dataset":
@@ -235,7 +254,10 @@ def _strings(table: "datasets.Dataset", column: str, source: str, what: str) -> 
         raise AbftError(f"{source}: no rows")
     feature = table.features[column]
     names = getattr(feature, "names", None)
-    values = [None if v is None else names[v] if names else str(v) for v in table[column]]
+    if names:
+        values = [names[v] if v is not None and 0 <= v < len(names) else None for v in table[column]]
+    else:
+        values = [None if v is None else str(v) for v in table[column]]
     empty = [row for row, value in enumerate(values, start=1) if value is None or not value.strip()]
     if empty:
         raise AbftError(f"{source}: {len(empty)} rows have an empty {what} (first: row {empty[0]}). Remove or fill them.")

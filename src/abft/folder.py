@@ -90,7 +90,9 @@ def refuse_other_settings(output: Path, config: RunConfig) -> None:
     differing = [
         f.name
         for f in fields(config)
-        if getattr(config, f.name) != getattr(before, f.name) and not (f.name == "lr" and config.lr is None)
+        if getattr(config, f.name) != getattr(before, f.name)
+        and f.name != "trust_remote_code"
+        and not (f.name == "lr" and config.lr is None)
     ]
     if differing:
         raise AbftError(
@@ -103,7 +105,8 @@ def create_run(output: Path, config: RunConfig, overwrite: bool) -> None:
     """Make the run folder with its config.yaml; what an earlier run left there is deleted if `overwrite`."""
     if overwrite and (output / CONFIG).is_file():
         remove_run(output)
-    refuse_occupied(output)
+    else:
+        refuse_occupied(output)
     try:
         output.mkdir(parents=True, exist_ok=True)
         write_text(output / CONFIG, yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True))
@@ -116,6 +119,8 @@ def remove_run(output: Path) -> None:
     remove_checkpoints(output)
     tokenizer = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
     weights = (FULL_RANK_FILE, ADAPTER_FILE, "adapter_config.json")
+    for path in output.glob("*.partial"):  # what a killed process was writing
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
     for name in (CONFIG, TASK, LOG, METRICS, VANILLA, "README.md", *tokenizer, *weights):
         (output / name).unlink(missing_ok=True)
 
@@ -128,10 +133,15 @@ def remove_checkpoints(output: Path) -> None:
 
 def refuse_small_disk(output: Path, trained_bytes: int) -> None:
     """Raise AbftError unless checkpoints fit: three of weights and two Adam moments each, and the final weights."""
+    refuse_full_disk(output, 10 * trained_bytes)
+
+
+def refuse_full_disk(output: Path, expected: int) -> None:
+    """Raise AbftError unless there is room for `expected` bytes and a margin where `output` is to be."""
     existing = next(path for path in (output, *output.absolute().parents) if path.exists())
-    needed, free = 10 * trained_bytes + 64 * MIB, shutil.disk_usage(existing).free
+    needed, free = expected + 64 * MIB, shutil.disk_usage(existing).free
     if free < needed:
-        raise AbftError(f"{output}: {free // MIB} MiB free, about {needed // MIB} MiB needed for checkpoints. Free some space.")
+        raise AbftError(f"{output}: {free // MIB} MiB free, about {needed // MIB} MiB needed. Free some space.")
 
 
 def disk_error(output: Path, error: Exception) -> AbftError:

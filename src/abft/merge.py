@@ -7,12 +7,14 @@ from pathlib import Path
 
 from abft.config import RunConfig
 from abft.errors import AbftError
-from abft.folder import read_config
+from abft.folder import read_config, refuse_full_disk
 from abft.run import load_run_model
 from abft.weights import apply_weights
 
 
-def merge(run: str | Path, output: str | Path, *, factor: float = 1.0, model: str | None = None) -> Path:
+def merge(
+    run: str | Path, output: str | Path, *, factor: float = 1.0, model: str | None = None, trust_remote_code: bool = False
+) -> Path:
     """Write theta0 + factor * (theta - theta0) as safetensors, with the tokenizer.
 
     Args:
@@ -20,6 +22,7 @@ def merge(run: str | Path, output: str | Path, *, factor: float = 1.0, model: st
         output: a new or empty folder.
         factor: 1 = the trained model, 0 = the base model, above 1 = extrapolation (often better still, for free).
         model: the base model; default: the one the run was trained on. It is loaded unquantised.
+        trust_remote_code: run Python code of the base model's repository; what the run folder says does not count.
 
     Raises:
         AbftError: no weights there, weights of another model, an occupied output folder.
@@ -30,8 +33,10 @@ def merge(run: str | Path, output: str | Path, *, factor: float = 1.0, model: st
     if output.exists() and (output.is_file() or any(output.iterdir())):
         raise AbftError(f"output {output} exists and is not an empty folder")
     config = RunConfig(model=model) if model is not None else read_config(run)
-    base, tokenizer = load_run_model(dataclasses.replace(config, load_in_4bit=False))
+    config = dataclasses.replace(config, load_in_4bit=False, trust_remote_code=trust_remote_code)
+    base, tokenizer = load_run_model(config)
     merged = apply_weights(base, run, factor)
+    refuse_full_disk(output, sum(p.numel() * p.element_size() for p in merged.parameters()))
     staging = output.with_name(f".{output.name}.partial")
     shutil.rmtree(staging, ignore_errors=True)
     try:

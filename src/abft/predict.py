@@ -83,9 +83,9 @@ def evaluate(
             batch = Batch(**{n: t.to(device) for n, t in collate([prompts[i] for i in indices]).items()})
             rows, hidden = read_rows(inner, batch.input_ids, batch.query_positions, implementation)
             at_query = hidden[torch.arange(len(indices), device=hidden.device), batch.query_positions.to(hidden.device)]
-            probabilities[indices] = label_logits(causal_lm, at_query, label_tokens).double().softmax(-1).cpu().numpy()
+            probabilities[indices] = label_logits(causal_lm, at_query, label_tokens).cpu().double().softmax(-1).numpy()
             heads = head_statistics(rows, batch, fixed_threshold)
-            sums = [t.double().sum(1).cpu() for t in (heads.induction, heads.right, heads.wrong)]
+            sums = [t.cpu().double().sum(1) for t in (heads.induction, heads.right, heads.wrong)]
             totals = sums if totals is None else [a + b for a, b in zip(totals, sums, strict=True)]
             if progress:
                 progress(len(indices))
@@ -128,7 +128,7 @@ def label_probabilities(
         cache = _repeated(prefix_cache, len(tails)) if prefix_cache is not None else None
         hidden = inner(input_ids=ids, past_key_values=cache, use_cache=cache is not None)[0]
         at_query = hidden[torch.arange(len(tails), device=hidden.device), lengths.to(hidden.device) - 1]
-        probabilities[indices] = label_logits(causal_lm, at_query, label_tokens).double().softmax(-1).cpu().numpy()
+        probabilities[indices] = label_logits(causal_lm, at_query, label_tokens).cpu().double().softmax(-1).numpy()
         if progress:
             progress(len(indices))
     return probabilities

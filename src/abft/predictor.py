@@ -1,5 +1,6 @@
 """New texts -> labels, with a finished run."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,11 +40,14 @@ class Predictor:
         self.words = label_tokens(tokenizer, task, protocol)
 
     @classmethod
-    def from_run(cls, run: str | Path) -> "Predictor":
-        """Base model, weights, task and demonstrations of a finished run folder. Raises AbftError if it is none."""
+    def from_run(cls, run: str | Path, *, trust_remote_code: bool = False) -> "Predictor":
+        """Base model, weights, task and demonstrations of a finished run folder. Raises AbftError if it is none.
+
+        Remote code runs only if asked for here; what the run folder says does not count.
+        """
         refuse_unfinished(run)
         task, demonstrations, protocol = read_task(run)
-        model, tokenizer = load_run_model(read_config(run))
+        model, tokenizer = load_run_model(dataclasses.replace(read_config(run), trust_remote_code=trust_remote_code))
         return cls(apply_weights(model, run), tokenizer, task, demonstrations, protocol)
 
     def predict(self, texts: Sequence[str], batch_size: int = 16) -> list[tuple[str, dict[str, float]]]:

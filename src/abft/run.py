@@ -1,5 +1,6 @@
 """The main job: evaluate a model, train it, evaluate it again, and leave a run folder."""
 
+import contextlib
 import dataclasses
 import errno
 import json
@@ -66,6 +67,8 @@ def train(config: RunConfig, output: str | Path, *, overwrite: bool = False, res
         RunInterrupted: Ctrl-C; a checkpoint was saved.
     """
     output = Path(output)
+    if config.load_in_4bit and config.lora_r is None:
+        raise AbftError("4-bit weights train through LoRA only: give lora_r as well (--lora-r 16)")
     if resume:
         refuse_other_settings(output, config)
         if (output / METRICS).is_file():
@@ -150,16 +153,12 @@ def make_trainer(
     config: RunConfig, output: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: TaskData
 ) -> ABFTTrainer:
     """The trainer of a configuration. Changes `model`: only W_Q and W_K stay trainable."""
-    per_step = PartialState().num_processes * min(config.batch_size, config.nb)
-    if config.nb % per_step:
-        raise AbftError(f"nb = {config.nb} prompts cannot be shared out to processes in batches: {per_step} at a time")
     rate = default_learning_rate(model.num_parameters(), config.lora_r is not None) if config.lr is None else config.lr
     arguments = ABFTConfig(
         output_dir=str(output),
         learning_rate=rate,
         max_steps=config.steps,
         per_device_train_batch_size=min(config.batch_size, config.nb),
-        gradient_accumulation_steps=config.nb // per_step,
         save_steps=config.save_steps,
         seed=config.seed,
         data_seed=config.seed,
@@ -182,6 +181,12 @@ def make_trainer(
         threshold=config.threshold,
         layers=config.layer_list(),
     )
+    per_pass = arguments.world_size * arguments.per_device_train_batch_size
+    if config.nb % per_pass:
+        raise AbftError(
+            f"nb = {config.nb} prompts cannot be shared out: {arguments.world_size} processes take {per_pass} at a time"
+        )
+    arguments.gradient_accumulation_steps = config.nb // per_pass
     callbacks = [RunLog(output / LOG), StepBar()]
     trainer = ABFTTrainer(model, arguments, data, tokenizer, peft_config=_lora(config), callbacks=callbacks)
     trainer.remove_callback(PrinterCallback)
@@ -193,7 +198,7 @@ def _lora(config: RunConfig) -> "LoraConfig | None":
         return None
     from peft import LoraConfig
 
-    return LoraConfig(r=config.lora_r, lora_alpha=config.lora_alpha or config.lora_r)
+    return LoraConfig(r=config.lora_r, lora_alpha=config.lora_r if config.lora_alpha is None else config.lora_alpha)
 
 
 def summarize(probabilities_NC: np.ndarray, prompts: Sequence[EncodedPrompt], heads: HeadReport) -> dict[str, float]:
@@ -204,8 +209,8 @@ def summarize(probabilities_NC: np.ndarray, prompts: Sequence[EncodedPrompt], he
         "macro_f1": metrics.macro_f1(probabilities_NC, targets),
         "ece": metrics.expected_calibration_error(probabilities_NC, targets),
         "heads": heads.heads,
-        "right_mass": float(heads.right_mass_LH.mean()),
-        "wrong_mass": float(heads.wrong_mass_LH.mean()),
+        "mean_right_mass": float(heads.right_mass_LH.mean()),
+        "mean_wrong_mass": float(heads.wrong_mass_LH.mean()),
     }
 
 
@@ -255,8 +260,9 @@ def _vanilla(
 
 
 def _train(trainer: ABFTTrainer, output: Path) -> tuple[float, int]:
-    """Train, from the last checkpoint if there is one; seconds over all parts of the run, and peak memory in bytes."""
+    """Train, from the last checkpoint if there is one; seconds over all parts of the run, and this part's peak memory."""
     checkpoint = last_checkpoint(output)
+    reset_peak_memory()
     with stop_on_interrupt() as stop:
         trainer.add_callback(stop)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -266,12 +272,21 @@ def _train(trainer: ABFTTrainer, output: Path) -> tuple[float, int]:
             f"Go on with: abft train --resume --output {output}"
         )
     logged = (output / LOG).read_text(encoding="utf-8").splitlines() if (output / LOG).is_file() else []
-    return sum(json.loads(line)["seconds"] for line in logged), peak_memory_bytes()
+    return sum(json.loads(line)["seconds"] for line in logged), peak_memory_bytes(trainer.model.device)
 
 
-def peak_memory_bytes() -> int:
-    """Most memory so far: of the GPUs where they are used, else of this process."""
+def reset_peak_memory() -> None:
+    """Forget the peak so far, where the platform can: GPUs, and processes on Linux."""
     if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            torch.cuda.reset_peak_memory_stats(index)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Most memory since `reset_peak_memory`: of the GPU that holds most, or of this process for a model on the CPU."""
+    if device.type == "cuda":
         return max(torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count()))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS, KiB elsewhere
     return peak if sys.platform == "darwin" else peak * 1024
@@ -290,6 +305,7 @@ def _record(config: RunConfig, data: TaskData, trainer: ABFTTrainer, tests: int,
         "training": {
             "steps": trainer.state.global_step,
             "prompts": trainer.state.global_step * config.nb,
+            "processes": trainer.args.world_size,
             "seconds": round(seconds, 2),
             "trainable_parameters": trainable_parameters(trainer.model),
             "peak_memory_bytes": peak,

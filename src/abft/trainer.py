@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_callback import ExportableState
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers.trainer_callback import ExportableState, TrainerState
+from transformers.trainer_utils import TrainOutput
 
 from abft import weights
 from abft.attention import Implementation, decoder, row_attention, supported_implementation
 from abft.card import model_card
+from abft.config import refuse_bad_quantities
 from abft.data import TaskData
 from abft.errors import AbftError
 from abft.models import context_length, load_model
@@ -39,7 +41,7 @@ class ABFTConfig(TrainingArguments):
     """TrainingArguments with the paper's defaults and the quantities of arXiv 2505.14233.
 
     A pseudo-batch (one optimizer step) is per_device_train_batch_size x gradient_accumulation_steps x processes
-    prompts: 8 x 4 = 32 by default. Small models need a larger learning rate than the paper's 2e-5 (3e-4 at 135M).
+    prompts: 8 x 4 = 32 by default. Small models need a larger learning rate than the paper's 2e-5 (1e-4 at 135M).
     """
 
     learning_rate: float = 2e-5
@@ -68,17 +70,12 @@ class ABFTConfig(TrainingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("A0", "B0", "learning_rate"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise AbftError(f"{name} = {value}: expected a finite number of at least 0")
-        if self.A0 == 0 and self.B0 == 0:
-            raise AbftError("A0 and B0 are both 0: the loss would be 0")
+        refuse_bad_quantities(self.A0, self.B0, self.Cp, self.Ci, self.Cd, self.learning_rate, self.threshold)
         for name in ("k", "nd", "gradient_accumulation_steps", "per_device_train_batch_size"):
             if getattr(self, name) < 1:
                 raise AbftError(f"{name} = {getattr(self, name)}: expected at least 1")
-        if self.threshold is not None and not 0 <= self.threshold < 1:
-            raise AbftError(f"threshold = {self.threshold}: expected a share of attention in [0, 1)")
+        if self.weight_decay:
+            raise AbftError(f"weight_decay = {self.weight_decay}: it would move W_V in fused weights too; use 0")
         if self.activation_checkpointing:
             given = getattr(self, "activation_checkpointing_kwargs", None)
             options: dict = dict(given) if isinstance(given, dict) else {}
@@ -138,6 +135,8 @@ class ABFTTrainer(Trainer):
         optimizers: tuple[Any, Any] = (None, None),
     ) -> None:
         args = ABFTConfig() if args is None else args
+        if args.n_gpu > 1:  # nn.DataParallel would multiply the pseudo-batch; `accelerate launch` uses all GPUs
+            args._n_gpu = 1
         if isinstance(model, str):
             place = "cpu" if args.use_cpu else "auto"
             model, tokenizer = load_model(model, quantization_config=quantization_config, device=place)
@@ -156,13 +155,15 @@ class ABFTTrainer(Trainer):
         if not train_dataset:
             raise AbftError("train_dataset: expected a TaskData or encoded prompts, got nothing")
         self.implementation = supported_implementation(model)
+        set_seed(args.seed)  # LoRA's initial weights
         model = _select_weights(model, args, peft_config)
         _refuse_sharding(model, args)
         self.objective = objective or abft_objective(args, self.implementation)
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.step_metrics: dict[str, float] = {}
         self._sums: dict[str, Tensor] = {}
         self._micro_batches = 0
-        self._base_norms = weights.weight_norms(model)
+        self._base_samples = weights.base_samples(base, weights.qk_modules(base))
         super().__init__(
             model=model,
             args=args,
@@ -173,10 +174,25 @@ class ABFTTrainer(Trainer):
             optimizers=optimizers,
         )
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """As `Trainer.train`. Dropout is off meanwhile; stock attention is back afterwards."""
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
+        """As `Trainer.train`. Dropout is off meanwhile; stock attention is back afterwards.
+
+        `resume_from_checkpoint=True` takes the newest complete checkpoint; one of the last step is loaded, not trained on.
+        """
+        if resume_from_checkpoint is True:
+            newest = last_checkpoint(self.args.output_dir)
+            if newest is None:
+                raise AbftError(f"no complete checkpoint in {self.args.output_dir}")
+            resume_from_checkpoint = str(newest)
+        if resume_from_checkpoint:
+            state = TrainerState.load_from_json(str(Path(resume_from_checkpoint) / "trainer_state.json"))
+            if 0 < self.args.max_steps <= state.global_step:
+                self._load_from_checkpoint(str(resume_from_checkpoint))
+                self.state = state
+                restore_objective(self.objective, state)
+                return TrainOutput(state.global_step, 0.0, {})
         with row_attention(self.model, self.implementation), _without_dropout(self.model):
-            return super().train(*args, **kwargs)
+            return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -184,7 +200,8 @@ class ABFTTrainer(Trainer):
         """The objective's loss; the LM head is left out (one position of it where a wrapper such as DDP is called)."""
         batch = Batch(**inputs)
         module = decoder(self.model) if model is self.model else functools.partial(model, logits_to_keep=1)
-        loss, metrics = self.objective(module, batch)
+        with self.accelerator.autocast():  # accelerate's own autocast covers the whole model's forward only
+            loss, metrics = self.objective(module, batch)
         if not loss.requires_grad and torch.is_grad_enabled():
             raise RuntimeError("the loss has no gradient: activation checkpointing must be non-reentrant")
         for name, value in {"loss": loss.detach(), **metrics}.items():
@@ -209,7 +226,7 @@ class ABFTTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """As `Trainer.log`, with the step's own metrics beside the loss."""
         if "loss" in logs and self.step_metrics:
-            logs = {**logs, **self.step_metrics}
+            logs = {**self.step_metrics, **logs}
         super().log(logs, start_time)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> PseudoBatchSampler:
@@ -222,13 +239,14 @@ class ABFTTrainer(Trainer):
         if not self.args.should_save:
             return
         staging = folder / ".partial"
-        staging.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(parents=True)
         try:
             model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
             if hasattr(model, "get_base_model"):
-                model.save_pretrained(staging, state_dict=state_dict, save_embedding_layers=False)
+                weights.save_adapter(model, staging, self._base_samples)
             else:
-                weights.save_full_rank(model, staging, self._base_norms)
+                weights.save_full_rank(model, staging, self._base_samples)
             if self.processing_class is not None:
                 self.processing_class.save_pretrained(staging)
             for path in staging.iterdir():
@@ -263,9 +281,8 @@ class _Step(TrainerCallback, ExportableState):
         return {"args": {}, "attributes": {"objective": self.trainer.objective.state()}}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        saved = state.stateful_callbacks.get(type(self).__name__)
-        if state.global_step > 0 and saved:
-            self.trainer.objective.restore(saved["attributes"]["objective"])
+        if state.global_step > 0:
+            restore_objective(self.trainer.objective, state)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.started = time.perf_counter()
@@ -275,6 +292,13 @@ class _Step(TrainerCallback, ExportableState):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.step_metrics["seconds"] = time.perf_counter() - self.started
+
+
+def restore_objective(objective: Objective, state: TrainerState) -> None:
+    """Hand an objective the state that a checkpoint holds."""
+    saved = state.stateful_callbacks.get(_Step.__name__)
+    if saved:
+        objective.restore(saved["attributes"]["objective"])
 
 
 def _select_weights(model: PreTrainedModel, args: ABFTConfig, peft_config: "LoraConfig | None") -> PreTrainedModel:
@@ -304,14 +328,18 @@ def _refuse_sharding(model: nn.Module, args: ABFTConfig) -> None:
 @contextmanager
 def _without_dropout(model: nn.Module) -> Iterator[None]:
     """Changes `model` while open: the rows are a measurement, and dropout below them is noise in it."""
-    dropouts = [(module, module.p) for module in model.modules() if isinstance(module, nn.Dropout)]
+    before = []
+    for module in model.modules():
+        names = [name for name, value in vars(module).items() if "drop" in name and isinstance(value, float)]
+        names += ["p"] if isinstance(module, nn.Dropout) else []
+        before += [(module, name, getattr(module, name)) for name in names]
     try:
-        for module, _ in dropouts:
-            module.p = 0.0
+        for module, name, _ in before:
+            setattr(module, name, 0.0)
         yield
     finally:
-        for module, p in dropouts:
-            module.p = p
+        for module, name, value in before:
+            setattr(module, name, value)
 
 
 def last_checkpoint(folder: str | Path) -> Path | None:

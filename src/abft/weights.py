@@ -5,7 +5,6 @@ fuses Q, K and V into one weight, gradients of the other rows are zeroed, so tha
 """
 
 import json
-import math
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -17,7 +16,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from abft.attention import decoder
 from abft.errors import AbftError
+from abft.models import HUB_NAMES
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -25,8 +26,10 @@ if TYPE_CHECKING:
 
 FULL_RANK_FILE = "qk_weights.safetensors"
 ADAPTER_FILE = "adapter_model.safetensors"
+BASE_FILE = "abft_base.json"
+SAMPLES = 16  # entries of each base weight that are remembered
+BASE_TOLERANCE = 0.005  # mean relative difference; half precision of the same base passes, another model does not
 _FORMAT = "abft-qk-1"
-_BASE_NORM_TOLERANCE = 0.02  # relative; another precision of the same base passes, another model does not
 
 
 @dataclass(frozen=True)
@@ -56,20 +59,19 @@ def _outputs(leaf: str, module: nn.Module, model: "PreTrainedModel") -> Tensor |
     dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     family = config.model_type
     out = module.nf if hasattr(module, "nf") else module.out_features  # Conv1D has nf
-    masks: dict[tuple[str, str], Tensor] = {}
+    mask: Tensor | None = None
     if leaf == "q_proj" and family in ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text") and out == 2 * heads * dim:
-        return _interleaved(heads, [(dim, True), (dim, False)])
-    if leaf in ("q_proj", "k_proj", "q_b_proj"):
+        mask = _interleaved(heads, [(dim, True), (dim, False)])  # queries and gate
+    elif leaf in ("q_proj", "k_proj", "q_b_proj"):
         return None
-    if leaf in ("kv_b_proj", "kv_a_proj_with_mqa"):
-        masks[family, "kv_b_proj"] = _interleaved(heads, [(config.qk_nope_head_dim, True), (config.v_head_dim, False)])
-        rotary = config.qk_rope_head_dim
-        masks[family, "kv_a_proj_with_mqa"] = torch.tensor([False] * config.kv_lora_rank + [True] * rotary)
-    masks["gpt2", "c_attn"] = _blocks(heads, heads, dim)
-    masks["phi3", "qkv_proj"] = _blocks(heads, kv_heads, dim)
-    masks["gpt_neox", "query_key_value"] = _interleaved(heads, [(dim, True), (dim, True), (dim, False)])
-    masks["bloom", "query_key_value"] = masks["gpt_neox", "query_key_value"]
-    mask = masks.get((family, leaf))
+    elif leaf == "kv_b_proj":
+        mask = _interleaved(heads, [(config.qk_nope_head_dim, True), (config.v_head_dim, False)])
+    elif leaf == "kv_a_proj_with_mqa":
+        mask = torch.tensor([False] * config.kv_lora_rank + [True] * config.qk_rope_head_dim)
+    elif (family, leaf) in (("gpt2", "c_attn"), ("phi3", "qkv_proj")):
+        mask = _blocks(heads, kv_heads, dim)
+    elif (family, leaf) in (("gpt_neox", "query_key_value"), ("bloom", "query_key_value")):
+        mask = _interleaved(heads, [(dim, True), (dim, True), (dim, False)])
     if mask is None or len(mask) != out:
         raise AbftError(
             f"model family {family!r}: the layout of its fused {leaf!r} is not known, so W_Q and W_K cannot be told from W_V"
@@ -86,15 +88,15 @@ def qk_modules(model: "PreTrainedModel", layers: Collection[int] | None = None) 
     Raises:
         AbftError: none found, an unknown fused layout, or layers that do not exist.
     """
-    from abft.attention import decoder
-
     prefix = next(name for name, module in model.named_modules() if module is decoder(model))
+    kinds = getattr(model.config.get_text_config(), "layer_types", None) or []
+    without_attention = {i for i, kind in enumerate(kinds) if "attention" not in kind or "linear" in kind}
     found = []
     for name, module in model.named_modules():
         leaf = name.rpartition(".")[2]
         inside = name.startswith(prefix + ".") if prefix else True
         number = re.search(r"\.(\d+)\.", f".{name}.")
-        if leaf in _LEAVES and inside and number and hasattr(module, "weight"):
+        if leaf in _LEAVES and inside and number and hasattr(module, "weight") and int(number[1]) not in without_attention:
             found.append(QKModule(name, int(number[1]), _outputs(leaf, module, model)))
     if not found:
         raise AbftError(
@@ -121,7 +123,7 @@ def _keep_only(parameter: Tensor, mask: Tensor) -> None:
 
 
 def train_full_rank(model: "PreTrainedModel", layers: Collection[int] | None = None) -> None:
-    """Changes `model`: only W_Q and W_K require gradients (weights, not biases). Use no weight decay.
+    """Changes `model`: only W_Q and W_K require gradients (weights, not biases). Weight decay would move V rows too.
 
     Raises:
         AbftError: the weights are quantised or in half precision, where small updates would be lost.
@@ -157,13 +159,23 @@ def add_lora(model: "PreTrainedModel", config: "LoraConfig", layers: Collection[
     config.fan_in_fan_out = any(hasattr(model.get_submodule(qk.name), "nf") for qk in modules)
     config.task_type = config.task_type or "CAUSAL_LM"
     peft_model = get_peft_model(model, config)
+    name = str(model.config.name_or_path)
+    peft_model.active_peft_config.base_model_name_or_path = HUB_NAMES.get(name, name)
     mask_lora(peft_model)
     return peft_model
 
 
 def mask_lora(peft_model: "PeftModel") -> None:
-    """Changes `peft_model`: LoRA on fused weights learns Q and K outputs only (B starts at 0, so dW_V stays 0)."""
+    """Changes `peft_model`: LoRA on fused weights learns Q and K outputs only (B starts at 0, so dW_V stays 0).
+
+    Raises:
+        AbftError: something else than W_Q and W_K trains.
+    """
     base = peft_model.get_base_model()
+    inside = tuple(f"{qk.name}." for qk in qk_modules(base))
+    other = [name for name, p in base.named_parameters() if p.requires_grad and not name.startswith(inside)]
+    if other:
+        raise AbftError(f"only W_Q and W_K may train, but the adapter has {other[0]}; leave target_modules unset")
     for name, module in base.named_modules():
         leaf = name.rpartition(".")[2]
         if leaf in _LEAVES and hasattr(module, "lora_B"):
@@ -192,24 +204,45 @@ def trainable_parameters(model: nn.Module) -> int:
     return counted
 
 
-def save_full_rank(model: "PreTrainedModel", folder: str | Path, base_norms: dict[str, float]) -> None:
-    """Write the trained tensors to `folder/qk_weights.safetensors`.
+def base_samples(model: "PreTrainedModel", modules: Collection[QKModule]) -> dict[str, list[float]]:
+    """A few evenly spaced entries of every weight of `modules`, by which a base model is recognised; none if quantised."""
+    samples = {}
+    for qk in modules:
+        module = model.get_submodule(qk.name)
+        weight = (module.get_base_layer() if hasattr(module, "get_base_layer") else module).weight.detach()
+        if weight.dtype.is_floating_point:
+            entries = weight.flatten()[:: max(1, weight.numel() // SAMPLES)][:SAMPLES]
+            samples[qk.name] = [round(entry, 6) for entry in entries.float().tolist()]
+    return samples
 
-    Args:
-        base_norms: `weight_norms` of the model before training, by which another base model is recognised.
-    """
+
+def refuse_other_base(model: "PreTrainedModel", samples: dict[str, list[float]], made_for: str) -> None:
+    """Raise AbftError unless `model` has the weights that `base_samples` saw; half precision of them passes."""
+    modules = {qk.name: qk for qk in qk_modules(model)}
+    for name, expected in samples.items():
+        if name not in modules:
+            raise AbftError(f"{made_for}: {name} is missing there")
+        got = base_samples(model, [modules[name]]).get(name)
+        if got is None:
+            continue
+        if len(got) != len(expected):
+            raise AbftError(f"{made_for}: {name} is of another shape there")
+        difference = sum(abs(a - b) for a, b in zip(got, expected, strict=True))
+        if difference > BASE_TOLERANCE * sum(map(abs, expected)) + 1e-5:
+            raise AbftError(f"{made_for}: {name} has other values there")
+
+
+def save_full_rank(model: "PreTrainedModel", folder: str | Path, samples: dict[str, list[float]]) -> None:
+    """Write the trained tensors to `folder/qk_weights.safetensors`; `samples` are the `base_samples` before training."""
     tensors = {n: p.detach().cpu().contiguous() for n, p in model.named_parameters() if p.requires_grad}
-    metadata = {
-        "format": _FORMAT,
-        "base_model": str(model.config.name_or_path),
-        "base_norms": json.dumps(base_norms),
-    }
+    metadata = {"format": _FORMAT, "base_model": str(model.config.name_or_path), "base_samples": json.dumps(samples)}
     save_file(tensors, Path(folder) / FULL_RANK_FILE, metadata=metadata)
 
 
-def weight_norms(model: nn.Module) -> dict[str, float]:
-    """Frobenius norm of every parameter that requires a gradient."""
-    return {n: p.detach().float().norm().item() for n, p in model.named_parameters() if p.requires_grad}
+def save_adapter(model: "PeftModel", folder: str | Path, samples: dict[str, list[float]]) -> None:
+    """Write a stock PEFT adapter, and beside it the `base_samples` before training."""
+    model.save_pretrained(str(folder), save_embedding_layers=False)
+    (Path(folder) / BASE_FILE).write_text(json.dumps(samples), encoding="utf-8")
 
 
 @torch.no_grad()
@@ -232,15 +265,12 @@ def load_full_rank(model: "PreTrainedModel", folder: str | Path, factor: float =
         raise AbftError(f"{path} could not be read: {error}. Was writing it cut short?") from None
     if metadata.get("format") != _FORMAT:
         raise AbftError(f"{path}: expected format {_FORMAT}, got {metadata.get('format')!r}")
-    base_norms = json.loads(metadata["base_norms"])
     made_for = f"{path} was trained on {metadata['base_model']!r}, which is not the model given"
     for name, tensor in saved.items():
-        parameter = parameters.get(name)
-        if parameter is None or parameter.shape != tensor.shape:
-            raise AbftError(f"{made_for}: {name} is {'missing' if parameter is None else 'of another shape'} there")
-        norm = parameter.float().norm().item()
-        if check_base and not math.isclose(norm, base_norms[name], rel_tol=_BASE_NORM_TOLERANCE):
-            raise AbftError(f"{made_for}: {name} has norm {norm:.4g}, expected {base_norms[name]:.4g}")
+        if name not in parameters or parameters[name].shape != tensor.shape:
+            raise AbftError(f"{made_for}: {name} is {'of another shape' if name in parameters else 'missing'} there")
+    if check_base:
+        refuse_other_base(model, json.loads(metadata["base_samples"]), made_for)
     for name, tensor in saved.items():
         theta0 = parameters[name]
         new = tensor.to(theta0.device)
@@ -249,6 +279,8 @@ def load_full_rank(model: "PreTrainedModel", folder: str | Path, factor: float =
 
 def apply_weights(model: "PreTrainedModel", folder: str | Path, factor: float = 1.0) -> "PreTrainedModel":
     """Changes `model`, the base model: a run's weights are merged in, extrapolated by `factor`; returns the plain model.
+
+    A quantised base keeps its adapter beside it (merging would round it away) and comes back as a PEFT model.
 
     Raises:
         AbftError: no weights in `folder`, or weights of another model.
@@ -259,16 +291,23 @@ def apply_weights(model: "PreTrainedModel", folder: str | Path, factor: float = 
         return model
     if not (folder / ADAPTER_FILE).is_file():
         raise AbftError(f"{folder} holds neither {FULL_RANK_FILE} nor {ADAPTER_FILE}; is it the folder of a finished run?")
-    from peft import PeftModel
+    from peft import PeftModel, get_peft_model_state_dict
     from peft.tuners.lora import LoraLayer
 
+    made_for = f"the adapter in {folder} was trained on another model"
+    if (folder / BASE_FILE).is_file():
+        refuse_other_base(model, json.loads((folder / BASE_FILE).read_text(encoding="utf-8")), made_for)
+    quantised = getattr(model, "is_quantized", False)
     try:
         adapted = PeftModel.from_pretrained(model, str(folder))
     except (RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0][:160]
-        raise AbftError(f"the adapter in {folder} was trained on another model: {reason}") from None
+        raise AbftError(f"{made_for}: {str(error).strip().splitlines()[0][:160]}") from None
+    with safe_open(folder / ADAPTER_FILE, framework="pt") as file:
+        differing = set(file.keys()) ^ set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
+    if differing:
+        raise AbftError(f"{made_for}: {min(differing)} stands in one of them only")
     for module in adapted.modules():
         if isinstance(module, LoraLayer):
             for name in module.scaling:
                 module.set_scale(name, factor)
-    return adapted.merge_and_unload()
+    return adapted if quantised else adapted.merge_and_unload()
