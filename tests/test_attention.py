@@ -145,9 +145,21 @@ def test_sparse_indexers_and_recurrent_models_are_refused():
     model.config.index_topk = 4
     with pytest.raises(AbftError, match="sparse indexer"):
         supported_implementation(model)
+    minimax = tiny_model("minimax", **FAMILIES["llama"], num_local_experts=2)
+    with pytest.raises(AbftError, match="not return attention weights from every layer"):
+        supported_implementation(minimax)
     mamba = tiny_model("mamba", vocab_size=700, hidden_size=16, num_hidden_layers=2, state_size=4)
-    with pytest.raises(AbftError, match="no attention weights"):
+    with pytest.raises(AbftError, match="not return attention weights"):
         supported_implementation(mamba)
+
+
+def test_models_without_a_decoder_and_rows_outside_the_context_are_refused():
+    llama4 = tiny_model("llama4_text", **FAMILIES["llama"], intermediate_size_mlp=64, num_local_experts=2, head_dim=8)
+    with pytest.raises(AbftError, match="no decoder apart from its LM head"):
+        supported_implementation(llama4)
+    ids, _, positions = padded("none")
+    with pytest.raises(RuntimeError, match="inside `with row_attention"):
+        read_rows(decoder(tiny_model("llama")), ids, positions)
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2"])

@@ -4,7 +4,7 @@ import io
 import datasets
 import pytest
 
-from abft.data import lcg_indices, load_data, load_task, read_texts
+from abft.data import labelled_splits, lcg_indices, load_data, load_task, read_texts
 from abft.errors import AbftError
 from abft.tasks import TASKS
 
@@ -17,9 +17,13 @@ def parts(data):
 def test_builtin_tasks_do_not_overlap(name):
     data = load_task(name)
     train, demonstrations, test = parts(data)
-    assert not train & (demonstrations | test)
+    assert not train & demonstrations
+    assert not train & test
+    assert not demonstrations & test
+    assert len(train) == len(data.train)  # no text twice, so no prompt holds its own query
     assert len(data.test) == 512
-    assert len(data.demonstrations) == {"FP": 512, "TEE": 3192}.get(name, 4096)
+    whole = {"FP": 512, "TEE": 3192}.get(name, 4096)
+    assert whole - 50 < len(data.demonstrations) <= whole
     assert 900 < len(data.train) <= 1024
     assert {e.label for e in data.test} <= set(range(len(data.task.labels)))
 
@@ -34,7 +38,7 @@ def test_splits_equal_staicc(name):
     loader = getattr(hgf_dataset_loader, abft.data._STAICC_LOADERS[name])()
     demonstration_number = abft.data._STAICC_DEMONSTRATIONS.get(name, 4096)
     theirs = dataset_interface.triplet_dataset(loader, 1024, demonstration_number, 512)
-    ours = load_task(name)
+    ours = load_task(name, "staicc")
     assert [(e.text, e.label) for e in ours.test] == [(x[0][0], x[1]) for x in theirs.test.table]
     assert [(e.text, e.label) for e in ours.demonstrations] == [(x[0][0], x[1]) for x in theirs.demonstration.table]
     pool = [(x[0][0], x[1]) for x in theirs.calibration.table]
@@ -83,6 +87,28 @@ def test_duplicates_are_kept_once_and_test_texts_leave_training(tmp_path):
     train, demonstrations, test = parts(data)
     assert test == {"text 3", "other"}
     assert "text 3" not in train | demonstrations
+
+
+def test_a_sorted_test_set_is_not_cut_to_one_class(reviews, tmp_path):
+    rows = [f"sorted text {i},{'negative' if i < 600 else 'positive'}" for i in range(1200)]
+    (tmp_path / "sorted.csv").write_text("review,stars\n" + "\n".join(rows))
+    data = load_data(reviews, "review", "stars", test_source=tmp_path / "sorted.csv")
+    assert len(data.test) == 512
+    assert 150 < sum(e.label for e in data.test) < 360
+
+
+def test_unlabelled_hub_splits_are_passed_over():
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])})
+
+    def split(labels):
+        return datasets.Dataset.from_dict({"text": [f"t{i}" for i in range(len(labels))], "label": labels}, features=features)
+
+    train, hidden, validation = split([0, 1] * 4), split([-1] * 4), split([1, 0, 1])
+    splits = datasets.DatasetDict({"train": train, "test": hidden, "validation": validation})
+    assert labelled_splits(splits) == [train, validation]
+    assert labelled_splits(datasets.DatasetDict({"train": train, "test": hidden})) == [train]
+    with pytest.raises(AbftError, match="4 rows have an empty label"):
+        load_data(hidden)
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,10 @@ import abft
 SOURCE = Path(abft.__file__).parent
 # From the bottom to the top; a module imports only from levels below its own.
 LEVELS = [
-    {"errors", "heads", "loss", "pid", "metrics", "card"},
+    {"errors", "heads", "loss", "pid", "metrics"},
     {"tasks", "attention"},
     {"data", "config", "models"},
-    {"prompts", "weights"},
+    {"prompts", "weights", "card"},
     {"objective", "folder"},
     {"predict", "trainer", "callbacks"},
     {"run"},

@@ -13,7 +13,7 @@ from abft.objective import ABFTObjective
 from abft.pid import PIDController
 from abft.prompts import encode, training_prompts
 from abft.trainer import ABFTConfig, ABFTTrainer, last_checkpoint
-from tiny import tiny_model
+from tiny import FAMILIES, tiny_model
 
 
 def config(folder, **changes):
@@ -103,9 +103,30 @@ def test_resume_is_bit_equal_and_keeps_the_pid_state(tmp_path, review_data, bpe)
     assert [e["A"] for e in logs(resumed)] == [e["A"] for e in logs(whole)]
 
 
+def test_resuming_a_finished_training_adds_no_step(tmp_path, review_data, bpe):
+    done = run(tmp_path, review_data, bpe, save_strategy="steps", save_steps=4)
+    again = ABFTTrainer(tiny_model("llama"), config(tmp_path), review_data, bpe)
+    again.train(resume_from_checkpoint=True)
+    assert again.state.global_step == 4
+    assert again.objective.state() == done.objective.state()
+    for name, value in weights(done).items():
+        assert torch.equal(value, weights(again)[name]), name
+    with pytest.raises(AbftError, match="no complete checkpoint"):
+        ABFTTrainer(tiny_model("llama"), config(tmp_path / "x"), review_data, bpe).train(resume_from_checkpoint=True)
+
+
+def test_the_seed_decides_lora_too(tmp_path, review_data, bpe):
+    def initial(seed):
+        lora = LoraConfig(r=4)
+        return weights(ABFTTrainer(tiny_model("llama"), config(tmp_path, seed=seed), review_data, bpe, peft_config=lora))
+
+    name = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight"
+    assert torch.equal(initial(1)[name], initial(1)[name])
+    assert not torch.equal(initial(1)[name], initial(2)[name])
+
+
 def test_lora_resume_is_bit_equal(tmp_path, review_data, bpe):
     def trainer(folder, **changes):
-        torch.manual_seed(5)
         return ABFTTrainer(tiny_model("llama"), config(folder, **changes), review_data, bpe, peft_config=LoraConfig(r=4))
 
     whole = trainer(tmp_path / "a", max_steps=6)
@@ -149,18 +170,27 @@ def test_checkpoints_hold_only_the_changed_tensors(tmp_path, review_data, bpe):
     assert not (tmp_path / "checkpoint-2" / "model.safetensors").exists()
 
 
-def test_dropout_is_off_while_training(tmp_path, review_data, bpe):
-    seen = []
+@pytest.mark.parametrize("family", FAMILIES)
+def test_dropout_is_off_while_training(tmp_path, review_data, bpe, family):
+    outputs = []
 
     class Look(TrainerCallback):
         def on_step_end(self, args, state, control, model=None, **kwargs):
-            seen.append({m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)})
+            assert model.training
+            with torch.no_grad():
+                outputs.extend(model(torch.arange(5, 40)[None]).logits for _ in range(2))
 
-    model = tiny_model("gpt2")
-    trainer = ABFTTrainer(model, config(tmp_path, max_steps=1), review_data, bpe, callbacks=[Look()])
+    changes = {"gpt2": {}, "lfm2": {}, "opt": {"dropout": 0.3}}.get(family, {"attention_dropout": 0.3})
+    model = tiny_model(family, **changes)
+    args = config(tmp_path, max_steps=1, head_filter=False)
+    trainer = ABFTTrainer(model, args, review_data, bpe, callbacks=[Look()])
     trainer.train()
-    assert seen == [{0.0}]
-    assert {m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)} == {0.1}
+    assert torch.equal(*outputs)
+    before = torch.random.get_rng_state()
+    model.train()
+    active = [model(torch.arange(5, 40)[None]).logits for _ in range(2)]
+    torch.random.set_rng_state(before)
+    assert torch.equal(*active) == (family == "lfm2")  # back after training; LFM2 has none
 
 
 def test_activation_checkpointing_changes_nothing(tmp_path, review_data, bpe):
@@ -171,9 +201,15 @@ def test_activation_checkpointing_changes_nothing(tmp_path, review_data, bpe):
         config(tmp_path, activation_checkpointing=True, activation_checkpointing_kwargs={"use_reentrant": True})
 
 
-def test_bf16_autocast_keeps_float32_rows(tmp_path, review_data, bpe):
-    trainer = run(tmp_path, review_data, bpe, max_steps=2, bf16=True)
+def test_bf16_computes_in_bfloat16_with_float32_weights_and_rows(tmp_path, review_data, bpe):
+    seen = set()
+    model = tiny_model("llama")
+    model.model.layers[0].self_attn.q_proj.register_forward_hook(lambda m, args, output: seen.add(output.dtype))
+    trainer = run(tmp_path, review_data, bpe, model, max_steps=2, bf16=True)
+    assert seen >= {torch.bfloat16}
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
     full = run(tmp_path, review_data, bpe, max_steps=2)
+    assert logs(trainer)[0]["loss"] != logs(full)[0]["loss"]
     assert logs(trainer)[0]["loss"] == pytest.approx(logs(full)[0]["loss"], rel=0.1)
 
 
@@ -215,7 +251,9 @@ def test_no_heads_is_refused_in_the_first_step(tmp_path, review_data, bpe):
         ({"A0": 0, "B0": 0}, "both 0"),
         ({"k": 0}, "k = 0"),
         ({"threshold": 1.5}, "threshold = 1.5"),
-        ({"learning_rate": math.nan}, "learning_rate = nan"),
+        ({"learning_rate": math.nan}, "learning rate = nan"),
+        ({"Cp": math.inf}, "Cp = inf"),
+        ({"weight_decay": 0.1}, "weight_decay = 0.1"),
     ],
 )
 def test_bad_settings(tmp_path, changes, message):
@@ -266,8 +304,8 @@ def test_push_to_hub_uploads_weights_and_card(tmp_path, review_data, bpe, monkey
         folder = Path(arguments["folder_path"])
         uploaded.update({path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()})
 
-    monkeypatch.setattr("transformers.trainer.create_repo", lambda *a, **k: SimpleNamespace(repo_id="me/tiny-abft"))
-    monkeypatch.setattr("transformers.trainer.upload_folder", upload)
+    hub = SimpleNamespace(create_repo=lambda *a, **k: SimpleNamespace(repo_id="me/tiny-abft"), upload_folder=upload)
+    monkeypatch.setattr("transformers.trainer.hf_api", lambda: hub)
     trainer = run(tmp_path, review_data, bpe, max_steps=1)
     trainer.push_to_hub()
     assert {"README.md", "qk_weights.safetensors", "tokenizer.json"} <= set(uploaded)

@@ -1,17 +1,19 @@
 import pytest
 import torch
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 
 from abft.errors import AbftError
 from abft.weights import (
     add_lora,
     apply_weights,
+    base_samples,
     load_full_rank,
+    mask_lora,
     qk_modules,
+    save_adapter,
     save_full_rank,
     train_full_rank,
     trainable_parameters,
-    weight_norms,
 )
 from tiny import FAMILIES, tiny_model
 
@@ -97,6 +99,12 @@ def test_gated_queries_keep_their_gate():
     assert not torch.equal(after[:, 0], before[:, 0])
 
 
+def test_linear_attention_is_no_attention():
+    kinds = ["linear_attention"] * 3 + ["full_attention"]
+    model = tiny_model("olmo_hybrid", **{**FAMILIES["llama"], "num_hidden_layers": 4, "layer_types": kinds})
+    assert {qk.layer for qk in qk_modules(model)} == {3}
+
+
 def test_layers_and_counts():
     model = tiny_model("llama")
     train_full_rank(model, [1])
@@ -124,9 +132,9 @@ def test_half_precision_is_refused():
 def trained(tmp_path, family="llama"):
     model = tiny_model(family)
     train_full_rank(model)
-    norms = weight_norms(model)
+    samples = base_samples(model, qk_modules(model))
     step(model)
-    save_full_rank(model, tmp_path, norms)
+    save_full_rank(model, tmp_path, samples)
     return model
 
 
@@ -146,8 +154,9 @@ def test_weights_of_another_model_are_refused(tmp_path):
     trained(tmp_path)
     with pytest.raises(AbftError, match="not the model given.*another shape"):
         load_full_rank(tiny_model("llama", hidden_size=48), tmp_path)
-    with pytest.raises(AbftError, match="not the model given.*norm"):
-        load_full_rank(tiny_model("llama", initializer_range=0.05, seed=1), tmp_path)
+    with pytest.raises(AbftError, match="not the model given.*other values"):
+        load_full_rank(tiny_model("llama", seed=1), tmp_path)
+    load_full_rank(tiny_model("llama").bfloat16(), tmp_path)  # the same base in half precision
     with pytest.raises(AbftError, match="not the model given.*missing"):
         load_full_rank(tiny_model("gpt2"), tmp_path)
     with pytest.raises(AbftError, match="holds neither"):
@@ -176,9 +185,25 @@ def test_adapter_is_stock_peft(tmp_path, family):
         torch.testing.assert_close(far[name], theta0 + 1.5 * (one[name] - theta0), rtol=1e-4, atol=1e-5)
 
 
+def test_adapters_on_other_weights_are_refused():
+    with pytest.raises(AbftError, match=r"only W_Q and W_K may train.*v_proj"):
+        add_lora(tiny_model("llama"), LoraConfig(r=4, target_modules=["q_proj", "v_proj"]))
+    stock = get_peft_model(tiny_model("llama"), LoraConfig(r=4))  # PEFT's default targets are q and v
+    with pytest.raises(AbftError, match="only W_Q and W_K"):
+        mask_lora(stock)
+
+
 def test_adapter_of_another_model_is_refused(tmp_path):
-    adapted = add_lora(tiny_model("llama"), LoraConfig(r=4))
-    adapted.save_pretrained(tmp_path, save_embedding_layers=False)
+    base = tiny_model("llama")
+    samples = base_samples(base, qk_modules(base))
+    adapted = add_lora(base, LoraConfig(r=4))
+    adapted.save_pretrained(tmp_path / "bare", save_embedding_layers=False)
+    with pytest.raises(AbftError, match="stands in one of them only"):  # half of the layers would stay untrained
+        apply_weights(tiny_model("llama", num_hidden_layers=4), tmp_path / "bare")
+    save_adapter(adapted, tmp_path, samples)
+    apply_weights(tiny_model("llama"), tmp_path)
+    with pytest.raises(AbftError, match="trained on another model.*other values"):
+        apply_weights(tiny_model("llama", seed=1), tmp_path)
     with pytest.raises(AbftError, match="trained on another model"):
         apply_weights(tiny_model("llama", hidden_size=48), tmp_path)
     with pytest.raises(AbftError, match="trained on another model"):

@@ -261,6 +261,13 @@ class ABFTTrainer(Trainer):
         else:
             weights.load_full_rank(target, resume_from_checkpoint, check_base=False)
 
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """As `Trainer` does with the files it knows: the newest weights go to the pushed folder."""
+        newest = Path(checkpoint_folder) / weights.FULL_RANK_FILE
+        if newest.is_file():
+            shutil.copy(newest, self.args.output_dir)
+        super()._push_from_checkpoint(checkpoint_folder)
+
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write README.md, the model card, to the output folder."""
         if self.is_world_process_zero():
