@@ -12,35 +12,19 @@ import typer
 
 from abft.cli_options import (
     DATA,
-    DEFAULT_TEMPLATE,
     DEFAULTS,
     METHOD,
     MODEL,
     OUTPUT,
     TRAINING,
-    ConfigFile,
-    Data,
-    Device,
-    Dtype,
-    EvalBatch,
-    FourBit,
     Json,
-    K,
-    LabelColumn,
-    LabelWords,
-    Model,
-    ProtocolName,
-    Revision,
     Run,
-    TaskName,
-    TemplateText,
-    TestData,
     TestPrompts,
     TextColumn,
-    Threshold,
     Trust,
     config_of,
     was_given,
+    with_shared_options,
 )
 from abft.config import RunConfig
 from abft.errors import AbftError, RunInterrupted
@@ -71,25 +55,10 @@ def _main(
 
 
 @app.command()
+@with_shared_options
 def train(
-    ctx: typer.Context,
+    chosen: dict[str, Any],
     output: Annotated[Path, typer.Option(help="The run folder.", rich_help_panel=OUTPUT)],
-    config: ConfigFile = None,
-    model: Model = DEFAULTS.model,
-    revision: Revision = None,
-    dtype: Dtype = DEFAULTS.dtype,
-    load_in_4bit: FourBit = False,
-    trust_remote_code: Trust = False,
-    device: Device = DEFAULTS.device,
-    task: TaskName = None,
-    data: Data = None,
-    text_column: TextColumn = DEFAULTS.text_column,
-    label_column: LabelColumn = DEFAULTS.label_column,
-    test_data: TestData = None,
-    template: TemplateText = DEFAULT_TEMPLATE,
-    label_words: LabelWords = None,
-    protocol: ProtocolName = DEFAULTS.protocol,
-    k: K = DEFAULTS.k,
     nd: Annotated[int, typer.Option("--nd", help="Training prompts.", rich_help_panel=TRAINING)] = DEFAULTS.nd,
     nb: Annotated[
         int, typer.Option("--nb", help="Prompts in a pseudo-batch (one step).", rich_help_panel=TRAINING)
@@ -117,14 +86,11 @@ def train(
     head_filter: Annotated[
         bool, typer.Option("--filter/--no-filter", help="Induction heads only.", rich_help_panel=METHOD)
     ] = True,
-    threshold: Threshold = None,
     seed: Annotated[int, typer.Option(help="Training prompts and order.", rich_help_panel=TRAINING)] = DEFAULTS.seed,
     test_prompts: TestPrompts = DEFAULTS.test_prompts,
-    eval_batch_size: EvalBatch = DEFAULTS.eval_batch_size,
     save_steps: Annotated[int, typer.Option(help="Steps between checkpoints.", rich_help_panel=TRAINING)] = DEFAULTS.save_steps,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run there.", rich_help_panel=OUTPUT)] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run there.", rich_help_panel=OUTPUT)] = False,
-    as_json: Json = False,
 ) -> None:
     """Fine-tune W_Q and W_K of a model and measure it before and after.
 
@@ -140,7 +106,7 @@ def train(
     """
     if overwrite and resume:
         raise AbftError("give --overwrite or --resume, not both")
-    wanted = config_of(ctx, locals(), output if resume else None)
+    wanted = config_of(chosen["ctx"], chosen, output if resume else None)
     _quiet()
     from abft.run import train as run
 
@@ -150,36 +116,18 @@ def train(
         if not (output / "config.yaml").is_file():
             raise RunInterrupted("stopped before anything was written") from None
         raise RunInterrupted(f"stopped. Go on with: abft train --resume --output {output}") from None
-    if as_json:
+    if chosen["as_json"]:
         print(json.dumps(result))
     elif result:
         _print_result(result, output)
 
 
 @app.command("eval")
+@with_shared_options
 def evaluate(
-    ctx: typer.Context,
+    chosen: dict[str, Any],
     run: Run = None,
-    config: ConfigFile = None,
-    model: Model = DEFAULTS.model,
-    revision: Revision = None,
-    dtype: Dtype = DEFAULTS.dtype,
-    load_in_4bit: FourBit = False,
-    trust_remote_code: Trust = False,
-    device: Device = DEFAULTS.device,
-    task: TaskName = None,
-    data: Data = None,
-    text_column: TextColumn = DEFAULTS.text_column,
-    label_column: LabelColumn = DEFAULTS.label_column,
-    test_data: TestData = None,
-    template: TemplateText = DEFAULT_TEMPLATE,
-    label_words: LabelWords = None,
-    protocol: ProtocolName = DEFAULTS.protocol,
-    k: K = DEFAULTS.k,
-    threshold: Threshold = None,
     test_prompts: TestPrompts = DEFAULTS.test_prompts,
-    eval_batch_size: EvalBatch = DEFAULTS.eval_batch_size,
-    as_json: Json = False,
 ) -> None:
     """Measure a model, or a finished run, on a task: accuracy, macro-F1, ECE, heads over the threshold.
 
@@ -189,7 +137,7 @@ def evaluate(
 
     `abft eval --run runs/sst2 --task MR` (out of domain)
     """
-    loaded = _load(config_of(ctx, locals(), run), run)
+    loaded = _load(config_of(chosen["ctx"], chosen, run), run)
     from abft.run import scored
 
     summary, _ = scored(loaded.model, loaded.prompts, loaded.words, loaded.implementation, loaded.config, "model")
@@ -199,37 +147,19 @@ def evaluate(
         "task": loaded.data.task.name,
         **summary,
     }
-    if as_json:
+    if chosen["as_json"]:
         print(json.dumps({**shown, "test_prompts": len(loaded.prompts)}))
     else:
         _print_table([("metric", "left"), ("value", "right")], [(name, _number(value)) for name, value in shown.items()])
 
 
 @app.command()
+@with_shared_options
 def heads(
-    ctx: typer.Context,
+    chosen: dict[str, Any],
     run: Run = None,
-    config: ConfigFile = None,
-    model: Model = DEFAULTS.model,
-    revision: Revision = None,
-    dtype: Dtype = DEFAULTS.dtype,
-    load_in_4bit: FourBit = False,
-    trust_remote_code: Trust = False,
-    device: Device = DEFAULTS.device,
-    task: TaskName = None,
-    data: Data = None,
-    text_column: TextColumn = DEFAULTS.text_column,
-    label_column: LabelColumn = DEFAULTS.label_column,
-    test_data: TestData = None,
-    template: TemplateText = DEFAULT_TEMPLATE,
-    label_words: LabelWords = None,
-    protocol: ProtocolName = DEFAULTS.protocol,
-    k: K = DEFAULTS.k,
-    threshold: Threshold = None,
     test_prompts: TestPrompts = 64,
-    eval_batch_size: EvalBatch = DEFAULTS.eval_batch_size,
     top: Annotated[int, typer.Option(help="Rows of the table.", rich_help_panel=OUTPUT)] = 20,
-    as_json: Json = False,
 ) -> None:
     """List a model's induction heads on a task: how often each passes the filter and where it looks.
 
@@ -239,8 +169,8 @@ def heads(
 
     `abft heads --run runs/sst2 --top 10 --json`
     """
-    settings = config_of(ctx, locals(), run)
-    if run is not None and not was_given(ctx, "test_prompts"):
+    settings = config_of(chosen["ctx"], chosen, run)
+    if run is not None and not was_given(chosen["ctx"], "test_prompts"):
         settings = dataclasses.replace(settings, test_prompts=test_prompts)
     loaded = _load(settings, run)
     from abft.run import scored
@@ -259,7 +189,7 @@ def heads(
         }
         for layer, head in cells[:top]
     ]
-    if as_json:
+    if chosen["as_json"]:
         print(json.dumps({"heads_over_threshold": summary["heads"], "test_prompts": len(loaded.prompts), "heads": rows}))
         return
     columns = [

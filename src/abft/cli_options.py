@@ -1,6 +1,9 @@
 """The command line's options, shared by the commands, and the `RunConfig` they make."""
 
 import dataclasses
+import functools
+import inspect
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
@@ -96,3 +99,43 @@ def config_of(ctx: typer.Context, values: dict[str, Any], run: Path | None) -> R
         given = {name: getattr(DEFAULTS, name) for name in own} | given
     given["trust_remote_code"] = config.trust_remote_code  # a run folder from elsewhere cannot ask for it
     return dataclasses.replace(read_config(run), **given)
+
+
+def _shared(
+    ctx: typer.Context,
+    config: ConfigFile = None,
+    model: Model = DEFAULTS.model,
+    revision: Revision = None,
+    dtype: Dtype = DEFAULTS.dtype,
+    load_in_4bit: FourBit = False,
+    trust_remote_code: Trust = False,
+    device: Device = DEFAULTS.device,
+    task: TaskName = None,
+    data: Data = None,
+    text_column: TextColumn = DEFAULTS.text_column,
+    label_column: LabelColumn = DEFAULTS.label_column,
+    test_data: TestData = None,
+    template: TemplateText = DEFAULT_TEMPLATE,
+    label_words: LabelWords = None,
+    protocol: ProtocolName = DEFAULTS.protocol,
+    k: K = DEFAULTS.k,
+    threshold: Threshold = None,
+    eval_batch_size: EvalBatch = DEFAULTS.eval_batch_size,
+    as_json: Json = False,
+) -> None:
+    """The options of every command that takes a model and a task; only this signature is used."""
+
+
+def with_shared_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options above; it is called with a dict of all of its arguments, its own ones included."""
+    own = list(inspect.signature(command).parameters.values())[1:]
+    everything = [*own, *inspect.signature(_shared).parameters.values()]
+    signature = inspect.Signature([parameter.replace(kind=parameter.KEYWORD_ONLY) for parameter in everything])
+
+    @functools.wraps(command)
+    def with_all(**arguments: Any) -> None:
+        command(arguments, **{parameter.name: arguments[parameter.name] for parameter in own})
+
+    with_all.__signature__ = signature  # type: ignore[attr-defined]
+    with_all.__annotations__ = {name: parameter.annotation for name, parameter in signature.parameters.items()}
+    return with_all
