@@ -188,6 +188,6 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 def default_learning_rate(parameters: int, lora: bool) -> float:
     """The paper's 1e-4 with LoRA and 2e-5 at full rank; 1e-4 at full rank below 500M parameters, where 2e-5 moves too little.
 
-    The small-model rate is this project's, chosen on training data (results/learning_rate_*.json).
+    The small-model rate is this project's, chosen on training data (docs/defaults.md).
     """
     return 1e-4 if lora or parameters < SMALL_MODEL else 2e-5
