@@ -315,6 +315,7 @@ def test_occupied_output_folders(options, finished, tmp_path):
         ({"A0": -1}, "A0 = -1.0"),
         ({"Ci": "nan"}, "Ci = nan"),
         ({"seed": -1}, "seed = -1"),
+        ({"activation_checkpointing": -1}, "activation_checkpointing = -1"),
         ({"lora_r": 4, "lora_alpha": 0}, "lora_alpha = 0"),
         ({"device": "tpu"}, "expected one of auto, cpu"),
         ({"data": None}, "given without data"),

@@ -195,8 +195,10 @@ def test_dropout_is_off_while_training(tmp_path, review_data, bpe, family):
 
 def test_activation_checkpointing_changes_nothing(tmp_path, review_data, bpe):
     plain = run(tmp_path, review_data, bpe, max_steps=1)
-    saved = run(tmp_path, review_data, bpe, max_steps=1, activation_checkpointing=True)
-    assert logs(plain)[0]["grad_norm"] == pytest.approx(logs(saved)[0]["grad_norm"], rel=1e-5)
+    for every in (1, 2):
+        options = {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"every_n_layers": every}}
+        saved = run(tmp_path, review_data, bpe, max_steps=1, **options)
+        assert logs(plain)[0]["grad_norm"] == pytest.approx(logs(saved)[0]["grad_norm"], rel=1e-5)
     with pytest.raises(AbftError, match="reentrant"):
         config(tmp_path, activation_checkpointing=True, activation_checkpointing_kwargs={"use_reentrant": True})
 

@@ -73,8 +73,8 @@ def train(
     layers: Annotated[str | None, typer.Option(help='Layers to train, e.g. "10-19,25".', rich_help_panel=TRAINING)] = None,
     bf16: Annotated[bool, typer.Option("--bf16", help="Compute in bfloat16.", rich_help_panel=TRAINING)] = False,
     activation_checkpointing: Annotated[
-        bool, typer.Option("--activation-checkpointing", help="Less memory, more time.", rich_help_panel=TRAINING)
-    ] = False,
+        int, typer.Option(help="Recompute every n-th layer: less memory, more time; 0: off.", rich_help_panel=TRAINING)
+    ] = DEFAULTS.activation_checkpointing,
     A0: Annotated[
         float, typer.Option("--A0", help="Punishment of wrong labels at the start.", rich_help_panel=METHOD)
     ] = DEFAULTS.A0,

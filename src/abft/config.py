@@ -69,8 +69,8 @@ class RunConfig:
     """layers whose W_Q and W_K train, from 0, e.g. "10-19,25"; default all"""
     bf16: bool = False
     """compute in bfloat16 (autocast)"""
-    activation_checkpointing: bool = False
-    """recompute activations in the backward pass: less memory, a third more time"""
+    activation_checkpointing: int = 0
+    """recompute every n-th layer's activations in the backward pass: less memory, more time; 0 = off, 1 = every layer"""
 
     A0: float = 0.5
     """initial weight of the punishment of wrong labels"""
@@ -119,6 +119,8 @@ class RunConfig:
             lonely = [f.name for f in fields(self) if f.name in own and getattr(self, f.name) != f.default]
             if lonely:
                 raise AbftError(f"{', '.join(lonely)} given without data; these describe own data (--data FILE)")
+        if self.activation_checkpointing < 0:
+            raise AbftError(f"activation_checkpointing = {self.activation_checkpointing}: expected 0 (off) or every n-th layer")
         for name in ("lora_r", "lora_alpha"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -4,6 +4,7 @@ The trainer gets its objective as an object and knows nothing of heads.
 """
 
 import functools
+import inspect
 import json
 import math
 import shutil
@@ -199,7 +200,7 @@ class ABFTTrainer(Trainer):
     ) -> Any:
         """The objective's loss; the LM head is left out (one position of it where a wrapper such as DDP is called)."""
         batch = Batch(**inputs)
-        module = decoder(self.model) if model is self.model else functools.partial(model, logits_to_keep=1)
+        module = decoder(self.model) if model is self.model else self._wrapped(model)
         with self.accelerator.autocast():  # accelerate's own autocast covers the whole model's forward only
             loss, metrics = self.objective(module, batch)
         if not loss.requires_grad and torch.is_grad_enabled():
@@ -208,6 +209,12 @@ class ABFTTrainer(Trainer):
             self._sums[name] = self._sums.get(name, torch.zeros((), device=value.device)) + value.float()
         self._micro_batches += 1
         return (loss, {}) if return_outputs else loss
+
+    def _wrapped(self, model: nn.Module) -> Any:
+        """A wrapper such as DDP has to be called whole; it then computes the logits of one position only, where it can."""
+        causal_lm = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        can = "logits_to_keep" in inspect.signature(causal_lm.forward).parameters
+        return functools.partial(model, logits_to_keep=1) if can else model
 
     def finish_pseudo_batch(self) -> None:
         """Means of the pseudo-batch just seen, over all processes, to the objective (and its PID) and to the log."""
