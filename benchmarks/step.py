@@ -4,8 +4,9 @@
 
 The plain way is what a reader of the paper would write first: eager attention, `output_attentions=True`, the whole
 model with full logits, then the last rows of the attention matrices. Loss, trained weights (W_Q, W_K) and optimizer
-are the same. "half" is ours with the activations of every second layer recomputed. Every measurement is a process of its own; the ways
-take turns, so that a slow machine slows all of them.
+are the same. "half" is ours with the activations of every second layer recomputed.
+
+Every measurement is a process of its own; the ways take turns, so that a slow machine slows all of them.
 Memory is the peak during a step above what the process held before its first step (weights and libraries).
 """
 
