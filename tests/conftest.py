@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from abft.data import TaskData, load_data
+from command_line import arguments, invoke
 from tiny import tiny_model, tokenizer
 
 torch.set_num_threads(1)
@@ -48,4 +49,33 @@ def model_folder(tmp_path_factory, bpe) -> Path:
     folder = tmp_path_factory.mktemp("model") / "tiny-llama"
     tiny_model("llama").save_pretrained(folder)
     bpe.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def options(model_folder, reviews):
+    """A run of seconds on the tiny model."""
+    return {
+        "model": model_folder,
+        "data": reviews,
+        "text-column": "review",
+        "label-column": "stars",
+        "template": "review: {text} sentiment: {label}\\n",
+        "nd": 32,
+        "nb": 8,
+        "steps": 4,
+        "lr": 0.01,
+        "threshold": 0.03,
+        "test-prompts": 20,
+        "save-steps": 2,
+        "device": "cpu",
+    }
+
+
+@pytest.fixture(scope="session")
+def finished(options, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    result = invoke("train", *arguments(options), "--output", folder)
+    assert result.exit_code == 0, result.output
+    assert "heads over threshold" in result.stdout
     return folder

@@ -10,7 +10,7 @@ import abft
 SOURCE = Path(abft.__file__).parent
 # From the bottom to the top; a module imports only from levels below its own.
 LEVELS = [
-    {"errors", "heads", "loss", "pid", "metrics"},
+    {"errors", "heads", "loss", "pid", "metrics", "tables"},
     {"tasks", "attention"},
     {"data", "config", "models"},
     {"prompts", "weights", "card"},

@@ -9,10 +9,11 @@ from peft import LoraConfig, PeftModel
 from transformers import TrainerCallback
 
 from abft.errors import AbftError
+from abft.folder import last_checkpoint
 from abft.objective import ABFTObjective
 from abft.pid import PIDController
 from abft.prompts import encode, training_prompts
-from abft.trainer import ABFTConfig, ABFTTrainer, last_checkpoint
+from abft.trainer import ABFTConfig, ABFTTrainer
 from tiny import FAMILIES, tiny_model
 
 

@@ -4,7 +4,6 @@ import dataclasses
 import errno
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -109,6 +108,7 @@ def train(
     wanted = config_of(chosen["ctx"], chosen, output if resume else None)
     _quiet()
     from abft.run import train as run
+    from abft.tables import print_result
 
     try:
         result = run(wanted, output, overwrite=overwrite, resume=resume)
@@ -119,7 +119,7 @@ def train(
     if chosen["as_json"]:
         print(json.dumps(result))
     elif result:
-        _print_result(result, output)
+        print_result(result, output)
 
 
 @app.command("eval")
@@ -139,6 +139,7 @@ def evaluate(
     """
     loaded = _load(config_of(chosen["ctx"], chosen, run), run)
     from abft.run import scored
+    from abft.tables import number, print_table
 
     summary, _ = scored(loaded.model, loaded.prompts, loaded.words, loaded.implementation, loaded.config, "model")
     shown: dict[str, Any] = {
@@ -150,7 +151,7 @@ def evaluate(
     if chosen["as_json"]:
         print(json.dumps({**shown, "test_prompts": len(loaded.prompts)}))
     else:
-        _print_table([("metric", "left"), ("value", "right")], [(name, _number(value)) for name, value in shown.items()])
+        print_table([("metric", "left"), ("value", "right")], [(name, number(value)) for name, value in shown.items()])
 
 
 @app.command()
@@ -174,6 +175,7 @@ def heads(
         settings = dataclasses.replace(settings, test_prompts=test_prompts)
     loaded = _load(settings, run)
     from abft.run import scored
+    from abft.tables import print_table
 
     summary, report = scored(loaded.model, loaded.prompts, loaded.words, loaded.implementation, loaded.config, "heads")
     layers, count = report.induction_rate_LH.shape
@@ -199,7 +201,7 @@ def heads(
         ("on right labels", "right"),
         ("on wrong", "right"),
     ]
-    _print_table(
+    print_table(
         columns,
         [
             (str(r["layer"]), str(r["head"]), f"{r['induction_rate']:.0%}", f"{r['right_mass']:.3f}", f"{r['wrong_mass']:.3f}")
@@ -334,40 +336,6 @@ def _quiet() -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     logging.getLogger("accelerate").setLevel(logging.ERROR)
-
-
-def _number(value: object) -> str:
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
-
-
-def _print_table(columns: list[tuple[str, Any]], rows: Sequence[tuple[str, ...]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table()
-    for title, justify in columns:
-        table.add_column(Text(title), justify=justify)
-    for row in rows:
-        table.add_row(*map(Text, row))  # Text: brackets in names are no markup
-    Console(width=max(80, Console().width)).print(table)
-
-
-def _print_result(result: dict[str, Any], output: Path) -> None:
-    """The table a run ends with."""
-    training = result["training"]
-    if "abft" in result:
-        before, after = result["vanilla"], result["abft"]
-        named = {"accuracy": "accuracy", "macro_f1": "macro-F1", "ece": "ECE", "heads": "heads over threshold"}
-        rows = [(title, f"{before[key]:.3f}", f"{after[key]:.3f}") for key, title in named.items()]
-        _print_table([(result["task"], "left"), ("vanilla", "right"), ("ABFT", "right")], rows)
-        print(f"{result['model']}, {result['test_prompts']} test prompts, k = {result['k']}, seed {result['seed']}")
-    print(
-        f"training: {training['steps']} steps, {training['prompts']} prompts, {training['seconds']:.0f} seconds, "
-        f"{training['trainable_parameters']:,} trainable parameters, "
-        f"peak memory {training['peak_memory_bytes'] / 2**30:.1f} GiB"
-    )
-    print(f"run folder: {output}")
 
 
 def main() -> None:

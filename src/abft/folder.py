@@ -125,6 +125,20 @@ def remove_run(output: Path) -> None:
         (output / name).unlink(missing_ok=True)
 
 
+def last_checkpoint(folder: str | Path) -> Path | None:
+    """The newest *complete* checkpoint in a run folder: trainer_state.json is written last, so it has to parse."""
+    numbered = []
+    for path in Path(folder).glob("checkpoint-*"):
+        number = path.name.removeprefix("checkpoint-")
+        try:
+            state = json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if number.isdigit() and state.get("global_step") == int(number):
+            numbered.append((int(number), path))
+    return max(numbered)[1] if numbered else None
+
+
 def remove_checkpoints(output: Path) -> None:
     """Delete the checkpoints of a run."""
     for path in output.glob("checkpoint-*"):

@@ -33,6 +33,7 @@ from abft.folder import (
     VANILLA,
     create_run,
     disk_error,
+    last_checkpoint,
     refuse_occupied,
     refuse_other_settings,
     refuse_small_disk,
@@ -46,7 +47,7 @@ from abft.models import context_length, four_bit, load_model
 from abft.predict import HeadReport, evaluate
 from abft.prompts import EncodedPrompt, encode, evaluation_prompts, label_tokens
 from abft.tasks import Example
-from abft.trainer import ABFTConfig, ABFTTrainer, last_checkpoint
+from abft.trainer import ABFTConfig, ABFTTrainer
 from abft.weights import trainable_parameters
 
 if TYPE_CHECKING:

@@ -5,7 +5,6 @@ The trainer gets its objective as an object and knows nothing of heads.
 
 import functools
 import inspect
-import json
 import math
 import shutil
 import time
@@ -27,6 +26,7 @@ from abft.card import model_card
 from abft.config import refuse_bad_quantities
 from abft.data import TaskData
 from abft.errors import AbftError
+from abft.folder import last_checkpoint
 from abft.models import context_length, load_model
 from abft.objective import ABFTObjective, Objective
 from abft.pid import PIDController
@@ -354,17 +354,3 @@ def _without_dropout(model: nn.Module) -> Iterator[None]:
     finally:
         for module, name, value in before:
             setattr(module, name, value)
-
-
-def last_checkpoint(folder: str | Path) -> Path | None:
-    """The newest *complete* checkpoint in a run folder: trainer_state.json is written last, so it has to parse."""
-    numbered = []
-    for path in Path(folder).glob("checkpoint-*"):
-        number = path.name.removeprefix("checkpoint-")
-        try:
-            state = json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        if number.isdigit() and state.get("global_step") == int(number):
-            numbered.append((int(number), path))
-    return max(numbered)[1] if numbered else None
