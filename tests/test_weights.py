@@ -193,6 +193,7 @@ def test_adapters_on_other_weights_are_refused():
         mask_lora(stock)
 
 
+@pytest.mark.filterwarnings("ignore:Found missing adapter keys")
 def test_adapter_of_another_model_is_refused(tmp_path):
     base = tiny_model("llama")
     samples = base_samples(base, qk_modules(base))
