@@ -146,18 +146,23 @@ def row_attention(model: nn.Module, implementation: Implementation = IMPLEMENTAT
             config._attn_implementation = name
 
 
+def causal_lm(model: nn.Module) -> nn.Module:
+    """The causal LM itself, also where PEFT wraps it."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def decoder(model: nn.Module) -> nn.Module:
     """The part of a causal LM that ends in hidden states, without the LM head; unwraps PEFT models.
 
     Raises:
         AbftError: the family has no such part.
     """
-    causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
-    inner = causal_lm.get_decoder() if hasattr(causal_lm, "get_decoder") else None
-    if inner is None or inner is causal_lm:
-        inner = causal_lm.base_model
-    if inner is causal_lm:
-        raise AbftError(f"model family {causal_lm.config.model_type!r} has no decoder apart from its LM head")
+    whole = causal_lm(model)
+    inner = whole.get_decoder() if hasattr(whole, "get_decoder") else None
+    if inner is None or inner is whole:
+        inner = whole.base_model
+    if inner is whole:
+        raise AbftError(f"model family {whole.config.model_type!r} has no decoder apart from its LM head")
     return inner
 
 

@@ -16,7 +16,7 @@ import yaml
 from abft.config import RunConfig, read_yaml
 from abft.errors import AbftError
 from abft.tasks import Example, Protocol, Task, Template
-from abft.weights import ADAPTER_FILE, FULL_RANK_FILE
+from abft.weights import ADAPTER_FILE, BASE_FILE, FULL_RANK_FILE
 
 CONFIG, TASK, LOG, METRICS, VANILLA = "config.yaml", "task.json", "log.jsonl", "metrics.json", "vanilla.json"
 MIB = 2**20
@@ -39,10 +39,15 @@ def write_json(path: Path, value: object) -> None:
 
 def read_config(folder: str | Path) -> RunConfig:
     """The configuration of a run folder."""
+    path = _config_path(folder)
+    return RunConfig.from_dict(read_yaml(path), str(path))
+
+
+def _config_path(folder: str | Path) -> Path:
     path = Path(folder) / CONFIG
     if not path.is_file():
         raise AbftError(f"{folder} is no run folder: it has no {CONFIG}")
-    return RunConfig.from_dict(read_yaml(path), str(path))
+    return path
 
 
 def task_record(task: Task, demonstrations: Sequence[Example], protocol: Protocol) -> dict[str, Any]:
@@ -68,8 +73,7 @@ def read_task(folder: str | Path) -> tuple[Task, list[Example], Protocol]:
 
 def refuse_unfinished(run: str | Path) -> None:
     """Raise AbftError unless `run` is the folder of a finished run."""
-    if not (Path(run) / CONFIG).is_file():
-        raise AbftError(f"{run} is no run folder: it has no {CONFIG}")
+    _config_path(run)
     if not (Path(run) / METRICS).is_file():
         raise AbftError(f"the run in {run} is not finished; go on with: abft train --resume --output {run}")
 
@@ -118,7 +122,7 @@ def remove_run(output: Path) -> None:
     """Delete what a run writes; leave other files alone."""
     remove_checkpoints(output)
     tokenizer = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
-    weights = (FULL_RANK_FILE, ADAPTER_FILE, "adapter_config.json")
+    weights = (FULL_RANK_FILE, ADAPTER_FILE, BASE_FILE, "adapter_config.json")
     for path in output.glob("*.partial"):  # what a killed process was writing
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     for name in (CONFIG, TASK, LOG, METRICS, VANILLA, "README.md", *tokenizer, *weights):

@@ -20,7 +20,7 @@ def merge(
     Args:
         run: the folder of a finished run (or any folder with such weights, if `model` is given).
         output: a new or empty folder.
-        factor: 1 = the trained model, 0 = the base model, above 1 = extrapolation (often better still, for free).
+        factor: 1 = the trained model, 0 = the base model, above 1 = extrapolation (the paper finds it often better).
         model: the base model; default: the one the run was trained on. It is loaded unquantised.
         trust_remote_code: run Python code of the base model's repository; what the run folder says does not count.
 

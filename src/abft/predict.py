@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
-from abft.attention import Implementation, decoder, read_rows, row_attention
+from abft.attention import Implementation, causal_lm, decoder, read_rows, row_attention
 from abft.errors import AbftError
 from abft.objective import head_statistics
 from abft.prompts import Batch, EncodedPrompt, collate
@@ -73,8 +73,8 @@ def evaluate(
     Changes `model` to eval mode. `progress` is called with the number of prompts done by each batch.
     """
     model.eval()
-    inner, causal_lm = decoder(model), _causal_lm(model)
-    _check_label_logits(causal_lm, inner, label_tokens)
+    inner, whole = decoder(model), causal_lm(model)
+    _check_label_logits(whole, inner, label_tokens)
     device = next(inner.parameters()).device
     probabilities = np.zeros((len(prompts), len(label_tokens)))
     totals: list[Tensor] | None = None
@@ -82,8 +82,7 @@ def evaluate(
         for indices in bucketed(prompts, batch_size):
             batch = Batch(**{n: t.to(device) for n, t in collate([prompts[i] for i in indices]).items()})
             rows, hidden = read_rows(inner, batch.input_ids, batch.query_positions, implementation)
-            at_query = hidden[torch.arange(len(indices), device=hidden.device), batch.query_positions.to(hidden.device)]
-            probabilities[indices] = label_logits(causal_lm, at_query, label_tokens).cpu().double().softmax(-1).numpy()
+            probabilities[indices] = _at_positions(whole, hidden, batch.query_positions, label_tokens)
             heads = head_statistics(rows, batch, fixed_threshold)
             sums = [t.cpu().double().sum(1) for t in (heads.induction, heads.right, heads.wrong)]
             totals = sums if totals is None else [a + b for a, b in zip(totals, sums, strict=True)]
@@ -108,8 +107,8 @@ def label_probabilities(
     key-value cache reused.
     """
     model.eval()
-    inner, causal_lm = decoder(model), _causal_lm(model)
-    _check_label_logits(causal_lm, inner, label_tokens)
+    inner, whole = decoder(model), causal_lm(model)
+    _check_label_logits(whole, inner, label_tokens)
     device = next(inner.parameters()).device
     shared = common_prefix(prompts) if len(prompts) > 1 else 0
     prefix_cache = None
@@ -127,11 +126,16 @@ def label_probabilities(
             ids[b, : len(tail)] = torch.tensor(tail, device=device)
         cache = _repeated(prefix_cache, len(tails)) if prefix_cache is not None else None
         hidden = inner(input_ids=ids, past_key_values=cache, use_cache=cache is not None)[0]
-        at_query = hidden[torch.arange(len(tails), device=hidden.device), lengths.to(hidden.device) - 1]
-        probabilities[indices] = label_logits(causal_lm, at_query, label_tokens).cpu().double().softmax(-1).numpy()
+        probabilities[indices] = _at_positions(whole, hidden, lengths - 1, label_tokens)
         if progress:
             progress(len(indices))
     return probabilities
+
+
+def _at_positions(whole: PreTrainedModel, hidden_BSD: Tensor, positions_B: Tensor, label_tokens: Sequence[int]) -> np.ndarray:
+    """Label probabilities (B, C) at one position of each prompt."""
+    at_query = hidden_BSD[torch.arange(len(positions_B), device=hidden_BSD.device), positions_B.to(hidden_BSD.device)]
+    return label_logits(whole, at_query, label_tokens).cpu().double().softmax(-1).numpy()
 
 
 def common_prefix(prompts: Sequence[EncodedPrompt]) -> int:
@@ -159,17 +163,13 @@ def _repeated(cache: DynamicCache, times: int) -> DynamicCache:
     return repeated
 
 
-def _check_label_logits(causal_lm: PreTrainedModel, inner: nn.Module, label_tokens: Sequence[int]) -> None:
+def _check_label_logits(whole: PreTrainedModel, inner: nn.Module, label_tokens: Sequence[int]) -> None:
     """Raise AbftError where a family computes logits in a way that `label_logits` does not know; two tokens tell."""
     ids = torch.tensor([[3, 4]], device=next(inner.parameters()).device)
-    full = causal_lm(input_ids=ids, use_cache=False).logits[0, -1:, list(label_tokens)].float()
-    ours = label_logits(causal_lm, inner(input_ids=ids, use_cache=False)[0][:, -1], label_tokens).to(full.device)
+    full = whole(input_ids=ids, use_cache=False).logits[0, -1:, list(label_tokens)].float()
+    ours = label_logits(whole, inner(input_ids=ids, use_cache=False)[0][:, -1], label_tokens).to(full.device)
     if (ours - full).abs().max() > 0.02 * max(1.0, full.abs().max().item()):
         raise AbftError(
-            f"model family {causal_lm.config.model_type!r} computes its logits in a way this package does not know; "
+            f"model family {whole.config.model_type!r} computes its logits in a way this package does not know; "
             "please report the family"
         )
-
-
-def _causal_lm(model: PreTrainedModel) -> PreTrainedModel:
-    return model.get_base_model() if hasattr(model, "get_base_model") else model

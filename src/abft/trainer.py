@@ -21,7 +21,7 @@ from transformers.trainer_callback import ExportableState, TrainerState
 from transformers.trainer_utils import TrainOutput
 
 from abft import weights
-from abft.attention import Implementation, decoder, row_attention, supported_implementation
+from abft.attention import Implementation, causal_lm, decoder, row_attention, supported_implementation
 from abft.card import model_card
 from abft.config import refuse_bad_quantities
 from abft.data import TaskData
@@ -160,7 +160,7 @@ class ABFTTrainer(Trainer):
         model = _select_weights(model, args, peft_config)
         _refuse_sharding(model, args)
         self.objective = objective or abft_objective(args, self.implementation)
-        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        base = causal_lm(model)
         self.step_metrics: dict[str, float] = {}
         self._sums: dict[str, Tensor] = {}
         self._micro_batches = 0
@@ -212,8 +212,7 @@ class ABFTTrainer(Trainer):
 
     def _wrapped(self, model: nn.Module) -> Any:
         """A wrapper such as DDP has to be called whole; it then computes the logits of one position only, where it can."""
-        causal_lm = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
-        can = "logits_to_keep" in inspect.signature(causal_lm.forward).parameters
+        can = "logits_to_keep" in inspect.signature(causal_lm(self.model).forward).parameters
         return functools.partial(model, logits_to_keep=1) if can else model
 
     def finish_pseudo_batch(self) -> None:

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from abft.attention import decoder
+from abft.attention import causal_lm, decoder
 from abft.errors import AbftError
 from abft.models import HUB_NAMES
 
@@ -187,8 +187,7 @@ def mask_lora(peft_model: "PeftModel") -> None:
 
 def trainable_parameters(model: nn.Module) -> int:
     """Entries of weights that can change; V rows of fused weights are not counted."""
-    peft = hasattr(model, "get_base_model")
-    base = model.get_base_model() if peft else model
+    base = causal_lm(model)
     counted = 0
     for name, module in base.named_modules():
         leaf = name.rpartition(".")[2]
