@@ -32,6 +32,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="SmolLM2-135M-Instruct")
     parser.add_argument("--task", default="SST2")
+    parser.add_argument("--objective", choices=("abft", "e2e"), default="abft")
     parser.add_argument("--rates", type=float, nargs="+", default=[3e-4, 1e-4, 1e-3])
     parser.add_argument("--steps", type=int, default=32)
     parser.add_argument("--every", type=int, default=8)
@@ -61,6 +62,7 @@ def main():
             learning_rate=rate,
             max_steps=options.steps,
             seed=options.seed,
+            objective=options.objective,
             save_strategy="no",
             report_to="none",
         )
@@ -73,6 +75,7 @@ def main():
                 {
                     "model": options.model,
                     "task": options.task,
+                    "objective": options.objective,
                     "seed": options.seed,
                     "prompts": options.prompts,
                     "runs": results,

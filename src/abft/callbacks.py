@@ -58,9 +58,9 @@ class RunLog(TrainerCallback):
             write_text(self.path, "".join(line + "\n" for line in kept))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict | None = None, **kwargs: Any) -> None:
-        if state.is_world_process_zero and logs and "A" in logs:
+        if state.is_world_process_zero and logs and "heads" in logs:
             names = ("loss", "heads", "right_mass", "wrong_mass", "A", "seconds")
-            line = {"step": state.global_step, **{name: logs[name] for name in names}}
+            line = {"step": state.global_step, **{name: logs[name] for name in names if name in logs}}
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
 
@@ -75,8 +75,9 @@ class StepBar(TrainerCallback):
             self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="train", unit="step", file=sys.stderr)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict | None = None, **kwargs: Any) -> None:
-        if self.bar is not None and logs and "A" in logs:
-            self.bar.set_postfix_str(f"loss {logs['loss']:.2f}, heads {logs['heads']:.1f}, A {logs['A']:.2f}")
+        if self.bar is not None and logs and "heads" in logs:
+            factor = f", A {logs['A']:.2f}" if "A" in logs else ""
+            self.bar.set_postfix_str(f"loss {logs['loss']:.2f}, heads {logs['heads']:.1f}{factor}")
             self.bar.update(state.global_step - self.bar.n)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -268,6 +268,74 @@ def predict(
 
 
 @app.command()
+def bench(
+    config: Annotated[Path, typer.Option(help="The grid file (YAML).")],
+    output: Annotated[Path, typer.Option(help="Folder of results and tables; run again to go on.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the cells with an estimate of their time.")] = False,
+    engine: Annotated[str, typer.Option(help="serial: one cell after another; ray: jobs on Ray workers.")] = "serial",
+    ray_address: Annotated[str | None, typer.Option(help="A running Ray cluster, e.g. host:6379 or auto.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Run models x tasks x methods x scenarios x seeds and write the paper's tables to OUTPUT/tables.
+
+    Finished cells are skipped, so a grid that was stopped goes on, and a longer grid reuses what is there.
+
+    **Examples**
+
+    `abft bench --config grid.yaml --output results --dry-run`
+
+    `abft bench --config grid.yaml --output results`
+
+    `abft bench --config grid.yaml --output results --engine ray --ray-address auto`
+    """
+    if engine not in ("serial", "ray"):
+        raise AbftError(f"engine {engine!r}: expected serial or ray")
+    if ray_address is not None and engine != "ray":
+        raise AbftError("--ray-address goes with --engine ray")
+    _quiet()
+    from abft.bench.grid import read_grid
+    from abft.bench.store import Store
+
+    grid, store = read_grid(config), Store(output)
+    if dry_run:
+        _print_plan(grid, store, as_json)
+        return
+    from abft.bench.engine import failures, run_grid
+    from abft.bench.report import Results, write_tables
+
+    store.prepare(config.read_text(encoding="utf-8"))
+    failed = run_grid(grid, store, engine, ray_address)
+    made = write_tables(Results(grid, store), output / "tables")
+    if as_json:
+        print((output / "tables" / "tables.json").read_text(encoding="utf-8"), end="")
+    else:
+        print("\n".join(table.markdown() for table in made))
+        print(f"tables: {output / 'tables'}")
+    if failed:
+        for name, error in failures(grid, store):
+            print(f"failed: {name}: {error}", file=sys.stderr)
+        raise AbftError(f"{failed} of {len(grid.cells())} cells failed; run the same command to try them again")
+
+
+def _print_plan(grid: Any, store: Any, as_json: bool) -> None:
+    """The cells of a grid, with estimated minutes."""
+    from abft.bench.plan import plan
+
+    plans = plan(grid.cells(), store)
+    total = sum(p.seconds for p in plans) / 60
+    if as_json:
+        print(json.dumps([{"cell": p.cell.name, "seconds": p.seconds, "done": p.done, "problem": p.problem} for p in plans]))
+        return
+    for p in plans:
+        print(
+            f"{'done' if p.done else f'{p.seconds / 60:.1f} min':>9}  {p.cell.name}"
+            + (f"  would fail: {p.problem}" if p.problem else "")
+        )
+    done = sum(p.done for p in plans)
+    print(f"{len(plans)} cells, {done} done, {len(plans) - done} left: about {total:.0f} minutes on this machine")
+
+
+@app.command()
 def merge(
     run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
     output: Annotated[Path, typer.Argument(help="Folder of the plain checkpoint.")],

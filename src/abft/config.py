@@ -65,6 +65,8 @@ class RunConfig:
     """rank of LoRA on W_Q and W_K; default: full rank"""
     lora_alpha: int | None = None
     """scale of LoRA; default lora_r"""
+    lora_targets: Literal["qk", "all-linear"] = "qk"
+    """what LoRA adapts; all linear layers only with the e2e objective"""
     layers: str | None = None
     """layers whose W_Q and W_K train, from 0, e.g. "10-19,25"; default all"""
     bf16: bool = False
@@ -72,6 +74,10 @@ class RunConfig:
     activation_checkpointing: int = 0
     """recompute every n-th layer's activations in the backward pass: less memory, more time; 0 = off, 1 = every layer"""
 
+    objective: Literal["abft", "e2e"] = "abft"
+    """abft: attention on label tokens; e2e: cross-entropy of the label word, the paper's comparison"""
+    train_on: Literal["task", "others"] = "task"
+    """others: prompts of the other built-in tasks, the task itself is never seen (MetaICL)"""
     A0: float = 0.5
     """initial weight of the punishment of wrong labels"""
     B0: float = 1.0
@@ -125,6 +131,12 @@ class RunConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise AbftError(f"{name} = {value}: expected at least 1")
+        if self.lora_targets != "qk" and (self.objective == "abft" or self.lora_r is None):
+            raise AbftError(
+                f"lora_targets = {self.lora_targets!r} goes with lora_r and objective e2e; ABFT trains W_Q and W_K only"
+            )
+        if self.train_on == "others" and self.data is not None:
+            raise AbftError("train_on = 'others' needs a built-in task; own data has no other tasks beside it")
         if not 0 <= self.seed < 2**32:
             raise AbftError(f"seed = {self.seed}: expected a number from 0 to 2**32 - 1")
         refuse_bad_quantities(self.A0, self.B0, self.Cp, self.Ci, self.Cd, self.lr, self.threshold)

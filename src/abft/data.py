@@ -5,10 +5,11 @@ Built-in tasks come from StaICC with StaICC's own splits; a user's own data from
 """
 
 import contextlib
+import functools
 import glob
 import io
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -53,6 +54,14 @@ class TaskData:
         """The same data with some labels written as other words."""
         return replace(self, task=self.task.with_words(words))
 
+    def without(self, texts: Collection[str]) -> "TaskData":
+        """The same data without the examples whose text has one of these `text_key`s."""
+
+        def kept(examples: Sequence[Example]) -> tuple[Example, ...]:
+            return tuple(example for example in examples if text_key(example.text) not in texts)
+
+        return replace(self, train=kept(self.train), demonstrations=kept(self.demonstrations), test=kept(self.test))
+
     def check(self, k: int) -> None:
         """Raise AbftError unless prompts of k demonstrations can be drawn from every part."""
         if len(self.train) < k + 1:
@@ -71,21 +80,35 @@ class TaskData:
             raise AbftError(f"{self.task.name}: every example of the training pool has the same label; ABFT needs two classes")
 
 
+def text_key(text: str) -> str:
+    """What two writings of one text share: its letters and digits, without case (tasks tokenise the same review apart)."""
+    return "".join(character for character in text.casefold() if character.isalnum())
+
+
+class LinearCongruential:
+    """StaICC's random numbers: every draw continues where the last one ended, so that ours equal StaICC's."""
+
+    def __init__(self, seed: int = SPLIT_SEED) -> None:
+        self.state = seed
+
+    def uniform(self) -> float:
+        """A number in [0, 1)."""
+        self.state = (self.state * 1664525 + 1013904223) % 2**32
+        return self.state / 2**32
+
+    def sample(self, values: Sequence[int], count: int) -> list[int]:
+        """`count` of `values` without repetition."""
+        left = list(values)
+        return [left.pop(int(self.uniform() * len(left))) for _ in range(count)]
+
+
 def lcg_indices(total: int, picks: Sequence[int], seed: int = SPLIT_SEED) -> list[list[int]]:
-    """Index lists drawn without repetition, `picks[i]` out of `total` each, from StaICC's linear congruential generator.
-
-    One generator runs through all lists, so that demonstrations equal StaICC's own for the same seed.
-    """
-    state, lists = seed, []
-    for pick in picks:
-        left, chosen = list(range(total)), []
-        for _ in range(pick):
-            state = (state * 1664525 + 1013904223) % 2**32
-            chosen.append(left.pop(int(state / 2**32 * len(left))))
-        lists.append(chosen)
-    return lists
+    """Index lists drawn without repetition, `picks[i]` out of `total` each; one generator runs through all lists."""
+    generator = LinearCongruential(seed)
+    return [generator.sample(range(total), pick) for pick in picks]
 
 
+@functools.cache
 def load_task(name: str, protocol: Protocol = "consistent") -> TaskData:
     """A built-in task with StaICC's splits: 1,024 training, 4,096 demonstration (FP 512, TEE 3,192), 512 test examples.
 

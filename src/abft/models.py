@@ -60,6 +60,34 @@ def load_model(
     return loaded.eval(), tokenizer
 
 
+def load_tokenizer(model: str, revision: str | None = None, trust_remote_code: bool = False) -> "PreTrainedTokenizerBase":
+    """The tokenizer of what `load_model` loads, without the weights. Raises AbftError where there is none."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(resolve(model), revision=revision, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        if isinstance(error, AbftError):
+            raise
+        raise AbftError(f"the tokenizer of {model!r} could not be loaded: {_reason(error)}") from error
+
+
+def layer_parameters(model: str, revision: str | None = None, trust_remote_code: bool = False) -> int:
+    """Parameters of a model without its embeddings, from its configuration alone: no weights are read."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(resolve(model), revision=revision, trust_remote_code=trust_remote_code)
+        with torch.device("meta"):
+            empty = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        if isinstance(error, AbftError):
+            raise
+        raise AbftError(f"model {model!r} could not be read: {_reason(error)}") from error
+    return empty.num_parameters(exclude_embeddings=True)
+
+
 def _device_map(device: str) -> str | dict[str, str]:
     """Where transformers should put a model; every process of a distributed run takes its own GPU."""
     import torch

@@ -1,5 +1,7 @@
 """The objective of ABFT on one page: attention rows -> induction heads -> Eq. 1; Eq. 3 after every step.
 
+Beside it the end-to-end objective that the paper compares with: cross-entropy of the label word.
+
 An objective is all that the trainer knows: call it with a model and a `Batch`, hand it each step's mean metrics,
 save and restore its state.
 """
@@ -10,9 +12,10 @@ from typing import Protocol as Interface
 import torch
 from torch import Tensor, nn
 
-from abft.attention import Implementation, read_rows
+from abft.attention import Implementation, causal_lm, read_rows
 from abft.errors import AbftError
 from abft.heads import induction_mask, threshold
+from abft.logits import at_positions, output_logits
 from abft.loss import head_loss, label_mass
 from abft.pid import PIDController
 from abft.prompts import Batch
@@ -59,6 +62,17 @@ def head_statistics(rows: tuple[Tensor, ...], batch: Batch, fixed_threshold: flo
     return HeadStatistics(right, wrong, induction_mask(label_attention_LBHK, threshold_B))
 
 
+@torch.no_grad()
+def mass_metrics(heads: HeadStatistics, counted_LBH: Tensor) -> dict[str, Tensor]:
+    """Means over prompts: heads over the threshold, and the counted heads' attention on right and on wrong labels."""
+    prompts = counted_LBH.shape[1]
+    return {
+        "heads": heads.induction.sum() / prompts,
+        "right_mass": (heads.right * counted_LBH).sum() / prompts,
+        "wrong_mass": (heads.wrong * counted_LBH).sum() / prompts,
+    }
+
+
 class ABFTObjective:
     """Eq. 1 summed over induction heads and layers, mean over prompts, with A under PID control (Eq. 3).
 
@@ -95,13 +109,7 @@ class ABFTObjective:
         per_head = head_loss(heads.right, heads.wrong, self.controller.A, self.B) * counted
         prompts = batch.input_ids.shape[0]
         loss = per_head.sum() / prompts
-        with torch.no_grad():
-            metrics = {
-                "heads": heads.induction.sum() / prompts,
-                "right_mass": (heads.right * counted).sum() / prompts,
-                "wrong_mass": (heads.wrong * counted).sum() / prompts,
-            }
-        return loss, metrics
+        return loss, mass_metrics(heads, counted)
 
     def after_step(self, metrics: dict[str, float]) -> dict[str, float]:
         """Eq. 3. Refuses a first step in which no head passed the filter: the loss would be 0 for ever."""
@@ -122,3 +130,38 @@ class ABFTObjective:
     def restore(self, state: dict) -> None:
         self.controller = PIDController(**state["controller"])
         self.steps = state["steps"]
+
+
+class E2EObjective:
+    """End-to-end fine-tuning: cross-entropy of the right label word at the query position, over the whole vocabulary.
+
+    Logs the same head statistics as ABFT, which it does not train. The LM head is read, never changed.
+
+    Args:
+        model: the whole model, whose LM head turns the decoder's hidden state into logits.
+        fixed_threshold, implementation: as in `ABFTObjective`, for the logged head statistics.
+    """
+
+    def __init__(
+        self, model: nn.Module, *, fixed_threshold: float | None = None, implementation: Implementation = "abft_rows"
+    ) -> None:
+        self.model, self.fixed_threshold, self.implementation = model, fixed_threshold, implementation
+
+    def __call__(self, module: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Needs an open `row_attention`. `module` is the decoder of the model."""
+        if (batch.answers < 0).any():
+            raise AbftError("end-to-end training needs prompts with answers; see abft.prompts.with_answers")
+        rows, hidden = read_rows(module, batch.input_ids, batch.query_positions, self.implementation)
+        logits = output_logits(causal_lm(self.model), at_positions(hidden, batch.query_positions))  # type: ignore[arg-type]
+        loss = nn.functional.cross_entropy(logits, batch.answers.to(logits.device))
+        heads = head_statistics(tuple(row.detach() for row in rows), batch, self.fixed_threshold)
+        return loss, mass_metrics(heads, heads.induction.float())
+
+    def after_step(self, metrics: dict[str, float]) -> dict[str, float]:
+        return {}
+
+    def state(self) -> dict:
+        return {}
+
+    def restore(self, state: dict) -> None:
+        pass

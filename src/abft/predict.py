@@ -3,18 +3,24 @@
 Only the label words' logits at the query position are computed; demonstrations that all prompts share are run once.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from abft.attention import Implementation, causal_lm, decoder, read_rows, row_attention
 from abft.errors import AbftError
+from abft.logits import at_positions, check_output_logits, output_logits
 from abft.objective import head_statistics
 from abft.prompts import Batch, EncodedPrompt, collate
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 MIN_SHARED_TOKENS = 16  # shorter common beginnings are not worth a cache
 
@@ -40,23 +46,6 @@ def bucketed(prompts: Sequence[EncodedPrompt], batch_size: int) -> Iterator[list
         yield order[start : start + batch_size]
 
 
-def label_logits(model: PreTrainedModel, hidden_BD: Tensor, label_tokens: Sequence[int]) -> Tensor:
-    """Logits of the label tokens only, (B, C) float32, from the decoder's last hidden state.
-
-    Applies what families put between LM head and logits: a scale (Cohere, Granite) and a soft cap (Gemma 2).
-    """
-    head = model.get_output_embeddings()
-    config = model.config.get_text_config()
-    rows_CD = head.weight[list(label_tokens)]
-    logits = hidden_BD.to(rows_CD.device, rows_CD.dtype) @ rows_CD.T
-    if getattr(head, "bias", None) is not None:
-        logits = logits + head.bias[list(label_tokens)]
-    logits = logits.float()
-    logits = logits * (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
-    cap = getattr(config, "final_logit_softcapping", None)
-    return cap * torch.tanh(logits / cap) if cap else logits
-
-
 @torch.no_grad()
 def evaluate(
     model: PreTrainedModel,
@@ -74,7 +63,7 @@ def evaluate(
     """
     model.eval()
     inner, whole = decoder(model), causal_lm(model)
-    _check_label_logits(whole, inner, label_tokens)
+    check_output_logits(whole, inner)
     device = next(inner.parameters()).device
     probabilities = np.zeros((len(prompts), len(label_tokens)))
     totals: list[Tensor] | None = None
@@ -82,7 +71,7 @@ def evaluate(
         for indices in bucketed(prompts, batch_size):
             batch = Batch(**{n: t.to(device) for n, t in collate([prompts[i] for i in indices]).items()})
             rows, hidden = read_rows(inner, batch.input_ids, batch.query_positions, implementation)
-            probabilities[indices] = _at_positions(whole, hidden, batch.query_positions, label_tokens)
+            probabilities[indices] = _scores(whole, hidden, batch.query_positions, label_tokens)
             heads = head_statistics(rows, batch, fixed_threshold)
             sums = [t.cpu().double().sum(1) for t in (heads.induction, heads.right, heads.wrong)]
             totals = sums if totals is None else [a + b for a, b in zip(totals, sums, strict=True)]
@@ -108,7 +97,7 @@ def label_probabilities(
     """
     model.eval()
     inner, whole = decoder(model), causal_lm(model)
-    _check_label_logits(whole, inner, label_tokens)
+    check_output_logits(whole, inner)
     device = next(inner.parameters()).device
     shared = common_prefix(prompts) if len(prompts) > 1 else 0
     prefix_cache = None
@@ -126,16 +115,52 @@ def label_probabilities(
             ids[b, : len(tail)] = torch.tensor(tail, device=device)
         cache = _repeated(prefix_cache, len(tails)) if prefix_cache is not None else None
         hidden = inner(input_ids=ids, past_key_values=cache, use_cache=cache is not None)[0]
-        probabilities[indices] = _at_positions(whole, hidden, lengths - 1, label_tokens)
+        probabilities[indices] = _scores(whole, hidden, lengths - 1, label_tokens)
         if progress:
             progress(len(indices))
     return probabilities
 
 
-def _at_positions(whole: PreTrainedModel, hidden_BSD: Tensor, positions_B: Tensor, label_tokens: Sequence[int]) -> np.ndarray:
+@torch.no_grad()
+def perplexity(
+    model: PreTrainedModel,
+    tokenizer: "PreTrainedTokenizerBase",
+    texts: Sequence[str],
+    *,
+    batch_size: int = 8,
+    max_length: int = 512,
+) -> float:
+    """exp of the mean negative log-likelihood of the texts' tokens, in which longer texts count more; stock attention.
+
+    Changes `model` to eval mode. A text's first token is not predicted; texts are cut at `max_length` tokens.
+    """
+    model.eval()
+    inner, whole = decoder(model), causal_lm(model)
+    check_output_logits(whole, inner)
+    device = next(inner.parameters()).device
+    ids = [tokenizer(text, truncation=True, max_length=max_length)["input_ids"] for text in texts]
+    ids = sorted((row for row in ids if len(row) > 1), key=len, reverse=True)
+    total, count = 0.0, 0
+    for start in range(0, len(ids), batch_size):
+        rows = ids[start : start + batch_size]
+        padded = torch.zeros(len(rows), len(rows[0]), dtype=torch.long)
+        real = torch.zeros_like(padded, dtype=torch.bool)
+        for b, row in enumerate(rows):
+            padded[b, : len(row)], real[b, : len(row)] = torch.tensor(row), True
+        hidden = inner(input_ids=padded.to(device), use_cache=False)[0]
+        predicting, targets = real[:, 1:].to(hidden.device), padded[:, 1:][real[:, 1:]]
+        logits = output_logits(whole, hidden[:, :-1][predicting])
+        total += torch.nn.functional.cross_entropy(logits, targets.to(logits.device), reduction="sum").item()
+        count += len(targets)
+    if count == 0:
+        raise AbftError("perplexity needs a text of at least 2 tokens")
+    return math.exp(total / count)
+
+
+def _scores(whole: PreTrainedModel, hidden_BSD: Tensor, positions_B: Tensor, label_tokens: Sequence[int]) -> np.ndarray:
     """Label probabilities (B, C) at one position of each prompt."""
-    at_query = hidden_BSD[torch.arange(len(positions_B), device=hidden_BSD.device), positions_B.to(hidden_BSD.device)]
-    return label_logits(whole, at_query, label_tokens).cpu().double().softmax(-1).numpy()
+    logits = output_logits(whole, at_positions(hidden_BSD, positions_B), label_tokens)
+    return logits.cpu().double().softmax(-1).numpy()
 
 
 def common_prefix(prompts: Sequence[EncodedPrompt]) -> int:
@@ -161,15 +186,3 @@ def _repeated(cache: DynamicCache, times: int) -> DynamicCache:
     for index, (keys, values) in enumerate(copies):
         repeated.update(keys, values, index)
     return repeated
-
-
-def _check_label_logits(whole: PreTrainedModel, inner: nn.Module, label_tokens: Sequence[int]) -> None:
-    """Raise AbftError where a family computes logits in a way that `label_logits` does not know; two tokens tell."""
-    ids = torch.tensor([[3, 4]], device=next(inner.parameters()).device)
-    full = whole(input_ids=ids, use_cache=False).logits[0, -1:, list(label_tokens)].float()
-    ours = label_logits(whole, inner(input_ids=ids, use_cache=False)[0][:, -1], label_tokens).to(full.device)
-    if (ours - full).abs().max() > 0.02 * max(1.0, full.abs().max().item()):
-        raise AbftError(
-            f"model family {whole.config.model_type!r} computes its logits in a way this package does not know; "
-            "please report the family"
-        )

@@ -6,7 +6,7 @@ offsets; prefixes are never tokenised again.
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -38,6 +38,7 @@ class EncodedPrompt:
     label_positions: tuple[int, ...]  # token index of each demonstration's label
     label_classes: tuple[int, ...]
     target: int
+    answer: int = -1  # token id of the query's right label word; -1 = not recorded
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Batch:
     label_positions: Tensor  # (B, K) candidate positions; 0 where a prompt has fewer than K
     correct: Tensor  # (B, K) bool: candidate is right (I+)
     wrong: Tensor  # (B, K) bool: candidate is wrong (I-); neither where there is no candidate
+    answers: Tensor  # (B,) token id of the right label word; -1 where it is not recorded
 
     @property
     def lengths(self) -> Tensor:
@@ -187,6 +189,11 @@ def label_tokens(tokenizer: "PreTrainedTokenizerBase", task: Task, protocol: Pro
     return [piece[0] for piece in pieces]
 
 
+def with_answers(prompts: Sequence[EncodedPrompt], label_tokens: Sequence[int]) -> list[EncodedPrompt]:
+    """The same prompts with the token of the right label word recorded, for objectives that look at the LM's output."""
+    return [replace(prompt, answer=label_tokens[prompt.target]) for prompt in prompts]
+
+
 def _refuse_shared_tokens(task: Task, tokens: Sequence[int]) -> None:
     for i, token in enumerate(tokens):
         if token in tokens[:i]:
@@ -212,7 +219,8 @@ def collate(prompts: Sequence[EncodedPrompt]) -> dict[str, Tensor]:
         is_right = torch.tensor([label == prompt.target for label in prompt.label_classes], dtype=torch.bool)
         correct[b, :k], wrong[b, :k] = is_right, ~is_right
     query_positions = torch.tensor([len(prompt.input_ids) - 1 for prompt in prompts])
-    values = (input_ids, query_positions, positions, correct, wrong)
+    answers = torch.tensor([prompt.answer for prompt in prompts])
+    values = (input_ids, query_positions, positions, correct, wrong, answers)
     return {field.name: value for field, value in zip(fields(Batch), values, strict=True)}
 
 

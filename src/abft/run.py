@@ -43,6 +43,7 @@ from abft.folder import (
     write_json,
     write_text,
 )
+from abft.metaicl import other_prompts
 from abft.models import context_length, four_bit, load_model
 from abft.predict import HeadReport, evaluate
 from abft.prompts import EncodedPrompt, encode, evaluation_prompts, label_tokens
@@ -173,6 +174,8 @@ def make_trainer(
         k=config.k,
         nd=config.nd,
         protocol=config.protocol,
+        objective=config.objective,
+        lora_targets=config.lora_targets,
         A0=config.A0,
         B0=config.B0,
         Cp=config.Cp,
@@ -190,7 +193,11 @@ def make_trainer(
         )
     arguments.gradient_accumulation_steps = config.nb // per_pass
     callbacks = [RunLog(output / LOG), StepBar()]
-    trainer = ABFTTrainer(model, arguments, data, tokenizer, peft_config=_lora(config), callbacks=callbacks)
+    examples: TaskData | list[EncodedPrompt] = data
+    if config.train_on == "others":
+        limit = context_length(model)
+        examples = other_prompts(data, tokenizer, config.nd, config.k, config.seed, config.protocol, limit)
+    trainer = ABFTTrainer(model, arguments, examples, tokenizer, peft_config=_lora(config), callbacks=callbacks)
     trainer.remove_callback(PrinterCallback)
     return trainer
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -28,9 +28,18 @@ from abft.data import TaskData
 from abft.errors import AbftError
 from abft.folder import last_checkpoint
 from abft.models import context_length, load_model
-from abft.objective import ABFTObjective, Objective
+from abft.objective import ABFTObjective, E2EObjective, Objective
 from abft.pid import PIDController
-from abft.prompts import Batch, EncodedPrompt, PseudoBatchSampler, collate, encode, label_tokens, training_prompts
+from abft.prompts import (
+    Batch,
+    EncodedPrompt,
+    PseudoBatchSampler,
+    collate,
+    encode,
+    label_tokens,
+    training_prompts,
+    with_answers,
+)
 from abft.tasks import Protocol
 
 if TYPE_CHECKING:
@@ -59,6 +68,10 @@ class ABFTConfig(TrainingArguments):
     k: int = field(default=4, metadata={"help": "demonstrations in a training prompt"})
     nd: int = field(default=512, metadata={"help": "training prompts"})
     protocol: Protocol = field(default="consistent", metadata={"help": "how prompts end: consistent or staicc"})
+    objective: Literal["abft", "e2e"] = field(
+        default="abft", metadata={"help": "abft, or e2e: cross-entropy of the label word"}
+    )
+    lora_targets: Literal["qk", "all-linear"] = field(default="qk", metadata={"help": "what LoRA adapts; qk with abft"})
     A0: float = field(default=0.5, metadata={"help": "initial weight of the punishment of wrong labels"})
     B0: float = field(default=1.0, metadata={"help": "weight of the reward of right labels"})
     Cp: float = field(default=0.03, metadata={"help": "PID: proportional gain"})
@@ -90,8 +103,10 @@ class ABFTConfig(TrainingArguments):
         return self.per_device_train_batch_size * self.gradient_accumulation_steps * self.world_size
 
 
-def abft_objective(args: ABFTConfig, implementation: Implementation) -> ABFTObjective:
-    """The paper's objective with the settings of `args`."""
+def chosen_objective(args: ABFTConfig, model: nn.Module, implementation: Implementation) -> Objective:
+    """The objective that `args` names, with its settings."""
+    if args.objective == "e2e":
+        return E2EObjective(model, fixed_threshold=args.threshold, implementation=implementation)
     controller = PIDController(A=args.A0, Cp=args.Cp, Ci=args.Ci, Cd=args.Cd)
     return ABFTObjective(
         controller,
@@ -150,16 +165,16 @@ class ABFTTrainer(Trainer):
             processing_class = AutoTokenizer.from_pretrained(model.config.name_or_path)
         self.task_name = train_dataset.task.name if isinstance(train_dataset, TaskData) else None
         if isinstance(train_dataset, TaskData):
-            label_tokens(processing_class, train_dataset.task, args.protocol)  # refuses bad label words
+            words = label_tokens(processing_class, train_dataset.task, args.protocol)
             prompts = training_prompts(train_dataset, args.nd, args.k, args.seed, args.protocol)
-            train_dataset = encode(processing_class, prompts, args.protocol, context_length(model))
+            train_dataset = with_answers(encode(processing_class, prompts, args.protocol, context_length(model)), words)
         if not train_dataset:
             raise AbftError("train_dataset: expected a TaskData or encoded prompts, got nothing")
         self.implementation = supported_implementation(model)
         set_seed(args.seed)  # LoRA's initial weights
         model = _select_weights(model, args, peft_config)
         _refuse_sharding(model, args)
-        self.objective = objective or abft_objective(args, self.implementation)
+        self.objective = objective or chosen_objective(args, model, self.implementation)
         base = causal_lm(model)
         self.step_metrics: dict[str, float] = {}
         self._sums: dict[str, Tensor] = {}
@@ -200,6 +215,8 @@ class ABFTTrainer(Trainer):
     ) -> Any:
         """The objective's loss; the LM head is left out (one position of it where a wrapper such as DDP is called)."""
         batch = Batch(**inputs)
+        if model is not self.model and not isinstance(self.objective, ABFTObjective):
+            raise AbftError("end-to-end training runs in one process: start it without torchrun or accelerate launch")
         module = decoder(self.model) if model is self.model else self._wrapped(model)
         with self.accelerator.autocast():  # accelerate's own autocast covers the whole model's forward only
             loss, metrics = self.objective(module, batch)
@@ -316,6 +333,10 @@ def restore_objective(objective: Objective, state: TrainerState) -> None:
 
 def _select_weights(model: PreTrainedModel, args: ABFTConfig, peft_config: "LoraConfig | None") -> PreTrainedModel:
     """Changes `model`: leaves W_Q and W_K trainable, at full rank or through LoRA."""
+    if peft_config is not None and args.lora_targets == "all-linear":
+        if args.objective == "abft":
+            raise AbftError("ABFT trains W_Q and W_K only; lora_targets = 'all-linear' goes with objective = 'e2e'")
+        return weights.add_lora_everywhere(model, peft_config)  # type: ignore[return-value]
     if peft_config is not None:
         return weights.add_lora(model, peft_config, args.layers)  # type: ignore[return-value]
     if hasattr(model, "get_base_model"):

@@ -149,19 +149,30 @@ def add_lora(model: "PreTrainedModel", config: "LoraConfig", layers: Collection[
 
     `config.target_modules` and `layers_to_transform` are filled in where they are not set.
     """
-    from peft import get_peft_model
-
     modules = qk_modules(model, layers)
     if config.target_modules is None:
         config.target_modules = {qk.name.rpartition(".")[2] for qk in modules}
     if layers is not None:
         config.layers_to_transform = sorted({qk.layer for qk in modules})
-    config.fan_in_fan_out = any(hasattr(model.get_submodule(qk.name), "nf") for qk in modules)
+    peft_model = _peft_model(model, config)
+    mask_lora(peft_model)
+    return peft_model
+
+
+def add_lora_everywhere(model: "PreTrainedModel", config: "LoraConfig") -> "PeftModel":
+    """Changes `model` into a PEFT model with LoRA on all linear layers but the LM head: a baseline, not ABFT."""
+    config.target_modules = "all-linear"
+    return _peft_model(model, config)
+
+
+def _peft_model(model: "PreTrainedModel", config: "LoraConfig") -> "PeftModel":
+    from peft import get_peft_model
+
+    config.fan_in_fan_out = any(hasattr(module, "nf") for module in model.modules())
     config.task_type = config.task_type or "CAUSAL_LM"
     peft_model = get_peft_model(model, config)
     name = str(model.config.name_or_path)
     peft_model.active_peft_config.base_model_name_or_path = HUB_NAMES.get(name, name)
-    mask_lora(peft_model)
     return peft_model
 
 
@@ -186,20 +197,19 @@ def mask_lora(peft_model: "PeftModel") -> None:
 
 
 def trainable_parameters(model: nn.Module) -> int:
-    """Entries of weights that can change; V rows of fused weights are not counted."""
+    """Entries of weights that can change; where only W_Q and W_K train, V rows of fused weights are not counted."""
     base = causal_lm(model)
-    counted = 0
-    for name, module in base.named_modules():
-        leaf = name.rpartition(".")[2]
-        if leaf not in _LEAVES:
-            continue
+    trained = {name: p for name, p in base.named_parameters() if p.requires_grad}
+    counted = sum(p.numel() for p in trained.values())
+    modules = qk_modules(base)
+    if not all(name.startswith(tuple(f"{qk.name}." for qk in modules)) for name in trained):
+        return counted
+    for qk in modules:
+        module = base.get_submodule(qk.name)
         weights = [b.weight for b in module.lora_B.values()] if hasattr(module, "lora_B") else [module.weight]
-        inner = module.get_base_layer() if hasattr(module, "get_base_layer") else module
-        outputs = _outputs(leaf, inner, base)
-        share = 1.0 if outputs is None else outputs.float().mean().item()
-        counted += sum(round(w.numel() * share) for w in weights if w.requires_grad)
-        if hasattr(module, "lora_A"):
-            counted += sum(a.weight.numel() for a in module.lora_A.values() if a.weight.requires_grad)
+        if qk.outputs is not None:
+            others = 1 - qk.outputs.float().mean().item()
+            counted -= sum(round(w.numel() * others) for w in weights if w.requires_grad)
     return counted
 
 

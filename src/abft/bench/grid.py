@@ -1,0 +1,248 @@
+"""The grid file: models x tasks x methods x scenarios x seeds, and the cells it makes."""
+
+import dataclasses
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from abft.bench.methods import METHODS, Named
+from abft.bench.scenarios import SCENARIOS
+from abft.config import RunConfig, read_yaml, refuse_unknown_keys
+from abft.errors import AbftError
+from abft.tasks import TASKS, task_named
+
+VERSION = 1  # of cell files; a change of what is measured raises it
+_CELL_FIELDS = ("model", "task", "data", "seed")  # set by the grid's axes
+_WITHOUT_EFFECT = ("device", "eval_batch_size", "save_steps", "trust_remote_code")  # on results
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One measurement: a model, a task, a method, a scenario (in one of its variants) and a seed."""
+
+    model: str
+    task: str
+    method: str  # the grid's name
+    kind: str  # key of METHODS
+    scenario: str
+    seed: int
+    config: RunConfig  # everything that decides the training and the test prompts
+    variant: Mapping[str, Any] = field(default_factory=dict)
+    calibration_prompts: int = 512
+
+    @property
+    def name(self) -> str:
+        """For people and file names."""
+        changed = "".join(f"-{key}={value}" for key, value in self.variant.items())
+        parts = (self.model, self.task, self.method, f"{self.scenario}{changed}", f"seed{self.seed}")
+        return "__".join("".join(c if c.isalnum() or c in "-_=.+" else "-" for c in part) for part in parts)
+
+    @property
+    def digest(self) -> str:
+        """Everything that decides the result, as a hash; a stored result of another digest is not used."""
+        used = {key: value for key, value in asdict(self.config).items() if key not in _WITHOUT_EFFECT}
+        calibration = self.calibration_prompts if METHODS[self.kind].calibration else None
+        return _hash([VERSION, used, self.kind, self.scenario, dict(self.variant), calibration])
+
+    @property
+    def trained(self) -> RunConfig | None:
+        """The configuration of the training that this cell needs; None = the untouched model."""
+        return None if METHODS[self.kind].training is None else dataclasses.replace(self.config, test_prompts=0)
+
+    @property
+    def weights(self) -> str | None:
+        """Name of the folder of the trained weights; cells with equal training share it."""
+        if self.trained is None:
+            return None
+        used = {key: value for key, value in asdict(self.trained).items() if key not in _WITHOUT_EFFECT}
+        return f"{self.task}-{self.kind}-seed{self.seed}-{_hash(used)}"
+
+    @property
+    def job(self) -> tuple[str, str, str | None]:
+        """Cells of one job share a loaded model."""
+        return self.model, self.task, self.weights
+
+
+def _hash(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a job occupies under `--engine ray`."""
+
+    cpus: float = 1
+    gpus: float = 0
+
+    def __post_init__(self) -> None:
+        for name in ("cpus", "gpus"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+                raise AbftError(f"resources: {name} = {value!r}, expected a number of at least 0")
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A benchmark. Entries of models, tasks and methods are names, or a name with `RunConfig` values."""
+
+    models: tuple[Named, ...]
+    tasks: tuple[Named, ...]
+    methods: tuple[tuple[Named, str], ...]  # with the key of METHODS each stands for
+    scenarios: tuple[str, ...]
+    seeds: tuple[int, ...] = (0,)
+    settings: Mapping[str, Any] = field(default_factory=dict)  # RunConfig values of every cell
+    reference: str = "vanilla"  # the method that others are compared with
+    calibration_prompts: int = 512
+    keep_weights: bool = True
+    resources: Resources = field(default_factory=Resources)
+
+    def cells(self) -> list[Cell]:
+        """Every cell, cells of one job next to each other. Combinations that mean nothing are left out."""
+        found = []
+        for model in self.models:
+            for task in self.tasks:
+                for method, kind in self.methods:
+                    for scenario in self.scenarios:
+                        for variant in SCENARIOS[scenario].variants:
+                            if applies(kind, scenario):
+                                found += [self._cell(model, task, method, kind, scenario, variant, s) for s in self.seeds]
+        twice = [name for name, count in Counter(cell.name for cell in found).items() if count > 1]
+        if twice:
+            raise AbftError(f"the grid names a cell twice: {twice[0]}")
+        order = {job: i for i, job in reversed(list(enumerate(cell.job for cell in found)))}
+        return sorted(found, key=lambda cell: order[cell.job])
+
+    def _cell(
+        self, model: Named, task: Named, method: Named, kind: str, scenario: str, variant: Mapping[str, Any], seed: int
+    ) -> Cell:
+        values: dict[str, Any] = {"model": model.name, **self.settings, **model.settings}
+        values |= task.settings if "data" in task.settings else {"task": task.name, **task.settings}
+        values |= {**(METHODS[kind].training or {}), **method.settings, **variant, "seed": seed}
+        try:
+            config = RunConfig(**values)
+        except AbftError as error:
+            raise AbftError(f"grid, method {method.name}, task {task.name}: {error}") from None
+        except TypeError as error:
+            raise AbftError(f"grid, method {method.name}, task {task.name}: a value of the wrong type ({error})") from None
+        return Cell(model.name, task.name, method.name, kind, scenario, seed, config, variant, self.calibration_prompts)
+
+
+def applies(kind: str, scenario: str) -> bool:
+    """Whether a scenario means something for a method."""
+    needs, training = SCENARIOS[scenario].needs, METHODS[kind].training
+    return (
+        needs == "any"
+        or (needs == "own task" and (training is None or training.get("train_on") != "others"))
+        or (needs == "training" and training is not None)
+        or (needs == "abft" and kind == "abft")
+    )
+
+
+def read_grid(path: str | Path) -> Grid:
+    """A grid from YAML. Raises AbftError, naming the nearest known name, for anything that is not understood."""
+    values, origin = read_yaml(path), str(path)
+    refuse_unknown_keys(values, [f.name for f in fields(Grid)], origin)
+    for name in ("models", "tasks", "methods", "scenarios"):
+        if not isinstance(values.get(name), list) or not values[name]:
+            raise AbftError(f"{origin}: {name} is missing or no list; expected for example `{name}: [{_EXAMPLES[name]}]`")
+    settings = values.get("settings") or {}
+    _refuse_bad_settings(settings, f"{origin}, settings")
+    models = tuple(_model(entry, f"{origin}, models") for entry in values["models"])
+    tasks = tuple(_task(entry, f"{origin}, tasks") for entry in values["tasks"])
+    methods = tuple(_method(entry, f"{origin}, methods") for entry in values["methods"])
+    scenarios = tuple(_known(entry, SCENARIOS, "scenario", origin) for entry in values["scenarios"])
+    named = {
+        "models": [m.name for m in models],
+        "tasks": [t.name for t in tasks],
+        "methods": [m.name for m, _ in methods],
+        "scenarios": list(scenarios),
+        "seeds": list(_seeds(values.get("seeds", [0]), origin)),
+    }
+    for axis, names in named.items():
+        twice = [name for name, count in Counter(names).items() if count > 1]  # type: ignore[var-annotated]
+        if twice:
+            raise AbftError(f"{origin}: {axis} names {twice[0]!r} twice, so the grid would name a cell twice")
+    reference = values.get("reference", named["methods"][0] if "vanilla" not in named["methods"] else "vanilla")
+    if reference not in named["methods"]:
+        raise AbftError(f"{origin}: reference {reference!r} is none of the methods {', '.join(named['methods'])}")
+    count = values.get("calibration_prompts", 512)
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise AbftError(f"{origin}: calibration_prompts = {count!r}, expected a whole number of at least 1")
+    keep = values.get("keep_weights", True)
+    if not isinstance(keep, bool):
+        raise AbftError(f"{origin}: keep_weights = {keep!r}, expected true or false")
+    resources = values.get("resources") or {}
+    if not isinstance(resources, dict):
+        raise AbftError(f"{origin}: resources = {resources!r}, expected for example `resources: {{cpus: 2, gpus: 1}}`")
+    refuse_unknown_keys(resources, [f.name for f in fields(Resources)], f"{origin}, resources")
+    grid = Grid(
+        models, tasks, methods, scenarios, tuple(named["seeds"]), settings, reference, count, keep, Resources(**resources)
+    )
+    if not grid.cells():
+        raise AbftError(f"{origin}: no cell; none of the scenarios applies to any of the methods")
+    return grid
+
+
+_EXAMPLES = {"models": "SmolLM2-135M-Instruct", "tasks": "SST2, TREC", "methods": "vanilla, abft", "scenarios": "standard"}
+
+
+def _known(name: object, table: Mapping[str, Any], what: str, origin: str) -> str:
+    if not isinstance(name, str) or name not in table:
+        near = get_close_matches(str(name).lower(), table, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise AbftError(f"{origin}: unknown {what} {name!r}: {hint}Known: {', '.join(table)}")
+    return name
+
+
+def _named(entry: object, origin: str) -> Named:
+    if isinstance(entry, str):
+        return Named(entry)
+    if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
+        raise AbftError(f"{origin}: got {entry!r}, expected a name, or `name: ...` with settings beside it")
+    settings = {key: value for key, value in entry.items() if key != "name"}
+    return Named(entry["name"], settings)
+
+
+def _model(entry: object, origin: str) -> Named:
+    named = _named(entry, origin)
+    _refuse_bad_settings(named.settings, f"{origin}, {named.name}", ("model",))
+    return named
+
+
+def _task(entry: object, origin: str) -> Named:
+    named = _named(entry, origin)
+    _refuse_bad_settings(named.settings, f"{origin}, {named.name}", ("data",))
+    if "data" not in named.settings:
+        return Named(task_named(named.name).name, named.settings)
+    if named.name in TASKS:
+        raise AbftError(f"{origin}: {named.name!r} is a built-in task; give own data another name")
+    return named
+
+
+def _method(entry: object, origin: str) -> tuple[Named, str]:
+    named = _named(entry, origin)
+    settings = dict(named.settings)
+    kind = _known(settings.pop("method", named.name), METHODS, "method", origin)
+    _refuse_bad_settings(settings, f"{origin}, {named.name}")
+    return Named(named.name, settings), kind
+
+
+def _refuse_bad_settings(settings: object, origin: str, axes: Sequence[str] = ()) -> None:
+    if not isinstance(settings, Mapping):
+        raise AbftError(f"{origin}: got {settings!r}, expected keys and values")
+    known = [f.name for f in fields(RunConfig) if f.name not in _CELL_FIELDS or f.name in axes]
+    refuse_unknown_keys(dict(settings), known, origin)
+
+
+def _seeds(seeds: object, origin: str) -> tuple[int, ...]:
+    if not isinstance(seeds, list) or not seeds:
+        raise AbftError(f"{origin}: seeds = {seeds!r}, expected a list of whole numbers such as [0, 1, 2, 3]")
+    for seed in seeds:
+        if isinstance(seed, bool) or not isinstance(seed, int):
+            raise AbftError(f"{origin}: seed {seed!r} is no whole number")
+    return tuple(seeds)

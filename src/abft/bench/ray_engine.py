@@ -1,0 +1,94 @@
+"""Jobs as Ray tasks, on this machine or on a cluster whose nodes share the benchmark's folder."""
+
+import importlib.util
+import logging
+import os
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from abft.bench.engine import Event, run_job
+from abft.bench.grid import Cell, Resources
+from abft.bench.store import Store
+from abft.errors import AbftError
+
+POLL_SECONDS = 1.0
+RETRIES = 3  # of a job whose worker died
+ANSWER_SECONDS = 5
+
+
+@contextmanager
+def cluster(address: str | None, resources: Resources) -> Iterator[Callable[..., None]]:
+    """A connection to Ray while open; what comes out runs jobs on it."""
+    if importlib.util.find_spec("ray") is None:
+        raise AbftError("--engine ray needs Ray: pip install 'abft[ray]'")
+    if address is not None:
+        _refuse_silent(address)
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    local: dict[str, Any] = {} if address is not None else {"include_dashboard": False}
+    try:
+        ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **local)
+    except Exception as error:
+        raise AbftError(
+            f"Ray could not be reached at {address or 'this machine'}: {str(error).splitlines()[0][:200]}"
+        ) from None
+    try:
+        offered = ray.cluster_resources()
+        for name, wanted in (("CPU", resources.cpus), ("GPU", resources.gpus)):
+            if wanted > offered.get(name, 0):
+                raise AbftError(f"resources ask for {wanted:g} {name} a job, the Ray cluster has {offered.get(name, 0):g}")
+        yield _runner(resources)
+    finally:
+        ray.shutdown()
+
+
+def _refuse_silent(address: str) -> None:
+    """Raise AbftError where nothing answers; Ray itself would try for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if address == "auto":
+        return
+    if not colon or not port.isdigit():
+        raise AbftError(f"Ray address {address!r}: expected host:port, ray://host:port or auto")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise AbftError(f"no Ray cluster answers at {address}: {error}") from None
+
+
+def _remote_job(cells: Sequence[Cell], folder: str, keep_weights: bool) -> None:
+    """What a worker runs."""
+    run_job(cells, Store(folder), lambda cell, what: None, keep_weights)
+
+
+def _runner(resources: Resources) -> Callable[..., None]:
+    import ray
+
+    task = ray.remote(_remote_job).options(num_cpus=resources.cpus, num_gpus=resources.gpus, max_retries=RETRIES)
+
+    def run(todo: Sequence[Sequence[Cell]], store: Store, event: Event, keep_weights: bool) -> None:
+        waiting = {task.remote(list(job), str(store.folder.resolve()), keep_weights): list(job) for job in todo}
+        while waiting:
+            ready, _ = ray.wait(list(waiting), timeout=POLL_SECONDS)
+            for reference in ready:
+                job = waiting.pop(reference)
+                problem = "the worker left no result; the cluster's nodes have to share the output folder"
+                try:
+                    ray.get(reference)
+                except Exception as error:
+                    problem = f"the worker died or could not start: {' '.join(str(error).split())[:300]}"
+                for cell in job:
+                    if store.read(cell) is not None:
+                        event(cell, "done")
+                    else:
+                        if store.failure(cell) is None:
+                            store.write_failure(cell, problem, "")
+                        event(cell, "failed")
+            for job in waiting.values():
+                for cell in job:
+                    if store.read(cell) is not None:
+                        event(cell, "done")
+
+    return run

@@ -1,0 +1,294 @@
+"""What is measured: every scenario writes prompts from a task's data and reads metrics off their predictions.
+
+A scenario knows no method. Where StaICC 0.1.1 defines one, prompts (`staicc` protocol) and metrics are StaICC's.
+"""
+
+import functools
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from abft import metrics
+from abft.bench.rewrites import alternate_templates, renamed
+from abft.data import LinearCongruential, TaskData, text_key
+from abft.errors import AbftError
+from abft.prompts import Prompt, evaluation_prompts, write_prompt
+from abft.tasks import Example, Protocol
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+PAPER_TASKS = ("SST2", "MR", "FP", "SST5", "TREC", "SUBJ", "TEE", "TEH")
+SHOTS = (1, 2, 4, 8, 16)
+ERROR_RATES = (0.0, 0.25, 0.5, 0.75, 1.0)
+TEMPLATE_QUERIES = 100  # StaICC
+DEMONSTRATION_QUERIES, DEMONSTRATION_SETS = 128, 8  # StaICC
+DOMAIN_WORDS = 128  # StaICC
+NEUTRAL_TEXTS = 256
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a scenario writes its prompts from."""
+
+    data: TaskData
+    k: int
+    count: int  # test prompts
+    protocol: Protocol
+    load: Callable[[str], TaskData]  # other built-in tasks
+    tokenizer: "PreTrainedTokenizerBase"
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """Prompts of one task with one template and one set of label words."""
+
+    name: str
+    data: TaskData  # its task's words are scored; calibrations draw from its training pool
+    prompts: tuple[Prompt, ...]
+    k: int
+
+    @property
+    def targets(self) -> np.ndarray:
+        """Class of every query, (N,)."""
+        return np.array([prompt.target for prompt in self.prompts])
+
+
+Measure = Callable[[Sequence[PromptSet], Sequence[np.ndarray]], dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One thing that is measured.
+
+    `write` makes the prompt sets, `measure` reads metrics off their label probabilities (one (N, C) array a set).
+    `variants` are changes of the training configuration, each a cell of its own. `texts` are texts whose perplexity counts.
+    """
+
+    title: str
+    write: Callable[[Setting], list[PromptSet]]
+    measure: Measure
+    variants: tuple[Mapping[str, Any], ...] = ({},)
+    needs: str = "any"  # "training": methods that train; "abft": methods with the paper's objective; "own task": see MetaICL
+    texts: Callable[[Setting], list[str]] | None = None
+
+
+def _standard_set(setting: Setting, name: str = "standard", **changes: Any) -> PromptSet:
+    used = replace(setting, **changes)
+    prompts = evaluation_prompts(used.data, used.count, used.k, used.protocol)
+    return PromptSet(name, used.data, tuple(prompts), used.k)
+
+
+def _standard(setting: Setting) -> list[PromptSet]:
+    return [_standard_set(setting)]
+
+
+def _zero_shot(setting: Setting) -> list[PromptSet]:
+    return [_standard_set(setting, "zero_shot", k=0, count=min(setting.count, len(setting.data.test)))]
+
+
+def _k_shot(setting: Setting) -> list[PromptSet]:
+    return [_standard_set(setting, f"k={k}", k=k) for k in SHOTS]
+
+
+def _templates(setting: Setting) -> list[PromptSet]:
+    count = min(TEMPLATE_QUERIES, setting.count, len(setting.data.test))
+    tasks = alternate_templates(setting.data.task)
+    return [
+        _standard_set(setting, f"template {i}", data=replace(setting.data, task=task), count=count)
+        for i, task in enumerate(tasks, start=1)
+    ]
+
+
+def _demonstrations(setting: Setting) -> list[PromptSet]:
+    queries = min(DEMONSTRATION_QUERIES, setting.count, len(setting.data.test))
+    data = replace(setting.data, test=setting.data.test[:queries])
+    return [_standard_set(setting, "demonstrations", data=data, count=queries * DEMONSTRATION_SETS)]
+
+
+def _drawn(setting: Setting) -> tuple[list[list[int]], LinearCongruential]:
+    """StaICC's demonstration indices of all test prompts, and the generator that drew them."""
+    generator, size = LinearCongruential(), range(len(setting.data.demonstrations))
+    total = max(setting.count, 2 * len(setting.data.test))
+    return [generator.sample(size, setting.k) for _ in range(total)], generator
+
+
+def _unseen(setting: Setting) -> list[PromptSet]:
+    """Every demonstration has another label than the query (Fig. 3; StaICC's out-of-domain mode)."""
+    data, pool = setting.data, setting.data.demonstrations
+    lists, generator = _drawn(setting)
+    labels = {example.label for example in pool}
+    prompts = []
+    for i in range(len(lists)):  # all of them, so that the generator runs as StaICC's does
+        query, chosen = data.test[i % len(data.test)], lists[i]
+        if labels <= {query.label} or sum(e.label != query.label for e in pool) < setting.k:
+            raise AbftError(f"{data.task.name}: fewer than {setting.k} demonstrations have another label than a query")
+        while any(pool[d].label == query.label for d in chosen):
+            chosen = generator.sample(range(len(pool)), setting.k)
+        if i < setting.count:
+            prompts.append(write_prompt(data.task, [pool[d] for d in chosen], query, setting.protocol))
+    return [PromptSet("unseen_label", data, tuple(prompts), setting.k)]
+
+
+def _renamed(setting: Setting) -> list[PromptSet]:
+    return [
+        _standard_set(setting, name, data=replace(setting.data, task=task)) for name, task in renamed(setting.data.task).items()
+    ]
+
+
+def _with_queries(setting: Setting, name: str, query_text: Callable[[str], str]) -> list[PromptSet]:
+    """The standard prompts with their queries' texts replaced."""
+    test = setting.data.test
+    data = replace(
+        setting.data,
+        test=tuple(Example(query_text(test[i % len(test)].text), test[i % len(test)].label) for i in range(setting.count)),
+    )
+    written = _standard_set(setting, name, data=data)
+    return [replace(written, data=setting.data)]
+
+
+@functools.lru_cache(maxsize=4)
+def _plain_tokens(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """Tokens that stand for printable ASCII."""
+    return [
+        i
+        for i in range(tokenizer.vocab_size)
+        if i not in tokenizer.all_special_ids and (text := tokenizer.decode([i])).isascii() and text.isprintable()
+    ]
+
+
+def _random_queries(setting: Setting) -> list[PromptSet]:
+    generator, tokens = random.Random(0), _plain_tokens(setting.tokenizer)
+
+    def scrambled(text: str) -> str:
+        length = len(setting.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return setting.tokenizer.decode(generator.choices(tokens, k=max(1, length))).strip()
+
+    return _with_queries(setting, "random_query", scrambled)
+
+
+def _label_noise(setting: Setting) -> list[PromptSet]:
+    """Demonstrations whose label is replaced by the next class, at five rates (StaICC's GLER)."""
+    data, pool, classes = setting.data, setting.data.demonstrations, len(setting.data.task.labels)
+    lists, _ = _drawn(setting)
+    errors = LinearCongruential()
+    sets = []
+    for rate in ERROR_RATES:
+        prompts = []
+        for i in range(max(setting.count, 2 * len(data.test))):
+            wrong = errors.sample(lists[i], int(setting.k * rate))
+            if i < setting.count:
+                shown = [Example(pool[d].text, (pool[d].label + (d in wrong)) % classes) for d in lists[i]]
+                prompts.append(write_prompt(data.task, shown, data.test[i % len(data.test)], setting.protocol))
+        sets.append(PromptSet(f"noise={rate:g}", data, tuple(prompts), setting.k))
+    return sets
+
+
+def _domain_queries(setting: Setting) -> list[PromptSet]:
+    """Queries of 128 random words of the demonstration pool (StaICC's domain bias)."""
+    generator, pool = LinearCongruential(), setting.data.demonstrations
+
+    def below(limit: int) -> int:  # StaICC never draws the last element
+        return int((limit - 1) * generator.uniform())
+
+    def words(_: str) -> str:
+        texts = []
+        for _ in range(DOMAIN_WORDS):
+            parts = pool[below(len(pool))].text.split(" ")
+            texts.append(parts[below(len(parts))])
+        return " ".join(texts)
+
+    return _with_queries(setting, "domain_bias", words)
+
+
+def _contextual_queries(setting: Setting) -> list[PromptSet]:
+    return _with_queries(setting, "contextual_bias", lambda _: "")
+
+
+def _other_tasks(setting: Setting) -> list[PromptSet]:
+    """Every other task of the paper, without texts that stand in this task's training pool."""
+    seen = {text_key(example.text) for example in setting.data.train}
+    names = [name for name in PAPER_TASKS if name != setting.data.task.name]
+    return [_standard_set(setting, name, data=setting.load(name).without(seen)) for name in names]
+
+
+def _neutral_texts(setting: Setting) -> list[str]:
+    source = "FP" if setting.data.task.name == "AGNews" else "AGNews"
+    return [example.text for example in setting.load(source).test[:NEUTRAL_TEXTS]]
+
+
+def scores(sets: Sequence[PromptSet], probabilities: Sequence[np.ndarray]) -> dict[str, float]:
+    """accuracy, macro_f1 and ece of the only set; of several: each set's accuracy by its name, and the mean."""
+    if len(sets) == 1:
+        only, targets = probabilities[0], sets[0].targets
+        return {
+            "accuracy": metrics.accuracy(only, targets),
+            "macro_f1": metrics.macro_f1(only, targets),
+            "ece": metrics.expected_calibration_error(only, targets),
+        }
+    each = {s.name: metrics.accuracy(p, s.targets) for s, p in zip(sets, probabilities, strict=True)}
+    return {**each, "mean": float(np.mean(list(each.values())))}
+
+
+def _template_measure(sets: Sequence[PromptSet], probabilities: Sequence[np.ndarray]) -> dict[str, float]:
+    predictions = np.stack([p.argmax(1) for p in probabilities])
+    return {"consistency": metrics.consistency(predictions), "accuracy": scores(sets, probabilities)["mean"]}
+
+
+def _demonstration_measure(sets: Sequence[PromptSet], probabilities: Sequence[np.ndarray]) -> dict[str, float]:
+    predictions = probabilities[0].argmax(1).reshape(DEMONSTRATION_SETS, -1)
+    return {"consistency": metrics.consistency(predictions), "accuracy": scores(sets, probabilities)["accuracy"]}
+
+
+def _noise_measure(sets: Sequence[PromptSet], probabilities: Sequence[np.ndarray]) -> dict[str, float]:
+    each = scores(sets, probabilities)
+    f1 = [metrics.macro_f1(p, s.targets) for s, p in zip(sets, probabilities, strict=True)]
+    accuracies = [each[s.name] for s in sets]
+    slopes = {"gler": metrics.gler(ERROR_RATES, accuracies), "gler_macro_f1": metrics.gler(ERROR_RATES, f1)}
+    return {**each, **slopes}
+
+
+def _prior_measure(sets: Sequence[PromptSet], probabilities: Sequence[np.ndarray]) -> dict[str, float]:
+    return {"entropy": metrics.prior_entropy(probabilities[0]), "bias": metrics.prior_bias(probabilities[0])}
+
+
+def _posterior_measure(sets: Sequence[PromptSet], probabilities: Sequence[np.ndarray]) -> dict[str, float]:
+    return {"kl": metrics.posterior_bias(probabilities[0], sets[0].targets)}
+
+
+def _nothing(sets: Sequence[PromptSet], probabilities: Sequence[np.ndarray]) -> dict[str, float]:
+    return {}
+
+
+_SIZES = (32, 64, 128, 256, 512, 1024)
+_FACTORS = tuple(
+    {"A0": a, "B0": b, "pid": pid}
+    for pid in (True, False)
+    for a in (0.0, 0.25, 0.5, 1.0)
+    for b in (0.0, 0.5, 1.0, 2.0)
+    if a or b
+)
+
+SCENARIOS: dict[str, Scenario] = {
+    "standard": Scenario("k demonstrations (Table 1)", _standard, scores),
+    "zero_shot": Scenario("no demonstrations", _zero_shot, scores),
+    "k_shot": Scenario("1 to 16 demonstrations", _k_shot, scores),
+    "template_consistency": Scenario("nine templates (Table 3)", _templates, _template_measure),
+    "demonstration_consistency": Scenario("eight demonstration sets (Table 3)", _demonstrations, _demonstration_measure),
+    "unseen_label": Scenario("no demonstration has the query's label (Fig. 3)", _unseen, scores),
+    "renamed_labels": Scenario("other label words at test time", _renamed, scores),
+    "random_query": Scenario("queries of random tokens (Fig. 3)", _random_queries, scores),
+    "label_noise": Scenario("wrong labels in the demonstrations (GLER)", _label_noise, _noise_measure),
+    "contextual_bias": Scenario("empty queries", _contextual_queries, _prior_measure),
+    "domain_bias": Scenario("queries of random words of the task", _domain_queries, _prior_measure),
+    "posterior_bias": Scenario("mean prediction against the labels", _standard, _posterior_measure),
+    "out_of_domain": Scenario("all other tasks (Table 2)", _other_tasks, scores, needs="own task"),
+    "training_size": Scenario(
+        "32 to 1,024 training prompts (Fig. 2)", _standard, scores, tuple({"nd": size} for size in _SIZES), needs="training"
+    ),
+    "factors": Scenario("A0 x B0 (Fig. 6)", _standard, scores, _FACTORS, needs="abft"),
+    "perplexity": Scenario("perplexity of news texts", lambda setting: [], _nothing, texts=_neutral_texts),
+}

@@ -1,0 +1,50 @@
+"""Paired bootstrap: how sure is a difference between two methods on the same test prompts?"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+RESAMPLES = 2000
+
+
+def paired_bootstrap(
+    correct_SN: Sequence[np.ndarray],
+    reference_RN: Sequence[np.ndarray],
+    queries_N: np.ndarray,
+    level: float = 0.95,
+    seed: int = 0,
+) -> tuple[float, float, float]:
+    """Difference in accuracy between two methods and its percentile interval (Efron and Tibshirani 1993, chapter 13).
+
+    Queries are resampled, each with all of its prompts (one query with two demonstration sets is not two observations), and
+    seeds of each method, which differ in their training prompts. With one seed only the queries vary.
+
+    Args:
+        correct_SN: for each seed, whether each of N prompts was answered rightly.
+        reference_RN: the same for the method that is subtracted; its number of seeds may differ.
+        queries_N: which query each prompt asks.
+
+    Returns:
+        (difference, low, high), in [-1, 1].
+    """
+    ours, theirs = np.asarray(correct_SN, dtype=float), np.asarray(reference_RN, dtype=float)
+    queries = np.asarray(queries_N)
+    if ours.ndim != 2 or theirs.ndim != 2 or not ours.shape[1] == theirs.shape[1] == len(queries) > 0:
+        raise ValueError(f"expected (S, N), (R, N) and N > 0 queries, got {ours.shape}, {theirs.shape} and {queries.shape}")
+    _, cluster_N = np.unique(queries, return_inverse=True)
+    sizes_Q = np.bincount(cluster_N)
+    sums = [np.stack([np.bincount(cluster_N, weights=row) for row in rows]) for rows in (ours, theirs)]
+    generator = np.random.default_rng(seed)
+    differences = np.empty(RESAMPLES)
+    for i in range(RESAMPLES):
+        drawn_Q = generator.integers(len(sizes_Q), size=len(sizes_Q))
+        total = sizes_Q[drawn_Q].sum()
+        means = [rows[generator.integers(len(rows), size=len(rows))][:, drawn_Q].sum(1).mean() / total for rows in sums]
+        differences[i] = means[0] - means[1]
+    low, high = np.quantile(differences, [(1 - level) / 2, (1 + level) / 2])
+    return float(ours.mean() - theirs.mean()), float(low), float(high)
+
+
+def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean, and sample standard deviation over seeds (None for one value)."""
+    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None

@@ -1,0 +1,153 @@
+"""Results on disk: one file a cell, written at once or not at all; label probabilities and weights that cells share.
+
+cells/NAME.json          metrics and predictions of a finished cell
+cells/NAME.failed.json   the error of a failed one; a restart tries it again
+scores/HASH.npz          label probabilities of one prompt set under one set of weights
+weights/NAME/            a run folder: trained weights, their configuration and cost
+"""
+
+import hashlib
+import json
+import math
+import os
+import tempfile
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from abft.bench.grid import VERSION, Cell
+from abft.errors import AbftError
+from abft.folder import write_json
+from abft.prompts import Prompt
+
+GRID, LOCK, TABLES = "grid.yaml", ".lock", "tables"
+_TRIED_TO_READ = (OSError, ValueError, KeyError, TypeError, AttributeError)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a model says to the prompts of one set."""
+
+    probabilities: np.ndarray  # (N, C)
+    heads: float | None = None  # heads over the threshold, mean over prompts; None without demonstrations
+    right_mass: float | None = None  # a head's mean attention on right labels
+    wrong_mass: float | None = None
+
+
+class Store:
+    """The folder of a benchmark."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    def prepare(self, grid_text: str) -> None:
+        """Make the folder; refuse one that holds something else."""
+        if self.folder.is_file():
+            raise AbftError(f"output {self.folder} is a file; give a folder")
+        if self.folder.is_dir() and any(self.folder.iterdir()) and not (self.folder / GRID).is_file():
+            raise AbftError(f"output folder {self.folder} holds files that are no benchmark; give a new or empty folder")
+        try:
+            for part in ("cells", "scores", "weights"):
+                (self.folder / part).mkdir(parents=True, exist_ok=True)
+            (self.folder / GRID).write_text(grid_text, encoding="utf-8")
+        except OSError as error:
+            raise AbftError(f"output folder {self.folder} cannot be written: {error.strerror or error}") from None
+
+    def weights(self, cell: Cell) -> Path:
+        """The run folder of a cell's training."""
+        assert cell.weights is not None
+        return self.folder / "weights" / cell.weights
+
+    def _path(self, cell: Cell, ending: str = ".json") -> Path:
+        return self.folder / "cells" / f"{cell.name}{ending}"
+
+    def read(self, cell: Cell) -> dict[str, Any] | None:
+        """A finished cell's result; None, with a warning, where the file is cut short or of other settings."""
+        path = self._path(cell)
+        if not path.is_file():
+            return None
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            version, digest = record["version"], record["digest"]
+            complete = isinstance(record["metrics"], dict) and isinstance(record["predictions"], dict)
+        except _TRIED_TO_READ:
+            complete, version, digest = False, None, None
+        if not complete:
+            warnings.warn(f"{path} is damaged; the cell is computed again", stacklevel=2)
+        elif version != VERSION:
+            warnings.warn(f"{path} is of version {version}, expected {VERSION}; the cell is computed again", stacklevel=2)
+        elif digest != cell.digest:
+            warnings.warn(f"{path} was made with other settings; the cell is computed again", stacklevel=2)
+        else:
+            return record
+        return None
+
+    def write(self, cell: Cell, record: dict[str, Any]) -> None:
+        """Keep a finished cell."""
+        identity = {name: getattr(cell, name) for name in ("model", "task", "method", "kind", "scenario", "seed")}
+        whole = {"version": VERSION, "digest": cell.digest, **identity, "variant": dict(cell.variant), **record}
+        write_json(self._path(cell), _finite(whole))
+        self._path(cell, ".failed.json").unlink(missing_ok=True)
+
+    def write_failure(self, cell: Cell, error: str, trace: str) -> None:
+        """Keep the error of a failed cell."""
+        write_json(self._path(cell, ".failed.json"), {"error": error, "trace": trace})
+
+    def failure(self, cell: Cell) -> str | None:
+        """The error of a cell that failed when it was last tried."""
+        try:
+            return json.loads(self._path(cell, ".failed.json").read_text(encoding="utf-8"))["error"]
+        except _TRIED_TO_READ:
+            return None
+
+    def forget_failure(self, cell: Cell) -> None:
+        """A cell is about to be tried again."""
+        self._path(cell, ".failed.json").unlink(missing_ok=True)
+
+    def scores(self, key: str) -> Scores | None:
+        """Stored scores; None where there are none, or damaged ones."""
+        try:
+            with np.load(self.folder / "scores" / f"{key}.npz") as file:
+                heads = [None if np.isnan(value) else float(value) for value in file["heads"]]
+                return Scores(file["probabilities"], *heads)
+        except (*_TRIED_TO_READ, EOFError):
+            return None
+        except Exception as error:  # zipfile raises its own types
+            warnings.warn(f"stored scores {key} are damaged ({error}); computed again", stacklevel=2)
+            return None
+
+    def write_scores(self, key: str, scores: Scores) -> None:
+        """Keep scores, at once or not at all; other processes may write the same."""
+        heads = [np.nan if value is None else value for value in (scores.heads, scores.right_mass, scores.wrong_mass)]
+        target = self.folder / "scores" / f"{key}.npz"
+        descriptor, partial = tempfile.mkstemp(dir=target.parent, prefix=".partial-")
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                np.savez(file, probabilities=scores.probabilities, heads=np.array(heads, dtype=float))
+            Path(partial).replace(target)
+        finally:
+            Path(partial).unlink(missing_ok=True)
+
+
+def scores_key(weights: str, words: Sequence[int], threshold: float | None, prompts: Sequence[Prompt]) -> str:
+    """A name for the scores of these prompts, label tokens and weights."""
+    content = [
+        weights,
+        list(words),
+        threshold,
+        [(prompt.text, prompt.label_spans, prompt.label_classes, prompt.target) for prompt in prompts],
+    ]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:24]
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinity: such numbers become null."""
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,157 @@
+"""A model under test: trained and loaded when first needed, its label probabilities kept."""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tqdm import tqdm
+
+from abft.attention import Implementation, supported_implementation
+from abft.bench.calibration import calibrated, calibration_prompts, prior
+from abft.bench.grid import Cell
+from abft.bench.methods import METHODS
+from abft.bench.scenarios import SCENARIOS, PromptSet, Setting
+from abft.bench.store import Scores, Store, scores_key
+from abft.data import TaskData, load_task
+from abft.errors import AbftError
+from abft.folder import CONFIG, METRICS, refuse_other_settings
+from abft.models import context_length, load_tokenizer
+from abft.predict import evaluate, label_probabilities, perplexity
+from abft.prompts import Prompt, encode, label_tokens
+from abft.run import load_run_data, load_run_model, train
+from abft.weights import apply_weights
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def setting_of(cell: Cell, tokenizer: "PreTrainedTokenizerBase") -> Setting:
+    """What the cell's scenario writes its prompts from. Nothing of it depends on the seed."""
+    config = cell.config
+    return Setting(
+        load_run_data(config),
+        config.k,
+        config.test_prompts,
+        config.protocol,
+        lambda name: load_task(name, config.protocol),
+        tokenizer,
+    )
+
+
+def base_name(cell: Cell) -> str:
+    """Names the untouched model of a cell."""
+    used = ("model", "revision", "dtype", "load_in_4bit")
+    return json.dumps({name: value for name, value in asdict(cell.config).items() if name in used})
+
+
+class Subject:
+    """The model of one job: the untouched one, or one that the job's training made."""
+
+    def __init__(self, store: Store, cell: Cell) -> None:
+        self.store, self.first = store, cell
+        self.config = cell.config
+        self.key = f"{base_name(cell)}:{cell.weights}"
+        self.tokenizer = load_tokenizer(cell.config.model, cell.config.revision, cell.config.trust_remote_code)
+        self._model: tuple[PreTrainedModel, Implementation] | None = None
+        self._broken: Exception | None = None
+
+    def measure(self, cell: Cell) -> dict[str, Any]:
+        """A cell's record: metrics, heads over the threshold, cost of the training, predictions."""
+        scenario, method = SCENARIOS[cell.scenario], METHODS[cell.kind]
+        setting = setting_of(cell, self.tokenizer)
+        sets = scenario.write(setting)
+        scored = [self.scores(s.data, s.prompts, s.k, cell.scenario) for s in sets]
+        probabilities = [s.probabilities for s in scored]
+        if method.calibration is not None:
+            probabilities = [self._calibrated(cell, s, p) for s, p in zip(sets, probabilities, strict=True)]
+        found = scenario.measure(sets, probabilities)
+        if scenario.texts is not None:
+            model, _ = self.model()
+            found["perplexity"] = perplexity(model, self.tokenizer, scenario.texts(setting))
+        heads = {name: getattr(scored[0], name) for name in ("heads", "right_mass", "wrong_mass")} if scored else {}
+        return {
+            "metrics": found,
+            "queries": len(setting.data.test),  # prompt i asks query i modulo this
+            **heads,
+            "training": self.training(),
+            "predictions": {
+                s.name: {"targets": s.targets.tolist(), "predicted": p.argmax(1).tolist()}
+                for s, p in zip(sets, probabilities, strict=True)
+            },
+        }
+
+    def scores(self, data: TaskData, prompts: Sequence[Prompt], k: int, title: str) -> Scores:
+        """Label probabilities of prompts, computed once for all cells and methods that ask."""
+        words = label_tokens(self.tokenizer, data.task, self.config.protocol)
+        key = scores_key(self.key, words, self.config.threshold, prompts)
+        stored = self.store.scores(key)
+        if stored is None:
+            stored = self._scored(prompts, words, k, title)
+            self.store.write_scores(key, stored)
+        return stored
+
+    def _scored(self, prompts: Sequence[Prompt], words: Sequence[int], k: int, title: str) -> Scores:
+        model, implementation = self.model()
+        encoded = encode(self.tokenizer, prompts, self.config.protocol, context_length(model))
+        size = self.config.eval_batch_size
+        with tqdm(total=len(encoded), desc=title, unit="prompt", file=sys.stderr, leave=False, mininterval=1) as bar:
+            if k == 0:
+                return Scores(label_probabilities(model, encoded, words, batch_size=size, progress=bar.update))
+            threshold = self.config.threshold
+            probabilities, report = evaluate(
+                model, encoded, words, implementation, batch_size=size, fixed_threshold=threshold, progress=bar.update
+            )
+        return Scores(probabilities, report.heads, float(report.right_mass_LH.mean()), float(report.wrong_mass_LH.mean()))
+
+    def _calibrated(self, cell: Cell, prompt_set: PromptSet, probabilities: np.ndarray) -> np.ndarray:
+        kind = METHODS[cell.kind].calibration
+        assert kind is not None
+        prompts = calibration_prompts(
+            kind, prompt_set.data, cell.calibration_prompts, prompt_set.k, cell.seed, self.config.protocol
+        )
+        seen = self.scores(prompt_set.data, prompts, prompt_set.k, f"{kind} calibration")
+        return calibrated(probabilities, prior(seen.probabilities))
+
+    def model(self) -> "tuple[PreTrainedModel, Implementation]":
+        """The model with its trained weights, ready to be measured. A training that failed is not tried again."""
+        if self._broken is not None:
+            raise self._broken
+        if self._model is None:
+            try:
+                folder = self._trained()
+                model, _ = load_run_model(self.config)
+                if folder is not None:
+                    model = apply_weights(model, folder)
+                self._model = model, supported_implementation(model)
+            except Exception as error:
+                self._broken = error
+                raise
+        return self._model
+
+    def training(self) -> dict[str, Any] | None:
+        """Seconds, steps, trainable parameters and peak memory of the training; None for the untouched model."""
+        folder = self._trained()
+        if folder is None:
+            return None
+        return json.loads((folder / METRICS).read_text(encoding="utf-8"))["training"]
+
+    def _trained(self) -> Path | None:
+        """The run folder of the job's training, which is done, or finished, if need be."""
+        wanted = self.first.trained
+        if wanted is None:
+            return None
+        folder = self.store.weights(self.first)
+        if (folder / METRICS).is_file():
+            return folder
+        begun = (folder / CONFIG).is_file()
+        if begun:
+            try:
+                refuse_other_settings(folder, wanted)
+            except AbftError:
+                begun = False
+        train(wanted, folder, overwrite=not begun, resume=begun)
+        return folder
