@@ -276,7 +276,7 @@ def bench(
     ray_address: Annotated[str | None, typer.Option(help="A running Ray cluster, e.g. host:6379 or auto.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Run models x tasks x methods x scenarios x seeds and write the paper's tables to OUTPUT/tables.
+    """Run models x tasks x methods x scenarios x seeds and write the paper's tables to OUTPUT/tables/GRID.
 
     Finished cells are skipped, so a grid that was stopped goes on, and a longer grid reuses what is there.
 
@@ -303,14 +303,15 @@ def bench(
     from abft.bench.engine import failures, run_grid
     from abft.bench.report import Results, write_tables
 
-    store.prepare(config.read_text(encoding="utf-8"))
+    store.prepare(config)
     failed = run_grid(grid, store, engine, ray_address)
-    made = write_tables(Results(grid, store), output / "tables")
+    tables = store.tables(config)
+    made = write_tables(Results(grid, store), tables)
     if as_json:
-        print((output / "tables" / "tables.json").read_text(encoding="utf-8"), end="")
+        print((tables / "tables.json").read_text(encoding="utf-8"), end="")
     else:
         print("\n".join(table.markdown() for table in made))
-        print(f"tables: {output / 'tables'}")
+        print(f"tables: {tables}")
     if failed:
         for name, error in failures(grid, store):
             print(f"failed: {name}: {error}", file=sys.stderr)

@@ -199,9 +199,14 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return values
 
 
-def default_learning_rate(parameters: int, lora: bool) -> float:
-    """The paper's 1e-4 with LoRA and 2e-5 at full rank; 1e-4 at full rank below 500M parameters, where 2e-5 moves too little.
+def default_learning_rate(parameters: int, lora: bool, objective: str = "abft") -> float:
+    """The paper's 1e-4 with LoRA and 2e-5 at full rank; below 500M parameters, where 2e-5 moves too little, 1e-4 at full rank.
 
-    The small-model rate is this project's, chosen on training data (docs/defaults.md).
+    Small models trained end to end take 3e-4. Both small-model rates are this project's, chosen on training data
+    (docs/defaults.md).
     """
-    return 1e-4 if lora or parameters < SMALL_MODEL else 2e-5
+    if lora:
+        return 1e-4
+    if parameters >= SMALL_MODEL:
+        return 2e-5
+    return 3e-4 if objective == "e2e" else 1e-4

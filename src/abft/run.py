@@ -155,7 +155,9 @@ def make_trainer(
     config: RunConfig, output: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: TaskData
 ) -> ABFTTrainer:
     """The trainer of a configuration. Changes `model`: only W_Q and W_K stay trainable."""
-    rate = default_learning_rate(model.num_parameters(), config.lora_r is not None) if config.lr is None else config.lr
+    rate = config.lr
+    if rate is None:
+        rate = default_learning_rate(model.num_parameters(), config.lora_r is not None, config.objective)
     arguments = ABFTConfig(
         output_dir=str(output),
         learning_rate=rate,

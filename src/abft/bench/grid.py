@@ -5,7 +5,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from abft.config import RunConfig, read_yaml, refuse_unknown_keys
 from abft.errors import AbftError
 from abft.tasks import TASKS, task_named
 
-VERSION = 1  # of cell files; a change of what is measured raises it
+VERSION = 1  # of cell files; a change of what is measured, or of a default of RunConfig, raises it
 _CELL_FIELDS = ("model", "task", "data", "seed")  # set by the grid's axes
 _WITHOUT_EFFECT = ("device", "eval_batch_size", "save_steps", "trust_remote_code")  # on results
 
@@ -45,9 +45,8 @@ class Cell:
     @property
     def digest(self) -> str:
         """Everything that decides the result, as a hash; a stored result of another digest is not used."""
-        used = {key: value for key, value in asdict(self.config).items() if key not in _WITHOUT_EFFECT}
         calibration = self.calibration_prompts if METHODS[self.kind].calibration else None
-        return _hash([VERSION, used, self.kind, self.scenario, dict(self.variant), calibration])
+        return _hash([VERSION, _changed(self.config), self.kind, self.scenario, dict(self.variant), calibration])
 
     @property
     def trained(self) -> RunConfig | None:
@@ -59,13 +58,19 @@ class Cell:
         """Name of the folder of the trained weights; cells with equal training share it."""
         if self.trained is None:
             return None
-        used = {key: value for key, value in asdict(self.trained).items() if key not in _WITHOUT_EFFECT}
-        return f"{self.task}-{self.kind}-seed{self.seed}-{_hash(used)}"
+        return f"{self.task}-{self.kind}-seed{self.seed}-{_hash(_changed(self.trained))}"
 
     @property
     def job(self) -> tuple[str, str, str | None]:
         """Cells of one job share a loaded model."""
         return self.model, self.task, self.weights
+
+
+def _changed(config: RunConfig) -> dict[str, Any]:
+    """What a configuration changes of the defaults and that has an effect; settings added later leave it as it is."""
+    defaults = RunConfig()
+    values = {f.name: getattr(config, f.name) for f in fields(config) if f.name not in _WITHOUT_EFFECT}
+    return {name: value for name, value in values.items() if value != getattr(defaults, name)}
 
 
 def _hash(value: object) -> str:

@@ -106,7 +106,7 @@ def tables(results: Results) -> list[Table]:
 
 def write_tables(results: Results, folder: Path) -> list[Table]:
     """Write every table as Markdown, CSV and JSON, and all numbers as one long CSV; returns the tables."""
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     made = tables(results)
     write_text(folder / "tables.md", "\n".join(table.markdown() for table in made))
     for table in made:

@@ -21,10 +21,10 @@ import numpy as np
 
 from abft.bench.grid import VERSION, Cell
 from abft.errors import AbftError
-from abft.folder import write_json
+from abft.folder import write_json, write_text
 from abft.prompts import Prompt
 
-GRID, LOCK, TABLES = "grid.yaml", ".lock", "tables"
+LOCK = ".lock"
 _TRIED_TO_READ = (OSError, ValueError, KeyError, TypeError, AttributeError)
 
 
@@ -44,18 +44,22 @@ class Store:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
 
-    def prepare(self, grid_text: str) -> None:
-        """Make the folder; refuse one that holds something else."""
+    def prepare(self, grid_file: str | Path) -> None:
+        """Make the folder and keep a copy of the grid file in it; refuse a folder that holds something else."""
         if self.folder.is_file():
             raise AbftError(f"output {self.folder} is a file; give a folder")
-        if self.folder.is_dir() and any(self.folder.iterdir()) and not (self.folder / GRID).is_file():
+        if self.folder.is_dir() and any(self.folder.iterdir()) and not (self.folder / "cells").is_dir():
             raise AbftError(f"output folder {self.folder} holds files that are no benchmark; give a new or empty folder")
         try:
             for part in ("cells", "scores", "weights"):
                 (self.folder / part).mkdir(parents=True, exist_ok=True)
-            (self.folder / GRID).write_text(grid_text, encoding="utf-8")
+            write_text(self.folder / Path(grid_file).name, Path(grid_file).read_text(encoding="utf-8"))
         except OSError as error:
             raise AbftError(f"output folder {self.folder} cannot be written: {error.strerror or error}") from None
+
+    def tables(self, grid_file: str | Path) -> Path:
+        """Where the tables of a grid file go; several grids can share a folder, and with it cells and weights."""
+        return self.folder / "tables" / Path(grid_file).stem
 
     def weights(self, cell: Cell) -> Path:
         """The run folder of a cell's training."""
