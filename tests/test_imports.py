@@ -11,17 +11,25 @@ SOURCE = Path(abft.__file__).parent
 # From the bottom to the top; a module imports only from levels below its own.
 LEVELS = [
     {"errors", "heads", "loss", "pid", "metrics", "tables"},
-    {"tasks", "attention"},
+    {"tasks", "attention", "logits"},
     {"data", "config", "models"},
     {"prompts", "weights", "card"},
-    {"objective", "folder"},
+    {"objective", "folder", "metaicl"},
     {"predict", "trainer", "callbacks"},
     {"run"},
     {"merge", "predictor"},
+    {"bench.methods", "bench.rewrites", "bench.statistics"},
+    {"bench.calibration", "bench.scenarios"},
+    {"bench.grid"},
+    {"bench.store"},
+    {"bench.subject", "bench.report"},
+    {"bench.plan", "bench.jobs"},
+    {"bench.ray_engine"},
+    {"bench.engine"},
     {"cli_options"},
     {"cli"},
 ]
-PURE = {"heads": {"torch"}, "loss": {"torch"}, "pid": {"dataclasses"}, "metrics": {"numpy"}}
+PURE = {"heads": {"torch"}, "loss": {"torch"}, "pid": {"dataclasses"}, "metrics": {"numpy", "collections.abc"}}
 
 
 def imports(path, top_level_only=False):
@@ -36,12 +44,13 @@ def imports(path, top_level_only=False):
 
 def test_imports_go_one_way():
     level = {name: i for i, names in enumerate(LEVELS) for name in names}
-    files = {path.stem: path for path in SOURCE.glob("*.py") if path.stem != "__init__"}
+    files = {".".join(path.relative_to(SOURCE).with_suffix("").parts): path for path in SOURCE.rglob("*.py")}
+    files = {name: path for name, path in files.items() if not name.endswith("__init__")}
     assert set(files) == set(level)
     for name, path in files.items():
         for module in imports(path):
             if module.startswith("abft."):
-                assert level[module.split(".")[1]] < level[name], f"{name} imports {module}"
+                assert level[module.removeprefix("abft.")] < level[name], f"{name} imports {module}"
 
 
 def test_the_method_is_pure():

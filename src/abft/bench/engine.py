@@ -1,62 +1,19 @@
-"""Runs the cells of a grid: one job after another here, or as Ray tasks.
+"""Runs the jobs of a grid, one after another here or as Ray tasks, with progress."""
 
-A job is the cells that share a model with one set of weights. Every finished cell is kept at once, so that a grid that was
-killed goes on where it was; a failed cell is recorded and does not stop the others.
-"""
-
-import shutil
 import sys
 import time
-import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import groupby
 from typing import Any
 
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from abft.bench.grid import Cell, Grid
+from abft.bench.jobs import Event, jobs, run_job
 from abft.bench.plan import Plan, plan
 from abft.bench.store import LOCK, Store
-from abft.bench.subject import Subject
 from abft.errors import AbftError, RunInterrupted
-
-Event = Callable[[Cell, str], None]  # "running", "done", "failed"
-
-
-def run_job(cells: Sequence[Cell], store: Store, event: Event, keep_weights: bool = True) -> None:
-    """Measure the unfinished cells of one job."""
-    subject: Subject | None = None
-    for cell in cells:
-        if store.read(cell) is not None:
-            continue
-        event(cell, "running")
-        store.forget_failure(cell)
-        started = time.perf_counter()
-        try:
-            subject = subject or Subject(store, cell)
-            record = subject.measure(cell)
-        except RunInterrupted:
-            raise KeyboardInterrupt from None  # the training has saved a checkpoint
-        except Exception as error:
-            store.write_failure(cell, _line(error), traceback.format_exc())
-            event(cell, "failed")
-        else:
-            store.write(cell, {**record, "seconds": round(time.perf_counter() - started, 2)})
-            event(cell, "done")
-    if not keep_weights and cells[0].weights is not None and all(store.read(cell) is not None for cell in cells):
-        shutil.rmtree(store.weights(cells[0]), ignore_errors=True)
-
-
-def _line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text if isinstance(error, AbftError) else f"{type(error).__name__}: {text}"[:500]
-
-
-def jobs(cells: Iterable[Cell]) -> list[list[Cell]]:
-    """Cells grouped by the model and weights that they share."""
-    return [list(group) for _, group in groupby(cells, key=lambda cell: cell.job)]
 
 
 class Progress:

@@ -157,37 +157,24 @@ def read_grid(path: str | Path) -> Grid:
             raise AbftError(f"{origin}: {name} is missing or no list; expected for example `{name}: [{_EXAMPLES[name]}]`")
     settings = values.get("settings") or {}
     _refuse_bad_settings(settings, f"{origin}, settings")
-    models = tuple(_model(entry, f"{origin}, models") for entry in values["models"])
-    tasks = tuple(_task(entry, f"{origin}, tasks") for entry in values["tasks"])
     methods = tuple(_method(entry, f"{origin}, methods") for entry in values["methods"])
-    scenarios = tuple(_known(entry, SCENARIOS, "scenario", origin) for entry in values["scenarios"])
-    named = {
-        "models": [m.name for m in models],
-        "tasks": [t.name for t in tasks],
-        "methods": [m.name for m, _ in methods],
-        "scenarios": list(scenarios),
-        "seeds": list(_seeds(values.get("seeds", [0]), origin)),
-    }
-    for axis, names in named.items():
-        twice = [name for name, count in Counter(names).items() if count > 1]  # type: ignore[var-annotated]
-        if twice:
-            raise AbftError(f"{origin}: {axis} names {twice[0]!r} twice, so the grid would name a cell twice")
-    reference = values.get("reference", named["methods"][0] if "vanilla" not in named["methods"] else "vanilla")
-    if reference not in named["methods"]:
-        raise AbftError(f"{origin}: reference {reference!r} is none of the methods {', '.join(named['methods'])}")
-    count = values.get("calibration_prompts", 512)
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise AbftError(f"{origin}: calibration_prompts = {count!r}, expected a whole number of at least 1")
-    keep = values.get("keep_weights", True)
-    if not isinstance(keep, bool):
-        raise AbftError(f"{origin}: keep_weights = {keep!r}, expected true or false")
-    resources = values.get("resources") or {}
-    if not isinstance(resources, dict):
-        raise AbftError(f"{origin}: resources = {resources!r}, expected for example `resources: {{cpus: 2, gpus: 1}}`")
-    refuse_unknown_keys(resources, [f.name for f in fields(Resources)], f"{origin}, resources")
     grid = Grid(
-        models, tasks, methods, scenarios, tuple(named["seeds"]), settings, reference, count, keep, Resources(**resources)
+        models=tuple(_model(entry, f"{origin}, models") for entry in values["models"]),
+        tasks=tuple(_task(entry, f"{origin}, tasks") for entry in values["tasks"]),
+        methods=methods,
+        scenarios=tuple(_known(entry, SCENARIOS, "scenario", origin) for entry in values["scenarios"]),
+        seeds=_seeds(values.get("seeds", [0]), origin),
+        settings=settings,
+        reference=_reference(values.get("reference"), [named.name for named, _ in methods], origin),
+        calibration_prompts=_count(values.get("calibration_prompts", 512), origin),
+        keep_weights=_flag(values.get("keep_weights", True), origin),
+        resources=_resources(values.get("resources") or {}, origin),
     )
+    _refuse_repetition("models", [named.name for named in grid.models], origin)
+    _refuse_repetition("tasks", [named.name for named in grid.tasks], origin)
+    _refuse_repetition("methods", [named.name for named, _ in grid.methods], origin)
+    _refuse_repetition("scenarios", grid.scenarios, origin)
+    _refuse_repetition("seeds", grid.seeds, origin)
     if not grid.cells():
         raise AbftError(f"{origin}: no cell; none of the scenarios applies to any of the methods")
     return grid
@@ -242,6 +229,39 @@ def _refuse_bad_settings(settings: object, origin: str, axes: Sequence[str] = ()
         raise AbftError(f"{origin}: got {settings!r}, expected keys and values")
     known = [f.name for f in fields(RunConfig) if f.name not in _CELL_FIELDS or f.name in axes]
     refuse_unknown_keys(dict(settings), known, origin)
+
+
+def _refuse_repetition(axis: str, names: Sequence[object], origin: str) -> None:
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise AbftError(f"{origin}: {axis} names {twice[0]!r} twice, so the grid would name a cell twice")
+
+
+def _reference(reference: object, methods: Sequence[str], origin: str) -> str:
+    if reference is None:
+        return "vanilla" if "vanilla" in methods else methods[0]
+    if not isinstance(reference, str) or reference not in methods:
+        raise AbftError(f"{origin}: reference {reference!r} is none of the methods {', '.join(methods)}")
+    return reference
+
+
+def _count(count: object, origin: str) -> int:
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise AbftError(f"{origin}: calibration_prompts = {count!r}, expected a whole number of at least 1")
+    return count
+
+
+def _flag(keep: object, origin: str) -> bool:
+    if not isinstance(keep, bool):
+        raise AbftError(f"{origin}: keep_weights = {keep!r}, expected true or false")
+    return keep
+
+
+def _resources(resources: object, origin: str) -> Resources:
+    if not isinstance(resources, dict):
+        raise AbftError(f"{origin}: resources = {resources!r}, expected for example `resources: {{cpus: 2, gpus: 1}}`")
+    refuse_unknown_keys(resources, [f.name for f in fields(Resources)], f"{origin}, resources")
+    return Resources(**resources)
 
 
 def _seeds(seeds: object, origin: str) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -103,7 +104,7 @@ class _Planner:
         return 2.0 * parameters * tokens
 
 
-def _tokens(tokenizer: object, prompts: Sequence[Prompt]) -> float:
+def _tokens(tokenizer: Any, prompts: Sequence[Prompt]) -> float:
     step = max(1, len(prompts) // SAMPLE)
     sample = [prompt.text for prompt in prompts[::step]]
-    return sum(len(ids) for ids in tokenizer(sample)["input_ids"]) / len(sample) * len(prompts)  # type: ignore[operator]
+    return sum(len(ids) for ids in tokenizer(sample)["input_ids"]) / len(sample) * len(prompts)

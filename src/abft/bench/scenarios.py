@@ -194,12 +194,12 @@ def _domain_queries(setting: Setting) -> list[PromptSet]:
     def below(limit: int) -> int:  # StaICC never draws the last element
         return int((limit - 1) * generator.uniform())
 
+    def word() -> str:
+        parts = pool[below(len(pool))].text.split(" ")
+        return parts[below(len(parts))]
+
     def words(_: str) -> str:
-        texts = []
-        for _ in range(DOMAIN_WORDS):
-            parts = pool[below(len(pool))].text.split(" ")
-            texts.append(parts[below(len(parts))])
-        return " ".join(texts)
+        return " ".join(word() for _ in range(DOMAIN_WORDS))
 
     return _with_queries(setting, "domain_bias", words)
 

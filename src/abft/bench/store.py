@@ -8,10 +8,10 @@ weights/NAME/            a run folder: trained weights, their configuration and 
 
 import hashlib
 import json
+import logging
 import math
 import os
 import tempfile
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from abft.folder import write_json, write_text
 from abft.prompts import Prompt
 
 LOCK = ".lock"
+_LOGGER = logging.getLogger(__name__)
 _TRIED_TO_READ = (OSError, ValueError, KeyError, TypeError, AttributeError)
 
 
@@ -43,6 +44,13 @@ class Store:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
+        self._warned: set[str] = set()
+
+    def _warn(self, message: str) -> None:
+        """Say it once, on stderr unless logging is set up otherwise."""
+        if message not in self._warned:
+            self._warned.add(message)
+            _LOGGER.warning(message)
 
     def prepare(self, grid_file: str | Path) -> None:
         """Make the folder and keep a copy of the grid file in it; refuse a folder that holds something else."""
@@ -70,7 +78,7 @@ class Store:
         return self.folder / "cells" / f"{cell.name}{ending}"
 
     def read(self, cell: Cell) -> dict[str, Any] | None:
-        """A finished cell's result; None, with a warning, where the file is cut short or of other settings."""
+        """A finished cell's result; None, with a logged warning, where the file is cut short or of other settings."""
         path = self._path(cell)
         if not path.is_file():
             return None
@@ -81,11 +89,11 @@ class Store:
         except _TRIED_TO_READ:
             complete, version, digest = False, None, None
         if not complete:
-            warnings.warn(f"{path} is damaged; the cell is computed again", stacklevel=2)
+            self._warn(f"{path} is damaged; the cell is computed again")
         elif version != VERSION:
-            warnings.warn(f"{path} is of version {version}, expected {VERSION}; the cell is computed again", stacklevel=2)
+            self._warn(f"{path} is of version {version}, expected {VERSION}; the cell is computed again")
         elif digest != cell.digest:
-            warnings.warn(f"{path} was made with other settings; the cell is computed again", stacklevel=2)
+            self._warn(f"{path} was made with other settings; the cell is computed again")
         else:
             return record
         return None
@@ -121,7 +129,7 @@ class Store:
         except (*_TRIED_TO_READ, EOFError):
             return None
         except Exception as error:  # zipfile raises its own types
-            warnings.warn(f"stored scores {key} are damaged ({error}); computed again", stacklevel=2)
+            self._warn(f"stored scores {key} are damaged ({error}); computed again")
             return None
 
     def write_scores(self, key: str, scores: Scores) -> None:

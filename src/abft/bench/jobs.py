@@ -1,0 +1,52 @@
+"""Cells that share a model with one set of weights are a job; running one.
+
+Every finished cell is kept at once, so that a grid that was killed goes on where it was; a failed cell is recorded and does
+not stop the others.
+"""
+
+import shutil
+import time
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from itertools import groupby
+
+from abft.bench.grid import Cell
+from abft.bench.store import Store
+from abft.bench.subject import Subject
+from abft.errors import AbftError, RunInterrupted
+
+Event = Callable[[Cell, str], None]  # "running", "done", "failed"
+
+
+def run_job(cells: Sequence[Cell], store: Store, event: Event, keep_weights: bool = True) -> None:
+    """Measure the unfinished cells of one job."""
+    subject: Subject | None = None
+    for cell in cells:
+        if store.read(cell) is not None:
+            continue
+        event(cell, "running")
+        store.forget_failure(cell)
+        started = time.perf_counter()
+        try:
+            subject = subject or Subject(store, cell)
+            record = subject.measure(cell)
+        except RunInterrupted:
+            raise KeyboardInterrupt from None  # the training has saved a checkpoint
+        except Exception as error:
+            store.write_failure(cell, _line(error), traceback.format_exc())
+            event(cell, "failed")
+        else:
+            store.write(cell, {**record, "seconds": round(time.perf_counter() - started, 2)})
+            event(cell, "done")
+    if not keep_weights and cells[0].weights is not None and all(store.read(cell) is not None for cell in cells):
+        shutil.rmtree(store.weights(cells[0]), ignore_errors=True)
+
+
+def _line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if isinstance(error, AbftError) else f"{type(error).__name__}: {text}"[:500]
+
+
+def jobs(cells: Iterable[Cell]) -> list[list[Cell]]:
+    """Cells grouped by the model and weights that they share."""
+    return [list(group) for _, group in groupby(cells, key=lambda cell: cell.job)]

@@ -1,0 +1,401 @@
+"""The benchmark as a user runs it, on a tiny model and a small table of reviews."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from abft.bench.grid import read_grid
+from abft.bench.jobs import jobs
+from abft.bench.report import Results, tables
+from abft.bench.store import Scores, Store
+from abft.bench.subject import Subject
+from abft.metrics import accuracy
+from command_line import invoke, refused
+
+TRAINED = ["abft", "e2e"]
+TESTED = ["standard", "zero_shot", "demonstration_consistency", "posterior_bias"]
+
+
+@pytest.fixture(scope="session")
+def grid_values(model_folder, reviews):
+    task = {
+        "name": "reviews",
+        "data": str(reviews),
+        "text_column": "review",
+        "label_column": "stars",
+        "template": "review: {text} sentiment: {label}\n",
+    }
+    return {
+        "models": [{"name": "tiny", "model": str(model_folder)}],
+        "tasks": [task],
+        "methods": ["vanilla", "contextual_calibration", *TRAINED],
+        "scenarios": TESTED,
+        "seeds": [0, 1],
+        "settings": {"nd": 16, "nb": 8, "steps": 2, "lr": 0.01, "threshold": 0.03, "test_prompts": 16, "device": "cpu"},
+        "calibration_prompts": 8,
+    }
+
+
+def write_grid(folder, values, **changes):
+    path = folder / "grid.yaml"
+    path.write_text(yaml.safe_dump({**values, **changes}), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def benchmark(grid_values, tmp_path_factory):
+    """A finished benchmark: (grid file, folder, what was printed)."""
+    folder = tmp_path_factory.mktemp("bench")
+    path = write_grid(folder, grid_values)
+    result = invoke("bench", "--config", path, "--output", folder / "out")
+    assert result.exit_code == 0, result.output
+    return path, folder / "out", result.stdout
+
+
+def numbers(folder):
+    """Everything measured; seconds and memory differ from run to run."""
+    found = {}
+    for path in sorted((folder / "cells").glob("*.json")):
+        record = json.loads(path.read_text())
+        del record["seconds"], record["training"]
+        found[path.name] = record
+    return found
+
+
+def test_every_cell_has_a_file_and_every_method_a_row(benchmark, grid_values):
+    path, folder, printed = benchmark
+    grid = read_grid(path)
+    assert len(grid.cells()) == len(grid_values["methods"]) * len(TESTED) * 2
+    assert {p.stem for p in (folder / "cells").glob("*.json")} == {cell.name for cell in grid.cells()}
+    table = json.loads((folder / "tables" / "grid" / "tables.json").read_text())[0]
+    assert table["columns"] == ["method", "reviews", "mean"]
+    assert [row[0] for row in table["rows"]][4:] == ["vanilla", "contextual calibration", "ABFT", "E2E, W_Q and W_K"]
+    assert "### Accuracy in %, tiny" in printed
+    rows = (folder / "tables" / "grid" / "results.csv").read_text().splitlines()
+    assert rows[0] == "model,task,method,scenario,variant,seed,metric,value"
+    assert any(row.startswith("tiny,reviews,abft,standard,,1,trainable_parameters,") for row in rows)
+
+
+def test_metrics_follow_from_the_predictions(benchmark):
+    path, folder, _ = benchmark
+    store = Store(folder)
+    for cell in read_grid(path).cells():
+        record = store.read(cell)
+        if cell.scenario == "standard":
+            said = record["predictions"]["standard"]
+            assert record["metrics"]["accuracy"] == np.mean(np.array(said["predicted"]) == said["targets"])
+            assert record["heads"] > 0
+            assert (record["training"] is not None) == (cell.method in TRAINED)
+
+
+def test_seeds_change_the_training_and_never_the_test_prompts(benchmark):
+    path, folder, _ = benchmark
+    store, grid = Store(folder), read_grid(path)
+    cells = {(c.method, c.scenario, c.seed): c for c in grid.cells()}
+    for scenario in ("standard", "zero_shot"):
+        targets = {
+            json.dumps(store.read(c)["predictions"][scenario]["targets"]) for c in cells.values() if c.scenario == scenario
+        }
+        assert len(targets) == 1
+    assert cells["abft", "standard", 0].weights != cells["abft", "standard", 1].weights
+    assert store.read(cells["vanilla", "standard", 0])["metrics"] == store.read(cells["vanilla", "standard", 1])["metrics"]
+    texts = [(store.weights(cells["abft", "standard", seed]) / "log.jsonl").read_text() for seed in (0, 1)]
+    losses = [[json.loads(line)["loss"] for line in text.splitlines()] for text in texts]
+    assert losses[0] != losses[1]
+
+
+def test_one_vanilla_pass_serves_all_methods_that_need_it(benchmark, monkeypatch, tmp_path):
+    path, _, _ = benchmark
+    cells = [c for c in read_grid(path).cells() if c.weights is None and c.scenario in ("standard", "posterior_bias")]
+    assert {c.method for c in cells} == {"vanilla", "contextual_calibration"}
+    passes = []
+    scored = Subject._scored
+    monkeypatch.setattr(Subject, "_scored", lambda self, *a: passes.append(a[-1]) or scored(self, *a))
+    store = Store(tmp_path)
+    store.prepare(path)
+    subject = Subject(store, cells[0])
+    for cell in cells:
+        subject.measure(cell)
+    assert sorted(passes) == ["contextual calibration"] * 2 + ["standard"]  # a prior a seed
+
+
+def test_a_finished_grid_runs_nothing(benchmark, monkeypatch):
+    path, folder, printed = benchmark
+    monkeypatch.setattr(Subject, "measure", lambda *a: pytest.fail("measured again"))
+    result = invoke("bench", "--config", path, "--output", folder)
+    assert result.exit_code == 0
+    assert result.stdout == printed
+
+
+def test_a_longer_grid_reuses_what_is_there(benchmark, grid_values, monkeypatch, tmp_path):
+    _, folder, _ = benchmark
+    measured = []
+    measure = Subject.measure
+    monkeypatch.setattr(Subject, "measure", lambda self, cell: measured.append(cell.name) or measure(self, cell))
+    monkeypatch.setattr("abft.bench.subject.train", lambda *a, **k: pytest.fail("trained again"))
+    path = write_grid(tmp_path, grid_values, scenarios=[*TESTED, "contextual_bias"])
+    assert invoke("bench", "--config", path, "--output", folder).exit_code == 0
+    assert len(measured) == 8
+    assert all("contextual_bias" in name for name in measured)
+
+
+@pytest.mark.parametrize("damage", ["cut short", "another version", "another digest"])
+def test_a_damaged_result_is_computed_again_with_a_warning(benchmark, caplog, damage):
+    path, folder, _ = benchmark
+    cell = read_grid(path).cells()[0]
+    store = Store(folder)
+    file = folder / "cells" / f"{cell.name}.json"
+    text = file.read_text()
+    record = json.loads(text)
+    try:
+        if damage == "cut short":
+            file.write_text(text[: len(text) // 2])
+        else:
+            record["version" if damage == "another version" else "digest"] = 0
+            file.write_text(json.dumps(record))
+        assert store.read(cell) is None
+        assert store.read(cell) is None
+        assert caplog.text.count("computed again") == 1
+        caplog.clear()
+        assert invoke("bench", "--config", path, "--output", folder).exit_code == 0
+        assert caplog.text.count("computed again") == 1
+        again = json.loads(file.read_text())
+        assert {**again, "seconds": 0} == {**json.loads(text), "seconds": 0}
+    finally:
+        file.write_text(text)
+
+
+def test_damaged_scores_are_computed_again(tmp_path, caplog):
+    store = Store(tmp_path)
+    (tmp_path / "scores").mkdir()
+    kept = Scores(np.array([[0.25, 0.75]]), 3.5, 0.1, None)
+    store.write_scores("a", kept)
+    read = store.scores("a")
+    assert read.probabilities.tolist() == [[0.25, 0.75]]
+    assert (read.heads, read.right_mass, read.wrong_mass) == (3.5, 0.1, None)
+    file = tmp_path / "scores" / "a.npz"
+    file.write_bytes(file.read_bytes()[:40])
+    assert store.scores("a") is None
+    assert "damaged" in caplog.text
+    assert store.scores("missing") is None
+    assert [p.name for p in (tmp_path / "scores").iterdir()] == ["a.npz"]
+
+
+def test_a_failed_cell_is_recorded_and_does_not_stop_the_grid(grid_values, tmp_path):
+    broken = {"name": "broken", "method": "abft", "threshold": 0.99}  # no head passes: training refuses
+    path = write_grid(tmp_path, grid_values, methods=[broken, "vanilla"], scenarios=["standard"], seeds=[0])
+    result = invoke("bench", "--config", path, "--output", tmp_path / "out")
+    assert "1 of 2 cells failed" in str(result.exception)
+    failed = json.loads((tmp_path / "out" / "cells" / "tiny__reviews__broken__standard__seed0.failed.json").read_text())
+    assert "no attention head passed the threshold" in failed["error"]
+    assert "Traceback" in failed["trace"]
+    assert "| vanilla |" in result.stdout
+    assert not (tmp_path / "out" / "cells" / "tiny__reviews__broken__standard__seed0.json").exists()
+
+
+def test_dry_run_lists_cells_and_writes_nothing(grid_values, tmp_path, benchmark):
+    path = write_grid(tmp_path, grid_values)
+    result = invoke("bench", "--config", path, "--output", tmp_path / "out", "--dry-run")
+    assert result.exit_code == 0, result.output
+    assert "32 cells, 0 done, 32 left" in result.stdout
+    assert not (tmp_path / "out").exists()
+    listed = json.loads(invoke("bench", "--config", path, "--output", benchmark[1], "--dry-run", "--json").stdout)
+    assert all(entry["done"] and entry["seconds"] == 0 for entry in listed)
+
+
+def test_dry_run_counts_shared_work_once(grid_values, tmp_path):
+    path = write_grid(tmp_path, grid_values, seeds=[0])
+    listed = json.loads(invoke("bench", "--config", path, "--output", tmp_path / "out", "--dry-run", "--json").stdout)
+    seconds = {entry["cell"].removeprefix("tiny__reviews__"): entry["seconds"] for entry in listed}
+    assert seconds["vanilla__standard__seed0"] > 0
+    assert seconds["vanilla__posterior_bias__seed0"] == 0  # the standard prompts again
+    assert seconds["abft__posterior_bias__seed0"] == 0
+    assert seconds["abft__standard__seed0"] > 1.5 * seconds["vanilla__standard__seed0"]  # and the training
+    assert seconds["contextual_calibration__standard__seed0"] > 0
+
+
+def test_killed_and_restarted_gives_the_same_numbers(grid_values, tmp_path, benchmark):
+    path = write_grid(tmp_path, grid_values)
+    command = [sys.executable, "-m", "abft.cli", "bench", "--config", str(path), "--output", str(tmp_path / "out")]
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    cells = tmp_path / "out" / "cells"
+    limit = time.time() + 240
+    while time.time() < limit and len(list(cells.glob("*.json"))) < 10:
+        assert process.poll() is None, process.stderr.read().decode()
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = len(list(cells.glob("*.json")))
+    assert 10 <= done < 32
+    assert not list(cells.glob(".*"))
+    result = invoke("bench", "--config", path, "--output", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    reference = {name: record for name, record in numbers(benchmark[1]).items() if "contextual_bias" not in name}
+    assert numbers(tmp_path / "out") == reference
+
+
+def test_weights_are_removed_if_asked(grid_values, tmp_path):
+    path = write_grid(tmp_path, grid_values, methods=["abft"], scenarios=["standard"], seeds=[0], keep_weights=False)
+    assert invoke("bench", "--config", path, "--output", tmp_path / "out").exit_code == 0
+    assert not list((tmp_path / "out" / "weights").iterdir())
+    assert len(list((tmp_path / "out" / "cells").iterdir())) == 1
+
+
+def test_two_benchmarks_do_not_share_a_folder_at_the_same_time(benchmark):
+    from filelock import FileLock
+
+    path, folder, _ = benchmark
+    with FileLock(folder / ".lock"):
+        assert "another `abft bench` is running" in refused("bench", "--config", path, "--output", folder)
+
+
+def test_results_of_calibration_differ_from_vanilla_and_keep_its_heads(benchmark):
+    path, folder, _ = benchmark
+    results = Results(read_grid(path), Store(folder))
+    (a, _), (b, _) = (results.records("tiny", "reviews", m, "standard") for m in ("vanilla", "contextual_calibration"))
+    assert a["heads"] == b["heads"]
+    assert a["predictions"] != b["predictions"] or a["metrics"] != b["metrics"]
+    names = [table.name for table in tables(results)]
+    assert names == [
+        "accuracy-tiny",
+        "differences-tiny",
+        "heads-tiny",
+        "macro_f1-tiny",
+        "ece-tiny",
+        "cost-tiny",
+        "consistency-tiny",
+        "posterior_bias-tiny",
+    ]
+
+
+def test_jobs_share_weights(grid_values, tmp_path):
+    grid = read_grid(write_grid(tmp_path, grid_values, scenarios=["standard", "training_size", "factors"]))
+    grouped = jobs(grid.cells())
+    assert sum(map(len, grouped)) == len(grid.cells())
+    assert len({job[0].job for job in grouped}) == len(grouped)
+    assert all(len({cell.job for cell in job}) == 1 for job in grouped)
+    by_name = {cell.name: cell for cell in grid.cells()}
+    same = [by_name[f"tiny__reviews__abft__{s}__seed0"] for s in ("standard", "factors-A0=0.5-B0=1.0-pid=True")]
+    assert same[0].weights == same[1].weights
+    assert same[0].digest != same[1].digest
+    assert not any(cell.method == "vanilla" and cell.scenario != "standard" for cell in grid.cells())
+    assert not any(cell.method == "e2e" and cell.scenario == "factors" for cell in grid.cells())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"methods": ["vanila"]}, "did you mean 'vanilla'"),
+        ({"scenarios": ["standart"]}, "did you mean 'standard'"),
+        ({"tasks": ["TRECK"]}, "did you mean TREC"),
+        ({"settings": {"stepz": 2}}, "did you mean 'steps'"),
+        ({"methods": [{"name": "abft", "stepz": 2}]}, "did you mean 'steps'"),
+        ({"methods": [{"name": "mine", "method": "abtf"}]}, "did you mean 'abft'"),
+        ({"method": ["abft"]}, "did you mean 'methods'"),
+        ({"seeds": [0, 1.5]}, "seed 1.5 is no whole number"),
+        ({"seeds": ["a"]}, "seed 'a' is no whole number"),
+        ({"seeds": [True]}, "seed True is no whole number"),
+        ({"seeds": 3}, "expected a list of whole numbers"),
+        ({"seeds": [0, 0]}, "names 0 twice"),
+        ({"seeds": [-1]}, "seed = -1"),
+        ({"methods": ["vanilla", "abft", "abft"]}, "names 'abft' twice"),
+        ({"models": []}, "models is missing"),
+        ({"tasks": None}, "tasks is missing"),
+        ({"reference": "abft2"}, "none of the methods"),
+        ({"resources": {"cpu": 2}}, "did you mean 'cpus'"),
+        ({"resources": {"cpus": "many"}}, "expected a number"),
+        ({"calibration_prompts": 0}, "at least 1"),
+        ({"keep_weights": "no"}, "expected true or false"),
+        ({"settings": {"steps": "many"}}, "wrong type"),
+        ({"settings": {"steps": 0}}, "steps = 0"),
+        ({"settings": {"seed": 0}}, "unknown key 'seed'"),
+        ({"methods": ["vanilla"], "scenarios": ["training_size"]}, "no cell"),
+        ({"tasks": [{"name": "SST2", "data": "x.csv"}]}, "built-in task"),
+        ({"methods": [{"names": "abft"}]}, "expected a name"),
+    ],
+)
+def test_bad_grids_are_refused_in_one_line(grid_values, tmp_path, changes, message):
+    path = write_grid(tmp_path, grid_values, **changes)
+    assert message in refused("bench", "--config", path, "--output", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_bad_commands_are_refused(grid_values, tmp_path):
+    path = write_grid(tmp_path, grid_values)
+    assert "no such file" in refused("bench", "--config", tmp_path / "no.yaml", "--output", tmp_path / "out")
+    assert "expected serial or ray" in refused("bench", "--config", path, "--output", tmp_path / "out", "--engine", "dask")
+    assert "goes with --engine ray" in refused("bench", "--config", path, "--output", tmp_path / "out", "--ray-address", "a:1")
+    assert "is a file" in refused("bench", "--config", path, "--output", path)
+    assert "no benchmark" in refused("bench", "--config", path, "--output", tmp_path)
+
+
+def test_no_ray(grid_values, tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *a: None)
+    path = write_grid(tmp_path, grid_values)
+    assert "pip install 'abft[ray]'" in refused("bench", "--config", path, "--output", tmp_path / "out", "--engine", "ray")
+
+
+@pytest.mark.parametrize(("address", "message"), [("127.0.0.1:9", "no Ray cluster answers"), ("nowhere", "expected host:port")])
+def test_a_ray_address_that_does_not_answer(grid_values, tmp_path, address, message):
+    path = write_grid(tmp_path, grid_values)
+    options = ("--output", tmp_path / "out", "--engine", "ray", "--ray-address", address)
+    started = time.time()
+    assert message in refused("bench", "--config", path, *options)
+    assert time.time() - started < 60
+
+
+def test_a_killed_ray_worker_does_not_stop_the_grid(grid_values, tmp_path, benchmark):
+    """Two workers on a real local Ray; one is killed in mid-cell."""
+    pytest.importorskip("ray")
+    path = write_grid(tmp_path, grid_values, scenarios=["standard", "zero_shot"])
+    code = (
+        "import sys, abft.bench.ray_engine as engine, ray\n"
+        "init = ray.init\n"
+        "ray.init = lambda **options: init(**{**options, 'num_cpus': 2})\n"
+        "from abft.cli import main\nsys.argv[0] = 'abft'\nmain()\n"
+    )
+    command = [sys.executable, "-c", code, "bench", "--config", str(path), "--output", str(tmp_path / "out"), "--engine", "ray"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    victim, limit = None, time.time() + 240
+    while victim is None and time.time() < limit:
+        assert process.poll() is None, process.stderr.read()
+        victim = next(iter(training_workers(process.pid, tmp_path / "out")), None)
+        time.sleep(0.05)
+    assert victim is not None, "no worker was seen at work"
+    os.kill(victim, signal.SIGKILL)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    reference = {name: r for name, r in numbers(benchmark[1]).items() if "standard" in name or "zero_shot" in name}
+    assert numbers(tmp_path / "out") == reference
+
+
+def training_workers(driver, folder):
+    """Ray workers that are in a job whose training has begun and is not finished."""
+    import psutil
+
+    begun = [p for p in folder.glob("weights/*/config.yaml") if not (p.parent / "metrics.json").exists()]
+    if not begun:
+        return []
+    family = psutil.Process(driver).children(recursive=True)
+    return [p.pid for p in family if any("_remote_job" in part for part in p.cmdline())]
+
+
+def test_accuracy_of_the_table_is_the_mean_of_its_cells(benchmark):
+    path, folder, _ = benchmark
+    results = Results(read_grid(path), Store(folder))
+    values = results.values("tiny", "reviews", "abft", "standard", "accuracy")
+    row = next(row for row in tables(results)[0].rows if row[0] == "ABFT")
+    assert row[1] == f"{100 * np.mean(values):.1f} ± {100 * np.std(values, ddof=1):.1f}"
+    said = results.records("tiny", "reviews", "abft", "standard")[0]["predictions"]["standard"]
+    assert values[0] == accuracy(np.eye(2)[said["predicted"]], np.array(said["targets"]))
+    assert Path(folder / "tables" / "grid" / "accuracy-tiny.csv").read_text().startswith("method,reviews,mean\n")

@@ -1,0 +1,283 @@
+"""Scenarios against StaICC 0.1.1's own objects, and against what their names promise."""
+
+import contextlib
+import hashlib
+import io
+
+import numpy as np
+import pytest
+
+import abft.data
+from abft.bench.calibration import calibrated, calibration_prompts, prior
+from abft.bench.rewrites import alternate_templates, renamed
+from abft.bench.scenarios import PAPER_TASKS, SCENARIOS, Setting
+from abft.data import load_task, text_key
+from abft.errors import AbftError
+from abft.metaicl import other_tasks
+from abft.prompts import encode, label_tokens, training_prompts
+from abft.tasks import TASKS
+
+
+@contextlib.contextmanager
+def quiet():
+    with contextlib.redirect_stdout(io.StringIO()):
+        yield
+
+
+with quiet():
+    StaICC = pytest.importorskip("StaICC.util.experimentor")
+    from StaICC.util import functional, hgf_dataset_loader
+
+
+def setting(name, tokenizer=None, protocol="staicc", count=1024, k=4):
+    return Setting(load_task(name, protocol), k, count, protocol, lambda other: load_task(other, protocol), tokenizer)
+
+
+def predicted(prompts, classes):
+    """Probabilities that depend on the prompt's text alone; powers of two, so that their sum is exactly 1."""
+    rows = []
+    for text in prompts:
+        digest = hashlib.sha256(text.encode()).digest()
+        row = np.full(classes, 1 / 64)
+        row[digest[0] % classes] += 1 - classes / 64
+        rows.append(row)
+    return np.array(rows)
+
+
+class Spy:
+    """A forward function for StaICC that keeps the prompts it was asked."""
+
+    def __init__(self):
+        self.asked = []
+
+    def __call__(self, prompt, label_space):
+        self.asked += prompt
+        return predicted(prompt, len(label_space)).tolist()
+
+
+def theirs(kind, name, tests=512, **options):
+    sizes = [1024, abft.data._STAICC_DEMONSTRATIONS.get(name, 4096), tests]
+    with quiet():
+        data = getattr(hgf_dataset_loader, abft.data._STAICC_LOADERS[name])()
+        return getattr(StaICC, kind)(original_dataset=data, k=4, dividing=sizes, **options)
+
+
+def run_both(kind, name, scenario, **options):
+    """StaICC's result and ours on the same predictions; the prompts have to be the same, byte for byte."""
+    spy, experiment = Spy(), theirs(kind, name, **options)
+    with quiet(), np.errstate(all="ignore"):
+        result, success = experiment.auto_run(forward_inference=spy, batched_inference=True)
+    assert success
+    sets = SCENARIOS[scenario].write(setting(name))
+    assert [p.text for s in sets for p in s.prompts] == spy.asked
+    probabilities = [predicted([p.text for p in s.prompts], len(s.data.task.labels)) for s in sets]
+    return result, SCENARIOS[scenario].measure(sets, probabilities), sets, probabilities
+
+
+@pytest.mark.parametrize("name", ["SST2", "TREC", "FP", "TEE"])
+def test_template_consistency_is_staiccs(name):
+    result, ours, _, _ = run_both("template_sensitivity_experimentor", name, "template_consistency", tests=100)
+    assert ours["consistency"] == pytest.approx(result["sensitivity"]["consistency"], abs=1e-12)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_alternate_templates_are_staiccs(name):
+    with quiet():
+        loader = getattr(hgf_dataset_loader, abft.data._STAICC_LOADERS[name])()
+    alternates = loader.get_alternate_template()
+    tasks = alternate_templates(load_task(name, "staicc").task)
+    assert {t.template.instruction for t in tasks} == set(alternates["instruction"])
+    assert {t.template.before_text for t in tasks} == {prefix[0] for prefix in alternates["input_text_prefixes"]}
+    assert {t.template.before_label.lstrip(" ") for t in tasks} == set(alternates["label_prefix"])
+    assert {t.template.after_label for t in tasks} == set(alternates["label_affix"])
+    assert len({(t.template.pattern, t.template.instruction) for t in tasks}) == 9
+
+
+@pytest.mark.parametrize("name", ["SST2", "FP"])
+def test_demonstration_consistency_is_staiccs(name):
+    result, ours, _, _ = run_both("demonstration_sensitivity_experimentor", name, "demonstration_consistency")
+    assert ours["consistency"] == pytest.approx(result["sensitivity"]["consistency"], abs=1e-12)
+
+
+@pytest.mark.parametrize("name", ["SST2", "TREC"])
+def test_label_noise_is_staiccs_but_for_its_axis(name):
+    result, ours, _, _ = run_both("GLER_experimentor", name, "label_noise")
+    accuracies = [result[str(i)]["accuracy"] for i in range(5)]
+    assert [ours[f"noise={rate:g}"] for rate in (0, 0.25, 0.5, 0.75, 1)] == pytest.approx(accuracies)
+    slope, _ = functional.linear_regression([1, 0.75, 0.5, 0.25, 0], accuracies)  # x = share of right labels
+    assert ours["gler"] == pytest.approx(slope, abs=1e-12)
+    # StaICC's own x runs 1, 0.75, 0.25, -0.5, -1.5 instead.
+    assert result["sensitivity"]["accuracy"][0] == pytest.approx(
+        functional.linear_regression([1, 0.75, 0.25, -0.5, -1.5], accuracies)[0]
+    )
+    assert abs(result["sensitivity"]["accuracy"][0] - ours["gler"]) > 1e-6
+
+
+@pytest.mark.parametrize("kind", ["contextual", "domain"])
+def test_prior_biases_are_staiccs(kind):
+    result, ours, _, probabilities = run_both("prior_bias_experimentor", "TREC", f"{kind}_bias", bias_type=kind)
+    mean = probabilities[0].mean(0)
+    assert mean == pytest.approx(np.array(result["distribution"]), abs=1e-12)
+    expected = -sum(p * np.log(p) for p in mean)
+    assert ours["entropy"] == pytest.approx(expected, abs=1e-12)
+    assert ours["bias"] == pytest.approx(1 - expected / np.log(6))
+    if sum(result["distribution"]) == 1:  # else StaICC takes a softmax of the probabilities first
+        assert ours["entropy"] == pytest.approx(result["entropy"], abs=1e-12)
+    else:
+        assert result["entropy"] == pytest.approx(functional.entropy(functional.softmax(result["distribution"])), abs=1e-9)
+
+
+def test_posterior_bias_is_staiccs():
+    result, ours, _, _ = run_both("post_bias_experimentor", "FP", "posterior_bias")
+    assert ours["kl"] == pytest.approx(result["DL div."], abs=1e-12)
+
+
+@pytest.mark.parametrize("name", ["SST2", "TREC"])
+def test_unseen_labels_are_staiccs(name):
+    experiment = theirs("single_experimentor", name)
+    with quiet():
+        experiment.set_out_of_domain_mode()
+        expected = experiment.prompt_set()
+    (unseen,) = SCENARIOS["unseen_label"].write(setting(name))
+    assert [p.text for p in unseen.prompts] == expected
+    assert all(prompt.target not in prompt.label_classes for prompt in unseen.prompts)
+    (fewer,) = SCENARIOS["unseen_label"].write(setting(name, count=100))
+    assert fewer.prompts == unseen.prompts[:100]
+
+
+def test_unseen_label_needs_other_labels():
+    data = load_task("SST2")
+    only = tuple(e for e in data.demonstrations if e.label == 1)
+    broken = abft.data.TaskData(data.task, data.train, only, data.test)
+    with pytest.raises(AbftError, match="another label"):
+        SCENARIOS["unseen_label"].write(Setting(broken, 4, 16, "consistent", load_task, None))
+
+
+def test_zero_shot_asks_each_query_once(bpe):
+    (asked,) = SCENARIOS["zero_shot"].write(setting("TREC", bpe))
+    assert len(asked.prompts) == 512
+    assert all(prompt.label_spans == () for prompt in asked.prompts)
+    assert asked.prompts[3].text.startswith("question: ")
+
+
+def test_k_shot_changes_the_demonstrations_only():
+    sets = SCENARIOS["k_shot"].write(setting("SST2", count=50))
+    assert [s.k for s in sets] == [1, 2, 4, 8, 16]
+    assert all(len(p.label_spans) == s.k for s in sets for p in s.prompts)
+    assert len({tuple(p.target for p in s.prompts) for s in sets}) == 1
+
+
+def test_renamed_labels_change_words_and_nothing_else():
+    for task in TASKS.values():
+        found = renamed(task)
+        assert list(found) == ["synonyms", "swapped", "arbitrary"]
+        for other in found.values():
+            assert (other.labels, other.template) == (task.labels, task.template)
+            assert not any(a == b for a, b in zip(other.label_words, task.label_words, strict=True))
+        assert sorted(found["swapped"].label_words) == sorted(task.label_words)
+    sets = SCENARIOS["renamed_labels"].write(setting("SST2", count=20))
+    (standard,) = SCENARIOS["standard"].write(setting("SST2", count=20))
+    for renamed_set in sets:
+        assert list(renamed_set.targets) == list(standard.targets)
+        word = renamed_set.data.task.label_words[renamed_set.prompts[0].label_classes[0]]
+        start, end = renamed_set.prompts[0].label_spans[0]
+        assert renamed_set.prompts[0].text[start:end] == word
+
+
+def test_own_data_has_no_synonyms(review_data):
+    assert list(renamed(review_data.task)) == ["swapped", "arbitrary"]
+    assert len(alternate_templates(review_data.task)) == 9
+
+
+def test_random_queries_keep_demonstrations_and_targets(bpe):
+    (scrambled,) = SCENARIOS["random_query"].write(setting("SST2", bpe, "consistent", 30))
+    (standard,) = SCENARIOS["standard"].write(setting("SST2", bpe, "consistent", 30))
+    assert list(scrambled.targets) == list(standard.targets)
+    for a, b in zip(scrambled.prompts, standard.prompts, strict=True):
+        end = b.label_spans[-1][1]
+        assert a.text[:end] == b.text[:end]
+        assert a.text != b.text
+    assert scrambled.data.test == standard.data.test
+    again = SCENARIOS["random_query"].write(setting("SST2", bpe, "consistent", 30))
+    assert again == [scrambled]
+
+
+def test_out_of_domain_asks_all_other_tasks_and_never_a_training_text():
+    for source in ("SST2", "SST5"):
+        trained = {text_key(example.text) for example in load_task(source).train}
+        sets = SCENARIOS["out_of_domain"].write(setting(source, protocol="consistent", count=512))
+        assert [s.name for s in sets] == [name for name in PAPER_TASKS if name != source]
+        for s in sets:
+            assert not trained & {text_key(e.text) for e in (*s.data.test, *s.data.demonstrations)}
+            assert len(s.prompts) == 512
+
+
+@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("protocol", ["consistent", "staicc"])
+def test_no_test_text_is_in_a_training_or_calibration_prompt(name, protocol):
+    data = load_task(name, protocol)
+    held_out = {example.text.strip() for example in (*data.test, *data.demonstrations)}
+    lines = {data.task.template.before_text + text for text in held_out}
+    prompts = training_prompts(data, 200, 4, seed=3, protocol=protocol)
+    for kind in ("contextual", "domain", "batch"):
+        prompts += calibration_prompts(kind, data, 100, 4, 3, protocol)
+    pool = {example.text for example in data.train}
+    assert not {text.strip() for text in pool} & held_out
+    template = data.task.template
+    for prompt in prompts:
+        start = 0
+        for span in prompt.label_spans:
+            text = prompt.text[start : span[0]].removeprefix(template.before_text).removesuffix(template.before_label)
+            assert text in pool
+            start = span[1] + len(template.after_label)
+        assert prompt.text[start:].removesuffix(template.before_label.rstrip(" ")).strip() not in lines
+
+
+@pytest.mark.parametrize("name", ["SST2", "MR", "SST5", "SUBJ", "TREC"])
+def test_metaicl_never_sees_the_target(name):
+    target = load_task(name)
+    own = {text_key(e.text) for e in (*target.train, *target.demonstrations, *target.test)}
+    others = other_tasks(target)
+    assert [d.task.name for d in others] == [task for task in TASKS if task != name]
+    for data in others:
+        assert not own & {text_key(example.text) for example in data.train}
+
+
+def test_calibrated_priors_are_uniform():
+    seen = np.random.default_rng(0).dirichlet([5, 1, 1], 512)
+    p = prior(seen)
+    assert calibrated(p[None], p)[0] == pytest.approx([1 / 3] * 3, abs=1e-12)
+    after = calibrated(seen, p)
+    assert after.sum(1) == pytest.approx(np.ones(512))
+    assert (after.argmax(1) == 0).mean() < (seen.argmax(1) == 0).mean()
+    assert calibrated(seen, [1 / 3] * 3) == pytest.approx(seen)
+    assert np.isfinite(calibrated(np.array([[1.0, 0.0]]), [1.0, 0.0])).all()
+
+
+def test_calibration_prompts_differ_in_their_queries_only():
+    data = load_task("TREC")
+    pool = {example.text for example in data.train}
+    words = {word for text in pool for word in text.split()}
+    queries = {}
+    for kind in ("contextual", "domain", "batch"):
+        prompts = calibration_prompts(kind, data, 30, 4, seed=0)
+        assert all(len(prompt.label_spans) == 4 for prompt in prompts)
+        queries[kind] = [
+            p.text[p.label_spans[-1][1] :].strip().removeprefix("question:").removesuffix("target:").strip() for p in prompts
+        ]
+        assert calibration_prompts(kind, data, 30, 4, seed=0) == prompts
+        assert calibration_prompts(kind, data, 30, 4, seed=1) != prompts
+    assert set(queries["contextual"]) == {"N/A", "[MASK]", ""}
+    assert all(set(query.split()) <= words for query in queries["domain"])
+    assert not set(queries["domain"]) & pool
+    assert set(queries["batch"]) <= {text.strip() for text in pool}
+
+
+def test_word_tokens_of_every_template_are_found(bpe):
+    """Alternate templates work in the consistent protocol: the label token is the one inside demonstrations."""
+    for task in alternate_templates(TASKS["SST2"]):
+        data = abft.data.TaskData(task, *[getattr(load_task("SST2"), part) for part in ("train", "demonstrations", "test")])
+        words = label_tokens(bpe, task)
+        (only,) = SCENARIOS["standard"].write(Setting(data, 4, 3, "consistent", load_task, bpe))
+        for prompt in encode(bpe, only.prompts):
+            assert [prompt.input_ids[p] for p in prompt.label_positions] == [words[c] for c in prompt.label_classes]
