@@ -53,6 +53,15 @@ def model_folder(tmp_path_factory, bpe) -> Path:
 
 
 @pytest.fixture(scope="session")
+def four_bit_model_folder(tmp_path_factory, bpe) -> Path:
+    """A Llama whose weights fill 4-bit blocks of 64 entries, which bitsandbytes needs on CPUs with AVX512-BF16."""
+    folder = tmp_path_factory.mktemp("model") / "wider-llama"
+    tiny_model("llama", hidden_size=64).save_pretrained(folder)
+    bpe.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def options(model_folder, reviews):
     """A run of seconds on the tiny model."""
     return {

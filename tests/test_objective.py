@@ -7,9 +7,9 @@ import torch
 
 from abft.attention import decoder, row_attention
 from abft.errors import AbftError
-from abft.objective import ABFTObjective
+from abft.objective import ABFTObjective, E2EObjective
 from abft.pid import PIDController
-from abft.prompts import Batch, collate, encode, training_prompts
+from abft.prompts import Batch, collate, encode, label_tokens, training_prompts, with_answers
 from tiny import tiny_model
 
 
@@ -103,3 +103,43 @@ def test_first_step_without_heads_is_refused_and_state_round_trips():
     assert copy.controller == objective.controller
     fixed = ABFTObjective(PIDController(), pid=False)
     assert [fixed.after_step({"heads": m})["A"] for m in (10.0, 12.0, 15.0, 30.0)] == [0.5] * 4
+
+
+def plain_cross_entropy(model, prompts):
+    """Mean loss of the answers, prompt by prompt, with transformers' own logits."""
+    losses = []
+    for prompt in prompts:
+        logits = model(torch.tensor([prompt.input_ids])).logits[0, -1]
+        losses.append(-torch.log_softmax(logits.float(), -1)[prompt.answer])
+    return torch.stack(losses).mean()
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
+def test_end_to_end_equals_plain_cross_entropy(prompts, bpe, review_data, family):
+    model = tiny_model(family)
+    answered = with_answers(prompts, label_tokens(bpe, review_data.task))
+    assert [p.answer for p in answered] == [bpe(" " + review_data.task.label_words[p.target])["input_ids"][0] for p in answered]
+    model.zero_grad()
+    expected = plain_cross_entropy(model, answered)
+    expected.backward()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    objective = E2EObjective(model)
+    with row_attention(model):
+        loss, metrics = objective(decoder(model), Batch(**collate(answered)))
+    loss.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    for name, parameter in model.named_parameters():
+        if name in gradients:
+            assert torch.allclose(parameter.grad, gradients[name], rtol=1e-3, atol=1e-5), name
+    with row_attention(model):
+        _, same = ABFTObjective(PIDController())(decoder(model), Batch(**collate(answered)))
+    assert {name: value.item() for name, value in metrics.items()} == pytest.approx({n: v.item() for n, v in same.items()})
+    assert objective.after_step({"heads": 0.0}) == {}  # no head is needed
+    objective.restore(objective.state())
+
+
+def test_end_to_end_needs_answers(prompts):
+    model = tiny_model("llama")
+    with row_attention(model), pytest.raises(AbftError, match="with_answers"):
+        E2EObjective(model)(decoder(model), Batch(**collate(prompts)))

@@ -9,7 +9,7 @@ from abft.attention import supported_implementation
 from abft.data import load_task
 from abft.errors import AbftError
 from abft.metrics import accuracy, macro_f1
-from abft.predict import common_prefix, evaluate, label_probabilities
+from abft.predict import common_prefix, evaluate, label_probabilities, perplexity
 from abft.predictor import Predictor
 from abft.prompts import Prompt, encode, evaluation_prompts, label_tokens, training_prompts, write_prompt
 from tiny import FAMILIES, LEGACY, tiny_model
@@ -121,3 +121,20 @@ def test_predictor_returns_labels_and_probabilities(bpe, review_data):
         assert set(probabilities) == {"negative", "positive"}  # labels of the data, not words of the prompt
         assert label == max(probabilities, key=probabilities.get)
         assert sum(probabilities.values()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
+def test_perplexity_is_exp_of_transformers_own_loss(bpe, family):
+    model = tiny_model(family)
+    texts = ["a film to remember", "sentence: two hours of my life sentiment: negative", "x"]
+    total, count = 0.0, 0
+    for text in texts:
+        ids = torch.tensor([bpe(text)["input_ids"]])
+        if ids.shape[1] > 1:
+            total += model(ids, labels=ids).loss.item() * (ids.shape[1] - 1)
+            count += ids.shape[1] - 1
+    expected = np.exp(total / count)
+    assert perplexity(model, bpe, texts, batch_size=2) == pytest.approx(expected, rel=1e-4)
+    assert perplexity(model, bpe, texts, batch_size=1) == pytest.approx(expected, rel=1e-4)
+    with pytest.raises(AbftError, match="2 tokens"):
+        perplexity(model, bpe, ["x"])

@@ -211,7 +211,8 @@ def test_interrupted_in_the_last_evaluation(options, tmp_path, monkeypatch):
     assert result["abft"] == whole["abft"]
 
 
-def test_four_bit_run(options, tmp_path):
+def test_four_bit_run(options, four_bit_model_folder, tmp_path):
+    options = {**options, "model": four_bit_model_folder}
     pytest.importorskip("bitsandbytes")
     flags = ["--load-in-4bit", "--output", tmp_path / "run"]
     assert "give lora_r" in refused("train", *arguments(options), *flags)

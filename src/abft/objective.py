@@ -149,7 +149,7 @@ class E2EObjective:
 
     def __call__(self, module: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Needs an open `row_attention`. `module` is the decoder of the model."""
-        if (batch.answers < 0).any():
+        if batch.answers is None or (batch.answers < 0).any():
             raise AbftError("end-to-end training needs prompts with answers; see abft.prompts.with_answers")
         rows, hidden = read_rows(module, batch.input_ids, batch.query_positions, self.implementation)
         logits = output_logits(causal_lm(self.model), at_positions(hidden, batch.query_positions))  # type: ignore[arg-type]

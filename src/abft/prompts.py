@@ -50,7 +50,7 @@ class Batch:
     label_positions: Tensor  # (B, K) candidate positions; 0 where a prompt has fewer than K
     correct: Tensor  # (B, K) bool: candidate is right (I+)
     wrong: Tensor  # (B, K) bool: candidate is wrong (I-); neither where there is no candidate
-    answers: Tensor  # (B,) token id of the right label word; -1 where it is not recorded
+    answers: Tensor | None = None  # (B,) token id of the right label word, -1 where it is not recorded
 
     @property
     def lengths(self) -> Tensor:
