@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -276,6 +277,31 @@ def test_results_of_calibration_differ_from_vanilla_and_keep_its_heads(benchmark
         "consistency-tiny",
         "posterior_bias-tiny",
     ]
+
+
+def test_changed_data_or_model_files_are_measured_again(grid_values, tmp_path, reviews, model_folder):
+    from abft.bench import grid as module
+
+    table, model = tmp_path / "reviews.csv", tmp_path / "model"
+    shutil.copy(reviews, table)
+    shutil.copytree(model_folder, model)
+    task = {**grid_values["tasks"][0], "data": str(table)}
+    path = write_grid(tmp_path, grid_values, models=[{"name": "tiny", "model": str(model)}], tasks=[task])
+
+    def digests():
+        module._content.cache_clear()
+        cells = read_grid(path).cells()
+        return {cell.digest for cell in cells}, {cell.weights for cell in cells if cell.weights}
+
+    first = digests()
+    assert digests() == first
+    table.write_text(table.read_text() + '"great and good, once more",positive\n')
+    second = digests()
+    os.utime(model / "model.safetensors", ns=(1, 1))
+    third = digests()
+    for before, after in ((first, second), (second, third)):
+        assert not before[0] & after[0]
+        assert not before[1] & after[1]
 
 
 def test_jobs_share_weights(grid_values, tmp_path):

@@ -1,6 +1,7 @@
 """The grid file: models x tasks x methods x scenarios x seeds, and the cells it makes."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections import Counter
@@ -70,7 +71,19 @@ def _changed(config: RunConfig) -> dict[str, Any]:
     """What a configuration changes of the defaults and that has an effect; settings added later leave it as it is."""
     defaults = RunConfig()
     values = {f.name: getattr(config, f.name) for f in fields(config) if f.name not in _WITHOUT_EFFECT}
-    return {name: value for name, value in values.items() if value != getattr(defaults, name)}
+    changed = {name: value for name, value in values.items() if value != getattr(defaults, name)}
+    local = {name: _content(values[name]) for name in ("model", "data", "test_data") if values[name]}
+    return {**changed, **{f"content of {name}": content for name, content in local.items() if content}}
+
+
+@functools.cache
+def _content(path: str) -> str | None:
+    """What tells a changed local file or model folder from the one that was measured; None for names of a hub."""
+    place = Path(path)
+    if place.is_file() and place.suffix != ".gguf":
+        return hashlib.sha256(place.read_bytes()).hexdigest()[:16]
+    files = [place] if place.is_file() else sorted([*place.glob("*.safetensors"), *place.glob("*.json")])
+    return _hash([[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files]) if files else None
 
 
 def _hash(value: object) -> str:

@@ -58,37 +58,42 @@ def _refuse_silent(address: str) -> None:
         raise AbftError(f"no Ray cluster answers at {address}: {error}") from None
 
 
-def _remote_job(cells: Sequence[Cell], folder: str, keep_weights: bool) -> None:
+def _remote_job(cells: Sequence[Cell], folder: str, keep_weights: bool, events: Any) -> None:
     """What a worker runs."""
-    run_job(cells, Store(folder), lambda cell, what: None, keep_weights)
+    run_job(cells, Store(folder), lambda cell, what: events.put((cell.name, what)), keep_weights)
 
 
 def _runner(resources: Resources) -> Callable[..., None]:
     import ray
+    from ray.util.queue import Queue
 
     task = ray.remote(_remote_job).options(num_cpus=resources.cpus, num_gpus=resources.gpus, max_retries=RETRIES)
+    events = Queue(actor_options={"num_cpus": 0})
 
     def run(todo: Sequence[Sequence[Cell]], store: Store, event: Event, keep_weights: bool) -> None:
-        waiting = {task.remote(list(job), str(store.folder.resolve()), keep_weights): list(job) for job in todo}
+        cells = {cell.name: cell for job in todo for cell in job}
+        folder = str(store.folder.resolve())
+        waiting = {task.remote(list(job), folder, keep_weights, events): list(job) for job in todo}
         while waiting:
             ready, _ = ray.wait(list(waiting), timeout=POLL_SECONDS)
+            for name, what in events.get_nowait_batch(events.size()):
+                event(cells[name], what)
             for reference in ready:
-                job = waiting.pop(reference)
-                problem = "the worker left no result; the cluster's nodes have to share the output folder"
-                try:
-                    ray.get(reference)
-                except Exception as error:
-                    problem = f"the worker died or could not start: {' '.join(str(error).split())[:300]}"
-                for cell in job:
-                    if store.read(cell) is not None:
-                        event(cell, "done")
-                    else:
-                        if store.failure(cell) is None:
-                            store.write_failure(cell, problem, "")
-                        event(cell, "failed")
-            for job in waiting.values():
-                for cell in job:
-                    if store.read(cell) is not None:
-                        event(cell, "done")
+                _close(waiting.pop(reference), reference, store, event)
 
     return run
+
+
+def _close(job: Sequence[Cell], reference: Any, store: Store, event: Event) -> None:
+    """Record what a finished or lost job left undone."""
+    import ray
+
+    problem = "the worker left no result; the cluster's nodes have to share the output folder"
+    try:
+        ray.get(reference)
+    except Exception as error:
+        problem = f"the worker died or could not start: {' '.join(str(error).split())[:300]}"
+    for cell in job:
+        if store.read(cell) is None and store.failure(cell) is None:
+            store.write_failure(cell, problem, "")
+            event(cell, "failed")
