@@ -1,5 +1,6 @@
 """The main job through the command line: what a user does, with wrong input too."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -230,3 +231,34 @@ def test_learning_rate_rule():
     assert default_learning_rate(774_000_000, lora=False) == 2e-5
     assert default_learning_rate(32_000_000_000, lora=True) == 1e-4
     assert RunConfig(layers="3-5,9").layer_list() == [3, 4, 5, 9]
+
+
+def test_end_to_end_run_is_named_as_what_it_is(options, tmp_path):
+    flags = ["--objective", "e2e", "--lora-r", 4, "--lora-targets", "all-linear", "--output", tmp_path / "run"]
+    result = invoke("train", *arguments(options), *flags)
+    assert result.exit_code == 0, result.output
+    assert "E2E" in result.stdout
+    assert "ABFT" not in result.stdout
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert "e2e" in metrics
+    assert "abft" not in metrics
+    card = (tmp_path / "run/README.md").read_text()
+    assert "fine-tuned end to end" in card
+    assert "all linear layers" in card
+    assert "induction-heads" not in card
+    log = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    assert len(log) == 4
+    assert "A" not in log[0]
+    again = invoke("train", "--config", tmp_path / "run/config.yaml", "--output", tmp_path / "again", "--json")
+    assert json.loads(again.stdout)["e2e"] == metrics["e2e"]
+    shown = json.loads(invoke("eval", "--run", tmp_path / "run", "--json").stdout)
+    assert shown["ece"] == pytest.approx(metrics["e2e"]["ece"], abs=1e-6)
+
+
+def test_every_setting_is_an_option():
+    from typer.main import get_command
+
+    from abft.cli import app
+
+    options = {parameter.name for parameter in get_command(app).commands["train"].params}
+    assert {f.name for f in dataclasses.fields(RunConfig)} <= options

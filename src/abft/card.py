@@ -9,6 +9,23 @@ import yaml
 from abft.models import HUB_NAMES
 
 PAPER = "arXiv 2505.14233"
+_ABFT = (
+    "# {model}, fine-tuned where it looks (ABFT, {task})",
+    "",
+    "Attention Behavior Fine-Tuning ({paper}) trained {weights} of `{model}` so that its induction heads look at",
+    "the demonstrations with the right label in few-shot prompts of the task {task}. No other weight changed.",
+)
+_E2E = (
+    "# {model}, fine-tuned end to end ({task})",
+    "",
+    "Cross-entropy of the label word in few-shot prompts of the task {task} trained {weights} of `{model}`: the comparison of",
+    "{paper}, not its method. No other weight changed.",
+)
+
+
+def trained_weights(lora_targets: str) -> str:
+    """Words for what was trained."""
+    return "W_Q and W_K" if lora_targets == "qk" else "all linear layers, through LoRA,"
 
 
 def model_card(
@@ -17,23 +34,24 @@ def model_card(
     settings: Mapping[str, Any],
     lora: bool,
     results: Mapping[str, Mapping[str, float]] | None = None,
+    *,
+    objective: str = "abft",
+    weights: str = "W_Q and W_K",
 ) -> str:
-    """Markdown. `results`: method -> metric -> value, measured on test prompts."""
+    """Markdown. `results`: method -> metric -> value, measured on test prompts; `weights`: what was trained."""
     metadata = {
         "base_model": HUB_NAMES.get(base_model, base_model),
         "library_name": "peft" if lora else "abft",
         "pipeline_tag": "text-classification",
-        "tags": ["abft", "in-context-learning", "induction-heads", "arxiv:2505.14233"],
+        "tags": [*(["abft", "induction-heads"] if objective == "abft" else []), "in-context-learning", "arxiv:2505.14233"],
     }
+    named = {"model": base_model, "task": task, "weights": weights, "paper": PAPER}
     lines = [
         "---",
         yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True).rstrip(),
         "---",
         "",
-        f"# {base_model}, fine-tuned where it looks (ABFT, {task})",
-        "",
-        f"Attention Behavior Fine-Tuning ({PAPER}) trained W_Q and W_K of `{base_model}` so that its induction heads look at",
-        f"the demonstrations with the right label in few-shot prompts of the task {task}. No other weight changed.",
+        *(line.format(**named) for line in (_ABFT if objective == "abft" else _E2E)),
         "",
     ]
     if results:

@@ -74,6 +74,15 @@ def train(
     activation_checkpointing: Annotated[
         int, typer.Option(help="Recompute every n-th layer: less memory, more time; 0: off.", rich_help_panel=TRAINING)
     ] = DEFAULTS.activation_checkpointing,
+    lora_targets: Annotated[
+        str, typer.Option(help="What LoRA adapts: qk; all-linear with --objective e2e.", rich_help_panel=TRAINING)
+    ] = DEFAULTS.lora_targets,
+    objective: Annotated[
+        str, typer.Option(help="abft; e2e: cross-entropy of the label word, the paper's comparison.", rich_help_panel=METHOD)
+    ] = DEFAULTS.objective,
+    train_on: Annotated[
+        str, typer.Option(help="task; others: prompts of all other built-in tasks (MetaICL).", rich_help_panel=TRAINING)
+    ] = DEFAULTS.train_on,
     A0: Annotated[
         float, typer.Option("--A0", help="Punishment of wrong labels at the start.", rich_help_panel=METHOD)
     ] = DEFAULTS.A0,
@@ -102,6 +111,8 @@ def train(
     `abft train --data reviews.csv --text-column review --label-column stars --output runs/mine`
 
     `abft train --config runs/sst2/config.yaml --seed 1 --output runs/sst2-seed1`
+
+    `abft train --objective e2e --steps 24 --output runs/sst2-e2e` (end to end, to compare with)
     """
     if overwrite and resume:
         raise AbftError("give --overwrite or --resume, not both")

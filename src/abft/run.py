@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallba
 from abft import __version__, metrics
 from abft.attention import Implementation
 from abft.callbacks import RunLog, StepBar, stop_on_interrupt
-from abft.card import model_card
+from abft.card import model_card, trained_weights
 from abft.config import RunConfig, default_learning_rate
 from abft.data import TaskData, load_data, load_task
 from abft.errors import AbftError, RunInterrupted
@@ -99,8 +99,8 @@ def train(config: RunConfig, output: str | Path, *, overwrite: bool = False, res
         if process.is_main_process:
             result = _record(config, data, trainer, len(prompts), seconds, peak)
             if prompts:
-                after, _ = scored(trainer.model, prompts, words, trainer.implementation, config, "abft")
-                result |= {"vanilla": vanilla, "abft": after}
+                after, _ = scored(trainer.model, prompts, words, trainer.implementation, config, config.objective)
+                result |= {"vanilla": vanilla, config.objective: after}
             write_text(output / "README.md", _card(config, data, result))
             write_json(output / METRICS, result)
     except RunInterrupted:
@@ -325,10 +325,20 @@ def _record(config: RunConfig, data: TaskData, trainer: ABFTTrainer, tests: int,
 
 
 def _card(config: RunConfig, data: TaskData, result: dict[str, Any]) -> str:
-    names = ("steps", "lr", "nb", "nd", "k", "A0", "B0", "pid", "head_filter", "seed")
+    own = ("A0", "B0", "pid", "head_filter") if config.objective == "abft" else ()
+    names = ("steps", "lr", "nb", "nd", "k", *own, "seed")
     settings = {name: getattr(config, name) for name in names}
     keys = ("accuracy", "macro_f1", "ece")
     scores: dict[str, dict[str, float]] = {
-        method: {key: result[method][key] for key in keys} for method in ("vanilla", "abft") if method in result
+        method: {key: result[method][key] for key in keys} for method in ("vanilla", config.objective) if method in result
     }
-    return model_card(config.model, data.task.name, settings, config.lora_r is not None, scores)
+    source = data.task.name if config.train_on == "task" else f"any built-in task but {data.task.name}"
+    return model_card(
+        config.model,
+        source,
+        settings,
+        config.lora_r is not None,
+        scores,
+        objective=config.objective,
+        weights=trained_weights(config.lora_targets),
+    )

@@ -25,11 +25,12 @@ def print_table(columns: list[tuple[str, Any]], rows: Sequence[tuple[str, ...]])
 def print_result(result: dict[str, Any], output: Path) -> None:
     """The table a run ends with."""
     training = result["training"]
-    if "abft" in result:
-        before, after = result["vanilla"], result["abft"]
+    method = next((name for name in ("abft", "e2e") if name in result), None)
+    if method is not None:
+        before, after = result["vanilla"], result[method]
         named = {"accuracy": "accuracy", "macro_f1": "macro-F1", "ece": "ECE", "heads": "heads over threshold"}
         rows = [(title, f"{before[key]:.3f}", f"{after[key]:.3f}") for key, title in named.items()]
-        print_table([(result["task"], "left"), ("vanilla", "right"), ("ABFT", "right")], rows)
+        print_table([(result["task"], "left"), ("vanilla", "right"), (method.upper(), "right")], rows)
         print(f"{result['model']}, {result['test_prompts']} test prompts, k = {result['k']}, seed {result['seed']}")
     print(
         f"training: {training['steps']} steps, {training['prompts']} prompts, {training['seconds']:.0f} seconds, "

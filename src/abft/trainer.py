@@ -22,7 +22,7 @@ from transformers.trainer_utils import TrainOutput
 
 from abft import weights
 from abft.attention import Implementation, causal_lm, decoder, row_attention, supported_implementation
-from abft.card import model_card
+from abft.card import model_card, trained_weights
 from abft.config import refuse_bad_quantities
 from abft.data import TaskData
 from abft.errors import AbftError
@@ -294,9 +294,17 @@ class ABFTTrainer(Trainer):
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write README.md, the model card, to the output folder."""
         if self.is_world_process_zero():
-            settings = {name: getattr(self.args, name) for name in ("learning_rate", "max_steps", "A0", "B0", "pid", "k", "nd")}
+            names = ("learning_rate", "max_steps", "k", "nd", *(("A0", "B0", "pid") if self.args.objective == "abft" else ()))
+            settings = {name: getattr(self.args, name) for name in names}
             lora = hasattr(self.model, "get_base_model")
-            card = model_card(str(self.model.config.name_or_path), self.task_name or "own prompts", settings, lora)
+            card = model_card(
+                str(self.model.config.name_or_path),
+                self.task_name or "own prompts",
+                settings,
+                lora,
+                objective=self.args.objective,
+                weights=trained_weights(self.args.lora_targets),
+            )
             Path(self.args.output_dir, "README.md").write_text(card, encoding="utf-8")
 
 
