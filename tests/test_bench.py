@@ -248,7 +248,7 @@ def test_killed_and_restarted_gives_the_same_numbers(grid_values, tmp_path, benc
 def test_weights_are_removed_if_asked(grid_values, tmp_path):
     path = write_grid(tmp_path, grid_values, methods=["abft"], scenarios=["standard"], seeds=[0], keep_weights=False)
     assert invoke("bench", "--config", path, "--output", tmp_path / "out").exit_code == 0
-    assert not list((tmp_path / "out" / "weights").iterdir())
+    assert not [path for path in (tmp_path / "out" / "weights").iterdir() if path.is_dir()]
     assert len(list((tmp_path / "out" / "cells").iterdir())) == 1
 
 
@@ -304,6 +304,81 @@ def test_changed_data_or_model_files_are_measured_again(grid_values, tmp_path, r
         assert not before[1] & after[1]
 
 
+def test_settings_of_untrained_methods_are_their_own(grid_values, tmp_path):
+    methods = [
+        "vanilla",
+        {"name": "half", "method": "vanilla", "dtype": "bfloat16"},
+        {"name": "high", "method": "vanilla", "threshold": 0.5},
+    ]
+    path = write_grid(tmp_path, grid_values, methods=methods, scenarios=["standard"], seeds=[0])
+    grid = read_grid(path)
+    assert len(jobs(grid.cells())) == 3
+    assert len({cell.subject for cell in grid.cells()}) == 2
+    assert invoke("bench", "--config", path, "--output", tmp_path / "out").exit_code == 0
+    records = [Store(tmp_path / "out").read(cell) for cell in grid.cells()]
+    assert records[0]["heads"] > records[2]["heads"]
+    assert records[0]["right_mass"] == records[2]["right_mass"]
+    assert records[0]["right_mass"] != records[1]["right_mass"]
+
+
+def test_settings_of_training_do_not_change_the_untouched_model(grid_values, tmp_path):
+    few, many = (
+        {
+            cell.method: cell.digest
+            for cell in read_grid(write_grid(tmp_path, grid_values, settings={**grid_values["settings"], "steps": n})).cells()
+        }
+        for n in (2, 3)
+    )
+    assert few["vanilla"] == many["vanilla"]
+    assert few["contextual_calibration"] == many["contextual_calibration"]
+    assert few["abft"] != many["abft"]
+
+
+def test_training_on_other_tasks_is_not_measured_out_of_domain(tmp_path, grid_values):
+    mine = {"name": "mine", "method": "e2e_lora", "train_on": "others"}
+    path = write_grid(
+        tmp_path, grid_values, tasks=["SST2"], methods=["abft", "metaicl", mine], scenarios=["standard", "out_of_domain"]
+    )
+    assert {cell.method for cell in read_grid(path).cells() if cell.scenario == "out_of_domain"} == {"abft"}
+
+
+def test_weights_stay_inside_the_folder(grid_values, tmp_path, reviews):
+    task = {**grid_values["tasks"][0], "name": str(reviews)}
+    odd = {**grid_values["tasks"][0], "name": "../../" + "x" * 300}
+    cells = read_grid(write_grid(tmp_path, grid_values, tasks=[task, odd])).cells()
+    store = Store(tmp_path / "out")
+    for cell in cells:
+        assert len(cell.name) < 200
+        if cell.weights is not None:
+            assert store.weights(cell).parent == tmp_path / "out" / "weights"
+    assert len({cell.name for cell in cells}) == len(cells)
+
+
+@pytest.mark.parametrize("left", ["config", "metrics without weights", "weights without anything"])
+def test_half_written_weights_are_made_again(grid_values, tmp_path, left):
+    path = write_grid(tmp_path, grid_values, methods=["abft"], scenarios=["standard"], seeds=[0])
+    out = tmp_path / "out"
+    (cell,) = read_grid(path).cells()
+    assert invoke("bench", "--config", path, "--output", out).exit_code == 0
+    whole, folder = numbers(out), Store(out).weights(cell)
+    if left == "config":
+        for file in folder.iterdir():
+            file.unlink()
+        (folder / ".config.yaml.partial").write_text("model: ")
+    elif left == "metrics without weights":
+        (folder / "qk_weights.safetensors").unlink()
+    else:
+        (folder / "config.yaml").unlink()
+        (folder / "metrics.json").unlink()
+    shutil.rmtree(out / "cells")
+    shutil.rmtree(out / "scores")
+    assert invoke("bench", "--config", path, "--output", out).exit_code != 0  # no benchmark's folder any more
+    (out / "cells").mkdir()
+    result = invoke("bench", "--config", path, "--output", out)
+    assert result.exit_code == 0, result.output
+    assert numbers(out) == whole
+
+
 def test_jobs_share_weights(grid_values, tmp_path):
     grid = read_grid(write_grid(tmp_path, grid_values, scenarios=["standard", "training_size", "factors"]))
     grouped = jobs(grid.cells())
@@ -342,18 +417,35 @@ def test_jobs_share_weights(grid_values, tmp_path):
         ({"resources": {"cpus": "many"}}, "expected a number"),
         ({"calibration_prompts": 0}, "at least 1"),
         ({"keep_weights": "no"}, "expected true or false"),
-        ({"settings": {"steps": "many"}}, "wrong type"),
+        ({"settings": {"steps": "many"}}, "expected a whole number"),
         ({"settings": {"steps": 0}}, "steps = 0"),
         ({"settings": {"seed": 0}}, "unknown key 'seed'"),
         ({"methods": ["vanilla"], "scenarios": ["training_size"]}, "no cell"),
         ({"tasks": [{"name": "SST2", "data": "x.csv"}]}, "built-in task"),
         ({"methods": [{"names": "abft"}]}, "expected a name"),
+        ({"settings": {"k": 4.5}}, "expected a whole number"),
+        ({"settings": {"pid": "false"}}, "expected true or false"),
+        ({"settings": {"test_prompts": 0}}, "nothing would be measured"),
+        ({"settings": {"label_words": {"negative": False}}}, "need quotes"),
+        ({"settings": {"label_words": None}}, "label: word pairs"),
+        ({"settings": {"objective": "e2e"}}, "set it in an entry of methods"),
+        ({"models": [{"name": "x", "model": None}]}, "model = None"),
+        ({"models": [{"name": "x", "model": ["a"]}]}, "expected text"),
+        ({"tasks": [{"name": "mine", "data": None}]}, "expected a file"),
+        ({"resources": {"cpus": float("nan")}}, "expected a number"),
     ],
 )
 def test_bad_grids_are_refused_in_one_line(grid_values, tmp_path, changes, message):
     path = write_grid(tmp_path, grid_values, **changes)
     assert message in refused("bench", "--config", path, "--output", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("text", ["", "[1, 2]", "seeds: [2021-13-45]", "models: [" * 3000, "a: b: c"])
+def test_what_is_no_grid_is_refused_in_one_line(tmp_path, text):
+    path = tmp_path / "grid.yaml"
+    path.write_text(text)
+    assert str(path) in refused("bench", "--config", path, "--output", tmp_path / "out")
 
 
 def test_bad_commands_are_refused(grid_values, tmp_path):

@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from types import NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin
 
 import yaml
@@ -109,6 +110,8 @@ class RunConfig:
             value = getattr(self, f.name)
             if get_origin(f.type) is Literal and value not in get_args(f.type):
                 raise AbftError(f"{f.name} = {value!r}: expected one of {', '.join(get_args(f.type))}")
+            if not _is_a(value, f.type):
+                raise AbftError(f"{f.name} = {value!r}: expected {_NAMES.get(f.type, f.type)}")
         for name in ("k", "nd", "nb", "batch_size", "steps", "eval_batch_size", "save_steps"):
             if getattr(self, name) < 1:
                 raise AbftError(f"{name} = {getattr(self, name)}: expected at least 1")
@@ -135,6 +138,8 @@ class RunConfig:
             raise AbftError(
                 f"lora_targets = {self.lora_targets!r} goes with lora_r and objective e2e; ABFT trains W_Q and W_K only"
             )
+        if self.lora_targets != "qk" and self.layers is not None:
+            raise AbftError("layers goes with lora_targets = 'qk'; all-linear adapts every layer")
         if self.train_on == "others" and self.data is not None:
             raise AbftError("train_on = 'others' needs a built-in task; own data has no other tasks beside it")
         if not 0 <= self.seed < 2**32:
@@ -161,6 +166,31 @@ class RunConfig:
         """Refuses unknown keys, naming the nearest known one."""
         refuse_unknown_keys(values, [f.name for f in fields(cls)], origin)
         return cls(**values)
+
+
+_NAMES: dict[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    bool: "true or false",
+    int | None: "a whole number",
+    float | None: "a number",
+    str | None: "text",
+    dict[str, str]: "label: word pairs of text (in YAML, yes and no need quotes)",
+}
+
+
+def _is_a(value: object, kind: Any) -> bool:
+    """Whether a value from YAML or a caller is of a field's type; whole numbers pass as floats, truth values as no number."""
+    if get_origin(kind) is Literal:
+        return True
+    if isinstance(kind, UnionType):
+        return any(value is None if part is NoneType else _is_a(value, part) for part in get_args(kind))
+    if get_origin(kind) is dict:
+        return isinstance(value, dict) and all(isinstance(part, str) for pair in value.items() for part in pair)
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, int | float) if kind is float else isinstance(value, kind)
 
 
 def refuse_bad_quantities(
@@ -192,7 +222,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise AbftError(f"no such file: {path}") from None
-    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, OSError, ValueError, RecursionError) as error:
         raise AbftError(f"{path} could not be read as YAML: {str(error).splitlines()[0]}") from None
     if not isinstance(values, dict):
         raise AbftError(f"{path}: expected keys and values, for example `lr: 0.0003`")

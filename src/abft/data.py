@@ -82,7 +82,7 @@ class TaskData:
 
 def text_key(text: str) -> str:
     """What two writings of one text share: its letters and digits, without case (tasks tokenise the same review apart)."""
-    return "".join(character for character in text.casefold() if character.isalnum())
+    return "".join(character for character in text.casefold() if character.isalnum()) or text.strip()
 
 
 class LinearCongruential:
@@ -112,8 +112,9 @@ def lcg_indices(total: int, picks: Sequence[int], seed: int = SPLIT_SEED) -> lis
 def load_task(name: str, protocol: Protocol = "consistent") -> TaskData:
     """A built-in task with StaICC's splits: 1,024 training, 4,096 demonstration (FP 512, TEE 3,192), 512 test examples.
 
-    No text stands in two parts: demonstrations that are test queries too are dropped (at most 1 in 100; not in the `staicc`
-    protocol, which keeps StaICC's own), and so are training examples that stand elsewhere or twice.
+    No text stands in two parts, not even with other case or punctuation: demonstrations that are test queries too are dropped
+    (at most 1 in 100; not in the `staicc` protocol, which keeps StaICC's own), and so are training examples that stand
+    elsewhere or twice (at most 2 in 100).
 
     Raises:
         AbftError: unknown task, or the StaICC package is missing.
@@ -139,13 +140,13 @@ def load_task(name: str, protocol: Protocol = "consistent") -> TaskData:
 
 
 def _without_texts_of(examples: Sequence[Example], others: Sequence[Example]) -> list[Example]:
-    seen = {example.text.strip() for example in others}
-    return [example for example in examples if example.text.strip() not in seen]
+    seen = {text_key(example.text) for example in others}
+    return [example for example in examples if text_key(example.text) not in seen]
 
 
 def _unique(examples: Sequence[Example]) -> list[Example]:
     """The first example of every text."""
-    return list({example.text.strip(): example for example in reversed(examples)}.values())[::-1]
+    return list({text_key(example.text): example for example in reversed(examples)}.values())[::-1]
 
 
 def load_data(
@@ -167,7 +168,7 @@ def load_data(
         name: the task's name; default: the file's stem.
 
     Returns:
-        Texts that occur twice are kept once; every text is in one part only.
+        Texts that occur twice (case and punctuation aside) are kept once; every text is in one part only.
 
     Raises:
         AbftError: missing file or column, no rows, empty texts or labels, one class, unknown test labels.

@@ -41,11 +41,11 @@ class Progress:
             self.running.add(cell.name)
         else:
             self.running.discard(cell.name)
-            if self.left.pop(cell.name, None) is not None:
+            if self.left.pop(cell.name, None) is not None:  # a job that Ray starts again tells twice
                 self.bar.update(1)
-            if what == "failed":
-                self.failed += 1
-                tqdm.write(f"failed: {cell.name}", file=sys.stderr)
+                if what == "failed":
+                    self.failed += 1
+                    tqdm.write(f"failed: {cell.name}", file=sys.stderr)
         self._show()
 
     def _show(self) -> None:
@@ -86,6 +86,7 @@ def run_grid(grid: Grid, store: Store, engine: str = "serial", ray_address: str 
     """
     cells = grid.cells()
     with locked(store):
+        store.sweep()
         if engine == "ray":
             from abft.bench.ray_engine import cluster
 
@@ -95,6 +96,8 @@ def run_grid(grid: Grid, store: Store, engine: str = "serial", ray_address: str 
         with runner as run_jobs:
             plans = plan(cells, store)
             todo = {p.cell.name for p in plans if not p.done}
+            for cell in cells:
+                store.forget_failure(cell)
             progress = Progress(plans)
             try:
                 run_jobs([job for job in jobs(cells) if any(c.name in todo for c in job)], store, progress, grid.keep_weights)
@@ -104,6 +107,10 @@ def run_grid(grid: Grid, store: Store, engine: str = "serial", ray_address: str 
                 ) from None
             finally:
                 progress.close()
+        if not grid.keep_weights:
+            for job in jobs(cells):
+                if all(store.read(cell) is not None for cell in job):
+                    store.remove_weights(job[0])
     return sum(store.read(cell) is None for cell in cells)
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -20,6 +21,11 @@ from abft.tasks import TASKS, task_named
 VERSION = 1  # of cell files; a change of what is measured, or of a default of RunConfig, raises it
 _CELL_FIELDS = ("model", "task", "data", "seed")  # set by the grid's axes
 _WITHOUT_EFFECT = ("device", "eval_batch_size", "save_steps", "trust_remote_code")  # on results
+_MODEL_FIELDS = ("model", "revision", "dtype", "load_in_4bit")
+_DATA_FIELDS = ("task", "data", "text_column", "label_column", "test_data", "template", "label_words", "protocol")
+_EVALUATION_FIELDS = (*_MODEL_FIELDS, *_DATA_FIELDS, "k", "threshold", "test_prompts", "seed")
+_OF_METHODS = ("objective", "train_on", "lora_targets")  # what a method is; not for all cells at once
+NAME_LIMIT = 180  # characters of a file name
 
 
 @dataclass(frozen=True)
@@ -40,39 +46,59 @@ class Cell:
     def name(self) -> str:
         """For people and file names."""
         changed = "".join(f"-{key}={value}" for key, value in self.variant.items())
-        parts = (self.model, self.task, self.method, f"{self.scenario}{changed}", f"seed{self.seed}")
-        return "__".join("".join(c if c.isalnum() or c in "-_=.+" else "-" for c in part) for part in parts)
+        return _safe("__".join((self.model, self.task, self.method, f"{self.scenario}{changed}", f"seed{self.seed}")))
 
-    @property
+    @functools.cached_property
     def digest(self) -> str:
         """Everything that decides the result, as a hash; a stored result of another digest is not used."""
+        names = _EVALUATION_FIELDS if self.trained is None else None
         calibration = self.calibration_prompts if METHODS[self.kind].calibration else None
-        return _hash([VERSION, _changed(self.config), self.kind, self.scenario, dict(self.variant), calibration])
+        return _hash([VERSION, _changed(self.config, names), self.kind, self.scenario, dict(self.variant), calibration])
 
     @property
     def trained(self) -> RunConfig | None:
         """The configuration of the training that this cell needs; None = the untouched model."""
         return None if METHODS[self.kind].training is None else dataclasses.replace(self.config, test_prompts=0)
 
-    @property
+    @functools.cached_property
     def weights(self) -> str | None:
         """Name of the folder of the trained weights; cells with equal training share it."""
         if self.trained is None:
             return None
-        return f"{self.task}-{self.kind}-seed{self.seed}-{_hash(_changed(self.trained))}"
+        return _safe(f"{self.task}-{self.kind}-seed{self.seed}-{_hash([VERSION, _changed(self.trained)])}")
+
+    @functools.cached_property
+    def subject(self) -> str:
+        """Names the model that this cell measures: the untouched one, or the trained one."""
+        return _hash([VERSION, _changed(self.config, _MODEL_FIELDS), self.weights])
 
     @property
-    def job(self) -> tuple[str, str, str | None]:
-        """Cells of one job share a loaded model."""
-        return self.model, self.task, self.weights
+    def job(self) -> tuple[object, ...]:
+        """Cells of one job share a loaded model and the way it is asked."""
+        config = self.config
+        how = (config.protocol, config.threshold, config.device, config.eval_batch_size, config.trust_remote_code)
+        return self.model, self.task, self.subject, *how
 
 
-def _changed(config: RunConfig) -> dict[str, Any]:
+def _safe(name: str) -> str:
+    """A name as a file name; a long one is cut and told apart by a hash."""
+    plain = "".join(c if c.isascii() and (c.isalnum() or c in "-_=.+") else "-" for c in name)
+    return (
+        name
+        if plain == name and len(name) <= NAME_LIMIT
+        else f"{plain[:NAME_LIMIT]}-{_hash(name)}"
+        if len(plain) > NAME_LIMIT
+        else plain
+    )
+
+
+def _changed(config: RunConfig, names: Sequence[str] | None = None) -> dict[str, Any]:
     """What a configuration changes of the defaults and that has an effect; settings added later leave it as it is."""
     defaults = RunConfig()
-    values = {f.name: getattr(config, f.name) for f in fields(config) if f.name not in _WITHOUT_EFFECT}
+    chosen = names or [f.name for f in fields(config) if f.name not in _WITHOUT_EFFECT]
+    values = {name: getattr(config, name) for name in chosen}
     changed = {name: value for name, value in values.items() if value != getattr(defaults, name)}
-    local = {name: _content(values[name]) for name in ("model", "data", "test_data") if values[name]}
+    local = {name: _content(values[name]) for name in ("model", "data", "test_data") if values.get(name)}
     return {**changed, **{f"content of {name}": content for name, content in local.items() if content}}
 
 
@@ -100,7 +126,7 @@ class Resources:
     def __post_init__(self) -> None:
         for name in ("cpus", "gpus"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+            if isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) and value >= 0):
                 raise AbftError(f"resources: {name} = {value!r}, expected a number of at least 0")
 
 
@@ -127,8 +153,8 @@ class Grid:
                 for method, kind in self.methods:
                     for scenario in self.scenarios:
                         for variant in SCENARIOS[scenario].variants:
-                            if applies(kind, scenario):
-                                found += [self._cell(model, task, method, kind, scenario, variant, s) for s in self.seeds]
+                            cells = [self._cell(model, task, method, kind, scenario, variant, s) for s in self.seeds]
+                            found += [cell for cell in cells if applies(cell)]
         twice = [name for name, count in Counter(cell.name for cell in found).items() if count > 1]
         if twice:
             raise AbftError(f"the grid names a cell twice: {twice[0]}")
@@ -145,19 +171,19 @@ class Grid:
             config = RunConfig(**values)
         except AbftError as error:
             raise AbftError(f"grid, method {method.name}, task {task.name}: {error}") from None
-        except TypeError as error:
-            raise AbftError(f"grid, method {method.name}, task {task.name}: a value of the wrong type ({error})") from None
+        if config.test_prompts == 0:
+            raise AbftError("grid: test_prompts = 0, so nothing would be measured")
         return Cell(model.name, task.name, method.name, kind, scenario, seed, config, variant, self.calibration_prompts)
 
 
-def applies(kind: str, scenario: str) -> bool:
+def applies(cell: Cell) -> bool:
     """Whether a scenario means something for a method."""
-    needs, training = SCENARIOS[scenario].needs, METHODS[kind].training
+    needs, trained = SCENARIOS[cell.scenario].needs, cell.trained
     return (
         needs == "any"
-        or (needs == "own task" and (training is None or training.get("train_on") != "others"))
-        or (needs == "training" and training is not None)
-        or (needs == "abft" and kind == "abft")
+        or (needs == "own task" and (trained is None or trained.train_on == "task"))
+        or (needs == "training" and trained is not None)
+        or (needs == "abft" and cell.kind == "abft")
     )
 
 
@@ -169,7 +195,8 @@ def read_grid(path: str | Path) -> Grid:
         if not isinstance(values.get(name), list) or not values[name]:
             raise AbftError(f"{origin}: {name} is missing or no list; expected for example `{name}: [{_EXAMPLES[name]}]`")
     settings = values.get("settings") or {}
-    _refuse_bad_settings(settings, f"{origin}, settings")
+    _refuse_bad_settings(settings, f"{origin}, settings", without=_OF_METHODS)
+    settings = _absolute(settings)
     methods = tuple(_method(entry, f"{origin}, methods") for entry in values["methods"])
     grid = Grid(
         models=tuple(_model(entry, f"{origin}, models") for entry in values["models"]),
@@ -210,20 +237,32 @@ def _named(entry: object, origin: str) -> Named:
     if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
         raise AbftError(f"{origin}: got {entry!r}, expected a name, or `name: ...` with settings beside it")
     settings = {key: value for key, value in entry.items() if key != "name"}
-    return Named(entry["name"], settings)
+    return Named(entry["name"], _absolute(settings))
+
+
+def _absolute(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Local files by their whole path, so that workers elsewhere and later runs find the same ones."""
+    local = {
+        name: str(Path(value).resolve())
+        for name in ("model", "data", "test_data")
+        if isinstance(value := settings.get(name), str) and value and Path(value).exists()
+    }
+    return {**settings, **local}
 
 
 def _model(entry: object, origin: str) -> Named:
     named = _named(entry, origin)
-    _refuse_bad_settings(named.settings, f"{origin}, {named.name}", ("model",))
-    return named
+    _refuse_bad_settings(named.settings, f"{origin}, {named.name}", ("model",), _OF_METHODS)
+    return named if "model" in named.settings else Named(named.name, _absolute({**named.settings, "model": named.name}))
 
 
 def _task(entry: object, origin: str) -> Named:
     named = _named(entry, origin)
-    _refuse_bad_settings(named.settings, f"{origin}, {named.name}", ("data",))
+    _refuse_bad_settings(named.settings, f"{origin}, {named.name}", ("data",), _OF_METHODS)
     if "data" not in named.settings:
         return Named(task_named(named.name).name, named.settings)
+    if not isinstance(named.settings["data"], str) or not named.settings["data"]:
+        raise AbftError(f"{origin}, {named.name}: data = {named.settings['data']!r}, expected a file or a hub data set id")
     if named.name in TASKS:
         raise AbftError(f"{origin}: {named.name!r} is a built-in task; give own data another name")
     return named
@@ -237,10 +276,14 @@ def _method(entry: object, origin: str) -> tuple[Named, str]:
     return Named(named.name, settings), kind
 
 
-def _refuse_bad_settings(settings: object, origin: str, axes: Sequence[str] = ()) -> None:
+def _refuse_bad_settings(settings: object, origin: str, axes: Sequence[str] = (), without: Sequence[str] = ()) -> None:
     if not isinstance(settings, Mapping):
         raise AbftError(f"{origin}: got {settings!r}, expected keys and values")
-    known = [f.name for f in fields(RunConfig) if f.name not in _CELL_FIELDS or f.name in axes]
+    names = [f.name for f in fields(RunConfig)]
+    misplaced = [key for key in settings if key in without]
+    if misplaced:
+        raise AbftError(f"{origin}: {misplaced[0]} makes a method what it is; set it in an entry of methods")
+    known = [name for name in names if name not in _CELL_FIELDS or name in axes]
     refuse_unknown_keys(dict(settings), known, origin)
 
 

@@ -4,7 +4,6 @@ Every finished cell is kept at once, so that a grid that was killed goes on wher
 not stop the others.
 """
 
-import shutil
 import time
 import traceback
 from collections.abc import Callable, Iterable, Sequence
@@ -30,16 +29,16 @@ def run_job(cells: Sequence[Cell], store: Store, event: Event, keep_weights: boo
         try:
             subject = subject or Subject(store, cell)
             record = subject.measure(cell)
+            store.write(cell, {**record, "seconds": round(time.perf_counter() - started, 2)})
         except RunInterrupted:
             raise KeyboardInterrupt from None  # the training has saved a checkpoint
         except Exception as error:
             store.write_failure(cell, _line(error), traceback.format_exc())
             event(cell, "failed")
         else:
-            store.write(cell, {**record, "seconds": round(time.perf_counter() - started, 2)})
             event(cell, "done")
-    if not keep_weights and cells[0].weights is not None and all(store.read(cell) is not None for cell in cells):
-        shutil.rmtree(store.weights(cells[0]), ignore_errors=True)
+    if not keep_weights and all(store.read(cell) is not None for cell in cells):
+        store.remove_weights(cells[0])
 
 
 def _line(error: Exception) -> str:

@@ -20,18 +20,19 @@ class Method:
     ablation: bool = False  # a row of Table 4
 
 
-_E2E: dict[str, Any] = {"objective": "e2e"}
+_ABFT: dict[str, Any] = {"objective": "abft", "train_on": "task", "lora_targets": "qk", "pid": True, "head_filter": True}
+_E2E: dict[str, Any] = {"objective": "e2e", "train_on": "task", "lora_targets": "qk"}
 
 METHODS: dict[str, Method] = {
     "vanilla": Method("vanilla"),
     "contextual_calibration": Method("contextual calibration", calibration="contextual"),  # Zhao et al. 2021
     "domain_calibration": Method("domain-context calibration", calibration="domain"),  # Fei et al. 2023
     "batch_calibration": Method("batch calibration", calibration="batch"),  # Zhou et al. 2024
-    "abft": Method("ABFT", {}, ablation=True),
-    "abft_no_pid": Method("ABFT, no PID", {"pid": False}, ablation=True),
-    "abft_no_pid_no_filter": Method("ABFT, no PID, no filter", {"pid": False, "head_filter": False}, ablation=True),
-    "abft_no_punishment": Method("ABFT, A = 0", {"A0": 0.0, "pid": False}, ablation=True),
-    "abft_no_reward": Method("ABFT, B = 0", {"B0": 0.0}, ablation=True),
+    "abft": Method("ABFT", _ABFT, ablation=True),
+    "abft_no_pid": Method("ABFT, no PID", {**_ABFT, "pid": False}, ablation=True),
+    "abft_no_pid_no_filter": Method("ABFT, no PID, no filter", {**_ABFT, "pid": False, "head_filter": False}, ablation=True),
+    "abft_no_punishment": Method("ABFT, A = 0", {**_ABFT, "A0": 0.0, "pid": False}, ablation=True),
+    "abft_no_reward": Method("ABFT, B = 0", {**_ABFT, "B0": 0.0}, ablation=True),
     "e2e": Method("E2E, W_Q and W_K", _E2E),
     "e2e_lora": Method("E2E, LoRA on W_Q and W_K", {**_E2E, "lora_r": 16}),
     "e2e_lora_all": Method("E2E, LoRA on all linear layers", {**_E2E, "lora_r": 16, "lora_targets": "all-linear"}),

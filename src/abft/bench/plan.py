@@ -11,9 +11,8 @@ from abft.bench.calibration import calibration_prompts
 from abft.bench.grid import Cell
 from abft.bench.methods import METHODS
 from abft.bench.scenarios import SCENARIOS, PromptSet
-from abft.bench.store import Store, scores_key
-from abft.bench.subject import base_name, setting_of
-from abft.errors import AbftError
+from abft.bench.store import Store, scores_key, texts_key
+from abft.bench.subject import setting_of
 from abft.models import layer_parameters, load_tokenizer
 from abft.prompts import Prompt, label_tokens, training_prompts
 
@@ -42,8 +41,8 @@ def plan(cells: Sequence[Cell], store: Store) -> list[Plan]:
             continue
         try:
             plans.append(Plan(cell, planner.flops(cell) / rate))
-        except AbftError as error:
-            plans.append(Plan(cell, 0.0, problem=str(error)))
+        except Exception as error:  # the cell will fail with it; the others need not
+            plans.append(Plan(cell, 0.0, problem=" ".join(str(error).split()) or type(error).__name__))
     return plans
 
 
@@ -62,16 +61,16 @@ class _Planner:
     def __init__(self, store: Store) -> None:
         self.store = store
         self.counted: set[str] = set()  # trainings and prompt sets that an earlier cell pays for
-        self.models: dict[str, tuple] = {}
+        self.models: dict[tuple, tuple] = {}
         self.sets: dict[tuple, list[PromptSet]] = {}
 
     def flops(self, cell: Cell) -> float:
         config = cell.config
-        if base_name(cell) not in self.models:
-            options = (config.model, config.revision, config.trust_remote_code)
-            self.models[base_name(cell)] = load_tokenizer(*options), layer_parameters(*options)
-        tokenizer, parameters = self.models[base_name(cell)]
-        key = (base_name(cell), cell.task, cell.scenario, config.k, config.test_prompts)
+        options = (config.model, config.revision, config.trust_remote_code)
+        if options not in self.models:
+            self.models[options] = load_tokenizer(*options), layer_parameters(*options)
+        tokenizer, parameters = self.models[options]
+        key = (options, cell.task, cell.scenario, config.k, config.test_prompts, config.protocol)
         setting = setting_of(cell, tokenizer)
         if key not in self.sets:
             self.sets[key] = SCENARIOS[cell.scenario].write(setting)
@@ -86,13 +85,14 @@ class _Planner:
                     tuple(calibration_prompts(kind, prompt_set.data, count, prompt_set.k, cell.seed, config.protocol))
                 )
             for prompts in groups:
-                name = scores_key(f"{base_name(cell)}:{cell.weights}", words, config.threshold, prompts)
+                name = scores_key(cell, words, prompts)
                 if name not in self.counted and self.store.scores(name) is None:
                     tokens += _tokens(tokenizer, prompts)
                 self.counted.add(name)
         texts = SCENARIOS[cell.scenario].texts
-        if texts is not None:
-            tokens += sum(len(tokenizer(text)["input_ids"]) for text in texts(setting))
+        if texts is not None and (name := texts_key(cell, texts(setting))) not in self.counted:
+            self.counted.add(name)
+            tokens += 0 if self.store.scores(name) else sum(len(tokenizer(text)["input_ids"]) for text in texts(setting))
         if (
             cell.weights is not None
             and cell.weights not in self.counted

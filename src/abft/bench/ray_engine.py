@@ -1,5 +1,6 @@
 """Jobs as Ray tasks, on this machine or on a cluster whose nodes share the benchmark's folder."""
 
+import contextlib
 import importlib.util
 import logging
 import os
@@ -25,7 +26,7 @@ def cluster(address: str | None, resources: Resources) -> Iterator[Callable[...,
         raise AbftError("--engine ray needs Ray: pip install 'abft[ray]'")
     if address is not None:
         _refuse_silent(address)
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")  # a job without a GPU sees none
     import ray
 
     local: dict[str, Any] = {} if address is not None else {"include_dashboard": False}
@@ -60,7 +61,12 @@ def _refuse_silent(address: str) -> None:
 
 def _remote_job(cells: Sequence[Cell], folder: str, keep_weights: bool, events: Any) -> None:
     """What a worker runs."""
-    run_job(cells, Store(folder), lambda cell, what: events.put((cell.name, what)), keep_weights)
+
+    def tell(cell: Cell, what: str) -> None:
+        with contextlib.suppress(Exception):  # progress is no reason to lose a result
+            events.put((cell.name, what))
+
+    run_job(cells, Store(folder), tell, keep_weights)
 
 
 def _runner(resources: Resources) -> Callable[..., None]:
@@ -76,8 +82,9 @@ def _runner(resources: Resources) -> Callable[..., None]:
         waiting = {task.remote(list(job), folder, keep_weights, events): list(job) for job in todo}
         while waiting:
             ready, _ = ray.wait(list(waiting), timeout=POLL_SECONDS)
-            for name, what in events.get_nowait_batch(events.size()):
-                event(cells[name], what)
+            with contextlib.suppress(Exception):  # the queue's process may have died; results are on disk
+                for name, what in events.get_nowait_batch(events.size()):
+                    event(cells[name], what)
             for reference in ready:
                 _close(waiting.pop(reference), reference, store, event)
 
@@ -94,6 +101,7 @@ def _close(job: Sequence[Cell], reference: Any, store: Store, event: Event) -> N
     except Exception as error:
         problem = f"the worker died or could not start: {' '.join(str(error).split())[:300]}"
     for cell in job:
-        if store.read(cell) is None and store.failure(cell) is None:
+        finished = store.read(cell) is not None
+        if not finished and store.failure(cell) is None:
             store.write_failure(cell, problem, "")
-            event(cell, "failed")
+        event(cell, "done" if finished else "failed")

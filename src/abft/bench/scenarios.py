@@ -28,6 +28,7 @@ TEMPLATE_QUERIES = 100  # StaICC
 DEMONSTRATION_QUERIES, DEMONSTRATION_SETS = 128, 8  # StaICC
 DOMAIN_WORDS = 128  # StaICC
 NEUTRAL_TEXTS = 256
+UNSEEN_TRIES = 5000  # of StaICC's draws for one query
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class PromptSet:
         return np.array([prompt.target for prompt in self.prompts])
 
 
+_NOISE = "noise="  # and the share of wrong labels: the name of a prompt set of `label_noise`
 Measure = Callable[[Sequence[PromptSet], Sequence[np.ndarray]], dict[str, float]]
 
 
@@ -68,7 +70,6 @@ class Scenario:
     `variants` are changes of the training configuration, each a cell of its own. `texts` are texts whose perplexity counts.
     """
 
-    title: str
     write: Callable[[Setting], list[PromptSet]]
     measure: Measure
     variants: tuple[Mapping[str, Any], ...] = ({},)
@@ -117,17 +118,29 @@ def _drawn(setting: Setting) -> tuple[list[list[int]], LinearCongruential]:
 
 
 def _unseen(setting: Setting) -> list[PromptSet]:
-    """Every demonstration has another label than the query (Fig. 3; StaICC's out-of-domain mode)."""
+    """Every demonstration has another label than the query (Fig. 3).
+
+    `staicc`: StaICC's out-of-domain mode, which draws again until that holds. `consistent`: drawn from the other labels.
+    """
     data, pool = setting.data, setting.data.demonstrations
     lists, generator = _drawn(setting)
-    labels = {example.label for example in pool}
+    others = {label: [d for d, e in enumerate(pool) if e.label != label] for label in range(len(data.task.labels))}
     prompts = []
-    for i in range(len(lists)):  # all of them, so that the generator runs as StaICC's does
+    for i in range(len(lists) if setting.protocol == "staicc" else setting.count):
         query, chosen = data.test[i % len(data.test)], lists[i]
-        if labels <= {query.label} or sum(e.label != query.label for e in pool) < setting.k:
+        allowed = others[query.label]
+        if len(allowed) < setting.k:
             raise AbftError(f"{data.task.name}: fewer than {setting.k} demonstrations have another label than a query")
+        if setting.protocol == "consistent":
+            chosen = generator.sample(allowed, setting.k)
+        tries = 0
         while any(pool[d].label == query.label for d in chosen):
-            chosen = generator.sample(range(len(pool)), setting.k)
+            chosen, tries = generator.sample(range(len(pool)), setting.k), tries + 1
+            if tries > UNSEEN_TRIES:
+                raise AbftError(
+                    f"{data.task.name}: {tries} draws of {setting.k} demonstrations all held the label "
+                    f"{data.task.labels[query.label]!r}; use the consistent protocol, which draws from the other labels"
+                )
         if i < setting.count:
             prompts.append(write_prompt(data.task, [pool[d] for d in chosen], query, setting.protocol))
     return [PromptSet("unseen_label", data, tuple(prompts), setting.k)]
@@ -171,19 +184,19 @@ def _random_queries(setting: Setting) -> list[PromptSet]:
 
 
 def _label_noise(setting: Setting) -> list[PromptSet]:
-    """Demonstrations whose label is replaced by the next class, at five rates (StaICC's GLER)."""
+    """Demonstrations whose label is replaced by the next class: none, a quarter, ..., all of the k (StaICC's GLER)."""
     data, pool, classes = setting.data, setting.data.demonstrations, len(setting.data.task.labels)
     lists, _ = _drawn(setting)
     errors = LinearCongruential()
     sets = []
-    for rate in ERROR_RATES:
+    for count in sorted({int(setting.k * rate) for rate in ERROR_RATES}):
         prompts = []
-        for i in range(max(setting.count, 2 * len(data.test))):
-            wrong = errors.sample(lists[i], int(setting.k * rate))
+        for i, shown_indices in enumerate(lists):
+            wrong = errors.sample(shown_indices, count)
             if i < setting.count:
-                shown = [Example(pool[d].text, (pool[d].label + (d in wrong)) % classes) for d in lists[i]]
+                shown = [Example(pool[d].text, (pool[d].label + (d in wrong)) % classes) for d in shown_indices]
                 prompts.append(write_prompt(data.task, shown, data.test[i % len(data.test)], setting.protocol))
-        sets.append(PromptSet(f"noise={rate:g}", data, tuple(prompts), setting.k))
+        sets.append(PromptSet(f"{_NOISE}{count / setting.k:g}", data, tuple(prompts), setting.k))
     return sets
 
 
@@ -221,21 +234,24 @@ def _neutral_texts(setting: Setting) -> list[str]:
 
 
 def scores(sets: Sequence[PromptSet], probabilities: Sequence[np.ndarray]) -> dict[str, float]:
-    """accuracy, macro_f1 and ece of the only set; of several: each set's accuracy by its name, and the mean."""
-    if len(sets) == 1:
-        only, targets = probabilities[0], sets[0].targets
-        return {
-            "accuracy": metrics.accuracy(only, targets),
-            "macro_f1": metrics.macro_f1(only, targets),
-            "ece": metrics.expected_calibration_error(only, targets),
-        }
+    """accuracy, macro_f1 and ece of the only set."""
+    (only,), (asked,) = probabilities, sets
+    return {
+        "accuracy": metrics.accuracy(only, asked.targets),
+        "macro_f1": metrics.macro_f1(only, asked.targets),
+        "ece": metrics.expected_calibration_error(only, asked.targets),
+    }
+
+
+def accuracies(sets: Sequence[PromptSet], probabilities: Sequence[np.ndarray]) -> dict[str, float]:
+    """Each set's accuracy by its name, and the mean."""
     each = {s.name: metrics.accuracy(p, s.targets) for s, p in zip(sets, probabilities, strict=True)}
     return {**each, "mean": float(np.mean(list(each.values())))}
 
 
 def _template_measure(sets: Sequence[PromptSet], probabilities: Sequence[np.ndarray]) -> dict[str, float]:
     predictions = np.stack([p.argmax(1) for p in probabilities])
-    return {"consistency": metrics.consistency(predictions), "accuracy": scores(sets, probabilities)["mean"]}
+    return {"consistency": metrics.consistency(predictions), "accuracy": accuracies(sets, probabilities)["mean"]}
 
 
 def _demonstration_measure(sets: Sequence[PromptSet], probabilities: Sequence[np.ndarray]) -> dict[str, float]:
@@ -244,11 +260,11 @@ def _demonstration_measure(sets: Sequence[PromptSet], probabilities: Sequence[np
 
 
 def _noise_measure(sets: Sequence[PromptSet], probabilities: Sequence[np.ndarray]) -> dict[str, float]:
-    each = scores(sets, probabilities)
+    each = accuracies(sets, probabilities)
+    rates = [float(s.name.removeprefix(_NOISE)) for s in sets]
     f1 = [metrics.macro_f1(p, s.targets) for s, p in zip(sets, probabilities, strict=True)]
-    accuracies = [each[s.name] for s in sets]
-    slopes = {"gler": metrics.gler(ERROR_RATES, accuracies), "gler_macro_f1": metrics.gler(ERROR_RATES, f1)}
-    return {**each, **slopes}
+    slopes = {"gler": metrics.gler(rates, [each[s.name] for s in sets]), "gler_macro_f1": metrics.gler(rates, f1)}
+    return {**{s.name: each[s.name] for s in sets}, **slopes}
 
 
 def _prior_measure(sets: Sequence[PromptSet], probabilities: Sequence[np.ndarray]) -> dict[str, float]:
@@ -273,22 +289,20 @@ _FACTORS = tuple(
 )
 
 SCENARIOS: dict[str, Scenario] = {
-    "standard": Scenario("k demonstrations (Table 1)", _standard, scores),
-    "zero_shot": Scenario("no demonstrations", _zero_shot, scores),
-    "k_shot": Scenario("1 to 16 demonstrations", _k_shot, scores),
-    "template_consistency": Scenario("nine templates (Table 3)", _templates, _template_measure),
-    "demonstration_consistency": Scenario("eight demonstration sets (Table 3)", _demonstrations, _demonstration_measure),
-    "unseen_label": Scenario("no demonstration has the query's label (Fig. 3)", _unseen, scores),
-    "renamed_labels": Scenario("other label words at test time", _renamed, scores),
-    "random_query": Scenario("queries of random tokens (Fig. 3)", _random_queries, scores),
-    "label_noise": Scenario("wrong labels in the demonstrations (GLER)", _label_noise, _noise_measure),
-    "contextual_bias": Scenario("empty queries", _contextual_queries, _prior_measure),
-    "domain_bias": Scenario("queries of random words of the task", _domain_queries, _prior_measure),
-    "posterior_bias": Scenario("mean prediction against the labels", _standard, _posterior_measure),
-    "out_of_domain": Scenario("all other tasks (Table 2)", _other_tasks, scores, needs="own task"),
-    "training_size": Scenario(
-        "32 to 1,024 training prompts (Fig. 2)", _standard, scores, tuple({"nd": size} for size in _SIZES), needs="training"
-    ),
-    "factors": Scenario("A0 x B0 (Fig. 6)", _standard, scores, _FACTORS, needs="abft"),
-    "perplexity": Scenario("perplexity of news texts", lambda setting: [], _nothing, texts=_neutral_texts),
+    "standard": Scenario(_standard, scores),
+    "zero_shot": Scenario(_zero_shot, scores),
+    "k_shot": Scenario(_k_shot, accuracies),
+    "template_consistency": Scenario(_templates, _template_measure),
+    "demonstration_consistency": Scenario(_demonstrations, _demonstration_measure),
+    "unseen_label": Scenario(_unseen, scores),
+    "renamed_labels": Scenario(_renamed, accuracies),
+    "random_query": Scenario(_random_queries, scores),
+    "label_noise": Scenario(_label_noise, _noise_measure),
+    "contextual_bias": Scenario(_contextual_queries, _prior_measure),
+    "domain_bias": Scenario(_domain_queries, _prior_measure),
+    "posterior_bias": Scenario(_standard, _posterior_measure),
+    "out_of_domain": Scenario(_other_tasks, accuracies, needs="own task"),
+    "training_size": Scenario(_standard, scores, tuple({"nd": size} for size in _SIZES), needs="training"),
+    "factors": Scenario(_standard, scores, _FACTORS, needs="abft"),
+    "perplexity": Scenario(lambda setting: [], _nothing, texts=_neutral_texts),
 }

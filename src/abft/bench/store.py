@@ -11,7 +11,8 @@ import json
 import logging
 import math
 import os
-import tempfile
+import shutil
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,23 +137,42 @@ class Store:
         """Keep scores, at once or not at all; other processes may write the same."""
         heads = [np.nan if value is None else value for value in (scores.heads, scores.right_mass, scores.wrong_mass)]
         target = self.folder / "scores" / f"{key}.npz"
-        descriptor, partial = tempfile.mkstemp(dir=target.parent, prefix=".partial-")
+        partial = target.with_name(f".{key}-{socket.gethostname()}-{os.getpid()}.partial")
         try:
-            with os.fdopen(descriptor, "wb") as file:
+            with partial.open("wb") as file:
                 np.savez(file, probabilities=scores.probabilities, heads=np.array(heads, dtype=float))
-            Path(partial).replace(target)
+            partial.replace(target)
         finally:
-            Path(partial).unlink(missing_ok=True)
+            partial.unlink(missing_ok=True)
+
+    def remove_weights(self, cell: Cell) -> None:
+        """Delete the weights of a job that is done; what a kill leaves of it goes at the next start."""
+        if cell.weights is not None and self.weights(cell).is_dir():
+            going = self.folder / "weights" / f".removing-{cell.weights}"
+            shutil.rmtree(going, ignore_errors=True)
+            self.weights(cell).replace(going)
+            shutil.rmtree(going, ignore_errors=True)
+
+    def sweep(self) -> None:
+        """Remove what killed processes left half-written or half-deleted; nothing else may be running here."""
+        for path in self.folder.glob("weights/.removing-*"):
+            shutil.rmtree(path, ignore_errors=True)
+        for path in (*self.folder.glob("scores/.*.partial"), *self.folder.glob("cells/.*.partial")):
+            path.unlink(missing_ok=True)
 
 
-def scores_key(weights: str, words: Sequence[int], threshold: float | None, prompts: Sequence[Prompt]) -> str:
-    """A name for the scores of these prompts, label tokens and weights."""
-    content = [
-        weights,
-        list(words),
-        threshold,
-        [(prompt.text, prompt.label_spans, prompt.label_classes, prompt.target) for prompt in prompts],
-    ]
+def scores_key(cell: Cell, words: Sequence[int], prompts: Sequence[Prompt]) -> str:
+    """A name for the scores of these prompts and label tokens by the model of a cell."""
+    asked = [(prompt.text, prompt.label_spans, prompt.label_classes, prompt.target) for prompt in prompts]
+    return _key([cell.subject, cell.config.protocol, cell.config.threshold, list(words), asked])
+
+
+def texts_key(cell: Cell, texts: Sequence[str]) -> str:
+    """A name for the perplexity of texts under the model of a cell."""
+    return _key([cell.subject, "perplexity", list(texts)])
+
+
+def _key(content: list) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:24]
 
 

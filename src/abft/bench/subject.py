@@ -1,13 +1,15 @@
 """A model under test: trained and loaded when first needed, its label probabilities kept."""
 
 import json
+import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from filelock import FileLock
 from tqdm import tqdm
 
 from abft.attention import Implementation, supported_implementation
@@ -15,7 +17,7 @@ from abft.bench.calibration import calibrated, calibration_prompts, prior
 from abft.bench.grid import Cell
 from abft.bench.methods import METHODS
 from abft.bench.scenarios import SCENARIOS, PromptSet, Setting
-from abft.bench.store import Scores, Store, scores_key
+from abft.bench.store import Scores, Store, scores_key, texts_key
 from abft.data import TaskData, load_task
 from abft.errors import AbftError
 from abft.folder import CONFIG, METRICS, refuse_other_settings
@@ -23,7 +25,7 @@ from abft.models import context_length, load_tokenizer
 from abft.predict import evaluate, label_probabilities, perplexity
 from abft.prompts import Prompt, encode, label_tokens
 from abft.run import load_run_data, load_run_model, train
-from abft.weights import apply_weights
+from abft.weights import ADAPTER_FILE, FULL_RANK_FILE, apply_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -32,20 +34,11 @@ if TYPE_CHECKING:
 def setting_of(cell: Cell, tokenizer: "PreTrainedTokenizerBase") -> Setting:
     """What the cell's scenario writes its prompts from. Nothing of it depends on the seed."""
     config = cell.config
+    data = load_run_data(config)
+    data = replace(data, task=replace(data.task, name=cell.task))  # own data is known by the grid's name, not its file's
     return Setting(
-        load_run_data(config),
-        config.k,
-        config.test_prompts,
-        config.protocol,
-        lambda name: load_task(name, config.protocol),
-        tokenizer,
+        data, config.k, config.test_prompts, config.protocol, lambda name: load_task(name, config.protocol), tokenizer
     )
-
-
-def base_name(cell: Cell) -> str:
-    """Names the untouched model of a cell."""
-    used = ("model", "revision", "dtype", "load_in_4bit")
-    return json.dumps({name: value for name, value in asdict(cell.config).items() if name in used})
 
 
 class Subject:
@@ -54,7 +47,6 @@ class Subject:
     def __init__(self, store: Store, cell: Cell) -> None:
         self.store, self.first = store, cell
         self.config = cell.config
-        self.key = f"{base_name(cell)}:{cell.weights}"
         self.tokenizer = load_tokenizer(cell.config.model, cell.config.revision, cell.config.trust_remote_code)
         self._model: tuple[PreTrainedModel, Implementation] | None = None
         self._broken: Exception | None = None
@@ -70,16 +62,19 @@ class Subject:
             probabilities = [self._calibrated(cell, s, p) for s, p in zip(sets, probabilities, strict=True)]
         found = scenario.measure(sets, probabilities)
         if scenario.texts is not None:
-            model, _ = self.model()
-            found["perplexity"] = perplexity(model, self.tokenizer, scenario.texts(setting))
-        heads = {name: getattr(scored[0], name) for name in ("heads", "right_mass", "wrong_mass")} if scored else {}
+            found["perplexity"] = self.perplexity(scenario.texts(setting))
+        only = scored[0] if len(scored) == 1 else None
+        heads = {name: getattr(only, name) for name in ("heads", "right_mass", "wrong_mass")} if only else {}
         return {
             "metrics": found,
-            "queries": len(setting.data.test),  # prompt i asks query i modulo this
             **heads,
             "training": self.training(),
             "predictions": {
-                s.name: {"targets": s.targets.tolist(), "predicted": p.argmax(1).tolist()}
+                s.name: {
+                    "queries": len(s.data.test),  # prompt i asks query i modulo this
+                    "targets": s.targets.tolist(),
+                    "predicted": p.argmax(1).tolist(),
+                }
                 for s, p in zip(sets, probabilities, strict=True)
             },
         }
@@ -87,12 +82,22 @@ class Subject:
     def scores(self, data: TaskData, prompts: Sequence[Prompt], k: int, title: str) -> Scores:
         """Label probabilities of prompts, computed once for all cells and methods that ask."""
         words = label_tokens(self.tokenizer, data.task, self.config.protocol)
-        key = scores_key(self.key, words, self.config.threshold, prompts)
+        key = scores_key(self.first, words, prompts)
         stored = self.store.scores(key)
         if stored is None:
             stored = self._scored(prompts, words, k, title)
             self.store.write_scores(key, stored)
         return stored
+
+    def perplexity(self, texts: Sequence[str]) -> float:
+        """Perplexity of texts, computed once."""
+        key = texts_key(self.first, texts)
+        stored = self.store.scores(key)
+        if stored is None:
+            model, _ = self.model()
+            stored = Scores(np.array([[perplexity(model, self.tokenizer, texts)]]))
+            self.store.write_scores(key, stored)
+        return float(stored.probabilities[0, 0])
 
     def _scored(self, prompts: Sequence[Prompt], words: Sequence[int], k: int, title: str) -> Scores:
         model, implementation = self.model()
@@ -145,13 +150,17 @@ class Subject:
         if wanted is None:
             return None
         folder = self.store.weights(self.first)
-        if (folder / METRICS).is_file():
-            return folder
-        begun = (folder / CONFIG).is_file()
-        if begun:
-            try:
-                refuse_other_settings(folder, wanted)
-            except AbftError:
-                begun = False
-        train(wanted, folder, overwrite=not begun, resume=begun)
+        with FileLock(folder.with_name(f".{folder.name}.lock")):  # two jobs can share a training
+            weights = [folder / name for name in (FULL_RANK_FILE, ADAPTER_FILE)]
+            if (folder / METRICS).is_file() and any(path.is_file() for path in weights):
+                return folder
+            begun = (folder / CONFIG).is_file() and not (folder / METRICS).is_file()
+            if begun:
+                try:
+                    refuse_other_settings(folder, wanted)
+                except AbftError:
+                    begun = False
+            if not begun:
+                shutil.rmtree(folder, ignore_errors=True)
+            train(wanted, folder, resume=begun)
         return folder
