@@ -132,6 +132,33 @@ def test_posterior_bias_is_staiccs():
     assert ours["kl"] == pytest.approx(result["DL div."], abs=1e-12)
 
 
+def test_label_noise_with_few_demonstrations_is_fitted_to_what_was_written():
+    sets = SCENARIOS["label_noise"].write(setting("SST2", count=40, k=2))
+    assert [s.name for s in sets] == ["noise=0", "noise=0.5", "noise=1"]
+    clean = sets[0].prompts
+    for s, wrong in zip(sets, (0, 1, 2), strict=True):
+        for a, b in zip(clean, s.prompts, strict=True):
+            assert sum(x != y for x, y in zip(a.label_classes, b.label_classes, strict=True)) == wrong
+    right = [np.eye(2)[s.targets] for s in sets]
+    falling = [right[0], np.eye(2)[np.where(np.arange(40) < 20, sets[1].targets, 1 - sets[1].targets)], 1 - right[2]]
+    assert SCENARIOS["label_noise"].measure(sets, falling)["gler"] == pytest.approx(1)  # 100%, 50%, 0%
+
+
+def test_unseen_labels_by_default_are_drawn_from_the_other_labels():
+    (unseen,) = SCENARIOS["unseen_label"].write(setting("TREC", protocol="consistent", count=300, k=16))
+    assert all(prompt.target not in prompt.label_classes for prompt in unseen.prompts)
+    assert len({prompt.label_classes for prompt in unseen.prompts}) > 250
+
+
+def test_unseen_labels_give_up_in_time():
+    data = load_task("SST2", "staicc")
+    few = [e for e in data.demonstrations if e.label == 0][:16]
+    pool = tuple(few + [e for e in data.demonstrations if e.label == 1])
+    lopsided = abft.data.TaskData(data.task, data.train, pool, tuple(e for e in data.test if e.label == 1))
+    with pytest.raises(AbftError, match="consistent protocol"):
+        SCENARIOS["unseen_label"].write(Setting(lopsided, 16, 4, "staicc", load_task, None))
+
+
 @pytest.mark.parametrize("name", ["SST2", "TREC"])
 def test_unseen_labels_are_staiccs(name):
     experiment = theirs("single_experimentor", name)
@@ -216,13 +243,12 @@ def test_out_of_domain_asks_all_other_tasks_and_never_a_training_text():
 @pytest.mark.parametrize("protocol", ["consistent", "staicc"])
 def test_no_test_text_is_in_a_training_or_calibration_prompt(name, protocol):
     data = load_task(name, protocol)
-    held_out = {example.text.strip() for example in (*data.test, *data.demonstrations)}
-    lines = {data.task.template.before_text + text for text in held_out}
+    held_out = {text_key(example.text) for example in (*data.test, *data.demonstrations)} - {""}  # one tweet is empty
     prompts = training_prompts(data, 200, 4, seed=3, protocol=protocol)
     for kind in ("contextual", "domain", "batch"):
         prompts += calibration_prompts(kind, data, 100, 4, 3, protocol)
     pool = {example.text for example in data.train}
-    assert not {text.strip() for text in pool} & held_out
+    assert not {text_key(text) for text in pool} & held_out
     template = data.task.template
     for prompt in prompts:
         start = 0
@@ -230,7 +256,12 @@ def test_no_test_text_is_in_a_training_or_calibration_prompt(name, protocol):
             text = prompt.text[start : span[0]].removeprefix(template.before_text).removesuffix(template.before_label)
             assert text in pool
             start = span[1] + len(template.after_label)
-        assert prompt.text[start:].removesuffix(template.before_label.rstrip(" ")).strip() not in lines
+        query = prompt.text[start:].removeprefix(template.before_text)
+        assert (
+            text_key(query.removesuffix(template.before_label).removesuffix(template.before_label.rstrip(" "))) not in held_out
+        )
+    if protocol == "consistent":
+        assert not {text_key(e.text) for e in data.test} & {text_key(e.text) for e in data.demonstrations}
 
 
 @pytest.mark.parametrize("name", ["SST2", "MR", "SST5", "SUBJ", "TREC"])

@@ -1,7 +1,14 @@
 import numpy as np
 import pytest
 
-from abft.bench.statistics import mean_and_deviation, paired_bootstrap
+from abft.bench import statistics
+from abft.bench.statistics import interval, mean_and_deviation
+
+
+def paired_bootstrap(*arguments, **options):
+    """(difference, low, high)"""
+    difference, samples = statistics.paired_bootstrap(*arguments, **options)
+    return difference, *interval(samples)
 
 
 def test_a_method_against_itself_is_zero_with_no_width():

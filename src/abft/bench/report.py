@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,12 @@ import numpy as np
 from abft.bench.grid import Cell, Grid
 from abft.bench.methods import METHODS
 from abft.bench.scenarios import PAPER_TASKS, SCENARIOS
-from abft.bench.statistics import mean_and_deviation, paired_bootstrap
+from abft.bench.statistics import interval, mean_and_deviation, paired_bootstrap
 from abft.bench.store import Store
 from abft.folder import write_text
 
 Value = float | str | None
+BySeed = dict[int, float]
 
 
 @dataclass(frozen=True)
@@ -61,36 +62,36 @@ class Results:
             (cell, record) for cell in grid.cells() if (record := store.read(cell)) is not None
         ]
 
-    def records(self, model: str, task: str | None, method: str, scenario: str, **variant: Any) -> list[dict[str, Any]]:
+    def records(self, model: str, task: str, method: str, scenario: str, **variant: Any) -> list[dict[str, Any]]:
         """One record a seed; of all variants where none is named."""
         return [
             record
             for cell, record in self.finished
-            if (cell.model, cell.method, cell.scenario) == (model, method, scenario)
-            and task in (None, cell.task)
+            if (cell.model, cell.task, cell.method, cell.scenario) == (model, task, method, scenario)
             and all(cell.variant.get(key) == value for key, value in variant.items())
         ]
 
-    def values(self, model: str, task: str | None, method: str, scenario: str, metric: str, **variant: Any) -> list[float]:
-        """A metric, one value a seed."""
-        records = self.records(model, task, method, scenario, **variant)
-        return [r["metrics"][metric] for r in records if r["metrics"].get(metric) is not None]
+    def values(self, model: str, task: str, method: str, scenario: str, metric: str, **variant: Any) -> BySeed:
+        """A metric, by seed."""
+        found = self.records(model, task, method, scenario, **variant)
+        return {r["seed"]: r["metrics"][metric] for r in found if r["metrics"].get(metric) is not None}
 
     def has(self, scenario: str) -> bool:
         return any(cell.scenario == scenario for cell, _ in self.finished)
 
 
-def percent(values: Sequence[float]) -> str | None:
-    """Mean in %, with the standard deviation over seeds where there are several."""
-    return spread([100 * value for value in values])
+def percent(values: BySeed, seeds: int = 0) -> str | None:
+    """Mean in %, with the standard deviation over seeds where there are several; n where fewer than `seeds` are done."""
+    return spread({seed: 100 * value for seed, value in values.items()}, seeds)
 
 
-def spread(values: Sequence[float]) -> str | None:
-    """Mean, with the standard deviation over seeds where there are several."""
+def spread(values: BySeed, seeds: int = 0, digits: int = 1) -> str | None:
+    """Mean, with the standard deviation over seeds where there are several; n where fewer than `seeds` are done."""
     if not values:
         return None
-    mean, deviation = mean_and_deviation(values)
-    return f"{mean:.1f}" if deviation is None else f"{mean:.1f} ± {deviation:.1f}"
+    mean, deviation = mean_and_deviation(list(values.values()))
+    text = f"{mean:.{digits}f}" if deviation is None else f"{mean:.{digits}f} ± {deviation:.{digits}f}"
+    return f"{text} (n = {len(values)})" if len(values) < seeds else text
 
 
 def tables(results: Results) -> list[Table]:
@@ -108,12 +109,18 @@ def write_tables(results: Results, folder: Path) -> list[Table]:
     """Write every table as Markdown, CSV and JSON, and all numbers as one long CSV; returns the tables."""
     folder.mkdir(parents=True, exist_ok=True)
     made = tables(results)
-    write_text(folder / "tables.md", "\n".join(table.markdown() for table in made))
-    for table in made:
-        write_text(folder / f"{table.name}.csv", table.csv())
     shown = [{"name": t.name, "title": t.title, "caption": t.caption, "columns": t.columns, "rows": t.rows} for t in made]
-    write_text(folder / "tables.json", json.dumps(shown, indent=1, ensure_ascii=False) + "\n")
-    write_text(folder / "results.csv", _long(results).csv())
+    files = {
+        "tables.md": "\n".join(table.markdown() for table in made),
+        "tables.json": json.dumps(shown, indent=1, ensure_ascii=False) + "\n",
+        "results.csv": _long(results).csv(),
+        **{f"{table.name}.csv": table.csv() for table in made},
+    }
+    for name, text in files.items():
+        write_text(folder / name, text)
+    for path in folder.glob("*.csv"):  # tables of a model or scenario that the grid no longer has
+        if path.name not in files:
+            path.unlink()
     return made
 
 
@@ -143,15 +150,23 @@ def _tasks(results: Results) -> list[str]:
     return [task.name for task in results.grid.tasks]
 
 
-def _with_mean(name: str, cells: Sequence[Sequence[float]], show: Callable[[Sequence[float]], str | None]) -> tuple[Value, ...]:
+def _with_mean(
+    results: Results, name: str, cells: Sequence[BySeed], show: Callable[[BySeed, int], str | None]
+) -> tuple[Value, ...]:
     """A row of one value a task and their mean, which needs all tasks."""
-    return (name, *map(show, cells), show(_mean_over_tasks(cells)) if len(cells) > 1 else None)
+    seeds = len(results.grid.seeds)
+    mean = (show(_mean_over_tasks(cells), seeds),) if len(cells) > 1 else ()
+    return (name, *(show(values, seeds) for values in cells), *mean)
 
 
-def _mean_over_tasks(cells: Sequence[Sequence[float]]) -> list[float]:
-    """One mean a seed; none unless every task has a value."""
-    seeds = min(map(len, cells), default=0)
-    return [float(np.mean([values[s] for values in cells])) for s in range(seeds)]
+def _mean_over_tasks(cells: Sequence[BySeed]) -> BySeed:
+    """The mean for every seed that all tasks have."""
+    seeds = set.intersection(*(set(values) for values in cells)) if cells else set()
+    return {seed: float(np.mean([values[seed] for values in cells])) for seed in sorted(seeds)}
+
+
+def _task_columns(results: Results) -> tuple[str, ...]:
+    return (*_tasks(results), "mean") if len(_tasks(results)) > 1 else tuple(_tasks(results))
 
 
 def _accuracy(results: Results, model: str, metric: str = "accuracy") -> Table | None:
@@ -160,13 +175,13 @@ def _accuracy(results: Results, model: str, metric: str = "accuracy") -> Table |
         f"{metric}-{_file(model)}",
         f"{shown} in %, {model}",
         f"Table 1. Mean over {len(results.grid.seeds)} seed(s), ± standard deviation over seeds. Zero-shot: no demonstrations.",
-        ("method", *_tasks(results), "mean"),
+        ("method", *_task_columns(results)),
     )
     for scenario, suffix in (("zero_shot", ", zero-shot"), ("standard", "")):
         for method in _methods(results):
             cells = [results.values(model, task, method, scenario, metric) for task in _tasks(results)]
             if any(cells):
-                table.rows.append(_with_mean(_title(results, method) + suffix, cells, percent))
+                table.rows.append(_with_mean(results, _title(results, method) + suffix, cells, percent))
     return table
 
 
@@ -175,15 +190,15 @@ def _heads(results: Results, model: str) -> Table | None:
         f"heads-{_file(model)}",
         f"Heads over the threshold, {model}",
         "Mean over the standard test prompts, after training where there is any.",
-        ("method", *_tasks(results), "mean"),
+        ("method", *_task_columns(results)),
     )
     for method in _methods(results):
         cells = [
-            [r["heads"] for r in results.records(model, task, method, "standard") if r.get("heads") is not None]
+            {r["seed"]: r["heads"] for r in results.records(model, task, method, "standard") if r.get("heads") is not None}
             for task in _tasks(results)
         ]
         if any(cells):
-            table.rows.append(_with_mean(_title(results, method), cells, spread))
+            table.rows.append(_with_mean(results, _title(results, method), cells, spread))
     return table
 
 
@@ -192,41 +207,79 @@ def _differences(results: Results, model: str) -> Table | None:
         f"differences-{_file(model)}",
         f"Difference in accuracy to {_title(results, results.grid.reference)}, in points, {model}",
         "95% interval of a paired bootstrap over test queries and seeds. In brackets: the interval holds 0.",
-        ("method", *_tasks(results)),
+        ("method", *_task_columns(results)),
     )
     for method in _methods(results):
-        if method == results.grid.reference:
-            continue
-        row: list[Value] = []
-        for task in _tasks(results):
-            found = difference(results, model, task, method, results.grid.reference)
-            if found is None:
-                row.append(None)
-            else:
-                text = "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * value for value in found))
-                row.append(text if found[1] > 0 or found[2] < 0 else f"({text})")
-        table.rows.append((_title(results, method), *row))
+        if method != results.grid.reference:
+            found = [difference(results, model, task, method) for task in _tasks(results)]
+            mean = (_signed(_mean_difference(found)),) if len(found) > 1 else ()
+            table.rows.append((_title(results, method), *map(_signed, found), *mean))
     return table
 
 
-def difference(results: Results, model: str, task: str, method: str, reference: str) -> tuple[float, float, float] | None:
-    """Accuracy of one method less another's on the standard prompts, with its interval; None where one is missing."""
-    ours, theirs = (_correct(results.records(model, task, name, "standard")) for name in (method, reference))
-    if not ours or not theirs or len({len(row) for row in (*ours, *theirs)}) > 1:
+def _all_differences(results: Results, model: str) -> Table | None:
+    table = Table(
+        f"all_differences-{_file(model)}",
+        f"Difference in accuracy to {_title(results, results.grid.reference)} in every other scenario, in points, {model}",
+        "As above, on the prompts of one scenario.",
+        ("scenario", "prompts", "task", "method", "difference"),
+    )
+    compared = [name for name in results.grid.scenarios if name not in _NO_RIGHT_ANSWER and name != "standard"]
+    for scenario in (name for name in compared if SCENARIOS[name].variants == ({},)):
+        for task in _tasks(results):
+            for prompts in _prompt_sets(results, model, task, scenario):
+                for method in _methods(results):
+                    found = difference(results, model, task, method, scenario, prompts)
+                    if method != results.grid.reference and found is not None:
+                        shown = "" if prompts == scenario else prompts
+                        table.rows.append((scenario, shown, task, _title(results, method), _signed(found)))
+    return table
+
+
+_NO_RIGHT_ANSWER = ("contextual_bias", "domain_bias", "posterior_bias", "perplexity", "random_query")
+
+
+def _prompt_sets(results: Results, model: str, task: str, scenario: str) -> list[str]:
+    found = [r for method in _methods(results) for r in results.records(model, task, method, scenario)]
+    return list(dict.fromkeys(name for record in found for name in record["predictions"]))
+
+
+def difference(
+    results: Results, model: str, task: str, method: str, scenario: str = "standard", prompts: str = "standard"
+) -> tuple[float, np.ndarray] | None:
+    """Accuracy of a method less the reference's on one set of prompts, and bootstrap samples; None where one is missing."""
+    pair = [results.records(model, task, name, scenario) for name in (method, results.grid.reference)]
+    said = [[record["predictions"].get(prompts) for record in records] for records in pair]
+    if not all(said) or any(one is None for records in said for one in records):
         return None
-    count = len(ours[0])
-    queries = results.records(model, task, method, "standard")[0].get("queries") or count
-    return paired_bootstrap(ours, theirs, np.arange(count) % queries)
+    first = said[0][0]
+    if any(one["targets"] != first["targets"] for records in said for one in records):
+        return None
+    ours, theirs = ([np.array(one["predicted"]) == np.array(one["targets"]) for one in records] for records in said)
+    return paired_bootstrap(ours, theirs, np.arange(len(first["targets"])) % first["queries"])
 
 
-def _correct(records: Iterable[dict[str, Any]]) -> list[np.ndarray]:
-    predictions = [record["predictions"]["standard"] for record in records]
-    return [np.array(p["predicted"]) == np.array(p["targets"]) for p in predictions]
+def _mean_difference(found: Sequence[tuple[float, np.ndarray] | None]) -> tuple[float, np.ndarray] | None:
+    """The mean over tasks, whose queries are drawn apart."""
+    known = [one for one in found if one is not None]
+    if len(known) < len(found):
+        return None
+    generator = np.random.default_rng(0)
+    return float(np.mean([value for value, _ in known])), np.mean([generator.permutation(s) for _, s in known], axis=0)
+
+
+def _signed(found: tuple[float, np.ndarray] | None) -> str | None:
+    if found is None:
+        return None
+    value, (low, high) = found[0], interval(found[1])
+    text = f"{100 * value:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+    return text if low > 0 or high < 0 else f"({text})"
 
 
 def _cost(results: Results, model: str) -> Table | None:
     columns = (
         "method",
+        "steps",
         "training seconds",
         "trainable parameters (M)",
         "peak memory (GiB)",
@@ -234,36 +287,50 @@ def _cost(results: Results, model: str) -> Table | None:
         "out of domain",
         "perplexity",
     )
+    tasks = _tasks(results)
+    outside = {m: {t for t in tasks if results.values(model, t, m, "out_of_domain", "mean")} for m in _methods(results)}
+    common = [t for t in tasks if all(t in found for found in outside.values() if found)] if any(outside.values()) else []
     table = Table(
         f"cost-{_file(model)}",
         f"Cost and harm, {model}",
-        "Table 2. Accuracy in %: in domain over the same tasks as out of domain, where the model was trained on one task and "
-        "tested on all others of the paper. Perplexity: news texts, lower is better.",
+        f"Table 2. In domain: accuracy in % on the task of the training, mean over {', '.join(common or tasks)}. "
+        "Out of domain: the same models on all other tasks of the paper. Perplexity: news texts, lower is better.",
         columns,
     )
+    seeds = len(results.grid.seeds)
     for method in _methods(results):
-        ood_tasks = [t for t in _tasks(results) if results.values(model, t, method, "out_of_domain", "mean")]
-        inside = _mean_over_tasks(
-            [results.values(model, t, method, "standard", "accuracy") for t in ood_tasks or _tasks(results)]
-        )
-        outside = _mean_over_tasks([results.values(model, t, method, "out_of_domain", "mean") for t in ood_tasks])
-        texts = results.values(model, None, method, "perplexity", "perplexity")
-        trainings = [
-            r["training"] for t in _tasks(results) for r in results.records(model, t, method, "standard") if r["training"]
-        ]
-        seconds = [t["seconds"] for t in trainings]
+        inside = _mean_over_tasks([results.values(model, t, method, "standard", "accuracy") for t in common or tasks])
+        other = _mean_over_tasks([results.values(model, t, method, "out_of_domain", "mean") for t in common])
+        trained = _trainings(results, model, method)
+        texts = _mean_over_tasks([v for t in tasks if (v := results.values(model, t, method, "perplexity", "perplexity"))])
+        anyone = [training for found in trained for training in found.values()]
+        seconds = _mean_over_tasks([{seed: training["seconds"] for seed, training in found.items()} for found in trained])
         table.rows.append(
             (
                 _title(results, method),
-                spread(seconds),
-                f"{trainings[0]['trainable_parameters'] / 1e6:.1f}" if trainings else None,
-                f"{max(t['peak_memory_bytes'] for t in trainings) / 2**30:.1f}" if trainings else None,
-                percent(inside),
-                percent(outside),
-                f"{np.mean(texts):.2f}" if texts else None,
+                ", ".join(sorted({str(training["steps"]) for training in anyone})) or None,
+                spread(seconds, digits=0),
+                f"{anyone[0]['trainable_parameters'] / 1e6:.2f}" if anyone else None,
+                f"{max(training['peak_memory_bytes'] for training in anyone) / 2**30:.1f}" if anyone else None,
+                percent(inside, seeds),
+                percent(other, seeds),
+                spread(texts, seeds, digits=2),
             )
         )
     return table
+
+
+def _trainings(results: Results, model: str, method: str) -> list[dict[int, dict[str, Any]]]:
+    """Cost of the trainings behind the standard cells, a dict by seed for each task that has any."""
+    found = [
+        {
+            record["seed"]: record["training"]
+            for record in results.records(model, task, method, "standard")
+            if record["training"]
+        }
+        for task in _tasks(results)
+    ]
+    return [trainings for trainings in found if trainings]
 
 
 def _each_task(scenario: str, title: str, caption: str, columns: Sequence[tuple[str, str]], scale: str = "percent") -> Any:
@@ -278,19 +345,15 @@ def _each_task(scenario: str, title: str, caption: str, columns: Sequence[tuple[
             for method in _methods(results):
                 cells = [results.values(model, task, method, scenario, metric) for metric, _ in columns]
                 if any(cells):
-                    table.rows.append((task, _title(results, method), *(_scaled(values, scale) for values in cells)))
+                    table.rows.append((task, _title(results, method), *(_scaled(results, values, scale) for values in cells)))
         return table
 
     return make
 
 
-def _scaled(values: Sequence[float], scale: str) -> str | None:
-    if scale == "percent":
-        return percent(values)
-    if not values:
-        return None
-    mean, deviation = mean_and_deviation(values)
-    return f"{mean:.3f}" if deviation is None else f"{mean:.3f} ± {deviation:.3f}"
+def _scaled(results: Results, values: BySeed, scale: str) -> str | None:
+    seeds = len(results.grid.seeds)
+    return percent(values, seeds) if scale == "percent" else spread(values, seeds, digits=3)
 
 
 def _consistency(results: Results, model: str) -> Table | None:
@@ -303,7 +366,7 @@ def _consistency(results: Results, model: str) -> Table | None:
     for task in _tasks(results):
         for method in _methods(results):
             cells = [
-                percent(results.values(model, task, method, f"{what}_consistency", metric))
+                percent(results.values(model, task, method, f"{what}_consistency", metric), len(results.grid.seeds))
                 for what in ("template", "demonstration")
                 for metric in ("consistency", "accuracy")
             ]
@@ -320,14 +383,15 @@ def _ablations(results: Results, model: str) -> Table | None:
         f"ablations-{_file(model)}",
         f"Ablations, {model}",
         "Table 4. Accuracy in %.",
-        ("method", "training seconds", *_tasks(results), "mean"),
+        ("method", "training seconds", *_task_columns(results)),
     )
     for name, _ in kinds:
         cells = [results.values(model, task, name, "standard", "accuracy") for task in _tasks(results)]
         if any(cells):
-            seconds = [r["training"]["seconds"] for r in results.records(model, None, name, "standard")]
-            title, *values = _with_mean(_title(results, name), cells, percent)
-            table.rows.append((title, spread(seconds), *values))
+            trained = _trainings(results, model, name)
+            seconds = _mean_over_tasks([{seed: training["seconds"] for seed, training in found.items()} for found in trained])
+            title, *values = _with_mean(results, _title(results, name), cells, percent)
+            table.rows.append((title, spread(seconds, digits=0), *values))
     return table
 
 
@@ -345,7 +409,9 @@ def _unseen(results: Results, model: str) -> Table | None:
         for method in _methods(results):
             cells = [results.values(model, task, method, scenario, "accuracy") for scenario in scenarios]
             if cells[2]:
-                table.rows.append((task, _title(results, method), *map(percent, cells)))
+                table.rows.append(
+                    (task, _title(results, method), *(percent(values, len(results.grid.seeds)) for values in cells))
+                )
     return table
 
 
@@ -365,7 +431,9 @@ def _sizes(results: Results, model: str) -> Table | None:
         for method in _methods(results):
             cells = [results.values(model, task, method, "training_size", "accuracy", nd=size) for size in sizes]
             if any(cells):
-                table.rows.append((task, _title(results, method), *map(percent, cells)))
+                table.rows.append(
+                    (task, _title(results, method), *(percent(values, len(results.grid.seeds)) for values in cells))
+                )
     return table
 
 
@@ -385,7 +453,13 @@ def _factors(results: Results, model: str) -> Table | None:
                     cells = [results.values(model, task, method, "factors", "accuracy", A0=a, B0=b, pid=pid) for b in rewards]
                     if any(cells):
                         table.rows.append(
-                            (task, _title(results, method), "on" if pid else "off", f"{a:g}", *map(percent, cells))
+                            (
+                                task,
+                                _title(results, method),
+                                "on" if pid else "off",
+                                f"{a:g}",
+                                *(percent(values, len(results.grid.seeds)) for values in cells),
+                            )
                         )
     return table
 
@@ -421,6 +495,7 @@ def _ece(results: Results, model: str) -> Table | None:
 _TABLES: tuple[Callable[[Results, str], Table | None], ...] = (
     _accuracy,
     _differences,
+    _all_differences,
     _heads,
     _macro_f1,
     _ece,

@@ -11,10 +11,9 @@ def paired_bootstrap(
     correct_SN: Sequence[np.ndarray],
     reference_RN: Sequence[np.ndarray],
     queries_N: np.ndarray,
-    level: float = 0.95,
     seed: int = 0,
-) -> tuple[float, float, float]:
-    """Difference in accuracy between two methods and its percentile interval (Efron and Tibshirani 1993, chapter 13).
+) -> tuple[float, np.ndarray]:
+    """Difference in accuracy between two methods, and `RESAMPLES` bootstrap samples of it (Efron and Tibshirani 1993).
 
     Queries are resampled, each with all of its prompts (one query with two demonstration sets is not two observations), and
     seeds of each method, which differ in their training prompts. With one seed only the queries vary.
@@ -23,9 +22,6 @@ def paired_bootstrap(
         correct_SN: for each seed, whether each of N prompts was answered rightly.
         reference_RN: the same for the method that is subtracted; its number of seeds may differ.
         queries_N: which query each prompt asks.
-
-    Returns:
-        (difference, low, high), in [-1, 1].
     """
     ours, theirs = np.asarray(correct_SN, dtype=float), np.asarray(reference_RN, dtype=float)
     queries = np.asarray(queries_N)
@@ -35,14 +31,19 @@ def paired_bootstrap(
     sizes_Q = np.bincount(cluster_N)
     sums = [np.stack([np.bincount(cluster_N, weights=row) for row in rows]) for rows in (ours, theirs)]
     generator = np.random.default_rng(seed)
-    differences = np.empty(RESAMPLES)
+    samples = np.empty(RESAMPLES)
     for i in range(RESAMPLES):
         drawn_Q = generator.integers(len(sizes_Q), size=len(sizes_Q))
         total = sizes_Q[drawn_Q].sum()
         means = [rows[generator.integers(len(rows), size=len(rows))][:, drawn_Q].sum(1).mean() / total for rows in sums]
-        differences[i] = means[0] - means[1]
-    low, high = np.quantile(differences, [(1 - level) / 2, (1 + level) / 2])
-    return float(ours.mean() - theirs.mean()), float(low), float(high)
+        samples[i] = means[0] - means[1]
+    return float(ours.mean() - theirs.mean()), samples
+
+
+def interval(samples: np.ndarray, level: float = 0.95) -> tuple[float, float]:
+    """The percentile interval of bootstrap samples."""
+    low, high = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
 
 
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
