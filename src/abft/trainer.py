@@ -27,6 +27,7 @@ from abft.config import refuse_bad_quantities
 from abft.data import TaskData
 from abft.errors import AbftError
 from abft.folder import last_checkpoint
+from abft.logits import check_output_logits
 from abft.models import context_length, load_model
 from abft.objective import ABFTObjective, E2EObjective, Objective
 from abft.pid import PIDController
@@ -106,6 +107,8 @@ class ABFTConfig(TrainingArguments):
 def chosen_objective(args: ABFTConfig, model: nn.Module, implementation: Implementation) -> Objective:
     """The objective that `args` names, with its settings."""
     if args.objective == "e2e":
+        base = causal_lm(model)
+        check_output_logits(base, decoder(base))  # type: ignore[arg-type]
         return E2EObjective(model, fixed_threshold=args.threshold, implementation=implementation)
     controller = PIDController(A=args.A0, Cp=args.Cp, Ci=args.Ci, Cd=args.Cd)
     return ABFTObjective(
@@ -215,7 +218,7 @@ class ABFTTrainer(Trainer):
     ) -> Any:
         """The objective's loss; the LM head is left out (one position of it where a wrapper such as DDP is called)."""
         batch = Batch(**inputs)
-        if model is not self.model and not isinstance(self.objective, ABFTObjective):
+        if model is not self.model and isinstance(self.objective, E2EObjective):
             raise AbftError("end-to-end training runs in one process: start it without torchrun or accelerate launch")
         module = decoder(self.model) if model is self.model else self._wrapped(model)
         with self.accelerator.autocast():  # accelerate's own autocast covers the whole model's forward only
