@@ -83,13 +83,7 @@ class Cell:
 def _safe(name: str) -> str:
     """A name as a file name; a long one is cut and told apart by a hash."""
     plain = "".join(c if c.isascii() and (c.isalnum() or c in "-_=.+") else "-" for c in name)
-    return (
-        name
-        if plain == name and len(name) <= NAME_LIMIT
-        else f"{plain[:NAME_LIMIT]}-{_hash(name)}"
-        if len(plain) > NAME_LIMIT
-        else plain
-    )
+    return plain if len(plain) <= NAME_LIMIT else f"{plain[:NAME_LIMIT]}-{_hash(name)}"
 
 
 def _changed(config: RunConfig, names: Sequence[str] | None = None) -> dict[str, Any]:
