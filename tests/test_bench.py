@@ -15,7 +15,8 @@ import yaml
 
 from abft.bench.grid import read_grid
 from abft.bench.jobs import jobs
-from abft.bench.report import Results, _mean_over_tasks, difference, tables
+from abft.bench.report import tables
+from abft.bench.results import Results, difference, mean_over_tasks
 from abft.bench.store import Scores, Store
 from abft.bench.subject import Subject
 from abft.metrics import accuracy
@@ -521,8 +522,8 @@ def test_missing_cells_are_said_and_never_mixed_up(benchmark):
     assert results.values("tiny", "reviews", "abft", "standard", "accuracy") == {1: both[1]}
     row = next(row for row in tables(results)[0].rows if row[0] == "ABFT")
     assert row[1] == f"{100 * both[1]:.1f} (n = 1)"
-    assert _mean_over_tasks([{0: 0.5, 1: 0.6}, {1: 0.9}]) == {1: 0.75}
-    assert _mean_over_tasks([{0: 0.5}, {1: 0.9}]) == {}
+    assert mean_over_tasks([{0: 0.5, 1: 0.6}, {1: 0.9}]) == {1: 0.75}
+    assert mean_over_tasks([{0: 0.5}, {1: 0.9}]) == {}
     results.finished = [(cell, r) for cell, r in results.finished if cell.method != "vanilla"]
     differences = next(table for table in tables(results) if table.name == "accuracy-tiny")
     assert not any(row[0] == "vanilla" for row in differences.rows)

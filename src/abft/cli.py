@@ -312,7 +312,8 @@ def bench(
         _print_plan(grid, store, as_json)
         return
     from abft.bench.engine import failures, run_grid
-    from abft.bench.report import Results, write_tables
+    from abft.bench.report import write_tables
+    from abft.bench.results import Results
 
     store.prepare(config)
     failed = run_grid(grid, store, engine, ray_address)

@@ -1,0 +1,66 @@
+"""A table, and how numbers stand in it."""
+
+import csv
+import io
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from abft.bench.statistics import interval, mean_and_deviation
+
+Value = float | str | None
+BySeed = dict[int, float]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text and numbers under column names; numbers are in the unit that `caption` gives."""
+
+    name: str
+    title: str
+    caption: str
+    columns: tuple[str, ...]
+    rows: list[tuple[Value, ...]] = field(default_factory=list)
+
+    def markdown(self) -> str:
+        """A GitHub table under a heading."""
+        lines = [f"### {self.title}", "", self.caption, ""] if self.caption else [f"### {self.title}", ""]
+        lines += ["| " + " | ".join(self.columns) + " |", "|" + "---|" * len(self.columns)]
+        lines += ["| " + " | ".join(_shown(value).replace("|", "\\|") for value in row) + " |" for row in self.rows]
+        return "\n".join(lines) + "\n"
+
+    def csv(self) -> str:
+        """Comma-separated, with a header."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(self.columns)
+        writer.writerows(["" if value is None else value for value in row] for row in self.rows)
+        return text.getvalue()
+
+
+def _shown(value: Value) -> str:
+    if value is None:
+        return ""
+    return f"{value:.1f}" if isinstance(value, float) else str(value)
+
+
+def percent(values: BySeed, seeds: int = 0) -> str | None:
+    """Mean in %, with the standard deviation over seeds where there are several; n where fewer than `seeds` are done."""
+    return spread({seed: 100 * value for seed, value in values.items()}, seeds)
+
+
+def spread(values: BySeed, seeds: int = 0, digits: int = 1) -> str | None:
+    """Mean, with the standard deviation over seeds where there are several; n where fewer than `seeds` are done."""
+    if not values:
+        return None
+    mean, deviation = mean_and_deviation(list(values.values()))
+    text = f"{mean:.{digits}f}" if deviation is None else f"{mean:.{digits}f} ± {deviation:.{digits}f}"
+    return f"{text} (n = {len(values)})" if len(values) < seeds else text
+
+
+def signed(found: tuple[float, np.ndarray] | None) -> str | None:
+    if found is None:
+        return None
+    value, (low, high) = found[0], interval(found[1])
+    text = f"{100 * value:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+    return text if low > 0 or high < 0 else f"({text})"
