@@ -246,6 +246,23 @@ def test_killed_and_restarted_gives_the_same_numbers(grid_values, tmp_path, benc
     assert numbers(tmp_path / "out") == reference
 
 
+def test_interrupted_grid_keeps_finished_cells_and_writes_their_tables(grid_values, tmp_path, monkeypatch):
+    path = write_grid(tmp_path, grid_values, methods=["vanilla", "abft"], scenarios=["standard"], seeds=[0])
+    measure = Subject.measure
+
+    def interrupted(self, cell):
+        if cell.method == "abft":
+            raise KeyboardInterrupt
+        return measure(self, cell)
+
+    monkeypatch.setattr(Subject, "measure", interrupted)
+    message = refused("bench", "--config", path, "--output", tmp_path / "out")
+    assert "finished cells are kept" in message
+    assert "| vanilla |" in (tmp_path / "out" / "tables" / "grid" / "tables.md").read_text()
+    monkeypatch.undo()
+    assert invoke("bench", "--config", path, "--output", tmp_path / "out").exit_code == 0
+
+
 def test_weights_are_removed_if_asked(grid_values, tmp_path):
     path = write_grid(tmp_path, grid_values, methods=["abft"], scenarios=["standard"], seeds=[0], keep_weights=False)
     assert invoke("bench", "--config", path, "--output", tmp_path / "out").exit_code == 0

@@ -316,8 +316,12 @@ def bench(
     from abft.bench.results import Results
 
     store.prepare(config)
-    failed = run_grid(grid, store, engine, ray_address)
     tables = store.tables(config)
+    try:
+        failed = run_grid(grid, store, engine, ray_address)
+    except RunInterrupted:
+        write_tables(Results(grid, store), tables)  # of what is finished
+        raise
     made = write_tables(Results(grid, store), tables)
     if as_json:
         print((tables / "tables.json").read_text(encoding="utf-8"), end="")
