@@ -105,9 +105,13 @@ def _forward(
     softcap: float | None = None,
     s_aux: Tensor | None = None,
     row_positions: Tensor | None = None,
+    head_gates: dict[int, Tensor] | None = None,
     **kwargs: object,
 ) -> tuple[Tensor, Tensor | None]:
-    """The registered attention function: SDPA's output, and the rows of `row_positions` (B, Q) if asked."""
+    """The registered attention function: SDPA's output, and the rows of `row_positions` (B, Q) if asked.
+
+    `head_gates`: by layer, a factor (H,) for each head's output; 0 switches the head off.
+    """
     kwargs.pop("output_attentions", None)  # SDPA would warn that it has none
     if softcap is None and s_aux is None:
         output, _ = sdpa_attention_forward(
@@ -116,6 +120,8 @@ def _forward(
     else:
         arguments = (query, key, value, attention_mask, scaling, sliding_window, softcap, s_aux)
         output = checkpoint(_exact_output, *arguments, use_reentrant=False)
+    if head_gates is not None and module.layer_idx in head_gates:
+        output = output * head_gates[module.layer_idx].to(output.device, output.dtype)[:, None]
     if row_positions is None:
         return output, None
     rows = softmax_rows(query, key, row_positions, attention_mask, scaling, sliding_window, softcap, s_aux)

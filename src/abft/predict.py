@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from abft.attention import Implementation, causal_lm, decoder, read_rows, row_attention
+from abft.attention import IMPLEMENTATION, Implementation, causal_lm, decoder, read_rows, row_attention
 from abft.errors import AbftError
 from abft.logits import at_positions, check_output_logits, output_logits
 from abft.objective import head_statistics
@@ -55,11 +55,13 @@ def evaluate(
     *,
     batch_size: int = 16,
     fixed_threshold: float | None = None,
+    head_gates: dict[int, Tensor] | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> tuple[np.ndarray, HeadReport]:
     """Label probabilities (N, C) float64 and head statistics of prompts with demonstrations, in one pass.
 
-    Changes `model` to eval mode. `progress` is called with the number of prompts done by each batch.
+    Changes `model` to eval mode. `head_gates` are factors (H,) for the outputs of a layer's heads, 0 = off, by the layer's
+    number in the model (not with eager attention). `progress` is called with the number of prompts done by each batch.
     """
     model.eval()
     inner, whole = decoder(model), causal_lm(model)
@@ -67,10 +69,15 @@ def evaluate(
     device = next(inner.parameters()).device
     probabilities = np.zeros((len(prompts), len(label_tokens)))
     totals: list[Tensor] | None = None
+    extra: dict[str, object] = {}
+    if head_gates is not None:
+        if implementation != IMPLEMENTATION:
+            raise AbftError("heads cannot be switched off in a model family that ignores transformers' attention interface")
+        extra["head_gates"] = head_gates
     with row_attention(model, implementation):
         for indices in bucketed(prompts, batch_size):
             batch = Batch(**{n: t.to(device) for n, t in collate([prompts[i] for i in indices]).items()})
-            rows, hidden = read_rows(inner, batch.input_ids, batch.query_positions, implementation)
+            rows, hidden = read_rows(inner, batch.input_ids, batch.query_positions, implementation, **extra)
             probabilities[indices] = _scores(whole, hidden, batch.query_positions, label_tokens)
             heads = head_statistics(rows, batch, fixed_threshold)
             sums = [t.cpu().double().sum(1) for t in (heads.induction, heads.right, heads.wrong)]

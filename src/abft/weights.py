@@ -22,6 +22,7 @@ from abft.models import HUB_NAMES
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
+    from peft.tuners.lora import LoraLayer
     from transformers import PreTrainedModel
 
 FULL_RANK_FILE = "qk_weights.safetensors"
@@ -32,51 +33,61 @@ BASE_TOLERANCE = 0.005  # mean relative difference; half precision of the same b
 _FORMAT = "abft-qk-1"
 
 
+Q, K, OTHER = 0, 1, 2  # what an output feature of a projection belongs to
+
+
 @dataclass(frozen=True)
 class QKModule:
     """A linear module that computes queries or keys."""
 
     name: str  # path inside the model
     layer: int
-    outputs: Tensor | None  # (out,) bool: output features that belong to Q or K; None = all of them
+    roles: Tensor  # (out,) int8: Q, K or OTHER for every output feature
+
+    @property
+    def outputs(self) -> Tensor | None:
+        """(out,) bool: output features that belong to Q or K; None = all of them."""
+        trained = self.roles != OTHER
+        return None if bool(trained.all()) else trained
 
 
-def _blocks(heads: int, kv_heads: int, dim: int) -> Tensor:
+def _blocks(heads: int, kv_heads: int, dim: int) -> list[int]:
     """[Q; K; V], as in GPT-2 and Phi-3."""
-    return torch.tensor([True] * (heads + kv_heads) * dim + [False] * kv_heads * dim)
+    return [Q] * (heads * dim) + [K] * (kv_heads * dim) + [OTHER] * (kv_heads * dim)
 
 
-def _interleaved(heads: int, dims: list[tuple[int, bool]]) -> Tensor:
+def _interleaved(heads: int, dims: list[tuple[int, int]]) -> list[int]:
     """The same blocks for every head, as in GPT-NeoX (q, k, v), MLA (k, v) and gated queries (q, gate)."""
-    return torch.tensor([kept for size, kept in dims for _ in range(size)] * heads)
+    return [role for size, role in dims for _ in range(size)] * heads
 
 
-def _outputs(leaf: str, module: nn.Module, model: "PreTrainedModel") -> Tensor | None:
-    """Which outputs of a module named `leaf` are Q or K. Raises AbftError for a fused layout that is not known."""
+def _roles(leaf: str, module: nn.Module, model: "PreTrainedModel") -> Tensor:
+    """What the outputs of a module named `leaf` belong to. Raises AbftError for a fused layout that is not known."""
     config = model.config.get_text_config()
     heads = config.num_attention_heads
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
     dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     family = config.model_type
     out = module.nf if hasattr(module, "nf") else module.out_features  # Conv1D has nf
-    mask: Tensor | None = None
+    assert isinstance(out, int)
+    roles: list[int] = []
     if leaf == "q_proj" and family in ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text") and out == 2 * heads * dim:
-        mask = _interleaved(heads, [(dim, True), (dim, False)])  # queries and gate
-    elif leaf in ("q_proj", "k_proj", "q_b_proj"):
-        return None
+        roles = _interleaved(heads, [(dim, Q), (dim, OTHER)])  # queries and gate
+    elif leaf in ("q_proj", "q_b_proj", "k_proj"):
+        roles = [K if leaf == "k_proj" else Q] * out
     elif leaf == "kv_b_proj":
-        mask = _interleaved(heads, [(config.qk_nope_head_dim, True), (config.v_head_dim, False)])
+        roles = _interleaved(heads, [(config.qk_nope_head_dim, K), (config.v_head_dim, OTHER)])
     elif leaf == "kv_a_proj_with_mqa":
-        mask = torch.tensor([False] * config.kv_lora_rank + [True] * config.qk_rope_head_dim)
+        roles = [OTHER] * config.kv_lora_rank + [K] * config.qk_rope_head_dim
     elif (family, leaf) in (("gpt2", "c_attn"), ("phi3", "qkv_proj")):
-        mask = _blocks(heads, kv_heads, dim)
+        roles = _blocks(heads, kv_heads, dim)
     elif (family, leaf) in (("gpt_neox", "query_key_value"), ("bloom", "query_key_value")):
-        mask = _interleaved(heads, [(dim, True), (dim, True), (dim, False)])
-    if mask is None or len(mask) != out:
+        roles = _interleaved(heads, [(dim, Q), (dim, K), (dim, OTHER)])
+    if len(roles) != out:
         raise AbftError(
             f"model family {family!r}: the layout of its fused {leaf!r} is not known, so W_Q and W_K cannot be told from W_V"
         )
-    return mask
+    return torch.tensor(roles, dtype=torch.int8)
 
 
 _LEAVES = ("q_proj", "k_proj", "q_b_proj", "kv_b_proj", "kv_a_proj_with_mqa", "c_attn", "qkv_proj", "query_key_value")
@@ -97,7 +108,7 @@ def qk_modules(model: "PreTrainedModel", layers: Collection[int] | None = None) 
         inside = name.startswith(prefix + ".") if prefix else True
         number = re.search(r"\.(\d+)\.", f".{name}.")
         if leaf in _LEAVES and inside and number and hasattr(module, "weight") and int(number[1]) not in without_attention:
-            found.append(QKModule(name, int(number[1]), _outputs(leaf, module, model)))
+            found.append(QKModule(name, int(number[1]), _roles(leaf, module, model)))
     if not found:
         raise AbftError(
             f"model family {model.config.model_type!r}: no query and key projections found (looked for {', '.join(_LEAVES)})"
@@ -187,13 +198,11 @@ def mask_lora(peft_model: "PeftModel") -> None:
     other = [name for name, p in base.named_parameters() if p.requires_grad and not name.startswith(inside)]
     if other:
         raise AbftError(f"only W_Q and W_K may train, but the adapter has {other[0]}; leave target_modules unset")
-    for name, module in base.named_modules():
-        leaf = name.rpartition(".")[2]
-        if leaf in _LEAVES and hasattr(module, "lora_B"):
-            outputs = _outputs(leaf, module.get_base_layer(), base)
-            if outputs is not None:
-                for lora_b in module.lora_B.values():
-                    _keep_only(lora_b.weight, outputs[:, None])
+    for qk in qk_modules(base):
+        module = base.get_submodule(qk.name)
+        if qk.outputs is not None and hasattr(module, "lora_B"):
+            for lora_b in module.lora_B.values():
+                _keep_only(lora_b.weight, qk.outputs[:, None])
 
 
 def trainable_parameters(model: nn.Module) -> int:
@@ -254,11 +263,11 @@ def save_adapter(model: "PeftModel", folder: str | Path, samples: dict[str, list
     (Path(folder) / BASE_FILE).write_text(json.dumps(samples), encoding="utf-8")
 
 
-@torch.no_grad()
-def load_full_rank(model: "PreTrainedModel", folder: str | Path, factor: float = 1.0, check_base: bool = True) -> None:
-    """Changes `model`, the base model: theta0 + factor * (theta - theta0) for every saved tensor.
+def read_full_rank(model: "PreTrainedModel", folder: str | Path, check_base: bool = True) -> dict[str, Tensor]:
+    """The tensors that a run saved, theta of W_Q and W_K by parameter name.
 
     Args:
+        model: the base model, which they have to fit.
         check_base: compare the model's own tensors with those that training began with; off when resuming.
 
     Raises:
@@ -280,10 +289,61 @@ def load_full_rank(model: "PreTrainedModel", folder: str | Path, factor: float =
             raise AbftError(f"{made_for}: {name} is {'of another shape' if name in parameters else 'missing'} there")
     if check_base:
         refuse_other_base(model, json.loads(metadata["base_samples"]), made_for)
-    for name, tensor in saved.items():
+    return saved
+
+
+@torch.no_grad()
+def load_full_rank(model: "PreTrainedModel", folder: str | Path, factor: float = 1.0, check_base: bool = True) -> None:
+    """Changes `model`, the base model: theta0 + factor * (theta - theta0) for every saved tensor; see `read_full_rank`."""
+    parameters = dict(model.named_parameters())
+    for name, tensor in read_full_rank(model, folder, check_base).items():
         theta0 = parameters[name]
         new = tensor.to(theta0.device)
         theta0.copy_(new if factor == 1.0 else theta0.float() + factor * (new.float() - theta0.float()))
+
+
+def is_full_rank(folder: str | Path) -> bool:
+    """Whether a run's weights are full-rank tensors (else: a LoRA adapter). Raises AbftError where there are neither."""
+    if (Path(folder) / FULL_RANK_FILE).is_file():
+        return True
+    if not (Path(folder) / ADAPTER_FILE).is_file():
+        raise AbftError(f"{folder} holds neither {FULL_RANK_FILE} nor {ADAPTER_FILE}; is it the folder of a finished run?")
+    return False
+
+
+def load_adapter(model: "PreTrainedModel | PeftModel", folder: str | Path, name: str = "default") -> "PeftModel":
+    """Changes `model`: a run's LoRA adapter is put beside its weights, and beside other adapters that are there.
+
+    Raises:
+        AbftError: an adapter of another model.
+    """
+    from peft import PeftModel, get_peft_model_state_dict
+
+    folder = Path(folder)
+    made_for = f"the adapter in {folder} was trained on another model"
+    if (folder / BASE_FILE).is_file():
+        refuse_other_base(causal_lm(model), json.loads((folder / BASE_FILE).read_text(encoding="utf-8")), made_for)
+    try:
+        if isinstance(model, PeftModel):
+            model.load_adapter(str(folder), name)
+        else:
+            model = PeftModel.from_pretrained(model, str(folder), name)
+    except (RuntimeError, ValueError) as error:
+        raise AbftError(f"{made_for}: {str(error).strip().splitlines()[0][:160]}") from None
+    with safe_open(folder / ADAPTER_FILE, framework="pt") as file:
+        loaded = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+        differing = set(file.keys()) ^ set(loaded)
+    if differing:
+        raise AbftError(f"{made_for}: {min(differing)} stands in one of them only")
+    return model
+
+
+def lora_layers(model: "PeftModel", name: str = "default") -> dict[str, "LoraLayer"]:
+    """The modules that an adapter changes, by their path inside the base model."""
+    from peft.tuners.lora import LoraLayer
+
+    modules = model.get_base_model().named_modules()
+    return {path: module for path, module in modules if isinstance(module, LoraLayer) and name in module.scaling}
 
 
 def apply_weights(model: "PreTrainedModel", folder: str | Path, factor: float = 1.0) -> "PreTrainedModel":
@@ -294,29 +354,11 @@ def apply_weights(model: "PreTrainedModel", folder: str | Path, factor: float = 
     Raises:
         AbftError: no weights in `folder`, or weights of another model.
     """
-    folder = Path(folder)
-    if (folder / FULL_RANK_FILE).is_file():
+    if is_full_rank(folder):
         load_full_rank(model, folder, factor)
         return model
-    if not (folder / ADAPTER_FILE).is_file():
-        raise AbftError(f"{folder} holds neither {FULL_RANK_FILE} nor {ADAPTER_FILE}; is it the folder of a finished run?")
-    from peft import PeftModel, get_peft_model_state_dict
-    from peft.tuners.lora import LoraLayer
-
-    made_for = f"the adapter in {folder} was trained on another model"
-    if (folder / BASE_FILE).is_file():
-        refuse_other_base(model, json.loads((folder / BASE_FILE).read_text(encoding="utf-8")), made_for)
     quantised = getattr(model, "is_quantized", False)
-    try:
-        adapted = PeftModel.from_pretrained(model, str(folder))
-    except (RuntimeError, ValueError) as error:
-        raise AbftError(f"{made_for}: {str(error).strip().splitlines()[0][:160]}") from None
-    with safe_open(folder / ADAPTER_FILE, framework="pt") as file:
-        differing = set(file.keys()) ^ set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
-    if differing:
-        raise AbftError(f"{made_for}: {min(differing)} stands in one of them only")
-    for module in adapted.modules():
-        if isinstance(module, LoraLayer):
-            for name in module.scaling:
-                module.set_scale(name, factor)
+    adapted = load_adapter(model, folder)
+    for module in lora_layers(adapted).values():
+        module.set_scale("default", factor)
     return adapted if quantised else adapted.merge_and_unload()
