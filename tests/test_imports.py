@@ -20,7 +20,7 @@ LEVELS = [
     {"merge", "predictor"},
     {"bench.methods", "bench.rewrites", "bench.statistics"},
     {"bench.calibration", "bench.scenarios"},
-    {"bench.grid"},
+    {"bench.grid", "analysis.space", "analysis.arrays"},
     {"bench.store", "bench.table"},
     {"bench.subject", "bench.results"},
     {"bench.paper_tables"},
@@ -28,6 +28,9 @@ LEVELS = [
     {"bench.plan", "bench.jobs"},
     {"bench.ray_engine"},
     {"bench.engine"},
+    {"analysis.study"},
+    {"analysis.evaluation", "analysis.examples", "analysis.changes", "analysis.basin", "analysis.causality"},
+    {"analysis.analyze"},
     {"cli_options"},
     {"cli"},
 ]

@@ -16,7 +16,10 @@ from abft.cli_options import (
     MODEL,
     OUTPUT,
     TRAINING,
+    E2ERun,
     Json,
+    Points,
+    Resolution,
     Run,
     TestPrompts,
     TextColumn,
@@ -276,6 +279,46 @@ def predict(
     else:
         for result in results:
             print(f"{result['label']}\t{max(result['probabilities'].values()):.3f}\t{' '.join(result['text'].split())}")
+
+
+@app.command()
+def analyze(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    e2e: E2ERun = None,
+    test_prompts: Annotated[
+        int | None, typer.Option(help="Test prompts for predictions and head maps; default: as in the run.")
+    ] = None,
+    points: Points = 64,
+    resolution: Resolution = 5,
+    trust_remote_code: Trust = False,
+    as_json: Json = False,
+) -> None:
+    """Compute what changed inside the model, as plain arrays in RUN/analysis: minutes on the default model.
+
+    Predictions, head maps, attention rows of single prompts, changes of weights, accuracy between and beyond the weights,
+    accuracy with heads switched off. What is there already is not computed again.
+
+    **Examples**
+
+    `abft analyze runs/sst2`
+
+    `abft analyze runs/sst2 --e2e runs/sst2-e2e --resolution 9`
+    """
+    _quiet()
+    from abft.analysis.analyze import DOCUMENTED, Choices
+    from abft.analysis.analyze import analyze as analyze_run
+
+    analyses = analyze_run(run, Choices(e2e, test_prompts, points, resolution, trust_remote_code))
+    if as_json:
+        print(json.dumps({"folder": str(run / "analysis"), "found": list(analyses.found), "missing": analyses.missing}))
+        return
+    from abft.tables import print_table
+
+    said = {name: f"{name}.npz" for name in analyses.found} | {
+        name: f"missing: {why}" for name, why in analyses.missing.items()
+    }
+    print_table([("analysis", "left"), ("file", "left")], [(DOCUMENTED[name][0], said[name]) for name in DOCUMENTED])
+    print(f"{run / 'analysis'}: numpy.load reads the files, README.md says what every array is")
 
 
 @app.command()

@@ -58,6 +58,11 @@ Threshold = Annotated[
     float | None, typer.Option(help="Fixed filter threshold.", show_default="k / (k + ln n)", rich_help_panel=METHOD)
 ]
 Run = Annotated[Path | None, typer.Option(help="Folder of a finished run: its model, weights and task.", rich_help_panel=MODEL)]
+E2ERun = Annotated[
+    Path | None, typer.Option("--e2e", help="Folder of an end-to-end run of the same base model, to compare with.")
+]
+Points = Annotated[int, typer.Option(help="Test prompts behind every point of the basin and with heads off.")]
+Resolution = Annotated[int, typer.Option(help="Points on each side of the basin's plane; 5 and 9 hold the models themselves.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.", rich_help_panel=OUTPUT)]
 
 

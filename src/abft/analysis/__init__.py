@@ -1,0 +1,1 @@
+"""What changed inside the model: the paper's analyses as plain arrays (`abft analyze`)."""

@@ -1,0 +1,75 @@
+"""Plain arrays on disk: one .npz file an analysis in RUN_DIR/analysis, which numpy alone reads (nothing is pickled)."""
+
+import hashlib
+import json
+import logging
+import zipfile
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from abft.errors import AbftError
+from abft.folder import read_config, write_text
+from abft.weights import ADAPTER_FILE, FULL_RANK_FILE
+
+FOLDER = "analysis"
+VERSION = 1  # of what the files hold; others are computed again
+_KEY = "made_from"
+_LOGGER = logging.getLogger(__name__)
+
+
+def fingerprint(run: Path) -> str:
+    """Changes with a run's settings and weights."""
+    digest = hashlib.sha256(json.dumps(asdict(read_config(run)), sort_keys=True).encode())
+    for name in (FULL_RANK_FILE, ADAPTER_FILE):
+        if (run / name).is_file():
+            with (run / name).open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
+def key_of(**parts: object) -> str:
+    """What arrays were made from, as one string."""
+    return json.dumps({"version": VERSION, **parts}, sort_keys=True)
+
+
+def read_arrays(run: Path, name: str, expected: Mapping[str, str], key: str | None = None) -> dict[str, np.ndarray] | None:
+    """The arrays of an analysis; None where they are missing, damaged (with a warning) or made from something else."""
+    path = run / FOLDER / f"{name}.npz"
+    if not path.is_file():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {entry: file[entry] for entry in file.files}
+        if set(arrays) != {*expected, _KEY}:
+            raise ValueError("other arrays than expected")
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        _LOGGER.warning("%s is damaged (%s); it is computed again", path, error)
+        return None
+    made_from = str(arrays.pop(_KEY))
+    return arrays if key is None or made_from == key else None
+
+
+def write_arrays(run: Path, name: str, arrays: Mapping[str, np.ndarray], key: str) -> Path:
+    """Write the arrays of an analysis at once or not at all."""
+    path = run / FOLDER / f"{name}.npz"
+    partial = path.with_name(f".{name}.partial.npz")
+    try:
+        path.parent.mkdir(exist_ok=True)
+        np.savez_compressed(partial, **{**arrays, _KEY: np.array(key)}, allow_pickle=False)
+        partial.replace(path)
+    except OSError as error:
+        raise AbftError(f"{path} cannot be written: {error.strerror or error}") from None
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def write_legend(run: Path, documented: Mapping[str, tuple[str, Mapping[str, str]]]) -> None:
+    """A README.md beside the arrays that says what every one of them is."""
+    lines = ["# Analyses", "", "Read with `numpy.load(file)`. Axes: M models, L layers, H heads, N prompts, C classes.", ""]
+    for name, (title, arrays) in documented.items():
+        lines += [f"## {name}.npz: {title}", "", *(f"- `{array}`: {what}" for array, what in arrays.items()), ""]
+    write_text(run / FOLDER / "README.md", "\n".join(lines))

@@ -1,0 +1,64 @@
+"""Predictions and head maps before and after (Fig. 1 C; Fig. 4, 10-14), also with labels that no demonstration shows."""
+
+from typing import Any
+
+import numpy as np
+
+from abft.analysis.study import Study, bar_of
+from abft.bench.scenarios import SCENARIOS, Setting
+from abft.data import load_task
+from abft.predict import HeadReport
+from abft.prompts import Prompt
+
+EVALUATION = {
+    "models_M": "before, after (the run), and e2e where one was given",
+    "layers_L": "number in the model of every attention layer, from 0",
+    "labels_C": "name of every class",
+    "targets_N": "class of every test prompt's query",
+    "probabilities_MNC": "probability of every class",
+    "induction_rate_MLH": "share of prompts in which the head passes the filter",
+    "right_mass_MLH": "attention from the query position on right label tokens, mean over prompts",
+    "wrong_mass_MLH": "the same on wrong label tokens",
+}
+UNSEEN = {name: EVALUATION[name] for name in EVALUATION if name != "right_mass_MLH"}  # no label is right there
+UNSEEN_PROMPTS = 128
+
+
+def evaluation(study: Study) -> dict[str, np.ndarray]:
+    """Predictions and head maps on the test prompts."""
+    return _measured(study, study.written, "test prompts")
+
+
+def unseen(study: Study) -> dict[str, np.ndarray]:
+    """The same on prompts whose demonstrations all carry another label than the query (Fig. 3, 12-14)."""
+    count = min(UNSEEN_PROMPTS, len(study.written))
+    config = study.config
+    setting = Setting(
+        study.data, config.k, count, config.protocol, lambda name: load_task(name, config.protocol), study.tokenizer
+    )
+    (only,) = SCENARIOS["unseen_label"].write(setting)
+    found = _measured(study, only.prompts, "unseen label")
+    return {name: found[name] for name in UNSEEN}
+
+
+def _measured(study: Study, written: tuple[Prompt, ...], title: str) -> dict[str, np.ndarray]:
+    prompts = study.encode(written)
+    probabilities: list[np.ndarray] = []
+    reports: list[HeadReport] = []
+    for name, at in study.models.items():
+        with bar_of(f"{title}, {name}", len(prompts)) as bar:
+            said, report = study.evaluate(at, prompts, bar)
+        probabilities.append(said)
+        reports.append(report)
+    maps: dict[str, Any] = {
+        f"{field}_MLH": np.stack([getattr(report, f"{field}_LH") for report in reports])
+        for field in ("induction_rate", "right_mass", "wrong_mass")
+    }
+    return {
+        "models_M": np.array(list(study.models)),
+        "layers_L": np.array(study.layers),
+        "labels_C": np.array(study.data.task.labels),
+        "targets_N": np.array([prompt.target for prompt in prompts]),
+        "probabilities_MNC": np.stack(probabilities),
+        **maps,
+    }

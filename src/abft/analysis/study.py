@@ -1,0 +1,101 @@
+"""A finished run made ready for analyses: its model (and an end-to-end run's beside it), its data, its prompts."""
+
+import dataclasses
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from abft.analysis.space import WeightSpace
+from abft.attention import Implementation, supported_implementation
+from abft.config import RunConfig
+from abft.data import TaskData
+from abft.errors import AbftError
+from abft.folder import read_config, refuse_unfinished
+from abft.models import context_length
+from abft.predict import HeadReport, evaluate
+from abft.prompts import EncodedPrompt, Prompt, encode, evaluation_prompts, label_tokens
+from abft.run import load_run_data, load_run_model
+from abft.weights import qk_modules
+
+RUN, E2E = "run", "e2e"
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """What analyses read. `models` names points of the weight space: factors of the run's and the E2E run's change."""
+
+    config: RunConfig
+    data: TaskData
+    tokenizer: PreTrainedTokenizerBase
+    space: WeightSpace
+    implementation: Implementation
+    layers: tuple[int, ...]  # number in the model of every attention layer
+    words: tuple[int, ...]  # token of every class
+    written: tuple[Prompt, ...]  # test prompts
+    models: Mapping[str, Mapping[str, float]]  # before, after, perhaps e2e
+
+    def encode(self, written: Sequence[Prompt]) -> list[EncodedPrompt]:
+        return encode(self.tokenizer, written, self.config.protocol, context_length(self.space.model))
+
+    def evaluate(
+        self,
+        at: Mapping[str, float],
+        prompts: Sequence[EncodedPrompt],
+        bar: tqdm,
+        head_gates: dict[int, Tensor] | None = None,
+    ) -> tuple[np.ndarray, HeadReport]:
+        """Label probabilities (N, C) and head statistics with the weights at a point of the space."""
+        return evaluate(
+            self.space.move(at),
+            prompts,
+            self.words,
+            self.implementation,
+            batch_size=self.config.eval_batch_size,
+            fixed_threshold=self.config.threshold,
+            head_gates=head_gates,
+            progress=bar.update,
+        )
+
+
+def bar_of(title: str, prompts: int) -> tqdm:
+    """A progress bar of prompts on stderr."""
+    return tqdm(total=prompts, desc=title, unit="prompt", file=sys.stderr, mininterval=1)
+
+
+def open_study(run: Path, e2e: Path | None, test_prompts: int, trust_remote_code: bool) -> Study:
+    """Load a finished run. Nothing long happens here: prompts and weights are checked first.
+
+    Raises:
+        AbftError: an unfinished run, an E2E run of another base model.
+    """
+    config = dataclasses.replace(read_config(run), test_prompts=test_prompts, trust_remote_code=trust_remote_code)
+    data = load_run_data(config)
+    data.check(config.k)
+    model, tokenizer = load_run_model(config)
+    words = tuple(label_tokens(tokenizer, data.task, config.protocol))
+    written = tuple(evaluation_prompts(data, config.test_prompts, config.k, config.protocol))
+    layers = tuple(sorted({qk.layer for qk in qk_modules(model)}))
+    runs = {RUN: run} if e2e is None else {RUN: run, E2E: e2e}
+    with torch.no_grad():
+        implementation = supported_implementation(model)
+    space = WeightSpace(model, runs)
+    models: dict[str, dict[str, float]] = {"before": {}, "after": {RUN: 1.0}}
+    if e2e is not None:
+        models["e2e"] = {E2E: 1.0}
+    return Study(config, data, tokenizer, space, implementation, layers, words, written, models)
+
+
+def refuse_as_e2e(run: Path, e2e: Path) -> None:
+    """Raise AbftError unless `e2e` is a finished end-to-end run of the same base model and task prompts as `run`."""
+    refuse_unfinished(e2e)
+    ours, theirs = read_config(run), read_config(e2e)
+    if theirs.objective != "e2e":
+        raise AbftError(f"{e2e} is no end-to-end run (its objective is {theirs.objective!r}); compare it with --compare")
+    if theirs.model != ours.model:
+        raise AbftError(f"{e2e} was trained on {theirs.model!r}, {run} on {ours.model!r}: the base models have to be the same")

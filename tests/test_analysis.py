@@ -1,0 +1,207 @@
+"""Analyses of finished runs: against the training log, the run's metrics, eager rows and models changed by hand."""
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from abft.analysis.analyze import DOCUMENTED, Choices, analyze
+from abft.analysis.causality import head_gates
+from abft.analysis.evaluation import evaluation
+from abft.analysis.examples import chosen_prompts, top_heads
+from abft.analysis.study import bar_of, open_study
+from abft.attention import decoder, read_rows, row_attention
+from abft.errors import AbftError
+from abft.prompts import training_prompts
+from command_line import arguments, invoke, refused
+
+
+@pytest.fixture(scope="module")
+def e2e(options, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "e2e"
+    assert invoke("train", *arguments({**options, "objective": "e2e"}), "--output", folder).exit_code == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(finished, tmp_path_factory):
+    """A copy of the finished run, so that no array lands in the other tests' run."""
+    return shutil.copytree(finished, tmp_path_factory.mktemp("runs") / "copy")
+
+
+@pytest.fixture(scope="module")
+def analyses(run, e2e):
+    return analyze(run, Choices(e2e=e2e, points=20, resolution=5))
+
+
+@pytest.fixture(scope="module")
+def study(run, e2e):
+    return open_study(run, e2e, 20, False)
+
+
+def test_everything_is_found_and_documented(analyses, run):
+    assert not analyses.missing
+    for name, (_, documented) in DOCUMENTED.items():
+        assert set(analyses.found[name]) == set(documented)
+        with np.load(run / "analysis" / f"{name}.npz", allow_pickle=False) as file:
+            assert set(file.files) == {*documented, "made_from"}
+        assert all(f"`{array}`" in (run / "analysis" / "README.md").read_text() for array in documented)
+
+
+def test_evaluation_equals_the_runs_own(analyses, run):
+    own = json.loads((run / "metrics.json").read_text())
+    found = analyses.found["evaluation"]
+    for m, name in enumerate(("vanilla", "abft")):
+        predicted = found["probabilities_MNC"][m].argmax(1)
+        assert (predicted == found["targets_N"]).mean() == own[name]["accuracy"]
+        assert found["induction_rate_MLH"][m].sum() == pytest.approx(own[name]["heads"])
+        assert found["right_mass_MLH"][m].mean() == pytest.approx(own[name]["mean_right_mass"], abs=1e-6)
+
+
+def test_head_map_equals_the_training_log(options, tmp_path):
+    folder = tmp_path / "run"
+    settings = {**options, "nd": 8, "nb": 8, "steps": 1, "save-steps": 1}
+    assert invoke("train", *arguments(settings), "--no-filter", "--output", folder).exit_code == 0
+    logged = json.loads((folder / "log.jsonl").read_text().splitlines()[0])
+    opened = open_study(folder, None, 8, False)
+    written = tuple(training_prompts(opened.data, 8, opened.config.k, opened.config.seed))
+    found = evaluation(dataclasses.replace(opened, written=written))
+    assert found["induction_rate_MLH"][0].sum() == pytest.approx(logged["heads"], abs=1e-4)
+    assert found["right_mass_MLH"][0].sum() == pytest.approx(logged["right_mass"], abs=1e-4)
+    assert found["wrong_mass_MLH"][0].sum() == pytest.approx(logged["wrong_mass"], abs=1e-4)
+
+
+def test_unseen_labels_are_never_right(analyses, study):
+    found = analyses.found["unseen"]
+    assert found["wrong_mass_MLH"].max() > 0
+    assert found["probabilities_MNC"].shape == (3, 20, 2)
+
+
+def test_the_basin_holds_the_models(analyses, run, e2e):
+    vanilla, abft = (json.loads((run / "metrics.json").read_text())[name]["accuracy"] for name in ("vanilla", "abft"))
+    other = json.loads((e2e / "metrics.json").read_text())["e2e"]["accuracy"]
+    line, plane = analyses.found["line"], analyses.found["plane"]
+    along = dict(zip(line["a_A"].tolist(), line["accuracy_A"].tolist(), strict=True))
+    assert (along[0.0], along[1.0]) == (vanilla, abft)
+    at = {(e, a): plane["accuracy_EA"][i, j] for i, e in enumerate(plane["e_E"]) for j, a in enumerate(plane["a_A"])}
+    assert (at[0.0, 0.0], at[0.0, 1.0], at[1.0, 0.0]) == (vanilla, abft, other)
+
+
+def test_no_change_has_norm_zero(options, tmp_path):
+    folder = tmp_path / "run"
+    assert invoke("train", *arguments({**options, "lr": 1e-30, "steps": 1}), "--output", folder).exit_code == 0
+    found = analyze(folder, Choices(points=2, test_prompts=4)).found
+    assert not found["changes"]["norm_RLP"].any()
+    assert not found["changes"]["effective_rank_RLP"].any()
+    assert (found["changes"]["base_norm_LP"] > 0).all()
+    assert len({*found["line"]["accuracy_A"].tolist()}) == 1
+
+
+def test_norms_of_changes(analyses, study):
+    change = {qk.name: matrix for qk, matrix in study.space.changes("run")}
+    found = analyses.found["changes"]
+    for layer in range(2):
+        for role, leaf in enumerate(("q_proj", "k_proj")):
+            matrix = change[f"model.layers.{layer}.self_attn.{leaf}"]
+            assert found["norm_RLP"][0, layer, role] == pytest.approx(matrix.norm().item(), rel=1e-4)
+            assert 1 <= found["effective_rank_RLP"][0, layer, role] <= min(matrix.shape)
+
+
+def test_switching_off_no_head_changes_nothing(study, analyses):
+    prompts = study.encode(study.written)
+    with bar_of("test", 60) as bar:
+        plain, _ = study.evaluate({"run": 1.0}, prompts, bar)
+        none, _ = study.evaluate({"run": 1.0}, prompts, bar, head_gates(study.layers, 4, np.array([], int)))
+    assert np.array_equal(plain, none)
+    found = analyses.found["causality"]
+    assert (found["heads_off_MS"][:, 0] == 0).all()
+    for m in range(3):
+        probabilities = analyses.found["evaluation"]["probabilities_MNC"][m]
+        expected = (probabilities.argmax(1) == analyses.found["evaluation"]["targets_N"]).mean()
+        assert found["induction_accuracy_MS"][m, 0] == expected
+        assert (found["random_accuracy_MSD"][m, 0] == expected).all()
+
+
+def test_a_head_that_is_off_equals_zero_columns_of_the_output_projection(study):
+    prompts, head, layer = study.encode(study.written), 1, 0
+    with bar_of("test", 40) as bar:
+        gated, _ = study.evaluate({}, prompts, bar, head_gates(study.layers, 4, np.array([layer * 4 + head])))
+        weight = study.space.model.model.layers[layer].self_attn.o_proj.weight
+        before = weight.detach().clone()
+        with torch.no_grad():
+            weight[:, head * 8 : (head + 1) * 8] = 0
+        try:
+            edited, _ = study.evaluate({}, prompts, bar)
+        finally:
+            with torch.no_grad():
+                weight.copy_(before)
+    assert np.allclose(gated, edited, atol=1e-6)
+
+
+def test_rows_of_examples_are_eager_rows(analyses, study):
+    found = analyses.found["examples"]
+    inner = decoder(study.space.move({"run": 1.0}))
+    ends = np.cumsum(found["tokens_P"])
+    for p, number in enumerate(found["prompts_P"]):
+        (prompt,) = study.encode([study.written[number]])
+        assert str(found["texts_P"][p]) == study.written[number].text
+        with torch.no_grad(), row_attention(study.space.model, "eager"):
+            rows, _ = read_rows(inner, torch.tensor([prompt.input_ids]), torch.tensor([len(prompt.input_ids) - 1]), "eager")
+        mine = found["attention_MJT"][1, :, ends[p] - found["tokens_P"][p] : ends[p]]
+        for j, (layer, head) in enumerate(found["heads_J2"]):
+            assert np.abs(mine[j] - rows[layer][0, head].numpy()).max() < 1e-3
+        for (start, end), label in zip(found["label_spans_PK2"][p], found["label_classes_PK"][p], strict=True):
+            assert str(found["texts_P"][p])[start:end] == study.data.task.label_words[label]
+
+
+def test_chosen_prompts_are_of_every_kind():
+    targets = np.array([0, 0, 0, 0, 0])
+    predicted = np.array([[0, 1, 0, 1, 0], [0, 0, 1, 1, 0]])
+    assert chosen_prompts(predicted, targets) == [0, 4, 1, 2, 3]
+    rates = np.zeros((2, 2, 3))
+    rates[1, 1, 2], rates[0, 0, 1] = 0.9, 0.5
+    assert top_heads(rates)[:2] == [(1, 2), (0, 1)]
+
+
+def test_only_what_is_missing_damaged_or_outdated_is_computed_again(run, e2e, analyses, caplog):
+    folder = run / "analysis"
+    (folder / "line.npz").write_bytes((folder / "line.npz").read_bytes()[:100])
+    (folder / "changes.npz").unlink()
+    times = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.npz")}
+    again = analyze(run, Choices(e2e=e2e, points=20, resolution=3))
+    assert "line.npz is damaged" in caplog.text
+    changed = {path.name for path in folder.glob("*.npz") if times.get(path.name) != path.stat().st_mtime_ns}
+    assert changed == {"line.npz", "changes.npz", "plane.npz"}
+    assert np.array_equal(again.found["line"]["accuracy_A"], analyses.found["line"]["accuracy_A"])
+    assert not list(folder.glob(".*"))
+
+
+def test_heads_of_families_without_the_interface_cannot_be_switched_off(study):
+    eager = dataclasses.replace(study, implementation="eager")
+    with pytest.raises(AbftError, match="cannot be switched off"):
+        eager.evaluate({}, study.encode(study.written), bar_of("test", 1), {0: torch.ones(4)})
+
+
+def test_bad_input(options, run, e2e, tmp_path):
+    assert "is no run folder" in refused("analyze", tmp_path / "nothing")
+    assert "expected at least 1" in refused("analyze", run, "--points", 0)
+    assert "expected at least 2" in refused("analyze", run, "--resolution", 1)
+    assert "is no end-to-end run" in refused("analyze", run, "--e2e", run)
+    other = shutil.copytree(e2e, tmp_path / "other")
+    config = (other / "config.yaml").read_text()
+    (other / "config.yaml").write_text(config.replace("tiny-llama", "another"))
+    assert "the base models have to be the same" in refused("analyze", run, "--e2e", other)
+    (other / "metrics.json").unlink()
+    assert "is not finished" in refused("analyze", other)
+
+
+def test_command_line(run, analyses):
+    result = invoke("analyze", run, "--points", 20, "--test-prompts", 20)
+    assert result.exit_code == 0, result.output
+    assert "needs an end-to-end run" in " ".join(result.stdout.split())
+    assert "causality.npz" in result.stdout
+    found = json.loads(invoke("analyze", run, "--points", 20, "--json").stdout)
+    assert set(found["found"]) == set(DOCUMENTED) - {"plane"}
