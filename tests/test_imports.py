@@ -31,6 +31,8 @@ LEVELS = [
     {"analysis.study"},
     {"analysis.evaluation", "analysis.examples", "analysis.changes", "analysis.basin", "analysis.causality"},
     {"analysis.analyze"},
+    {"report.charts"},
+    {"report.page"},
     {"cli_options"},
     {"cli"},
 ]

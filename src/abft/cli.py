@@ -16,6 +16,7 @@ from abft.cli_options import (
     MODEL,
     OUTPUT,
     TRAINING,
+    AnalysisPrompts,
     E2ERun,
     Json,
     Points,
@@ -285,9 +286,7 @@ def predict(
 def analyze(
     run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
     e2e: E2ERun = None,
-    test_prompts: Annotated[
-        int | None, typer.Option(help="Test prompts for predictions and head maps; default: as in the run.")
-    ] = None,
+    test_prompts: AnalysisPrompts = None,
     points: Points = 64,
     resolution: Resolution = 5,
     trust_remote_code: Trust = False,
@@ -319,6 +318,36 @@ def analyze(
     }
     print_table([("analysis", "left"), ("file", "left")], [(DOCUMENTED[name][0], said[name]) for name in DOCUMENTED])
     print(f"{run / 'analysis'}: numpy.load reads the files, README.md says what every array is")
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    output: Annotated[Path | None, typer.Option(help="The HTML file; default RUN/report.html.")] = None,
+    e2e: E2ERun = None,
+    compare: Annotated[list[Path] | None, typer.Option(help="Another run whose training is drawn beside; repeat.")] = None,
+    test_prompts: AnalysisPrompts = None,
+    points: Points = 64,
+    resolution: Resolution = 5,
+    trust_remote_code: Trust = False,
+) -> None:
+    """Write one HTML file that shows what changed inside the model; what `abft analyze` computes is computed if missing.
+
+    **Examples**
+
+    `abft report runs/sst2`
+
+    `abft report runs/sst2 --e2e runs/sst2-e2e --compare runs/sst2-seed1 --output sst2.html`
+    """
+    _quiet()
+    from abft.analysis.analyze import Choices
+
+    try:
+        from abft.report.page import report as write_report
+    except ModuleNotFoundError as error:
+        raise AbftError(f"a report needs {error.name}: pip install 'abft[report]'") from None
+    choices = Choices(e2e, test_prompts, points, resolution, trust_remote_code)
+    print(f"wrote {write_report(run, output, choices, compare or [])}")
 
 
 @app.command()

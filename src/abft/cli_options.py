@@ -61,6 +61,9 @@ Run = Annotated[Path | None, typer.Option(help="Folder of a finished run: its mo
 E2ERun = Annotated[
     Path | None, typer.Option("--e2e", help="Folder of an end-to-end run of the same base model, to compare with.")
 ]
+AnalysisPrompts = Annotated[
+    int | None, typer.Option("--test-prompts", help="Test prompts for predictions and head maps; default: as in the run.")
+]
 Points = Annotated[int, typer.Option(help="Test prompts behind every point of the basin and with heads off.")]
 Resolution = Annotated[int, typer.Option(help="Points on each side of the basin's plane; 5 and 9 hold the models themselves.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.", rich_help_panel=OUTPUT)]

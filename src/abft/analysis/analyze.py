@@ -50,6 +50,9 @@ class Choices:
                 raise AbftError(f"{name.replace('_', '-')} = {value}: expected at least {least}")
 
 
+DEFAULTS = Choices()
+
+
 @dataclass
 class Analyses:
     """Arrays by analysis, and why one is missing."""
@@ -58,7 +61,7 @@ class Analyses:
     missing: dict[str, str] = field(default_factory=dict)
 
 
-def analyze(run: str | Path, choices: Choices = Choices()) -> Analyses:
+def analyze(run: str | Path, choices: Choices = DEFAULTS) -> Analyses:
     """Compute what is missing, damaged or out of date in RUN_DIR/analysis, and return everything.
 
     Raises:

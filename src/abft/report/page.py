@@ -1,0 +1,301 @@
+"""A run folder -> one HTML file: everything that is shown, and nothing that comes from elsewhere."""
+
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from plotly.offline import get_plotlyjs
+
+from abft import metrics
+from abft.analysis.analyze import DEFAULTS, Analyses, Choices, analyze
+from abft.errors import AbftError
+from abft.folder import LOG, METRICS, VANILLA, read_config, write_text
+from abft.report.charts import (
+    QUANTITIES,
+    TITLES,
+    Arrays,
+    Chart,
+    basin,
+    causality,
+    confusion,
+    extrapolation,
+    head_maps,
+    layer_lines,
+    quantity_of,
+    reliability,
+    training,
+    weight_lines,
+)
+
+MAX_BYTES = 15_000_000
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+@dataclass
+class Section:
+    """A part of the page: charts, tables, and why something is missing."""
+
+    name: str
+    title: str
+    lead: str
+    charts: list[Chart] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+
+
+def report(
+    run: str | Path, output: str | Path | None = None, choices: Choices = DEFAULTS, compare: Sequence[Path] = ()
+) -> Path:
+    """Write the report of a run, RUN_DIR/report.html by default; analyses that are missing are computed first.
+
+    Args:
+        run: a run folder; of an unfinished run its settings and training are shown.
+        output: the HTML file.
+        choices: what to compute, and an end-to-end run to compare with.
+        compare: other runs, whose training is drawn beside this one's.
+
+    Raises:
+        AbftError: no run folder, a path that cannot be written, an E2E run of another base model.
+    """
+    run = Path(run)
+    path = run / "report.html" if output is None else Path(output)
+    config = read_config(run)
+    _refuse_unwritable(path)
+    beside = [*([] if choices.e2e is None else [choices.e2e]), *compare]
+    sizes = {"this run": config.nb, **{_name(folder, beside): read_config(folder).nb for folder in beside}}
+    finished = (run / METRICS).is_file()
+    analyses = analyze(run, choices) if finished else Analyses(missing={"": f"the run in {run} is not finished"})
+    record = json.loads((run / METRICS).read_text(encoding="utf-8")) if finished else {}
+    logs = {"this run": _log(run), **{_name(folder, beside): _log(folder) for folder in beside}}
+    context = {
+        "title": f"{config.task or Path(config.data or 'SST2').stem} · {Path(config.model).name}",
+        "run": run.resolve().name,
+        "objective": {"abft": "ABFT", "e2e": "end-to-end training"}[config.objective],
+        "finished": finished,
+        "headline": _headline(analyses.found.get("evaluation")),
+        "scores": _scores(analyses.found.get("evaluation"), run),
+        "cost": _cost(record),
+        "settings": {name: value for name, value in asdict(config).items() if value not in (None, {}, False)},
+        "versions": {**_versions(), **({"abft of the run": record["abft_version"]} if finished else {})},
+        "sections": _sections(analyses, logs, sizes),
+        "quantities": QUANTITIES,
+    }
+    write_text(path, _rendered(context, analyses))
+    return path
+
+
+def _refuse_unwritable(path: Path) -> None:
+    if path.is_dir() or not path.parent.is_dir():
+        raise AbftError(f"{path} {'is a folder' if path.is_dir() else 'is in no folder'}; give another --output")
+    try:
+        probe = path.with_name(f".{path.name}.probe")
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise AbftError(f"{path} cannot be written: {error.strerror or error}") from None
+
+
+def _name(folder: Path, among: Sequence[Path]) -> str:
+    """A run's folder name, or its path where two have the same name."""
+    name = folder.resolve().name
+    return name if sum(other.resolve().name == name for other in among) == 1 else str(folder)
+
+
+def _log(run: Path) -> list[dict[str, float]]:
+    """The steps that were logged; a line cut short ends them."""
+    lines = []
+    if (run / LOG).is_file():
+        for line in (run / LOG).read_text(encoding="utf-8").splitlines():
+            try:
+                lines.append(json.loads(line))
+            except ValueError:
+                break
+    return lines
+
+
+def _headline(evaluation: Arrays | None) -> dict[str, float] | None:
+    if evaluation is None:
+        return None
+    before, after = (metrics.accuracy(evaluation["probabilities_MNC"][m], evaluation["targets_N"]) for m in (0, 1))
+    return {"before": before, "after": after, "prompts": len(evaluation["targets_N"])}
+
+
+def _scores(evaluation: Arrays | None, run: Path) -> dict[str, dict[str, float]]:
+    """Metrics of every model, from the arrays; of the untouched one alone where a run is not finished."""
+    if evaluation is None:
+        if not (run / VANILLA).is_file():
+            return {}
+        vanilla = json.loads((run / VANILLA).read_text(encoding="utf-8"))
+        return {TITLES["before"]: {name: vanilla[name] for name in ("accuracy", "macro_f1", "ece", "heads")}}
+    targets, found = evaluation["targets_N"], {}
+    for m, name in enumerate(map(str, evaluation["models_M"])):
+        said = evaluation["probabilities_MNC"][m]
+        found[TITLES[name]] = {
+            "accuracy": metrics.accuracy(said, targets),
+            "macro_f1": metrics.macro_f1(said, targets),
+            "ece": metrics.expected_calibration_error(said, targets),
+            "heads": float(evaluation["induction_rate_MLH"][m].sum()),
+        }
+    return found
+
+
+def _cost(record: Mapping[str, Any]) -> dict[str, str]:
+    if not record:
+        return {}
+    cost = record["training"]
+    return {
+        "training": f"{cost['seconds']:.0f} s, {cost['steps']} steps, {cost['prompts']} prompts",
+        "trainable parameters": f"{cost['trainable_parameters']:,}",
+        "peak memory": f"{cost['peak_memory_bytes'] / 2**30:.1f} GiB",
+        "processes": str(cost["processes"]),
+    }
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in ("abft", "torch", "transformers", "peft"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _sections(
+    analyses: Analyses, logs: Mapping[str, Sequence[Mapping[str, float]]], sizes: Mapping[str, int]
+) -> dict[str, Section]:
+    found, missing = analyses.found, analyses.missing
+    whole = missing.get("")
+
+    def why(*names: str) -> list[str]:
+        return [whole] if whole else [missing[name] for name in names if name in missing]
+
+    result = Section("result", "Result", "What the training did to predictions on test prompts that it never saw.")
+    heads = Section("heads", "Heads", "Which heads look at the labels of the demonstrations. Click a cell for its numbers.")
+    layers = Section("layers", "Layers", "Where in the network labels are looked at.")
+    prompts = Section("prompts", "Prompts", "What the chosen heads look at when they predict the label of a test prompt.")
+    weights = Section("weights", "Weights", "How far W_Q and W_K moved, layer by layer.")
+    space = Section("basin", "Basin", "Accuracy between the untouched and the trained weights, and beyond them.")
+    cause = Section(
+        "causality", "Causality", "Do the heads that look at labels carry the answer? Accuracy when they are switched off."
+    )
+    curves = Section("training", "Training", "Every optimizer step: loss, induction heads, where they look, and factor A.")
+    curves.charts = training(logs, sizes)
+    if not curves.charts:
+        curves.missing = ["no step was logged"]
+    if "evaluation" in found:
+        evaluation = found["evaluation"]
+        result.charts = [*(confusion(evaluation, m) for m in range(len(evaluation["models_M"]))), reliability(evaluation)]
+        heads.charts = head_maps(evaluation)
+        seen = "After ABFT more attention should lie on right labels, in the layers where heads look at labels at all."
+        layers.charts = [layer_lines("layers-seen", "Test prompts", evaluation, seen)]
+    if "unseen" in found:
+        caption = "Every demonstration carries another label than the query: there is nothing right to look at."
+        layers.charts.append(layer_lines("layers-unseen", "Unseen label", found["unseen"], caption))
+    if "changes" in found:
+        weights.charts = weight_lines(found["changes"])
+    if "line" in found:
+        space.charts = [extrapolation(found["line"])]
+    if "plane" in found:
+        space.charts.insert(0, basin(found["plane"]))
+    if "causality" in found:
+        cause.charts = [causality(found["causality"], m) for m in range(len(found["causality"]["models_M"]))]
+    for section, needs in (
+        (result, ("evaluation",)),
+        (heads, ("evaluation",)),
+        (layers, ("evaluation", "unseen")),
+        (prompts, ("examples",)),
+        (weights, ("changes",)),
+        (space, ("line", "plane")),
+        (cause, ("causality",)),
+    ):
+        section.missing = why(*needs)
+    return {s.name: s for s in (result, curves, heads, layers, prompts, weights, space, cause)}
+
+
+def _rendered(context: dict[str, Any], analyses: Analyses) -> str:
+    environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined)
+    template = environment.get_template("report.html")
+    assets = {"plotly": get_plotlyjs(), "style": _asset("report.css"), "script": _asset("report.js")}
+    data = {
+        "charts": {c.name: c.figure for section in context["sections"].values() for c in section.charts},
+        "heads": _head_numbers(analyses.found.get("evaluation")),
+        "prompts": _prompts(analyses),
+    }
+    page = template.render(**context, data=data, **assets)
+    size = len(page.encode())
+    if size > MAX_BYTES:
+        raise AbftError(
+            f"the report would have {size / 1e6:.0f} MB, at most {MAX_BYTES / 1e6:.0f} are meant; please report this"
+        )
+    return page
+
+
+def _asset(name: str) -> str:
+    return (TEMPLATES / name).read_text(encoding="utf-8")
+
+
+def _head_numbers(evaluation: Arrays | None) -> dict[str, Any] | None:
+    """What a click on a cell shows."""
+    if evaluation is None:
+        return None
+    return {
+        "layers": evaluation["layers_L"].tolist(),
+        "models": [TITLES[str(name)] for name in evaluation["models_M"]],
+        "values": {quantity: np.round(quantity_of(evaluation, quantity), 4).tolist() for quantity in QUANTITIES},
+    }
+
+
+def _prompts(analyses: Analyses) -> dict[str, Any] | None:
+    """Texts in pieces, and the attention on each piece in 1/10,000: tokens that share characters are one piece."""
+    if "examples" not in analyses.found:
+        return None
+    found, labels = analyses.found["examples"], analyses.found["evaluation"]["labels_C"].tolist()
+    ends = np.cumsum(found["tokens_P"])
+    prompts = []
+    for p, text in enumerate(map(str, found["texts_P"])):
+        begin = int(ends[p] - found["tokens_P"][p])
+        pieces, piece_of_token = _pieces(text, found["spans_T2"][begin : ends[p]])
+        attention = np.zeros((*found["attention_MJT"].shape[:2], len(pieces)))
+        for token, piece in enumerate(piece_of_token):
+            attention[..., piece] += found["attention_MJT"][..., begin + token]
+        target = int(found["targets_P"][p])
+        starts = np.cumsum([0, *(len(piece) for piece in pieces)])
+        prompts.append(
+            {
+                "pieces": pieces,
+                "labels": {
+                    int(np.searchsorted(starts, int(end) - 1, side="right") - 1): bool(label == target)
+                    for (_, end), label in zip(found["label_spans_PK2"][p], found["label_classes_PK"][p], strict=True)
+                },
+                "right": labels[target],
+                "predicted": [labels[int(c)] for c in found["predicted_MP"][:, p]],
+                "correct": [bool(c == target) for c in found["predicted_MP"][:, p]],
+                "number": int(found["prompts_P"][p]),
+                "attention": np.round(attention * 10_000).astype(int).tolist(),
+            }
+        )
+    return {
+        "models": [TITLES[str(name)] for name in found["models_M"]],
+        "heads": [f"layer {layer}, head {head}" for layer, head in found["heads_J2"].tolist()],
+        "prompts": prompts,
+    }
+
+
+def _pieces(text: str, spans_T2: np.ndarray) -> tuple[list[str], list[int]]:
+    """The text cut where tokens begin, and the piece of every token; the pieces together are the text."""
+    pieces, piece_of_token, done = [""], [], 0
+    for start, end in spans_T2.tolist():
+        if end > done:
+            if pieces[-1] or start > done:
+                pieces.append("")
+            pieces[-1] += text[done:end]
+            done = end
+        piece_of_token.append(len(pieces) - 1)
+    pieces[-1] += text[done:]
+    return pieces, piece_of_token
