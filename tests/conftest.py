@@ -88,3 +88,11 @@ def finished(options, tmp_path_factory):
     assert result.exit_code == 0, result.output
     assert "heads over threshold" in result.stdout
     return folder
+
+
+@pytest.fixture(scope="session")
+def e2e(options, tmp_path_factory):
+    """An end-to-end run of the same model and data."""
+    folder = tmp_path_factory.mktemp("runs") / "e2e"
+    assert invoke("train", *arguments({**options, "objective": "e2e"}), "--output", folder).exit_code == 0
+    return folder

@@ -20,13 +20,6 @@ from command_line import arguments, invoke, refused
 
 
 @pytest.fixture(scope="module")
-def e2e(options, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs") / "e2e"
-    assert invoke("train", *arguments({**options, "objective": "e2e"}), "--output", folder).exit_code == 0
-    return folder
-
-
-@pytest.fixture(scope="module")
 def run(finished, tmp_path_factory):
     """A copy of the finished run, so that no array lands in the other tests' run."""
     return shutil.copytree(finished, tmp_path_factory.mktemp("runs") / "copy")

@@ -4,7 +4,8 @@
   const root = document.documentElement;
   const preference = window.matchMedia("(prefers-color-scheme: dark)");
   const drawn = new Map(); // element -> figure
-  const config = { displayModeBar: false, responsive: true };
+  // Nothing is dragged or zoomed: a finger on a chart scrolls the page, and every click counts as one.
+  const config = { displayModeBar: false, responsive: true, doubleClick: false, doubleClickDelay: 1 };
 
   const colour = (name) => getComputedStyle(root).getPropertyValue(name).trim();
   const themed = (figure) => {
@@ -12,9 +13,10 @@
     const ink = colour("--ink"), line = colour("--line"), card = colour("--card");
     layout.paper_bgcolor = layout.plot_bgcolor = card;
     layout.font = { ...layout.font, color: ink, size: 12, family: getComputedStyle(document.body).fontFamily };
+    layout.dragmode = false;
     layout.hoverlabel = { bgcolor: card, bordercolor: line, font: { color: ink } };
     for (const axis of ["xaxis", "yaxis"]) {
-      layout[axis] = { ...layout[axis], gridcolor: line, zerolinecolor: line, linecolor: line, automargin: true };
+      layout[axis] = { ...layout[axis], gridcolor: line, zerolinecolor: line, linecolor: line, automargin: true, fixedrange: true };
     }
     return layout;
   };

@@ -1,0 +1,277 @@
+"""The report, opened in a real browser: Debian's Chromium, driven by Playwright; skipped where there is none.
+
+Screenshots are kept in the folder that ABFT_SCREENSHOTS names.
+"""
+
+import csv
+import json
+import os
+import shutil
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from playwright import sync_api
+
+from abft.report.page import _pieces
+from command_line import arguments, invoke, refused
+from tiny import tiny_model
+
+SECTIONS = ("Result", "Training", "Heads", "Layers", "Prompts", "Weights", "Basin", "Causality")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A fresh Chromium; CI sets ABFT_BROWSER_TESTS, so that they are not skipped there unnoticed."""
+    if CHROMIUM is None:
+        assert not os.environ.get("ABFT_BROWSER_TESTS"), "ABFT_BROWSER_TESTS is set, but there is no chromium"
+        pytest.skip("no chromium found; install it (Debian: apt-get install chromium) to run the browser tests")
+    with sync_api.sync_playwright() as p:
+        opened = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield opened
+        opened.close()
+
+
+@contextmanager
+def opened(browser, path, **settings):
+    """The page when its charts are drawn; it asks for nothing but itself and says nothing on the console."""
+    page = browser.new_page(**{"viewport": {"width": 1200, "height": 900}, "color_scheme": "light", **settings})
+    said, asked = [], []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(f"file://{path}")
+    page.wait_for_selector("html[data-ready]", timeout=60_000)
+    yield page
+    page.wait_for_timeout(100)
+    assert said == []
+    assert [url for url in asked if not url.startswith("data:")] == [f"file://{path}"]
+    page.close()
+
+
+def keep(page, name):
+    if folder := os.environ.get("ABFT_SCREENSHOTS"):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        page.wait_for_timeout(800)
+        page.screenshot(path=f"{folder}/{name}.png", full_page=True)
+
+
+@pytest.fixture(scope="module")
+def run(finished, tmp_path_factory):
+    return shutil.copytree(finished, tmp_path_factory.mktemp("runs") / "reported")
+
+
+@pytest.fixture(scope="module")
+def page_file(run, e2e):
+    result = invoke("report", run, "--e2e", e2e, "--compare", run, "--points", 4)
+    assert result.exit_code == 0, result.output
+    assert "wrote" in result.stdout
+    return run / "report.html"
+
+
+@pytest.fixture(scope="module")
+def page(browser, page_file):
+    with opened(browser, page_file) as shared:
+        yield shared
+
+
+def test_every_section_is_there(page):
+    assert page.locator("h2").all_inner_texts() == list(SECTIONS)
+    assert page.locator(".missing:visible").count() == 0
+    drawn = page.locator("[data-chart]:visible .main-svg")
+    assert drawn.count() >= 15
+    for chart in page.locator("[data-chart]").all():
+        assert len(chart.get_attribute("aria-label")) > 30
+    assert all(len(caption) > 20 for caption in page.locator("figcaption:visible").all_inner_texts())
+    keep(page, "wide")
+
+
+def test_numbers_are_the_runs_own(page, run, e2e):
+    own = json.loads((run / "metrics.json").read_text())
+    other = json.loads((e2e / "metrics.json").read_text())["e2e"]
+    cells = page.locator("#result tbody tr").first.locator("td").all_inner_texts()
+    assert cells == [f"{scores['accuracy']:.3f}" for scores in (own["vanilla"], own["abft"], other)]
+    assert f"{100 * own['abft']['accuracy']:.1f}" in page.locator(".headline").inner_text()
+    legend = page.locator("#figure-training-heads .legendtext").all_text_contents()
+    assert legend == ["this run", e2e.name, run.name]
+
+
+def test_choosing_a_prompt_and_heads_changes_what_is_shown(page):
+    texts = page.locator("#prompt-texts figure")
+    assert texts.count() == 3
+    first = texts.first.inner_text()
+    assert page.locator("#prompt-texts .text").first.locator(".right, .wrong").count() == 4
+    page.locator("#prompt-choice").select_option(index=1)
+    assert texts.first.inner_text() != first
+    styles = [span.get_attribute("style") for span in texts.first.locator(".piece").all()]
+    page.locator("#prompt-heads").select_option(index=1)
+    assert [span.get_attribute("style") for span in texts.first.locator(".piece").all()] != styles
+
+
+def test_clicking_a_cell_and_choosing_a_quantity_changes_what_is_shown(page):
+    cell = page.locator("#cell")
+    seen = set()
+    for layer in ("0", "1"):
+        page.locator("#cell-layer").select_option(layer)
+        seen.add(cell.inner_text())
+    area = page.locator("#figure-heads-mass-before .nsewdrag")
+    size = area.bounding_box()
+    for x, y, name in ((0.1, 0.9, "layer 0, head 0"), (0.9, 0.1, "layer 1, head 3")):
+        at = {"x": x * size["width"], "y": y * size["height"]}
+        area.hover(position=at)
+        page.wait_for_timeout(300)  # Plotly looks for the cell under the pointer at intervals
+        area.click(position=at)
+        sync_api.expect(cell.locator("th").first).to_have_text(name)
+        seen.add(cell.inner_text())
+    assert len(seen) == 3
+    assert page.locator("#figure-heads-right_mass-after").is_hidden()
+    page.locator("#heads-quantity").select_option("right_mass")
+    assert page.locator("#figure-heads-right_mass-after .main-svg").first.is_visible()
+    assert page.locator("#figure-heads-mass-after").is_hidden()
+
+
+def background(page):
+    return page.evaluate("getComputedStyle(document.body).backgroundColor")
+
+
+def axis_colour(page):
+    return page.locator("#figure-reliability .xtitle").evaluate("e => getComputedStyle(e).fill")
+
+
+def test_dark_light_and_print(browser, page_file, page):
+    with opened(browser, page_file, color_scheme="dark") as dark:
+        paper, ink = background(page), axis_colour(page)
+        assert background(dark) != paper
+        assert axis_colour(dark) != ink
+        keep(dark, "dark")
+        dark.locator("#theme").click()
+        assert background(dark) == paper
+        sync_api.expect(dark.locator("#figure-reliability .xtitle")).to_have_css("fill", ink)
+        assert len(dark.pdf()) > 50_000
+
+
+def test_a_phone_needs_no_scrolling_sideways(browser, page_file):
+    with opened(browser, page_file, viewport={"width": 390, "height": 800}) as page:
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        for chart in page.locator("figure:visible").all():
+            box = chart.bounding_box()
+            assert box["x"] >= 0
+            assert box["x"] + box["width"] <= 390
+        keep(page, "phone")
+
+
+HOSTILE = (
+    "<script>window.pwned = 1</script><img src=x onerror='window.pwned = 1'>",
+    "</script><script>window.pwned = 1</script><!-- ",
+    "\"double\" 'single' `back` & &amp; &lt;b&gt; {{ 7 * 7 }} {% raw %} \\u003c $x^2$",
+    "smile 😀 family 👩‍👩‍👧 flag 🇫🇷 e\u0301 ünïcode",
+    "עברית שלום \u202eright to left\u202c العربية",
+    "long " * 2000,
+)
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory, bpe):
+    """A run whose texts, labels and names try to be more than text."""
+    folder = tmp_path_factory.mktemp("hostile")
+    tiny_model("llama", max_position_embeddings=65536).save_pretrained(folder / "model")
+    bpe.save_pretrained(folder / "model")
+    labels = ("<script>bad</script>", "<i>good</i>")
+    for name, texts in (("<b>data & co.csv", HOSTILE[:-1] * 6), ("test.csv", HOSTILE)):
+        with (folder / name).open("w", newline="", encoding="utf-8") as file:
+            rows = csv.writer(file)
+            rows.writerow(["text", "label"])
+            rows.writerows([f"{text} {i} {name[:1]}", labels[i % 2]] for i, text in enumerate(texts))
+    settings = {
+        "model": folder / "model", "data": folder / "<b>data & co.csv", "test-data": folder / "test.csv", "k": 2, "nd": 4,
+        "nb": 2, "steps": 1, "lr": 0.01, "threshold": 0.001, "test-prompts": 6, "save-steps": 1, "batch-size": 2,
+        "eval-batch-size": 2, "device": "cpu", "template": "review: {text} sentiment: {label}\\n",
+    }  # fmt: skip
+    words = ("--label-words", "<i>good</i>=good", "--label-words", "<script>bad</script>=bad")
+    result = invoke("train", *arguments(settings), *words, "--output", folder / "<img src=x>")
+    assert result.exit_code == 0, result.output
+    result = invoke("report", folder / "<img src=x>", "--points", 2, "--output", folder / "page.html")
+    assert result.exit_code == 0, result.output
+    return folder / "page.html"
+
+
+def test_texts_are_shown_as_text(browser, hostile):
+    assert hostile.stat().st_size < 15_000_000
+    with opened(browser, hostile) as page:
+        assert page.evaluate("window.pwned") is None
+        assert page.locator("img").count() == 0
+        assert "<b>data & co" in page.locator("h1").inner_text()
+        shown = []
+        for index in range(page.locator("#prompt-choice option").count()):
+            page.locator("#prompt-choice").select_option(index=index)
+            shown.append(page.locator("#prompt-texts .text").first.evaluate("e => e.textContent"))
+        for text in HOSTILE:
+            assert any(text.strip() in prompt for prompt in shown), text
+        ticks = page.locator("#figure-confusion-before .ytick text").all_text_contents()
+        assert {*ticks} == {"<i>good</i>", "<script>bad</script>"}
+        assert page.evaluate("window.pwned") is None
+        keep(page, "hostile")
+
+
+def test_an_unfinished_run_shows_what_there_is(browser, finished, tmp_path):
+    folder = shutil.copytree(
+        finished, tmp_path / "stopped", ignore=shutil.ignore_patterns("metrics.json", "qk_weights*", "analysis")
+    )
+    with (folder / "log.jsonl").open("a") as file:
+        file.write('{"step": 5, "lo')
+    result = invoke("report", folder)
+    assert result.exit_code == 0, result.output
+    with opened(browser, folder / "report.html") as page:
+        assert page.locator("#training .main-svg").count() > 0
+        for section in ("result", "heads", "prompts", "weights", "basin", "causality"):
+            assert "is not finished" in page.locator(f"#{section} .missing").inner_text()
+        keep(page, "unfinished")
+
+
+def test_without_an_end_to_end_run_the_plane_is_named_as_missing(browser, run, tmp_path):
+    result = invoke("report", run, "--points", 4, "--output", tmp_path / "alone.html")
+    assert result.exit_code == 0, result.output
+    with opened(browser, tmp_path / "alone.html") as page:
+        assert "needs an end-to-end run" in page.locator("#basin .missing").inner_text()
+        assert page.locator("#figure-extrapolation .main-svg").first.is_visible()
+
+
+def test_pieces_are_the_text():
+    text = "ab😀c d"
+    spans = [(0, 2), (2, 3), (2, 3), (2, 3), (3, 4), (5, 6)]  # an emoji of three tokens, a space that no token covers
+    pieces, of_token = _pieces(text, np.array(spans))
+    assert "".join(pieces) == text
+    assert pieces == ["ab", "😀", "c", " d"]
+    assert of_token == [0, 1, 1, 1, 2, 3]
+
+
+def test_charts_name_their_axes(page_file):
+    data = page_file.read_text().split('id="data">')[1].split("</script>")[0]
+    for name, figure in json.loads(data)["charts"].items():
+        for axis in ("xaxis", "yaxis"):
+            assert figure["layout"][axis]["title"]["text"], f"{name}: {axis}"
+
+
+def test_bad_input(run, tmp_path, monkeypatch):
+    assert "is no run folder" in refused("report", tmp_path)
+    assert "is a folder" in refused("report", run, "--output", tmp_path)
+    assert "is in no folder" in refused("report", run, "--output", tmp_path / "none" / "page.html")
+    assert "is no run folder" in refused("report", run, "--compare", tmp_path)
+    assert "is no end-to-end run" in refused("report", run, "--e2e", run)
+    monkeypatch.setitem(sys.modules, "plotly", None)
+    for name in [name for name in sys.modules if name.startswith(("plotly.", "abft.report"))]:
+        monkeypatch.delitem(sys.modules, name)
+    assert "pip install 'abft[report]'" in refused("report", run)
