@@ -16,7 +16,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: $(VENV)/.installed  ## ABFT on SmolLM2-135M-Instruct with SST2: 10-15 minutes on 2 CPU cores
 	$(BIN)/abft train --output $(DEMO_OUTPUT) --overwrite
 
-test: $(VENV)/.installed
+test: $(VENV)/.installed  ## tests of the report need chromium and are skipped without it
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/.installed

@@ -32,6 +32,7 @@ LEVELS = [
     {"analysis.evaluation", "analysis.examples", "analysis.changes", "analysis.basin", "analysis.causality"},
     {"analysis.analyze"},
     {"report.charts"},
+    {"report.inner_charts"},
     {"report.page"},
     {"cli_options"},
     {"cli"},

@@ -16,20 +16,15 @@ from abft import metrics
 from abft.analysis.analyze import DEFAULTS, Analyses, Choices, analyze
 from abft.errors import AbftError
 from abft.folder import LOG, METRICS, VANILLA, read_config, write_text
-from abft.report.charts import (
+from abft.report.charts import TITLES, Arrays, Chart, confusion, reliability, training
+from abft.report.inner_charts import (
     QUANTITIES,
-    TITLES,
-    Arrays,
-    Chart,
     basin,
     causality,
-    confusion,
     extrapolation,
     head_maps,
     layer_lines,
     quantity_of,
-    reliability,
-    training,
     weight_lines,
 )
 
@@ -282,7 +277,7 @@ def _prompts(analyses: Analyses) -> dict[str, Any] | None:
         )
     return {
         "models": [TITLES[str(name)] for name in found["models_M"]],
-        "heads": [f"layer {layer}, head {head}" for layer, head in found["heads_J2"].tolist()],
+        "heads": [f"L{layer} H{head}" for layer, head in found["heads_J2"].tolist()],
         "prompts": prompts,
     }
 

@@ -107,7 +107,7 @@
     const { models, heads, prompts } = data.prompts, chosen = document.getElementById("prompt-heads");
     const verdict = (right) => (right ? "right" : "wrong");
     options(choice, prompts.map((p) => `${verdict(p.correct[0])} → ${verdict(p.correct[1])}: test prompt ${p.number}, ${p.right}`));
-    options(chosen, ["all", ...heads]);
+    options(chosen, [`mean of ${heads.length}`, ...heads]);
     const show = () => {
       const prompt = prompts[choice.value];
       const rows = models.map((_, m) => {
@@ -134,7 +134,7 @@
       const largest = Math.max(...models.map((_, m) => prompt.attention[m].reduce((a, row) => row.slice(1).reduce((b, v) => Math.max(b, v), a), 1)));
       maps.replaceChildren(...models.map((model) => {
         const card = element("figure"), caption = element("figcaption"), place = element("div", undefined, "chart");
-        caption.append(element("strong", `Head × token, ${model}`), "Columns with a name are labels of demonstrations.");
+        caption.append(element("strong", `Head × token, ${model}`), "Attention of the last token, head by head; columns with a name are labels of demonstrations.");
         place.setAttribute("role", "img");
         place.setAttribute("aria-label", `Attention of ${heads.length} heads on ${prompt.pieces.length} tokens, ${model}`);
         card.append(caption, place);
@@ -145,12 +145,12 @@
         draw(place, {
           data: [{
             type: "heatmap", z: prompt.attention[m].map((row) => row.map((v) => v / 10000)), y: heads, zmin: 0, zmax: largest / 10000,
-            colorscale: "Cividis", colorbar: { thickness: 10, title: { text: "attention" } },
+            colorscale: "Cividis", colorbar: { thickness: 8, title: { text: "share" } },
             text: prompt.attention[m].map(() => prompt.pieces.map(plain)),
             hovertemplate: "%{y}<br>token %{x}: %{text}<br>%{z:.3f}<extra></extra>",
           }],
           layout: {
-            margin: { l: 100, r: 16, t: 12, b: 60 },
+            margin: { l: 60, r: 16, t: 12, b: 60 },
             xaxis: {
               title: { text: "token" }, tickvals: marks,
               ticktext: marks.map((t) => `${plain(prompt.pieces[t].trim())} ${prompt.labels[t] ? "✓" : "✗"}`),
