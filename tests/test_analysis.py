@@ -32,7 +32,7 @@ def analyses(run, e2e):
 
 @pytest.fixture(scope="module")
 def study(run, e2e):
-    return open_study(run, e2e, 20, False)
+    return open_study(run, e2e, test_prompts=20)
 
 
 def test_everything_is_found_and_documented(analyses, run):
@@ -59,9 +59,9 @@ def test_head_map_equals_the_training_log(options, tmp_path):
     settings = {**options, "nd": 8, "nb": 8, "steps": 1, "save-steps": 1}
     assert invoke("train", *arguments(settings), "--no-filter", "--output", folder).exit_code == 0
     logged = json.loads((folder / "log.jsonl").read_text().splitlines()[0])
-    opened = open_study(folder, None, 8, False)
+    opened = open_study(folder, None, test_prompts=8)
     written = tuple(training_prompts(opened.data, 8, opened.config.k, opened.config.seed))
-    found = evaluation(dataclasses.replace(opened, written=written))
+    found = evaluation(dataclasses.replace(opened, prompts=tuple(opened.encode(written))))
     assert found["induction_rate_MLH"][0].sum() == pytest.approx(logged["heads"], abs=1e-4)
     assert found["right_mass_MLH"][0].sum() == pytest.approx(logged["right_mass"], abs=1e-4)
     assert found["wrong_mass_MLH"][0].sum() == pytest.approx(logged["wrong_mass"], abs=1e-4)
@@ -104,7 +104,7 @@ def test_norms_of_changes(analyses, study):
 
 
 def test_switching_off_no_head_changes_nothing(study, analyses):
-    prompts = study.encode(study.written)
+    prompts = study.prompts
     with bar_of("test", 60) as bar:
         plain, _ = study.evaluate({"run": 1.0}, prompts, bar)
         none, _ = study.evaluate({"run": 1.0}, prompts, bar, head_gates(study.layers, 4, np.array([], int)))
@@ -119,7 +119,7 @@ def test_switching_off_no_head_changes_nothing(study, analyses):
 
 
 def test_a_head_that_is_off_equals_zero_columns_of_the_output_projection(study):
-    prompts, head, layer = study.encode(study.written), 1, 0
+    prompts, head, layer = study.prompts, 1, 0
     with bar_of("test", 40) as bar:
         gated, _ = study.evaluate({}, prompts, bar, head_gates(study.layers, 4, np.array([layer * 4 + head])))
         weight = study.space.model.model.layers[layer].self_attn.o_proj.weight
@@ -139,7 +139,7 @@ def test_rows_of_examples_are_eager_rows(analyses, study):
     inner = decoder(study.space.move({"run": 1.0}))
     ends = np.cumsum(found["tokens_P"])
     for p, number in enumerate(found["prompts_P"]):
-        (prompt,) = study.encode([study.written[number]])
+        prompt = study.prompts[number]
         assert str(found["texts_P"][p]) == study.written[number].text
         with torch.no_grad(), row_attention(study.space.model, "eager"):
             rows, _ = read_rows(inner, torch.tensor([prompt.input_ids]), torch.tensor([len(prompt.input_ids) - 1]), "eager")
@@ -162,12 +162,15 @@ def test_chosen_prompts_are_of_every_kind():
 def test_only_what_is_missing_damaged_or_outdated_is_computed_again(run, e2e, analyses, caplog):
     folder = run / "analysis"
     (folder / "line.npz").write_bytes((folder / "line.npz").read_bytes()[:100])
+    damaged = bytearray((folder / "causality.npz").read_bytes())
+    damaged[len(damaged) // 3 : len(damaged) // 2] = b"x" * (len(damaged) // 2 - len(damaged) // 3)
+    (folder / "causality.npz").write_bytes(damaged)
     (folder / "changes.npz").unlink()
     times = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.npz")}
     again = analyze(run, Choices(e2e=e2e, points=20, resolution=3))
     assert "line.npz is damaged" in caplog.text
     changed = {path.name for path in folder.glob("*.npz") if times.get(path.name) != path.stat().st_mtime_ns}
-    assert changed == {"line.npz", "changes.npz", "plane.npz"}
+    assert changed == {"line.npz", "causality.npz", "changes.npz", "plane.npz"}
     assert np.array_equal(again.found["line"]["accuracy_A"], analyses.found["line"]["accuracy_A"])
     assert not list(folder.glob(".*"))
 
@@ -175,7 +178,7 @@ def test_only_what_is_missing_damaged_or_outdated_is_computed_again(run, e2e, an
 def test_heads_of_families_without_the_interface_cannot_be_switched_off(study):
     eager = dataclasses.replace(study, implementation="eager")
     with pytest.raises(AbftError, match="cannot be switched off"):
-        eager.evaluate({}, study.encode(study.written), bar_of("test", 1), {0: torch.ones(4)})
+        eager.evaluate({}, study.prompts, bar_of("test", 1), {0: torch.ones(4)})
 
 
 def test_bad_input(options, run, e2e, tmp_path):
@@ -186,7 +189,12 @@ def test_bad_input(options, run, e2e, tmp_path):
     other = shutil.copytree(e2e, tmp_path / "other")
     config = (other / "config.yaml").read_text()
     (other / "config.yaml").write_text(config.replace("tiny-llama", "another"))
-    assert "the base models have to be the same" in refused("analyze", run, "--e2e", other)
+    assert "base model and data have to be the same" in refused("analyze", run, "--e2e", other)
+    (other / "config.yaml").write_text(config)
+    assert "test-prompts" in refused("analyze", run, "--test-prompts", 0)
+    missing = shutil.copytree(run, tmp_path / "moved", ignore=shutil.ignore_patterns("analysis"))
+    (missing / "analysis").write_text("in the way")
+    assert "cannot be written" in refused("analyze", missing)
     (other / "metrics.json").unlink()
     assert "is not finished" in refused("analyze", other)
 
@@ -198,3 +206,33 @@ def test_command_line(run, analyses):
     assert "causality.npz" in result.stdout
     found = json.loads(invoke("analyze", run, "--points", 20, "--json").stdout)
     assert set(found["found"]) == set(DOCUMENTED) - {"plane"}
+
+
+def test_a_base_model_that_moved(run, model_folder, tmp_path):
+    moved = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("analysis"))
+    config = (moved / "config.yaml").read_text()
+    (moved / "config.yaml").write_text(config.replace(str(model_folder), str(tmp_path / "gone")))
+    assert "gone" in refused("analyze", moved, "--points", 2, "--test-prompts", 4)
+    result = invoke("analyze", moved, "--points", 2, "--test-prompts", 4, "--model", model_folder, "--device", "cpu")
+    assert result.exit_code == 0, result.output
+
+
+def test_rows_are_thinned_to_fit(study, analyses, monkeypatch):
+    from abft.analysis import examples
+
+    whole = analyses.found["examples"]["attention_MJT"]
+    monkeypatch.setattr(examples, "ROW_ENTRIES", whole.size // 3)
+    thinned = examples.examples(study, analyses.found["evaluation"])
+    assert thinned["attention_MJT"].size <= whole.size // 3
+    assert len(thinned["heads_J2"]) == examples.FEWEST_HEADS
+    assert 1 <= len(thinned["prompts_P"]) < len(analyses.found["examples"]["prompts_P"])
+
+
+def test_norms_of_layers_that_did_not_train(options, tmp_path):
+    folder = tmp_path / "run"
+    settings = {**options, "layers": "1", "steps": 1}
+    assert invoke("train", *arguments(settings), "--output", folder).exit_code == 0
+    found = analyze(folder, Choices(points=2, test_prompts=4)).found["changes"]
+    assert (found["base_norm_LP"] > 0).all()
+    assert not found["norm_RLP"][0, 0].any()
+    assert (found["norm_RLP"][0, 1] > 0).all()

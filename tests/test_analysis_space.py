@@ -86,6 +86,19 @@ def test_changes_equal_differences(family, kind, tmp_path):
     assert seen >= 2 * len({qk.layer for qk in qk_modules(before)})
 
 
+@pytest.mark.parametrize("kinds", [("full", "lora"), ("lora", "full")])
+def test_changes_of_runs_of_both_kinds(kinds, tmp_path):
+    folders = {
+        name: trained("gpt2", kind, tmp_path / name, seed) for seed, (name, kind) in enumerate(zip("ab", kinds, strict=True))
+    }
+    space = WeightSpace(tiny_model("gpt2"), folders)
+    for name, folder in folders.items():
+        before, after = tiny_model("gpt2"), apply_weights(tiny_model("gpt2"), folder)
+        for qk, change in space.changes(name):
+            difference = (after.get_submodule(qk.name).weight - before.get_submodule(qk.name).weight).T
+            assert (change - difference).abs().max() < 1e-5
+
+
 def test_unknown_run(tmp_path):
     space = WeightSpace(tiny_model("llama"), {"run": trained("llama", "full", tmp_path / "run", 0)})
     with pytest.raises(AbftError, match="no run named 'other' among run"):

@@ -105,6 +105,9 @@ def test_numbers_are_the_runs_own(page, run, e2e):
     cells = page.locator("#result tbody tr").first.locator("td").all_inner_texts()
     assert cells == [f"{scores['accuracy']:.3f}" for scores in (own["vanilla"], own["abft"], other)]
     assert f"{100 * own['abft']['accuracy']:.1f}" in page.locator(".headline").inner_text()
+    settings = dict(zip(*(page.locator(f"#result {tag}").all_text_contents() for tag in ("dt", "dd")), strict=True))
+    assert (settings["seed"], settings["pid"]) == ("0", "True")
+    assert page.locator("#figure-training-loss .legendtext").all_text_contents() == ["this run", run.name]
     legend = page.locator("#figure-training-heads .legendtext").all_text_contents()
     assert legend == ["this run", e2e.name, run.name]
 
@@ -231,7 +234,7 @@ def test_an_unfinished_run_shows_what_there_is(browser, finished, tmp_path):
         finished, tmp_path / "stopped", ignore=shutil.ignore_patterns("metrics.json", "qk_weights*", "analysis")
     )
     with (folder / "log.jsonl").open("a") as file:
-        file.write('{"step": 5, "lo')
+        file.write('7\n{"step": 5, "lo')
     result = invoke("report", folder)
     assert result.exit_code == 0, result.output
     with opened(browser, folder / "report.html") as page:
@@ -267,6 +270,10 @@ def test_charts_name_their_axes(page_file):
 
 def test_bad_input(run, tmp_path, monkeypatch):
     assert "is no run folder" in refused("report", tmp_path)
+    assert "cannot be written" in refused("report", run, "--output", tmp_path / ("x" * 300))
+    damaged = shutil.copytree(run, tmp_path / "damaged")
+    (damaged / "metrics.json").write_text('{"abft')
+    assert "is missing or damaged" in refused("report", damaged)
     assert "is a folder" in refused("report", run, "--output", tmp_path)
     assert "is in no folder" in refused("report", run, "--output", tmp_path / "none" / "page.html")
     assert "is no run folder" in refused("report", run, "--compare", tmp_path)

@@ -244,7 +244,7 @@ def supported_implementation(model: nn.Module) -> Implementation:
     expected = [(1, rows.shape[1], 1, ids.shape[1]) for rows in eager]
     if [tuple(rows.shape) for rows in ours] != expected:
         return "eager"
-    tolerance = 1e-4 if next(inner.parameters()).dtype == torch.float32 else 5e-2
+    tolerance = 1e-3 if next(inner.parameters()).dtype == torch.float32 else 5e-2  # peaked rows of trained models: 1.1e-4
     difference = max((a.squeeze(2) - b).abs().max().item() for a, b in zip(ours, eager, strict=True))
     if not difference <= tolerance:
         raise AbftError(

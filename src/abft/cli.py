@@ -17,8 +17,10 @@ from abft.cli_options import (
     OUTPUT,
     TRAINING,
     AnalysisPrompts,
+    BaseModel,
     E2ERun,
     Json,
+    OtherDevice,
     Points,
     Resolution,
     Run,
@@ -289,6 +291,8 @@ def analyze(
     test_prompts: AnalysisPrompts = None,
     points: Points = 64,
     resolution: Resolution = 5,
+    model: BaseModel = None,
+    device: OtherDevice = None,
     trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
@@ -307,7 +311,7 @@ def analyze(
     from abft.analysis.analyze import DOCUMENTED, Choices
     from abft.analysis.analyze import analyze as analyze_run
 
-    analyses = analyze_run(run, Choices(e2e, test_prompts, points, resolution, trust_remote_code))
+    analyses = analyze_run(run, Choices(e2e, test_prompts, points, resolution, model, device, trust_remote_code))
     if as_json:
         print(json.dumps({"folder": str(run / "analysis"), "found": list(analyses.found), "missing": analyses.missing}))
         return
@@ -329,6 +333,8 @@ def report(
     test_prompts: AnalysisPrompts = None,
     points: Points = 64,
     resolution: Resolution = 5,
+    model: BaseModel = None,
+    device: OtherDevice = None,
     trust_remote_code: Trust = False,
 ) -> None:
     """Write one HTML file that shows what changed inside the model; what `abft analyze` computes is computed if missing.
@@ -346,7 +352,7 @@ def report(
         from abft.report.page import report as write_report
     except ModuleNotFoundError as error:
         raise AbftError(f"a report needs {error.name}: pip install 'abft[report]'") from None
-    choices = Choices(e2e, test_prompts, points, resolution, trust_remote_code)
+    choices = Choices(e2e, test_prompts, points, resolution, model, device, trust_remote_code)
     print(f"wrote {write_report(run, output, choices, compare or [])}")
 
 

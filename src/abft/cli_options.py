@@ -64,6 +64,8 @@ E2ERun = Annotated[
 AnalysisPrompts = Annotated[
     int | None, typer.Option("--test-prompts", help="Test prompts for predictions and head maps; default: as in the run.")
 ]
+BaseModel = Annotated[str | None, typer.Option("--model", help="Base model, if not where the run says.")]
+OtherDevice = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or balanced, if not as in the run.")]
 Points = Annotated[int, typer.Option(help="Test prompts behind every point of the basin and with heads off.")]
 Resolution = Annotated[int, typer.Option(help="Points on each side of the basin's plane; 5 and 9 hold the models themselves.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.", rich_help_panel=OUTPUT)]

@@ -55,6 +55,18 @@ def task_record(task: Task, demonstrations: Sequence[Example], protocol: Protoco
     return {"task": asdict(task), "protocol": protocol, "demonstrations": [asdict(e) for e in demonstrations]}
 
 
+def read_record(run: str | Path, name: str = METRICS) -> dict[str, Any]:
+    """What metrics.json (or vanilla.json) of a run holds. Raises AbftError if it is damaged."""
+    path = Path(run) / name
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(record, dict):
+            raise ValueError("no object")
+    except (OSError, ValueError) as error:
+        raise AbftError(f"{path} is missing or damaged ({error})") from None
+    return record
+
+
 def read_task(folder: str | Path) -> tuple[Task, list[Example], Protocol]:
     """The task, demonstrations and protocol of a run folder."""
     path = Path(folder) / TASK

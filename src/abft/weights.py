@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -321,13 +321,18 @@ def load_adapter(model: "PreTrainedModel | PeftModel", folder: str | Path, name:
 
     folder = Path(folder)
     made_for = f"the adapter in {folder} was trained on another model"
-    if (folder / BASE_FILE).is_file():
-        refuse_other_base(causal_lm(model), json.loads((folder / BASE_FILE).read_text(encoding="utf-8")), made_for)
+    try:
+        samples = json.loads((folder / BASE_FILE).read_text(encoding="utf-8")) if (folder / BASE_FILE).is_file() else {}
+    except ValueError as error:
+        raise AbftError(f"{folder / BASE_FILE} is damaged: {error}") from None
+    refuse_other_base(causal_lm(model), samples, made_for)
     try:
         if isinstance(model, PeftModel):
             model.load_adapter(str(folder), name)
         else:
             model = PeftModel.from_pretrained(model, str(folder), name)
+    except SafetensorError as error:
+        raise AbftError(f"{folder / ADAPTER_FILE} could not be read: {error}. Was writing it cut short?") from None
     except (RuntimeError, ValueError) as error:
         raise AbftError(f"{made_for}: {str(error).strip().splitlines()[0][:160]}") from None
     with safe_open(folder / ADAPTER_FILE, framework="pt") as file:

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from abft.analysis.arrays import fingerprint, key_of, read_arrays, write_arrays, write_legend
+from abft.analysis.arrays import fingerprint, key_of, read_arrays, refuse_unwritable, write_arrays, write_legend
 from abft.analysis.basin import LINE, PLANE, line, plane
 from abft.analysis.causality import CAUSALITY, causality
 from abft.analysis.changes import CHANGES, changes
-from abft.analysis.evaluation import EVALUATION, UNSEEN, evaluation, unseen
+from abft.analysis.evaluation import EVALUATION, UNSEEN, UNSEEN_PROMPTS, evaluation, unseen
 from abft.analysis.examples import EXAMPLES, examples
 from abft.analysis.study import Study, open_study, refuse_as_e2e
 from abft.errors import AbftError
@@ -40,6 +40,10 @@ class Choices:
     """test prompts behind every point of the basin and every accuracy with heads off"""
     resolution: int = 5
     """points on each side of the plane; 5 and 9 hold the models themselves"""
+    model: str | None = None
+    """where the base model is now, if not where the run says"""
+    device: str | None = None
+    """where to compute, if not where the run did: auto, cpu, cuda or balanced"""
     trust_remote_code: bool = False
     """run Python code that the model's repository brings"""
 
@@ -76,12 +80,13 @@ def analyze(run: str | Path, choices: Choices = DEFAULTS) -> Analyses:
         raise AbftError(f"the run in {run} has no test prompts; give --test-prompts")
     run_key = fingerprint(run)
     e2e_key = fingerprint(choices.e2e) if choices.e2e is not None else None
+    used = {"unseen": UNSEEN_PROMPTS, "line": choices.points, "plane": choices.points}
     keys = {
         name: key_of(
             run=run_key,
             e2e=e2e_key if name != "line" else None,
-            test_prompts=count,
-            points=choices.points if name in ("line", "plane", "causality") else None,
+            test_prompts=min(count, used.get(name, count)),
+            points=min(count, choices.points) if name == "causality" else None,
             resolution=choices.resolution if name == "plane" else None,
         )
         for name in DOCUMENTED
@@ -91,7 +96,10 @@ def analyze(run: str | Path, choices: Choices = DEFAULTS) -> Analyses:
 
     def study() -> Study:
         if not opened:
-            opened.append(open_study(run, choices.e2e, count, choices.trust_remote_code))
+            refuse_unwritable(run)
+            changed = {"test_prompts": count, "trust_remote_code": choices.trust_remote_code}
+            changed |= {name: value for name in ("model", "device") if (value := getattr(choices, name)) is not None}
+            opened.append(open_study(run, choices.e2e, **changed))
         return opened[0]
 
     made: dict[str, Callable[[], Arrays]] = {
@@ -106,16 +114,18 @@ def analyze(run: str | Path, choices: Choices = DEFAULTS) -> Analyses:
     for name, key in keys.items():
         stored = read_arrays(run, name, DOCUMENTED[name][1], key)
         if stored is None:
-            if not opened:
-                study()  # what is wrong with the run as a whole is an error, not a missing analysis
+            study()  # what is wrong with the run as a whole is an error, not a missing analysis
             try:
                 stored = made[name]()
             except AbftError as error:
+                if name == "evaluation":  # others need it
+                    raise
                 analyses.missing[name] = str(error)
                 continue
             write_arrays(run, name, stored, key)
         analyses.found[name] = stored
     if "plane" not in keys:
         analyses.missing["plane"] = "needs an end-to-end run of the same base model: --e2e RUN_DIR"
-    write_legend(run, DOCUMENTED)
+    if opened:
+        write_legend(run, DOCUMENTED)
     return analyses

@@ -1,12 +1,13 @@
 """Plain arrays on disk: one .npz file an analysis in RUN_DIR/analysis, which numpy alone reads (nothing is pickled)."""
 
+import contextlib
 import hashlib
 import json
 import logging
-import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,11 +22,12 @@ _LOGGER = logging.getLogger(__name__)
 
 
 def fingerprint(run: Path) -> str:
-    """Changes with a run's settings and weights."""
-    digest = hashlib.sha256(json.dumps(asdict(read_config(run)), sort_keys=True).encode())
-    for name in (FULL_RANK_FILE, ADAPTER_FILE):
-        if (run / name).is_file():
-            with (run / name).open("rb") as file:
+    """Changes with a run's settings, its weights and its own data."""
+    config = read_config(run)
+    digest = hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode())
+    for path in (run / FULL_RANK_FILE, run / ADAPTER_FILE, *map(Path, filter(None, (config.data, config.test_data)))):
+        if path.is_file():
+            with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:16]
 
@@ -45,7 +47,7 @@ def read_arrays(run: Path, name: str, expected: Mapping[str, str], key: str | No
             arrays = {entry: file[entry] for entry in file.files}
         if set(arrays) != {*expected, _KEY}:
             raise ValueError("other arrays than expected")
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+    except Exception as error:  # numpy, zipfile and zlib have many names for damage
         _LOGGER.warning("%s is damaged (%s); it is computed again", path, error)
         return None
     made_from = str(arrays.pop(_KEY))
@@ -57,14 +59,25 @@ def write_arrays(run: Path, name: str, arrays: Mapping[str, np.ndarray], key: st
     path = run / FOLDER / f"{name}.npz"
     partial = path.with_name(f".{name}.partial.npz")
     try:
-        path.parent.mkdir(exist_ok=True)
-        np.savez_compressed(partial, **{**arrays, _KEY: np.array(key)}, allow_pickle=False)
+        stored: dict[str, Any] = {**arrays, _KEY: np.array(key)}
+        np.savez_compressed(partial, **stored)
         partial.replace(path)
     except OSError as error:
         raise AbftError(f"{path} cannot be written: {error.strerror or error}") from None
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink()
     return path
+
+
+def refuse_unwritable(run: Path) -> None:
+    """Make the folder of the arrays; raise AbftError where nothing can be written to it."""
+    try:
+        (run / FOLDER).mkdir(exist_ok=True)
+        write_text(run / FOLDER / ".probe", "")
+        (run / FOLDER / ".probe").unlink()
+    except OSError as error:
+        raise AbftError(f"{run / FOLDER} cannot be written: {error.strerror or error}") from None
 
 
 def write_legend(run: Path, documented: Mapping[str, tuple[str, Mapping[str, str]]]) -> None:

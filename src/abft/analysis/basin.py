@@ -2,8 +2,7 @@
 
 import numpy as np
 
-from abft import metrics
-from abft.analysis.study import E2E, RUN, Study, bar_of
+from abft.analysis.study import E2E, RUN, Study, accuracy_of, bar_of
 
 LINE = {
     "a_A": "factors of the run's change",
@@ -37,13 +36,12 @@ def _used(study: Study, count: int) -> np.ndarray:
 
 
 def _accuracies(study: Study, count: int, es: list[float], as_: list[float], title: str) -> np.ndarray:
-    prompts = study.encode(study.written[:count])
-    targets = np.array([prompt.target for prompt in prompts])
+    prompts = study.prompts[:count]
     accuracy = np.zeros((len(es), len(as_)))
     with bar_of(title, len(prompts) * accuracy.size) as bar:
         for i, e in enumerate(es):
             for j, a in enumerate(as_):
                 at = {RUN: a} | ({E2E: e} if e != 0 else {})
                 said, _ = study.evaluate(at, prompts, bar)
-                accuracy[i, j] = metrics.accuracy(said, targets)
+                accuracy[i, j] = accuracy_of(said, prompts)
     return accuracy

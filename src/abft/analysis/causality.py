@@ -4,12 +4,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from abft import metrics
-from abft.analysis.study import Study, bar_of
+from abft.analysis.study import Study, accuracy_of, bar_of
 
 CAUSALITY = {
     "models_M": "before, after (the run), and e2e where one was given",
-    "heads_off_MS": "heads switched off; the last is the number of heads that pass the filter in at least half of the prompts",
+    "heads_off_MS": "heads switched off; the last: as many as pass the filter in half of the prompts (at most half of all)",
     "induction_accuracy_MS": "accuracy without the heads that pass the filter most often in this model",
     "random_accuracy_MSD": "accuracy without as many other heads, draw by draw",
     "prompts": "test prompts behind every accuracy",
@@ -20,10 +19,9 @@ DRAWS = 3
 
 def causality(study: Study, evaluation: dict[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
     """Accuracy on the first `count` test prompts with heads switched off (their output is 0)."""
-    prompts = study.encode(study.written[:count])
-    targets = np.array([prompt.target for prompt in prompts])
+    prompts = study.prompts[:count]
     rates = evaluation["induction_rate_MLH"]
-    sizes = np.array([[*(s for s in SIZES if s <= r.size // 2), int((r >= 0.5).sum())] for r in rates])
+    sizes = np.array([[*(s for s in SIZES if s <= r.size // 2), min(int((r >= 0.5).sum()), r.size // 2)] for r in rates])
     induction, chance = np.zeros(sizes.shape), np.zeros((*sizes.shape, DRAWS))
     passes = sum(1 if size == 0 else 1 + DRAWS for row in sizes for size in {*row})
     with bar_of("heads switched off", len(prompts) * passes) as bar:
@@ -34,7 +32,7 @@ def causality(study: Study, evaluation: dict[str, np.ndarray], count: int) -> di
                 if size > 0:
                     draws += [np.random.default_rng(draw).permutation(order[size:])[:size] for draw in range(DRAWS)]
                 gates = [head_gates(study.layers, rates.shape[2], off) for off in draws]
-                accuracies = [metrics.accuracy(study.evaluate(at, prompts, bar, gate)[0], targets) for gate in gates]
+                accuracies = [accuracy_of(study.evaluate(at, prompts, bar, gate)[0], prompts) for gate in gates]
                 induction[m, sizes[m] == size] = accuracies[0]
                 chance[m, sizes[m] == size] = accuracies[1:] or accuracies[0]
     return {

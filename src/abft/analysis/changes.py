@@ -27,10 +27,15 @@ def changes(study: Study) -> dict[str, np.ndarray]:
     shape = (len(runs), len(study.layers), 2)
     squares, ranks = np.zeros(shape), np.zeros(shape)
     base = np.zeros(shape[1:])
+    for qk in study.space.modules:
+        weight = study.space.weight(qk)
+        for role in (Q, K):
+            rows = qk.roles == role
+            if rows.any():
+                base[index[qk.layer], role] += float("nan") if weight is None else weight[rows].square().sum().item()
     for r, run in enumerate(runs.values()):
         values: dict[tuple[int, int], list[Tensor]] = {}
         for qk, change in tqdm(study.space.changes(run), desc="changes of weights", unit="matrix", file=sys.stderr):
-            weight = study.space.weight(qk)
             for role in (Q, K):
                 rows = qk.roles == role
                 if not rows.any():
@@ -39,8 +44,6 @@ def changes(study: Study) -> dict[str, np.ndarray]:
                 singular = torch.linalg.svdvals(change[rows])
                 squares[(r, *at)] += singular.square().sum().item()
                 values.setdefault(at, []).append(singular)
-                if r == 0:
-                    base[at] += float("nan") if weight is None else weight[rows].square().sum().item()
         for at, singular_values in values.items():  # several modules (MLA) act side by side: a direct sum
             ranks[(r, *at)] = effective_rank(torch.cat(singular_values))
     return {

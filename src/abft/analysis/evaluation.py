@@ -1,5 +1,6 @@
 """Predictions and head maps before and after (Fig. 1 C; Fig. 4, 10-14), also with labels that no demonstration shows."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -7,8 +8,9 @@ import numpy as np
 from abft.analysis.study import Study, bar_of
 from abft.bench.scenarios import SCENARIOS, Setting
 from abft.data import load_task
+from abft.errors import AbftError
 from abft.predict import HeadReport
-from abft.prompts import Prompt
+from abft.prompts import EncodedPrompt
 
 EVALUATION = {
     "models_M": "before, after (the run), and e2e where one was given",
@@ -26,7 +28,7 @@ UNSEEN_PROMPTS = 128
 
 def evaluation(study: Study) -> dict[str, np.ndarray]:
     """Predictions and head maps on the test prompts."""
-    return _measured(study, study.written, "test prompts")
+    return _measured(study, study.prompts, "test prompts")
 
 
 def unseen(study: Study) -> dict[str, np.ndarray]:
@@ -37,17 +39,18 @@ def unseen(study: Study) -> dict[str, np.ndarray]:
         study.data, config.k, count, config.protocol, lambda name: load_task(name, config.protocol), study.tokenizer
     )
     (only,) = SCENARIOS["unseen_label"].write(setting)
-    found = _measured(study, only.prompts, "unseen label")
+    found = _measured(study, study.encode(only.prompts), "unseen label")
     return {name: found[name] for name in UNSEEN}
 
 
-def _measured(study: Study, written: tuple[Prompt, ...], title: str) -> dict[str, np.ndarray]:
-    prompts = study.encode(written)
+def _measured(study: Study, prompts: Sequence[EncodedPrompt], title: str) -> dict[str, np.ndarray]:
     probabilities: list[np.ndarray] = []
     reports: list[HeadReport] = []
     for name, at in study.models.items():
         with bar_of(f"{title}, {name}", len(prompts)) as bar:
             said, report = study.evaluate(at, prompts, bar)
+        if not np.isfinite(said).all():
+            raise AbftError(f"the model's probabilities {name} are no numbers; is {study.config.dtype} too narrow for it?")
         probabilities.append(said)
         reports.append(report)
     maps: dict[str, Any] = {

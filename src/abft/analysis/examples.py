@@ -21,21 +21,26 @@ EXAMPLES = {
     "attention_MJT": "attention from the query position on every token, float16",
 }
 PER_CHANGE = 3  # prompts of each kind
-HEADS = 16
-ROW_ENTRIES = 1_500_000  # models x heads x tokens that are kept at most; fewer prompts of each kind beyond that
+HEADS, FEWEST_HEADS = 16, 4
+ROW_ENTRIES = 1_000_000  # models x heads x tokens that are kept; beyond that fewer heads, then fewer prompts of each kind
 
 
 def examples(study: Study, evaluation: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Rows of the heads that look at labels most, on a few prompts of each kind of change."""
     predicted_MN = evaluation["probabilities_MNC"].argmax(-1)
-    heads = top_heads(evaluation["induction_rate_MLH"])
-    chosen = chosen_prompts(predicted_MN, evaluation["targets_N"])
-    written = [study.written[i] for i in chosen]
+    heads, each = top_heads(evaluation["induction_rate_MLH"]), PER_CHANGE
+    chosen = chosen_prompts(predicted_MN, evaluation["targets_N"], each)
+    while len(study.models) * len(heads) * sum(len(study.prompts[i].input_ids) for i in chosen) > ROW_ENTRIES:
+        if len(heads) > FEWEST_HEADS:
+            heads = heads[: len(heads) // 2]
+        elif each > 1:
+            each -= 1
+            chosen = chosen_prompts(predicted_MN, evaluation["targets_N"], each)
+        else:
+            break
+    written, encoded = [study.written[i] for i in chosen], [study.prompts[i] for i in chosen]
     offsets = [study.tokenizer(prompt.text, return_offsets_mapping=True)["offset_mapping"] for prompt in written]
-    encoded = study.encode(written)
     lengths = [len(prompt.input_ids) for prompt in encoded]
-    while len(study.models) * len(heads) * sum(lengths) > ROW_ENTRIES and len(heads) > 1:
-        heads = heads[: len(heads) // 2]
     rows = np.zeros((len(study.models), len(heads), sum(lengths)), np.float16)
     with bar_of("attention on single prompts", len(encoded) * len(study.models)) as bar:
         for m, at in enumerate(study.models.values()):
@@ -71,8 +76,8 @@ def top_heads(induction_rate_MLH: np.ndarray) -> list[tuple[int, int]]:
     return [(int(i) // best_LH.shape[1], int(i) % best_LH.shape[1]) for i in order]
 
 
-def chosen_prompts(predicted_MN: np.ndarray, targets_N: np.ndarray) -> list[int]:
+def chosen_prompts(predicted_MN: np.ndarray, targets_N: np.ndarray, each: int = PER_CHANGE) -> list[int]:
     """The first prompts that stay right, become right, become wrong, stay wrong."""
     before, after = predicted_MN[0] == targets_N, predicted_MN[1] == targets_N
     kinds = (before & after, ~before & after, before & ~after, ~before & ~after)
-    return [int(i) for kind in kinds for i in np.flatnonzero(kind)[:PER_CHANGE]]
+    return [int(i) for kind in kinds for i in np.flatnonzero(kind)[:each]]

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from abft.attention import causal_lm
 from abft.errors import AbftError
@@ -30,7 +30,7 @@ class WeightSpace:
 
     def __init__(self, model: "PreTrainedModel", runs: Mapping[str, Path]) -> None:
         self.model = model
-        self._modules = qk_modules(model)
+        self.modules = qk_modules(model)
         self._parameters = dict(model.named_parameters())  # by their names before adapters are put beside them
         self._theta0: dict[str, Tensor] = {}
         self._changes: dict[str, dict[str, Tensor]] = {}
@@ -73,7 +73,7 @@ class WeightSpace:
     def changes(self, run: str) -> Iterator[tuple[QKModule, Tensor]]:
         """What a run did to every projection that computes queries or keys: (out, in) float32; V outputs are zero."""
         layers = lora_layers(self.model, run) if run in self._adapters else {}
-        for qk in self._modules:
+        for qk in self.modules:
             if run in self._adapters:
                 if qk.name not in layers:
                     continue
@@ -85,14 +85,18 @@ class WeightSpace:
                 if name not in self._changes[run]:
                     continue
                 change = self._changes[run][name].float()
-                if hasattr(causal_lm(self.model).get_submodule(qk.name), "nf"):  # Conv1D stores (in, out)
+                if hasattr(self._base_layer(qk), "nf"):  # Conv1D stores (in, out)
                     change = change.T
             yield qk, change * (qk.roles != OTHER).to(change.device, change.dtype)[:, None]
 
+    def _base_layer(self, qk: QKModule) -> nn.Module:
+        """The projection itself, also where an adapter is wrapped around it."""
+        module = causal_lm(self.model).get_submodule(qk.name)
+        return module.get_base_layer() if hasattr(module, "get_base_layer") else module
+
     def weight(self, qk: QKModule) -> Tensor | None:
         """The base's own weight of a projection, (out, in) float32; None where it is quantised."""
-        module = causal_lm(self.model).get_submodule(qk.name)
-        base = module.get_base_layer() if hasattr(module, "get_base_layer") else module
+        base = self._base_layer(qk)
         stored = self._theta0.get(f"{qk.name}.weight", base.weight.detach())
         if not stored.dtype.is_floating_point:
             return None

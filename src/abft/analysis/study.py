@@ -4,13 +4,14 @@ import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from abft import metrics
 from abft.analysis.space import WeightSpace
 from abft.attention import Implementation, supported_implementation
 from abft.config import RunConfig
@@ -38,6 +39,7 @@ class Study:
     layers: tuple[int, ...]  # number in the model of every attention layer
     words: tuple[int, ...]  # token of every class
     written: tuple[Prompt, ...]  # test prompts
+    prompts: tuple[EncodedPrompt, ...]  # the same as tokens
     models: Mapping[str, Mapping[str, float]]  # before, after, perhaps e2e
 
     def encode(self, written: Sequence[Prompt]) -> list[EncodedPrompt]:
@@ -63,39 +65,50 @@ class Study:
         )
 
 
+def accuracy_of(probabilities_NC: np.ndarray, prompts: Sequence[EncodedPrompt]) -> float:
+    """Accuracy; NaN where weights are so far away that probabilities are no numbers."""
+    if not np.isfinite(probabilities_NC).all():
+        return float("nan")
+    return metrics.accuracy(probabilities_NC, np.array([prompt.target for prompt in prompts]))
+
+
 def bar_of(title: str, prompts: int) -> tqdm:
     """A progress bar of prompts on stderr."""
     return tqdm(total=prompts, desc=title, unit="prompt", file=sys.stderr, mininterval=1)
 
 
-def open_study(run: Path, e2e: Path | None, test_prompts: int, trust_remote_code: bool) -> Study:
+def open_study(run: Path, e2e: Path | None, **changes: Any) -> Study:
     """Load a finished run. Nothing long happens here: prompts and weights are checked first.
 
+    Args:
+        changes: of the run's configuration; remote code runs only if asked for here.
+
     Raises:
-        AbftError: an unfinished run, an E2E run of another base model.
+        AbftError: weights of another model, prompts that are too long, data that are no longer there.
     """
-    config = dataclasses.replace(read_config(run), test_prompts=test_prompts, trust_remote_code=trust_remote_code)
+    config = dataclasses.replace(read_config(run), **{"trust_remote_code": False, **changes})
     data = load_run_data(config)
     data.check(config.k)
     model, tokenizer = load_run_model(config)
     words = tuple(label_tokens(tokenizer, data.task, config.protocol))
     written = tuple(evaluation_prompts(data, config.test_prompts, config.k, config.protocol))
+    prompts = tuple(encode(tokenizer, written, config.protocol, context_length(model)))
     layers = tuple(sorted({qk.layer for qk in qk_modules(model)}))
     runs = {RUN: run} if e2e is None else {RUN: run, E2E: e2e}
-    with torch.no_grad():
-        implementation = supported_implementation(model)
+    implementation = supported_implementation(model)
     space = WeightSpace(model, runs)
     models: dict[str, dict[str, float]] = {"before": {}, "after": {RUN: 1.0}}
     if e2e is not None:
         models["e2e"] = {E2E: 1.0}
-    return Study(config, data, tokenizer, space, implementation, layers, words, written, models)
+    return Study(config, data, tokenizer, space, implementation, layers, words, written, prompts, models)
 
 
 def refuse_as_e2e(run: Path, e2e: Path) -> None:
-    """Raise AbftError unless `e2e` is a finished end-to-end run of the same base model and task prompts as `run`."""
+    """Raise AbftError unless `e2e` is a finished end-to-end run of the same base model and data as `run`."""
     refuse_unfinished(e2e)
     ours, theirs = read_config(run), read_config(e2e)
     if theirs.objective != "e2e":
         raise AbftError(f"{e2e} is no end-to-end run (its objective is {theirs.objective!r}); compare it with --compare")
-    if theirs.model != ours.model:
-        raise AbftError(f"{e2e} was trained on {theirs.model!r}, {run} on {ours.model!r}: the base models have to be the same")
+    for name in ("model", "revision", "dtype", "load_in_4bit", "task", "data"):
+        if (mine := getattr(ours, name)) != (other := getattr(theirs, name)):
+            raise AbftError(f"{run} has {name} {mine!r}, {e2e} has {other!r}: base model and data have to be the same")

@@ -117,15 +117,17 @@ TRAINING = {
     ),
     "mass": (
         "Attention of the induction heads",
-        "attention summed over induction heads",
+        "attention summed over the heads that count",
         "Right labels (solid) should rise above wrong ones (dashed).",
     ),
     "A": ("Factor A", "A (weight of the punishment)", "A follows the number of heads (Eq. 3): more heads, more punishment."),
 }
 
 
-def training(logs: Mapping[str, Sequence[Mapping[str, float]]], prompts_per_step: Mapping[str, int]) -> list[Chart]:
-    """Loss, heads, attention on right and wrong labels, and A against prompts seen; a line for each run."""
+def training(
+    logs: Mapping[str, Sequence[Mapping[str, float]]], prompts_per_step: Mapping[str, int], comparable: Sequence[str]
+) -> list[Chart]:
+    """Loss (of `comparable` runs), heads, attention on labels, and A against prompts seen; a line for each run."""
     charts = []
     for key, (title, axis, caption) in TRAINING.items():
         figure, said = go.Figure(), []
@@ -134,12 +136,13 @@ def training(logs: Mapping[str, Sequence[Mapping[str, float]]], prompts_per_step
             fields = {"right_mass": "solid", "wrong_mass": "dash"} if key == "mass" else {key: DASHES[r % len(DASHES)]}
             for field, dash in fields.items():
                 known = [line for line in lines if field in line]
-                if not known:
+                if not known or (key == "loss" and run not in comparable):  # another objective's loss is another quantity
                     continue
-                label = text(run) + (f", {field.removesuffix('_mass')} labels" if key == "mass" else "")
+                label = run + (f", {field.removesuffix('_mass')} labels" if key == "mass" else "")
                 figure.add_scatter(
                     x=[line["step"] * prompts_per_step[run] for line in known], y=[line[field] for line in known],
-                    name=label, mode="lines+markers", line=dict(color=colour, dash=dash), marker=dict(size=4), showlegend=True,
+                    name=text(label), mode="lines+markers", showlegend=True, line=dict(color=colour, dash=dash),
+                    marker=dict(size=4),
                 )  # fmt: skip
                 said.append(f"{label} goes from {known[0][field]:.2f} to {known[-1][field]:.2f}")
         if not said:

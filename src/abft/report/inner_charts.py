@@ -115,7 +115,7 @@ def extrapolation(line: Arrays) -> Chart:
         )
     )
     figure.add_vline(x=1, line=dict(color="#8a8f98", dash="dot"))
-    figure.update_xaxes(title="factor a of the change (0: before, 1: after ABFT)")
+    figure.update_xaxes(title="factor a of the change (0: before, 1: after)")
     figure.update_yaxes(title="accuracy (share)")
     figure.update_layout(showlegend=False)
     best = a[accuracy.argmax()]
@@ -134,22 +134,19 @@ def basin(plane: Arrays) -> Chart:
     e, a, accuracy = plane["e_E"], plane["a_A"], plane["accuracy_EA"]
     figure = go.Figure(
         go.Heatmap(
-            z=accuracy, x=a, y=e, colorscale="Cividis", colorbar=dict(thickness=10, title="accuracy"), zsmooth=False,
+            z=accuracy, x=a, y=e, colorscale="Cividis", colorbar=dict(thickness=10, title="accuracy"), zmin=0, zmax=1,
             hovertemplate="a = %{x:g}, e = %{y:g}<br>accuracy %{z:.3f}<extra></extra>",
         )
     )  # fmt: skip
-    figure.add_scatter(
-        x=[0, 1, 0], y=[0, 0, 1], mode="markers+text", text=["before", "ABFT", "E2E"], textposition="top center",
-        textfont=dict(color="#ffffff"), marker=dict(color="#ffffff", size=9, line=dict(color="#000000", width=1.5)),
-        showlegend=False, hoverinfo="skip",
-    )  # fmt: skip
-    figure.update_xaxes(title="factor a of ABFT's change")
+    for x, y, label in ((0, 0, "before"), (1, 0, "after"), (0, 1, "E2E")):
+        figure.add_annotation(x=x, y=y, text=label, showarrow=False, bgcolor="#ffffff", font=dict(color="#000000"), borderpad=2)
+    figure.update_xaxes(title="factor a of the run's change")
     figure.update_yaxes(title="factor e of E2E's change")
     at = np.unravel_index(accuracy.argmax(), accuracy.shape)
     return chart(
         "basin",
         "One basin",
-        "Bright everywhere between the three marks: both trainings end in the same basin.",
+        "Where it stays bright between the three marks, both trainings end in one basin.",
         f"Accuracy on the plane of both changes, {len(e)} by {len(a)} points, {int(plane['prompts'])} prompts each: highest "
         f"({accuracy.max():.2f}) at a = {a[at[1]]:g}, e = {e[at[0]]:g}; lowest {accuracy.min():.2f}.",
         figure,
@@ -159,6 +156,7 @@ def basin(plane: Arrays) -> Chart:
 def causality(found: Arrays, m: int) -> Chart:
     """Accuracy of one model against the number of heads that are off."""
     name = str(found["models_M"][m])
+    passing = found["heads_off_MS"][m][-1]
     order = np.argsort(found["heads_off_MS"][m], kind="stable")
     off = found["heads_off_MS"][m][order]
     ours, chance = found["induction_accuracy_MS"][m][order], found["random_accuracy_MSD"][m][order]
@@ -176,12 +174,14 @@ def causality(found: Arrays, m: int) -> Chart:
         x=off, y=middle, name="as many random heads off", mode="lines+markers", line=dict(color="#8a8f98", dash="dash"),
         error_y=dict(type="data", symmetric=False, array=chance.max(1) - middle, arrayminus=middle - chance.min(1)),
     )  # fmt: skip
+    figure.add_vline(x=int(passing), line=dict(color="#8a8f98", dash="dot"))
     figure.update_xaxes(title="heads switched off")
     figure.update_yaxes(title="accuracy (share)", rangemode="tozero")
     return chart(
         f"causality-{name}",
         f"Heads switched off, {TITLES[name]}",
-        "If the induction heads carry the answer, their line falls below that of random heads (bars: lowest and highest draw).",
+        "If the induction heads carry the answer, their line falls below that of random heads (bars: lowest and highest "
+        "draw). Dotted: as many as pass the filter in at least half of the prompts.",
         f"Accuracy {TITLES[name]} with heads off, {int(found['prompts'])} prompts: {ours[0]:.2f} with all heads; without the "
         f"{off[-1]} heads that pass the filter most often {ours[-1]:.2f}, without as many random heads {middle[-1]:.2f}.",
         figure,

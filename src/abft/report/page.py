@@ -14,8 +14,9 @@ from plotly.offline import get_plotlyjs
 
 from abft import metrics
 from abft.analysis.analyze import DEFAULTS, Analyses, Choices, analyze
+from abft.analysis.study import refuse_as_e2e
 from abft.errors import AbftError
-from abft.folder import LOG, METRICS, VANILLA, read_config, write_text
+from abft.folder import LOG, METRICS, VANILLA, read_config, read_record, write_text
 from abft.report.charts import TITLES, Arrays, Chart, confusion, reliability, training
 from abft.report.inner_charts import (
     QUANTITIES,
@@ -62,22 +63,27 @@ def report(
     config = read_config(run)
     _refuse_unwritable(path)
     beside = [*([] if choices.e2e is None else [choices.e2e]), *compare]
-    sizes = {"this run": config.nb, **{_name(folder, beside): read_config(folder).nb for folder in beside}}
+    configs = {"this run": config, **{_name(folder, beside): read_config(folder) for folder in beside}}
+    sizes = {name: one.nb for name, one in configs.items()}
+    comparable = [name for name, one in configs.items() if one.objective == config.objective]
     finished = (run / METRICS).is_file()
-    analyses = analyze(run, choices) if finished else Analyses(missing={"": f"the run in {run} is not finished"})
-    record = json.loads((run / METRICS).read_text(encoding="utf-8")) if finished else {}
+    record = read_record(run) if finished else {}
+    vanilla = read_record(run, VANILLA) if (run / VANILLA).is_file() else None
     logs = {"this run": _log(run), **{_name(folder, beside): _log(folder) for folder in beside}}
+    if choices.e2e is not None:
+        refuse_as_e2e(run, choices.e2e)
+    analyses = analyze(run, choices) if finished else Analyses()
     context = {
         "title": f"{config.task or Path(config.data or 'SST2').stem} · {Path(config.model).name}",
         "run": run.resolve().name,
         "objective": {"abft": "ABFT", "e2e": "end-to-end training"}[config.objective],
         "finished": finished,
         "headline": _headline(analyses.found.get("evaluation")),
-        "scores": _scores(analyses.found.get("evaluation"), run),
+        "scores": _scores(analyses.found.get("evaluation"), vanilla),
         "cost": _cost(record),
-        "settings": {name: value for name, value in asdict(config).items() if value not in (None, {}, False)},
-        "versions": {**_versions(), **({"abft of the run": record["abft_version"]} if finished else {})},
-        "sections": _sections(analyses, logs, sizes),
+        "settings": {name: value for name, value in asdict(config).items() if value is not None and value != {}},
+        "versions": {**_versions(), **({"abft of the run": record.get("abft_version", "?")} if finished else {})},
+        "sections": _sections(analyses, logs, sizes, comparable, None if finished else f"the run in {run} is not finished"),
         "quantities": QUANTITIES,
     }
     write_text(path, _rendered(context, analyses))
@@ -85,9 +91,9 @@ def report(
 
 
 def _refuse_unwritable(path: Path) -> None:
-    if path.is_dir() or not path.parent.is_dir():
-        raise AbftError(f"{path} {'is a folder' if path.is_dir() else 'is in no folder'}; give another --output")
     try:
+        if path.is_dir() or not path.parent.is_dir():
+            raise AbftError(f"{path} {'is a folder' if path.is_dir() else 'is in no folder'}; give another --output")
         probe = path.with_name(f".{path.name}.probe")
         probe.touch()
         probe.unlink()
@@ -102,14 +108,17 @@ def _name(folder: Path, among: Sequence[Path]) -> str:
 
 
 def _log(run: Path) -> list[dict[str, float]]:
-    """The steps that were logged; a line cut short ends them."""
-    lines = []
+    """The steps that were logged; a damaged line ends them."""
+    lines: list[dict[str, float]] = []
     if (run / LOG).is_file():
-        for line in (run / LOG).read_text(encoding="utf-8").splitlines():
+        for line in (run / LOG).read_text(encoding="utf-8", errors="replace").splitlines():
             try:
-                lines.append(json.loads(line))
+                step = json.loads(line)
             except ValueError:
                 break
+            if not isinstance(step, dict) or "step" not in step:
+                break
+            lines.append(step)
     return lines
 
 
@@ -120,13 +129,10 @@ def _headline(evaluation: Arrays | None) -> dict[str, float] | None:
     return {"before": before, "after": after, "prompts": len(evaluation["targets_N"])}
 
 
-def _scores(evaluation: Arrays | None, run: Path) -> dict[str, dict[str, float]]:
+def _scores(evaluation: Arrays | None, vanilla: Mapping[str, float] | None) -> dict[str, dict[str, float]]:
     """Metrics of every model, from the arrays; of the untouched one alone where a run is not finished."""
     if evaluation is None:
-        if not (run / VANILLA).is_file():
-            return {}
-        vanilla = json.loads((run / VANILLA).read_text(encoding="utf-8"))
-        return {TITLES["before"]: {name: vanilla[name] for name in ("accuracy", "macro_f1", "ece", "heads")}}
+        return {TITLES["before"]: dict(vanilla)} if vanilla else {}
     targets, found = evaluation["targets_N"], {}
     for m, name in enumerate(map(str, evaluation["models_M"])):
         said = evaluation["probabilities_MNC"][m]
@@ -140,9 +146,9 @@ def _scores(evaluation: Arrays | None, run: Path) -> dict[str, dict[str, float]]
 
 
 def _cost(record: Mapping[str, Any]) -> dict[str, str]:
-    if not record:
+    cost = record.get("training")
+    if cost is None:
         return {}
-    cost = record["training"]
     return {
         "training": f"{cost['seconds']:.0f} s, {cost['steps']} steps, {cost['prompts']} prompts",
         "trainable parameters": f"{cost['trainable_parameters']:,}",
@@ -162,13 +168,16 @@ def _versions() -> dict[str, str]:
 
 
 def _sections(
-    analyses: Analyses, logs: Mapping[str, Sequence[Mapping[str, float]]], sizes: Mapping[str, int]
+    analyses: Analyses,
+    logs: Mapping[str, Sequence[Mapping[str, float]]],
+    sizes: Mapping[str, int],
+    comparable: Sequence[str],
+    unfinished: str | None,
 ) -> dict[str, Section]:
     found, missing = analyses.found, analyses.missing
-    whole = missing.get("")
 
     def why(*names: str) -> list[str]:
-        return [whole] if whole else [missing[name] for name in names if name in missing]
+        return [unfinished] if unfinished else [missing[name] for name in names if name in missing]
 
     result = Section("result", "Result", "What the training did to predictions on test prompts that it never saw.")
     heads = Section("heads", "Heads", "Which heads look at the labels of the demonstrations. Click a cell for its numbers.")
@@ -180,14 +189,14 @@ def _sections(
         "causality", "Causality", "Do the heads that look at labels carry the answer? Accuracy when they are switched off."
     )
     curves = Section("training", "Training", "Every optimizer step: loss, induction heads, where they look, and factor A.")
-    curves.charts = training(logs, sizes)
+    curves.charts = training(logs, sizes, comparable)
     if not curves.charts:
         curves.missing = ["no step was logged"]
     if "evaluation" in found:
         evaluation = found["evaluation"]
         result.charts = [*(confusion(evaluation, m) for m in range(len(evaluation["models_M"]))), reliability(evaluation)]
         heads.charts = head_maps(evaluation)
-        seen = "After ABFT more attention should lie on right labels, in the layers where heads look at labels at all."
+        seen = "After training more attention should lie on right labels, in the layers where heads look at labels at all."
         layers.charts = [layer_lines("layers-seen", "Test prompts", evaluation, seen)]
     if "unseen" in found:
         caption = "Every demonstration carries another label than the query: there is nothing right to look at."
@@ -215,6 +224,7 @@ def _sections(
 
 def _rendered(context: dict[str, Any], analyses: Analyses) -> str:
     environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined)
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
     template = environment.get_template("report.html")
     assets = {"plotly": get_plotlyjs(), "style": _asset("report.css"), "script": _asset("report.js")}
     data = {
@@ -223,11 +233,9 @@ def _rendered(context: dict[str, Any], analyses: Analyses) -> str:
         "prompts": _prompts(analyses),
     }
     page = template.render(**context, data=data, **assets)
-    size = len(page.encode())
-    if size > MAX_BYTES:
-        raise AbftError(
-            f"the report would have {size / 1e6:.0f} MB, at most {MAX_BYTES / 1e6:.0f} are meant; please report this"
-        )
+    if len(page.encode()) > MAX_BYTES and data["prompts"] is not None:
+        context["sections"]["prompts"].missing = [f"these prompts would make the file larger than {MAX_BYTES / 1e6:.0f} MB"]
+        page = template.render(**context, data={**data, "prompts": None}, **assets)
     return page
 
 
