@@ -117,7 +117,7 @@ TRAINING = {
     ),
     "mass": (
         "Attention of the induction heads",
-        "attention summed over the heads that count",
+        "attention (sum over counted heads)",
         "Right labels (solid) should rise above wrong ones (dashed).",
     ),
     "A": ("Factor A", "A (weight of the punishment)", "A follows the number of heads (Eq. 3): more heads, more punishment."),

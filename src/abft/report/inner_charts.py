@@ -69,7 +69,7 @@ def layer_lines(name: str, title: str, found: Arrays, caption: str) -> Chart:
                 line=dict(color=COLOURS[model], dash=dash), marker=dict(symbol=SYMBOLS[model], size=5),
             )  # fmt: skip
             said.append(f"{TITLES[model]}, {kind}: most in layer {layers[values.argmax()]} ({values.max():.2f})")
-    figure.update_xaxes(title="layer", tickformat="d")
+    _layer_axis(figure, layers)
     figure.update_yaxes(title="attention (share, mean over heads)", rangemode="tozero")
     return chart(name, title, caption, f"{title}. {'; '.join(said)}.", figure)
 
@@ -100,10 +100,14 @@ def weight_lines(changes: Arrays) -> list[Chart]:
                 )  # fmt: skip
                 layer = changes["layers_L"][values.argmax()]
                 said.append(f"{weight} {TITLES[model]}: largest in layer {layer} ({values.max():.2g})")
-        figure.update_xaxes(title="layer", tickformat="d")
+        _layer_axis(figure, changes["layers_L"])
         figure.update_yaxes(title=axis, rangemode="tozero")
         charts.append(chart(f"weights-{key}", title, caption, f"{title} by layer. {'; '.join(said)}.", figure))
     return charts
+
+
+def _layer_axis(figure: go.Figure, layers_L: np.ndarray) -> None:
+    figure.update_xaxes(title="layer", tick0=0, dtick=5 if len(layers_L) > 10 else 1)
 
 
 def extrapolation(line: Arrays) -> Chart:
