@@ -43,6 +43,8 @@ def test_occupied_output_folders(options, finished, tmp_path):
         ({"k": 44}, "the model reads at most 512"),
         ({"nb": 64}, "do not fill one pseudo-batch"),
         ({"batch_size": 3}, "does not divide"),
+        ({"queries": 3}, "has to divide"),
+        ({"queries": 2, "train_on": "others"}, "one query each"),
         ({"layers": "0-9"}, "cannot be trained; this model's attention layers are 0-1"),
         ({"layers": "x"}, "expected numbers and ranges"),
         ({"label_words": "stars"}, "expected LABEL=word"),

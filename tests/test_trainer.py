@@ -94,6 +94,18 @@ def test_loss_in_the_log_is_the_mean_over_the_pseudo_batch(tmp_path, review_data
     assert entry["heads"] == pytest.approx(metrics["heads"].item())
 
 
+def test_shared_demonstrations_train_as_the_same_prompts_one_by_one(tmp_path, review_data, bpe, monkeypatch):
+    packed = run(tmp_path / "a", review_data, bpe, queries=2)
+    assert packed.get_train_dataloader().dataset is packed.train_dataset
+    assert "branch_ends" in next(iter(packed.get_train_dataloader()))
+    monkeypatch.setattr("abft.trainer.can_pack", lambda model, implementation: False)
+    plain = run(tmp_path / "b", review_data, bpe, queries=2)
+    assert "branch_ends" not in next(iter(plain.get_train_dataloader()))
+    for a, b in zip(logs(packed), logs(plain), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)
+
+
 def test_resume_is_bit_equal_and_keeps_the_pid_state(tmp_path, review_data, bpe):
     whole = run(tmp_path / "a", review_data, bpe, max_steps=6)
     run(tmp_path / "b", review_data, bpe, max_steps=4, save_strategy="steps", save_steps=4)

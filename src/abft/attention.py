@@ -175,7 +175,7 @@ def decoder(model: nn.Module) -> nn.Module:
 def read_rows(
     module: nn.Module,
     input_ids: Tensor,
-    query_positions_B: Tensor,
+    query_positions_P: Tensor,
     implementation: Implementation = IMPLEMENTATION,
     **inputs: object,
 ) -> tuple[tuple[Tensor, ...], Tensor]:
@@ -184,24 +184,25 @@ def read_rows(
     Args:
         module: what to call; `decoder(model)` leaves out the LM head.
         input_ids: (B, S), right-padded (no mask needed: attention is causal) or with `attention_mask` in `inputs`.
-        query_positions_B: which row of each prompt, (B,).
+        query_positions_P: which rows, (P,); P is B or a multiple of it: then each sequence gives P / B of them, in order.
         implementation: what `supported_implementation` returned for the model.
 
     Returns:
-        One (B, H, S) float32 row tensor per attention layer, and the first element of the module's output
+        One (P, H, S) float32 row tensor per attention layer, and the first element of the module's output
         (hidden states (B, S, D) for a decoder, logits for a causal LM).
     """
+    B, P = input_ids.shape[0], query_positions_P.shape[0]
     if implementation == IMPLEMENTATION:
-        inputs = {**inputs, "row_positions": query_positions_B[:, None]}
+        inputs = {**inputs, "row_positions": query_positions_P.view(B, P // B)}
     output = module(input_ids=input_ids, output_attentions=True, use_cache=False, return_dict=True, **inputs)
     attentions = [rows for rows in output.get("attentions") or () if rows is not None]
     if not attentions and implementation == IMPLEMENTATION:
         raise RuntimeError("the model returned no rows: read them inside `with row_attention(model):`")
     if implementation == IMPLEMENTATION:
-        rows = tuple(rows_BH1S.squeeze(2) for rows_BH1S in attentions)
+        rows = tuple(rows_BHQS.transpose(1, 2).flatten(0, 1) for rows_BHQS in attentions)
     else:
-        batch = torch.arange(input_ids.shape[0], device=input_ids.device)
-        rows = tuple(matrix[batch, :, query_positions_B.to(matrix.device)].float() for matrix in attentions)
+        sequence = torch.arange(P, device=input_ids.device) // (P // B)
+        rows = tuple(matrix[sequence, :, query_positions_P.to(matrix.device)].float() for matrix in attentions)
     return rows, output[0]
 
 
@@ -252,6 +253,60 @@ def supported_implementation(model: nn.Module) -> Implementation:
             f"expected at most {tolerance:.0e}. Refusing to train on wrong rows; please report the family."
         )
     return IMPLEMENTATION
+
+
+def branch_mask(branch_ends_BS: Tensor) -> Tensor:
+    """Causal attention within the branches of a token tree written depth first: (B, 1, S, S) bool, True = attend.
+
+    Token i attends to token j if j is an ancestor of i, or i itself: j <= i < branch_ends[j].
+    """
+    at = torch.arange(branch_ends_BS.shape[1], device=branch_ends_BS.device)
+    return ((at[None, :] <= at[:, None]) & (at[:, None] < branch_ends_BS[:, None, :]))[:, None]
+
+
+def attends_to_everything(model: nn.Module) -> bool:
+    """Whether every layer attends to all keys before it: no sliding window, no recurrent state."""
+    config = causal_lm(model).config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    return kinds == {"full_attention"} and not getattr(config, "sliding_window", None)
+
+
+@torch.no_grad()
+def can_pack(model: nn.Module, implementation: Implementation) -> bool:
+    """Whether packed prompts (`abft.prompts.pack`) give the rows and hidden states of plain ones; a few tokens tell.
+
+    Families with sliding windows, recurrent layers or positions of their own (ALiBi) do not.
+    """
+    if implementation != IMPLEMENTATION or not attends_to_everything(model):
+        return False
+    inner = decoder(model)
+    device = next(inner.parameters()).device
+    trunk, branches, tips = 5, 2, 3
+    ids = torch.arange(3, 3 + trunk + branches * tips, device=device)
+    ids = ids.remainder(causal_lm(model).config.get_text_config().vocab_size)
+    depths = torch.tensor([*range(trunk), *([*range(trunk, trunk + tips)] * branches)], device=device)
+    ends = torch.tensor([trunk + branches * tips] * trunk + [trunk + tips] * tips + [trunk + 2 * tips] * tips, device=device)
+    positions = torch.tensor([trunk + tips - 1, trunk + 2 * tips - 1], device=device)
+    plain_ids = torch.stack([ids[: trunk + tips], torch.cat([ids[:trunk], ids[trunk + tips :]])])
+    was_training = model.training
+    model.eval()
+    try:
+        with row_attention(model):
+            plain_rows, plain = read_rows(inner, plain_ids, torch.full((2,), trunk + tips - 1, device=device))
+            extra = {"position_ids": depths[None], "attention_mask": branch_mask(ends[None])}
+            packed_rows, packed = read_rows(inner, ids[None], positions, **extra)
+    except (TypeError, ValueError, IndexError):  # families that take no positions or no such mask
+        return False
+    finally:
+        model.train(was_training)
+    tolerance = 1e-3 if plain.dtype == torch.float32 else 5e-2
+    scale = max(1.0, plain.abs().max().item())
+    same = (packed[0, positions] - plain[:, -1]).abs().max() <= tolerance * scale
+    own = [
+        torch.stack([rows[0, :, : trunk + tips], rows[1][:, [*range(trunk), *range(trunk + tips, len(ids))]]])
+        for rows in packed_rows
+    ]
+    return bool(same) and all(bool((a - b).abs().max() <= tolerance) for a, b in zip(own, plain_rows, strict=True))
 
 
 def _interface_attentions(inner: nn.Module, ids: Tensor, positions: Tensor) -> tuple[Tensor | None, ...]:

@@ -65,6 +65,9 @@ def train(
     chosen: dict[str, Any],
     output: Annotated[Path, typer.Option(help="The run folder.", rich_help_panel=OUTPUT)],
     nd: Annotated[int, typer.Option("--nd", help="Training prompts.", rich_help_panel=TRAINING)] = DEFAULTS.nd,
+    queries: Annotated[
+        int, typer.Option(help="Training queries behind one set of demonstrations, read once.", rich_help_panel=TRAINING)
+    ] = DEFAULTS.queries,
     nb: Annotated[
         int, typer.Option("--nb", help="Prompts in a pseudo-batch (one step).", rich_help_panel=TRAINING)
     ] = DEFAULTS.nb,

@@ -54,6 +54,8 @@ class RunConfig:
     """demonstrations in a prompt"""
     nd: int = 512
     """training prompts"""
+    queries: int = 1
+    """training queries behind one set of demonstrations, which is then read once; divides nd and batch_size"""
     nb: int = 32
     """prompts in a pseudo-batch, i.e. in one optimizer step"""
     batch_size: int = 8
@@ -112,7 +114,7 @@ class RunConfig:
                 raise AbftError(f"{f.name} = {value!r}: expected one of {', '.join(get_args(f.type))}")
             if not _is_a(value, f.type):
                 raise AbftError(f"{f.name} = {value!r}: expected {_NAMES.get(f.type, f.type)}")
-        for name in ("k", "nd", "nb", "batch_size", "steps", "eval_batch_size", "save_steps"):
+        for name in ("k", "nd", "nb", "queries", "batch_size", "steps", "eval_batch_size", "save_steps"):
             if getattr(self, name) < 1:
                 raise AbftError(f"{name} = {getattr(self, name)}: expected at least 1")
         if self.test_prompts < 0:
@@ -121,6 +123,10 @@ class RunConfig:
             raise AbftError(f"batch_size = {self.batch_size} does not divide the pseudo-batch nb = {self.nb}")
         if self.nd < self.nb:
             raise AbftError(f"nd = {self.nd} training prompts do not fill one pseudo-batch of nb = {self.nb}")
+        if self.nd % self.queries or min(self.batch_size, self.nb) % self.queries:
+            raise AbftError(f"queries = {self.queries} has to divide nd = {self.nd} and batch_size = {self.batch_size}")
+        if self.queries > 1 and self.train_on == "others":
+            raise AbftError("queries goes with train_on = 'task'; prompts of other tasks have one query each")
         if self.task is not None and self.data is not None:
             raise AbftError(f"got both task {self.task!r} and data {self.data!r}; give one of them")
         if self.data is None:

@@ -62,12 +62,12 @@ class TaskData:
 
         return replace(self, train=kept(self.train), demonstrations=kept(self.demonstrations), test=kept(self.test))
 
-    def check(self, k: int) -> None:
-        """Raise AbftError unless prompts of k demonstrations can be drawn from every part."""
-        if len(self.train) < k + 1:
+    def check(self, k: int, queries: int = 1) -> None:
+        """Raise AbftError unless prompts of k demonstrations can be drawn from every part; training adds `queries` to them."""
+        if len(self.train) < k + queries:
             raise AbftError(
-                f"{self.task.name}: the training pool has {len(self.train)} examples, k = {k} demonstrations and a "
-                f"query need {k + 1}. Give more data or a smaller k."
+                f"{self.task.name}: the training pool has {len(self.train)} examples, k = {k} demonstrations and "
+                f"{'a query' if queries == 1 else f'{queries} queries'} need {k + queries}. Give more data or a smaller k."
             )
         if len(self.demonstrations) < k:
             raise AbftError(

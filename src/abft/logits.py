@@ -27,9 +27,10 @@ def output_logits(model: PreTrainedModel, hidden_BD: Tensor, tokens: Sequence[in
     return cap * torch.tanh(logits / cap) if cap else logits
 
 
-def at_positions(hidden_BSD: Tensor, positions_B: Tensor) -> Tensor:
-    """The hidden state of one position of each prompt, (B, D)."""
-    return hidden_BSD[torch.arange(len(positions_B), device=hidden_BSD.device), positions_B.to(hidden_BSD.device)]
+def at_positions(hidden_BSD: Tensor, positions_P: Tensor) -> Tensor:
+    """Hidden states of single positions, (P, D); P is B or a multiple of it, with P / B positions of each sequence in order."""
+    B, P = len(hidden_BSD), len(positions_P)
+    return hidden_BSD[torch.arange(P, device=hidden_BSD.device) // (P // B), positions_P.to(hidden_BSD.device)]
 
 
 @torch.no_grad()

@@ -39,7 +39,7 @@ class Objective(Interface):
 
 @dataclass
 class HeadStatistics:
-    """Where the heads of a batch look, (L, B, H) each, on the rows of the query positions."""
+    """Where the heads of a batch look, (L, P, H) each, on the rows of the query positions."""
 
     right: Tensor  # attention on right label tokens
     wrong: Tensor  # attention on wrong label tokens
@@ -102,13 +102,12 @@ class ABFTObjective:
 
     def __call__(self, module: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Needs an open `row_attention`. `module` is a decoder, or a whole model where a wrapper has to be called."""
-        rows, _ = read_rows(module, batch.input_ids, batch.query_positions, self.implementation)
+        rows, _ = read_rows(module, batch.input_ids, batch.query_positions, self.implementation, **batch.model_inputs())
         heads = head_statistics(rows, batch, self.fixed_threshold)
         counted = heads.induction.to(heads.right.dtype) if self.head_filter else torch.ones_like(heads.right)
         # Multiplying rather than selecting keeps every layer's W_Q and W_K in the graph (DDP needs that).
         per_head = head_loss(heads.right, heads.wrong, self.controller.A, self.B) * counted
-        prompts = batch.input_ids.shape[0]
-        loss = per_head.sum() / prompts
+        loss = per_head.sum() / len(batch.query_positions)
         return loss, mass_metrics(heads, counted)
 
     def after_step(self, metrics: dict[str, float]) -> dict[str, float]:
@@ -151,7 +150,7 @@ class E2EObjective:
         """Needs an open `row_attention`. `module` is the decoder of the model."""
         if batch.answers is None or (batch.answers < 0).any():
             raise AbftError("end-to-end training needs prompts with answers; see abft.prompts.with_answers")
-        rows, hidden = read_rows(module, batch.input_ids, batch.query_positions, self.implementation)
+        rows, hidden = read_rows(module, batch.input_ids, batch.query_positions, self.implementation, **batch.model_inputs())
         logits = output_logits(causal_lm(self.model), at_positions(hidden, batch.query_positions))  # type: ignore[arg-type]
         loss = nn.functional.cross_entropy(logits, batch.answers.to(logits.device))
         heads = head_statistics(tuple(row.detach() for row in rows), batch, self.fixed_threshold)

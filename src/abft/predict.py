@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from abft.attention import IMPLEMENTATION, Implementation, causal_lm, decoder, read_rows, row_attention
+from abft.attention import IMPLEMENTATION, Implementation, attends_to_everything, causal_lm, decoder, read_rows, row_attention
 from abft.errors import AbftError
 from abft.logits import at_positions, check_output_logits, output_logits
 from abft.objective import head_statistics
@@ -108,7 +108,7 @@ def label_probabilities(
     device = next(inner.parameters()).device
     shared = common_prefix(prompts) if len(prompts) > 1 else 0
     prefix_cache = None
-    if shared >= MIN_SHARED_TOKENS and _has_plain_cache(model):
+    if shared >= MIN_SHARED_TOKENS and attends_to_everything(model):
         prefix = torch.tensor([prompts[0].input_ids[:shared]], device=device)
         prefix_cache = inner(input_ids=prefix, use_cache=True, past_key_values=DynamicCache()).past_key_values
     else:
@@ -178,13 +178,6 @@ def common_prefix(prompts: Sequence[EncodedPrompt]) -> int:
     while same < limit and first[same] == last[same]:
         same += 1
     return same
-
-
-def _has_plain_cache(model: PreTrainedModel) -> bool:
-    """Whether all layers keep every key and value (no sliding window, no recurrent state)."""
-    config = model.config.get_text_config()
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    return kinds == {"full_attention"} and not getattr(config, "sliding_window", None)
 
 
 def _repeated(cache: DynamicCache, times: int) -> DynamicCache:

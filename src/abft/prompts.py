@@ -2,16 +2,20 @@
 
 A label's position comes from the character span recorded while the prompt was written and the fast tokenizer's
 offsets; prefixes are never tokenised again.
+
+Prompts that begin alike (the same demonstrations before several queries) can be packed into one sequence: a tree of
+tokens, in which every token sees its ancestors only, so that what they share is computed once.
 """
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from abft.attention import branch_mask
 from abft.data import SPLIT_SEED, TaskData, lcg_indices
 from abft.errors import AbftError
 from abft.tasks import Example, Protocol, Task
@@ -43,24 +47,32 @@ class EncodedPrompt:
 
 @dataclass(frozen=True)
 class Batch:
-    """What the objective sees: right-padded token ids, and for each prompt where to look from and at what."""
+    """What the objective sees: right-padded token ids, and for each prompt where to look from and at what.
+
+    P prompts in B sequences: P = B, or prompts are packed and P is a multiple of B; those of a sequence stand together.
+    """
 
     input_ids: Tensor  # (B, S) int64
-    query_positions: Tensor  # (B,) the last real token; its row is read
-    label_positions: Tensor  # (B, K) candidate positions; 0 where a prompt has fewer than K
-    correct: Tensor  # (B, K) bool: candidate is right (I+)
-    wrong: Tensor  # (B, K) bool: candidate is wrong (I-); neither where there is no candidate
-    answers: Tensor | None = None  # (B,) token id of the right label word, -1 where it is not recorded
-
-    @property
-    def lengths(self) -> Tensor:
-        """n, tokens in each prompt without padding, (B,)."""
-        return self.query_positions + 1
+    query_positions: Tensor  # (P,) the last token of each prompt; its row is read
+    label_positions: Tensor  # (P, K) candidate positions; 0 where a prompt has fewer than K
+    correct: Tensor  # (P, K) bool: candidate is right (I+)
+    wrong: Tensor  # (P, K) bool: candidate is wrong (I-); neither where there is no candidate
+    lengths: Tensor  # (P,) n, tokens in each prompt
+    answers: Tensor | None = None  # (P,) token id of the right label word, -1 where it is not recorded
+    position_ids: Tensor | None = None  # (B, S) a token's place in its prompts; None = not packed
+    branch_ends: Tensor | None = None  # (B, S) where the tokens end that follow this one in some prompt; None = not packed
 
     @property
     def candidates(self) -> Tensor:
-        """Which candidate positions exist, (B, K) bool."""
+        """Which candidate positions exist, (P, K) bool."""
         return self.correct | self.wrong
+
+    def model_inputs(self) -> dict[str, Tensor]:
+        """What the model gets beside the ids: nothing for plain prompts (causal attention on right-padded ids needs no
+        mask); positions and a (B, 1, S, S) bool mask, True = attend, for packed ones."""
+        if self.branch_ends is None or self.position_ids is None:
+            return {}
+        return {"position_ids": self.position_ids, "attention_mask": branch_mask(self.branch_ends)}
 
 
 def write_prompt(task: Task, demonstrations: Sequence[Example], query: Example, protocol: Protocol) -> Prompt:
@@ -77,12 +89,17 @@ def write_prompt(task: Task, demonstrations: Sequence[Example], query: Example, 
     return Prompt(text, tuple(spans), tuple(example.label for example in demonstrations), query.label)
 
 
-def training_prompts(data: TaskData, nd: int, k: int, seed: int, protocol: Protocol = "consistent") -> list[Prompt]:
-    """nd prompts, each of k demonstrations and a query drawn without repetition from the training pool."""
-    data.check(k)
+def training_prompts(
+    data: TaskData, nd: int, k: int, seed: int, protocol: Protocol = "consistent", queries: int = 1
+) -> list[Prompt]:
+    """nd prompts, each of k demonstrations and a query drawn without repetition from the training pool.
+
+    With `queries` > 1, every `queries` prompts that follow each other have the same demonstrations.
+    """
+    data.check(k, queries)
     generator = random.Random(seed)
-    draws = (generator.sample(data.train, k + 1) for _ in range(nd))
-    return [write_prompt(data.task, draw[:k], draw[k], protocol) for draw in draws]
+    draws = (generator.sample(data.train, k + queries) for _ in range(nd // queries))
+    return [write_prompt(data.task, draw[:k], query, protocol) for draw in draws for query in draw[k:]]
 
 
 def evaluation_prompts(data: TaskData, count: int, k: int, protocol: Protocol = "consistent") -> list[Prompt]:
@@ -204,46 +221,109 @@ def _refuse_shared_tokens(task: Task, tokens: Sequence[int]) -> None:
             )
 
 
-def collate(prompts: Sequence[EncodedPrompt]) -> dict[str, Tensor]:
-    """The fields of a `Batch`, as a dict because that is what `Trainer` moves between devices."""
-    B, S = len(prompts), max(len(prompt.input_ids) for prompt in prompts)
+def collate(prompts: Sequence[EncodedPrompt], queries: int = 1) -> dict[str, Tensor]:
+    """The fields of a `Batch`, as a dict because that is what `Trainer` moves between devices.
+
+    With `queries` > 1, every `queries` prompts that follow each other are packed into one sequence; their number has to be
+    a multiple of it.
+    """
+    if len(prompts) % queries:
+        raise ValueError(f"{len(prompts)} prompts cannot be packed by {queries}")
+    packs = [pack(prompts[start : start + queries]) for start in range(0, len(prompts), queries)]
+    B, S, P = len(packs), max(len(each.input_ids) for each in packs), len(prompts)
     K = max(len(prompt.label_positions) for prompt in prompts)
-    input_ids = torch.zeros(B, S, dtype=torch.long)  # causal: what stands after the query position is never seen
-    positions = torch.zeros(B, K, dtype=torch.long)
-    correct = torch.zeros(B, K, dtype=torch.bool)
-    wrong = torch.zeros(B, K, dtype=torch.bool)
-    for b, prompt in enumerate(prompts):
-        k = len(prompt.label_positions)
-        input_ids[b, : len(prompt.input_ids)] = torch.tensor(prompt.input_ids)
-        positions[b, :k] = torch.tensor(prompt.label_positions, dtype=torch.long)
-        is_right = torch.tensor([label == prompt.target for label in prompt.label_classes], dtype=torch.bool)
-        correct[b, :k], wrong[b, :k] = is_right, ~is_right
-    query_positions = torch.tensor([len(prompt.input_ids) - 1 for prompt in prompts])
-    answers = torch.tensor([prompt.answer for prompt in prompts])
-    values = (input_ids, query_positions, positions, correct, wrong, answers)
-    return {field.name: value for field, value in zip(fields(Batch), values, strict=True)}
+    input_ids = torch.zeros(B, S, dtype=torch.long)  # what stands after a query position is never seen from there
+    position_ids = torch.zeros(B, S, dtype=torch.long)
+    branch_ends = torch.full((B, S), S)
+    positions = torch.zeros(P, K, dtype=torch.long)
+    correct = torch.zeros(P, K, dtype=torch.bool)
+    wrong = torch.zeros(P, K, dtype=torch.bool)
+    query_positions = torch.zeros(P, dtype=torch.long)
+    for b, each in enumerate(packs):
+        n = len(each.input_ids)
+        input_ids[b, :n] = torch.tensor(each.input_ids)
+        position_ids[b, :n] = torch.tensor(each.position_ids)
+        branch_ends[b, :n] = torch.tensor(each.branch_ends)
+        for p, places in enumerate(each.places, start=b * queries):
+            prompt = prompts[p]
+            k = len(prompt.label_positions)
+            query_positions[p] = places[-1]
+            positions[p, :k] = torch.tensor([places[at] for at in prompt.label_positions], dtype=torch.long)
+            is_right = torch.tensor([label == prompt.target for label in prompt.label_classes], dtype=torch.bool)
+            correct[p, :k], wrong[p, :k] = is_right, ~is_right
+    batch = {
+        "input_ids": input_ids,
+        "query_positions": query_positions,
+        "label_positions": positions,
+        "correct": correct,
+        "wrong": wrong,
+        "lengths": torch.tensor([len(prompt.input_ids) for prompt in prompts]),
+        "answers": torch.tensor([prompt.answer for prompt in prompts]),
+    }
+    return batch if queries == 1 else {**batch, "position_ids": position_ids, "branch_ends": branch_ends}
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Prompts in one sequence: their tokens as a tree, written depth first."""
+
+    input_ids: tuple[int, ...]
+    position_ids: tuple[int, ...]  # depth in the tree: the token's place in every prompt that holds it
+    branch_ends: tuple[int, ...]  # token j is an ancestor of token i, or i itself, if j <= i < branch_ends[j]
+    places: tuple[tuple[int, ...], ...]  # for each prompt, where its tokens stand
+
+
+def pack(prompts: Sequence[EncodedPrompt]) -> Pack:
+    """Write prompts into one sequence in which every common beginning stands once."""
+    ids: list[int] = []
+    depths: list[int] = []
+    ends: list[int] = []
+    path: list[int] = []  # places of the last prompt's tokens
+    places: list[tuple[int, ...]] = [()] * len(prompts)
+    for number in sorted(range(len(prompts)), key=lambda i: prompts[i].input_ids):
+        tokens = prompts[number].input_ids
+        same = 0
+        while same < min(len(path), len(tokens)) and ids[path[same]] == tokens[same]:
+            same += 1
+        for place in path[same:]:
+            ends[place] = len(ids)
+        del path[same:]
+        for token in tokens[same:]:
+            path.append(len(ids))
+            depths.append(len(path) - 1)
+            ends.append(0)
+            ids.append(token)
+        places[number] = tuple(path)
+    for place in path:
+        ends[place] = len(ids)
+    return Pack(tuple(ids), tuple(depths), tuple(ends), tuple(places))
 
 
 class PseudoBatchSampler(torch.utils.data.Sampler[int]):
     """Shuffled prompts, cut into pseudo-batches of `size`, each sorted by length so that micro-batches pad little.
 
     The order depends on (seed, epoch) only, which is what makes a resumed run repeat it. What does not fill a
-    pseudo-batch is left out of that epoch.
+    pseudo-batch is left out of that epoch. Every `queries` prompts that follow each other stay together.
     """
 
-    def __init__(self, lengths: Sequence[int], size: int, seed: int) -> None:
+    def __init__(self, lengths: Sequence[int], size: int, seed: int, queries: int = 1) -> None:
         if len(lengths) < size:
             raise AbftError(f"{len(lengths)} training prompts do not fill one pseudo-batch of {size}; use a smaller nb")
-        self.lengths, self.size, self.seed, self.epoch = lengths, size, seed, 0
+        if size % queries or len(lengths) % queries:
+            raise AbftError(f"{len(lengths)} prompts in pseudo-batches of {size} cannot be packed by {queries}")
+        self.lengths = [max(lengths[start : start + queries]) for start in range(0, len(lengths), queries)]
+        self.size, self.seed, self.queries, self.epoch = size, seed, queries, 0
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return len(self.lengths) // self.size * self.size
+        return len(self.lengths) * self.queries // self.size * self.size
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed + 1_000_003 * self.epoch)
         order = torch.randperm(len(self.lengths), generator=generator).tolist()
-        for start in range(0, len(self), self.size):
-            yield from sorted(order[start : start + self.size], key=lambda i: self.lengths[i])
+        step = self.size // self.queries
+        for start in range(0, len(self) // self.queries, step):
+            for group in sorted(order[start : start + step], key=lambda i: self.lengths[i]):
+                yield from range(group * self.queries, (group + 1) * self.queries)

@@ -78,7 +78,7 @@ def train(config: RunConfig, output: str | Path, *, overwrite: bool = False, res
     elif not (overwrite and (output / CONFIG).is_file()):
         refuse_occupied(output)
     data = load_run_data(config)
-    data.check(config.k)
+    data.check(config.k, config.queries)
     model, tokenizer = load_run_model(config)
     words, prompts = encoded_tests(config, data, model, tokenizer)
     trainer = make_trainer(config, output, model, tokenizer, data)
@@ -175,6 +175,7 @@ def make_trainer(
         disable_tqdm=True,
         k=config.k,
         nd=config.nd,
+        queries=config.queries,
         protocol=config.protocol,
         objective=config.objective,
         lora_targets=config.lora_targets,

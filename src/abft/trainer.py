@@ -21,7 +21,7 @@ from transformers.trainer_callback import ExportableState, TrainerState
 from transformers.trainer_utils import TrainOutput
 
 from abft import weights
-from abft.attention import Implementation, causal_lm, decoder, row_attention, supported_implementation
+from abft.attention import Implementation, can_pack, causal_lm, decoder, row_attention, supported_implementation
 from abft.card import model_card, trained_weights
 from abft.config import refuse_bad_quantities
 from abft.data import TaskData
@@ -68,6 +68,7 @@ class ABFTConfig(TrainingArguments):
 
     k: int = field(default=4, metadata={"help": "demonstrations in a training prompt"})
     nd: int = field(default=512, metadata={"help": "training prompts"})
+    queries: int = field(default=1, metadata={"help": "queries behind one set of demonstrations, which is then read once"})
     protocol: Protocol = field(default="consistent", metadata={"help": "how prompts end: consistent or staicc"})
     objective: Literal["abft", "e2e"] = field(
         default="abft", metadata={"help": "abft, or e2e: cross-entropy of the label word"}
@@ -86,9 +87,13 @@ class ABFTConfig(TrainingArguments):
     def __post_init__(self) -> None:
         super().__post_init__()
         refuse_bad_quantities(self.A0, self.B0, self.Cp, self.Ci, self.Cd, self.learning_rate, self.threshold)
-        for name in ("k", "nd", "gradient_accumulation_steps", "per_device_train_batch_size"):
+        for name in ("k", "nd", "queries", "gradient_accumulation_steps", "per_device_train_batch_size"):
             if getattr(self, name) < 1:
                 raise AbftError(f"{name} = {getattr(self, name)}: expected at least 1")
+        if self.nd % self.queries or self.per_device_train_batch_size % self.queries:
+            raise AbftError(
+                f"queries = {self.queries} has to divide nd = {self.nd} and the batch size {self.per_device_train_batch_size}"
+            )
         if self.weight_decay:
             raise AbftError(f"weight_decay = {self.weight_decay}: it would move W_V in fused weights too; use 0")
         if self.activation_checkpointing:
@@ -169,11 +174,12 @@ class ABFTTrainer(Trainer):
         self.task_name = train_dataset.task.name if isinstance(train_dataset, TaskData) else None
         if isinstance(train_dataset, TaskData):
             words = label_tokens(processing_class, train_dataset.task, args.protocol)
-            prompts = training_prompts(train_dataset, args.nd, args.k, args.seed, args.protocol)
+            prompts = training_prompts(train_dataset, args.nd, args.k, args.seed, args.protocol, args.queries)
             train_dataset = with_answers(encode(processing_class, prompts, args.protocol, context_length(model)), words)
         if not train_dataset:
             raise AbftError("train_dataset: expected a TaskData or encoded prompts, got nothing")
         self.implementation = supported_implementation(model)
+        packed = args.queries > 1 and can_pack(model, self.implementation)  # else the same prompts one by one: slower
         set_seed(args.seed)  # LoRA's initial weights
         model = _select_weights(model, args, peft_config)
         _refuse_sharding(model, args)
@@ -186,7 +192,7 @@ class ABFTTrainer(Trainer):
         super().__init__(
             model=model,
             args=args,
-            data_collator=collate,
+            data_collator=functools.partial(collate, queries=args.queries if packed else 1),
             train_dataset=train_dataset,
             processing_class=processing_class,
             callbacks=[_Step(self), *(callbacks or [])],
@@ -257,7 +263,7 @@ class ABFTTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> PseudoBatchSampler:
         lengths = [len(prompt.input_ids) for prompt in train_dataset or self.train_dataset]
-        return PseudoBatchSampler(lengths, self.args.nb, self.args.seed)
+        return PseudoBatchSampler(lengths, self.args.nb, self.args.seed, self.args.queries)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """A stock PEFT adapter, or only the changed tensors; never the whole model."""
