@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from abft.attention import can_pack, decoder, row_attention, supported_implementation
+from abft.attention import can_pack, decoder, row_attention
 from abft.errors import AbftError
 from abft.objective import ABFTObjective, E2EObjective
 from abft.pid import PIDController
@@ -50,7 +50,7 @@ def test_loss_and_gradients_equal_those_of_plain_prompts(prompts, family, kind):
 @pytest.mark.parametrize("family", sorted(FAMILIES) + sorted(LEGACY))
 def test_only_families_that_pack_are_packed(family):
     model = tiny_model(family)
-    assert can_pack(model, supported_implementation(model)) == (family in PACKING)
+    assert can_pack(model) == (family in PACKING)
 
 
 def test_a_pack_is_the_tree_of_its_prompts(prompts):

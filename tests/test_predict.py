@@ -12,6 +12,7 @@ from abft.metrics import accuracy, macro_f1
 from abft.predict import common_prefix, evaluate, label_probabilities, perplexity
 from abft.predictor import Predictor
 from abft.prompts import Prompt, encode, evaluation_prompts, label_tokens, training_prompts, write_prompt
+from abft.tasks import Example
 from tiny import FAMILIES, LEGACY, tiny_model
 
 
@@ -28,6 +29,15 @@ def full_model_probabilities(model, prompts, words):
             logits = model(torch.tensor([prompt.input_ids])).logits[0, -1, words]
         rows.append(torch.softmax(logits.double(), -1).numpy())
     return np.stack(rows)
+
+
+def count_tokens(model):
+    """A list that gets the number of token ids of every later call of the decoder."""
+    counts = []
+    model.get_decoder().register_forward_pre_hook(
+        lambda module, args, kwargs: counts.append((args[0] if args else kwargs["input_ids"]).numel()), with_kwargs=True
+    )
+    return counts
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, "cohere", "granite", *LEGACY])
@@ -53,12 +63,10 @@ def test_shared_demonstrations_give_the_same(family, bpe, review_data):
     encoded = encode(bpe, written)
     assert common_prefix(encoded) > 40
     expected = full_model_probabilities(model, encoded, words)
-    calls = []
-    model.get_decoder().register_forward_pre_hook(
-        lambda module, args, kwargs: calls.append((args[0] if args else kwargs["input_ids"]).shape[1]), with_kwargs=True
-    )
+    calls = count_tokens(model)
     measured = label_probabilities(model, encoded, words, batch_size=4)
-    assert (max(calls[-3:]) < 30) == (family != "mistral")  # a sliding window's cache is not shared
+    everything = sum(len(prompt.input_ids) for prompt in encoded)
+    assert (sum(calls) < everything / 2) == (family != "mistral")  # a sliding window's cache is not shared
     np.testing.assert_allclose(measured, expected, atol=2e-5)
 
 
@@ -121,6 +129,27 @@ def test_predictor_returns_labels_and_probabilities(bpe, review_data):
         assert set(probabilities) == {"negative", "positive"}  # labels of the data, not words of the prompt
         assert label == max(probabilities, key=probabilities.get)
         assert sum(probabilities.values()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
+@pytest.mark.parametrize("implementation", [None, "eager"])
+def test_kept_demonstrations_change_no_probability(bpe, review_data, family, implementation):
+    model = tiny_model(family)
+    if implementation:
+        model.set_attn_implementation(implementation)
+    task, demonstrations = review_data.task, review_data.demonstrations[:4]
+    predictor = Predictor(model, bpe, task, demonstrations)
+    words = label_tokens(bpe, task)
+    tokens = count_tokens(model)
+    for texts in (["good and great"], ["good", "good and bad", "good"], ["x"]):
+        tokens.clear()
+        results = predictor.predict(texts)
+        prompts = encode(bpe, [write_prompt(task, demonstrations, Example(text, 0), "consistent") for text in texts])
+        ran = sum(tokens)
+        measured = [[probabilities[label] for label in task.labels] for _, probabilities in results]
+        np.testing.assert_allclose(measured, full_model_probabilities(model, prompts, words), atol=1e-5)
+    assert (ran < 16) == (family != "gemma2")  # the third call ran the query's tokens only
+    assert predictor.predict([]) == []
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])

@@ -98,7 +98,7 @@ def test_shared_demonstrations_train_as_the_same_prompts_one_by_one(tmp_path, re
     packed = run(tmp_path / "a", review_data, bpe, queries=2)
     assert packed.get_train_dataloader().dataset is packed.train_dataset
     assert "branch_ends" in next(iter(packed.get_train_dataloader()))
-    monkeypatch.setattr("abft.trainer.can_pack", lambda model, implementation: False)
+    monkeypatch.setattr("abft.trainer.can_pack", lambda model: False)
     plain = run(tmp_path / "b", review_data, bpe, queries=2)
     assert "branch_ends" not in next(iter(plain.get_train_dataloader()))
     for a, b in zip(logs(packed), logs(plain), strict=True):

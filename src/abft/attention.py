@@ -7,7 +7,7 @@ the softmax rows of the asked query positions, which transformers collects into 
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -272,49 +272,56 @@ def attends_to_everything(model: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def can_pack(model: nn.Module, implementation: Implementation) -> bool:
+def can_pack(model: nn.Module) -> bool:
     """Whether packed prompts (`abft.prompts.pack`) give the rows and hidden states of plain ones; a few tokens tell.
 
-    Families with sliding windows, recurrent layers or positions of their own (ALiBi) do not.
+    Families with sliding windows, recurrent layers, positions of their own (ALiBi) or without transformers' attention
+    interface do not.
     """
-    if implementation != IMPLEMENTATION or not attends_to_everything(model):
+    if not attends_to_everything(model):
         return False
     inner = decoder(model)
     device = next(inner.parameters()).device
-    trunk, branches, tips = 5, 2, 3
-    ids = torch.arange(3, 3 + trunk + branches * tips, device=device)
-    ids = ids.remainder(causal_lm(model).config.get_text_config().vocab_size)
-    depths = torch.tensor([*range(trunk), *([*range(trunk, trunk + tips)] * branches)], device=device)
-    ends = torch.tensor([trunk + branches * tips] * trunk + [trunk + tips] * tips + [trunk + 2 * tips] * tips, device=device)
-    positions = torch.tensor([trunk + tips - 1, trunk + 2 * tips - 1], device=device)
-    plain_ids = torch.stack([ids[: trunk + tips], torch.cat([ids[:trunk], ids[trunk + tips :]])])
+    trunk, tip = 5, 3  # two prompts: five tokens that they share, three of their own each
+    n, whole = trunk + tip, trunk + 2 * tip
+    ids = torch.arange(3, 3 + whole, device=device).remainder(causal_lm(model).config.get_text_config().vocab_size)
+    own = torch.tensor([[*range(n)], [*range(trunk), *range(n, whole)]], device=device)  # where each prompt's tokens stand
+    depths = torch.tensor([[*range(n), *range(trunk, n)]], device=device)
+    ends = torch.tensor([[*[whole] * trunk, *[n] * tip, *[whole] * tip]], device=device)
     was_training = model.training
     model.eval()
     try:
         with row_attention(model):
-            plain_rows, plain = read_rows(inner, plain_ids, torch.full((2,), trunk + tips - 1, device=device))
-            extra = {"position_ids": depths[None], "attention_mask": branch_mask(ends[None])}
-            packed_rows, packed = read_rows(inner, ids[None], positions, **extra)
-    except (TypeError, ValueError, IndexError):  # families that take no positions or no such mask
+            plain = _interface_output(inner, ids[own], torch.full((2, 1), n - 1, device=device))
+            packed = _interface_output(
+                inner, ids[None], own[None, :, -1], position_ids=depths, attention_mask=branch_mask(ends)
+            )
+    except (TypeError, ValueError, IndexError):  # takes no row positions, no position ids, or no such mask
         return False
     finally:
         model.train(was_training)
-    tolerance = 1e-3 if plain.dtype == torch.float32 else 5e-2
-    scale = max(1.0, plain.abs().max().item())
-    same = (packed[0, positions] - plain[:, -1]).abs().max() <= tolerance * scale
-    own = [
-        torch.stack([rows[0, :, : trunk + tips], rows[1][:, [*range(trunk), *range(trunk + tips, len(ids))]]])
-        for rows in packed_rows
-    ]
-    return bool(same) and all(bool((a - b).abs().max() <= tolerance) for a, b in zip(own, plain_rows, strict=True))
+    rows = [each for each in plain.get("attentions") or () if each is not None]
+    packed_rows = [each for each in packed.get("attentions") or () if each is not None]
+    if not rows or any(each.shape[2:] != (1, n) for each in rows):
+        return False
+    tolerance = 1e-3 if plain[0].dtype == torch.float32 else 5e-2
+    same = (packed[0][0, own[:, -1]] - plain[0][:, -1]).abs().max() <= tolerance * max(1.0, plain[0].abs().max().item())
+    for plain_BH1S, packed_BHQS in zip(rows, packed_rows, strict=True):
+        for prompt, places in enumerate(own):
+            same &= (packed_BHQS[0, :, prompt][:, places] - plain_BH1S[prompt, :, 0]).abs().max() <= tolerance
+    return bool(same)
+
+
+def _interface_output(inner: nn.Module, ids: Tensor, row_positions_BQ: Tensor, **inputs: object) -> Any:
+    """What a model returns under our function. Raises TypeError where a legacy family refuses the extra keyword."""
+    return inner(
+        input_ids=ids, output_attentions=True, use_cache=False, return_dict=True, row_positions=row_positions_BQ, **inputs
+    )
 
 
 def _interface_attentions(inner: nn.Module, ids: Tensor, positions: Tensor) -> tuple[Tensor | None, ...]:
     """What a model returns as attentions under our function; nothing where it refuses the extra keyword."""
     try:
-        output = inner(
-            input_ids=ids, output_attentions=True, use_cache=False, return_dict=True, row_positions=positions[:, None]
-        )
-    except TypeError:  # legacy families without **kwargs
+        return _interface_output(inner, ids, positions[:, None]).get("attentions") or ()
+    except TypeError:
         return ()
-    return output.get("attentions") or ()

@@ -1,8 +1,9 @@
 """Label probabilities for encoded prompts, with head statistics from the same forward pass.
 
-Only the label words' logits at the query position are computed; demonstrations that all prompts share are run once.
+Only the label words' logits at the query position are computed; what all prompts begin with alike is run once.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,11 +14,11 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from abft.attention import IMPLEMENTATION, Implementation, attends_to_everything, causal_lm, decoder, read_rows, row_attention
+from abft.attention import IMPLEMENTATION, Implementation, branch_mask, can_pack, causal_lm, decoder, read_rows, row_attention
 from abft.errors import AbftError
 from abft.logits import at_positions, check_output_logits, output_logits
 from abft.objective import head_statistics
-from abft.prompts import Batch, EncodedPrompt, collate
+from abft.prompts import Batch, EncodedPrompt, collate, pack
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -78,7 +79,8 @@ def evaluate(
         for indices in bucketed(prompts, batch_size):
             batch = Batch(**{n: t.to(device) for n, t in collate([prompts[i] for i in indices]).items()})
             rows, hidden = read_rows(inner, batch.input_ids, batch.query_positions, implementation, **extra)
-            probabilities[indices] = _scores(whole, hidden, batch.query_positions, label_tokens)
+            logits = output_logits(whole, at_positions(hidden, batch.query_positions), label_tokens)
+            probabilities[indices] = _probabilities(logits)
             heads = head_statistics(rows, batch, fixed_threshold)
             sums = [t.cpu().double().sum(1) for t in (heads.induction, heads.right, heads.wrong)]
             totals = sums if totals is None else [a + b for a, b in zip(totals, sums, strict=True)]
@@ -88,7 +90,91 @@ def evaluate(
     return probabilities, HeadReport(*(total.numpy() / len(prompts) for total in totals))
 
 
-@torch.no_grad()
+class LabelScorer:
+    """Label probabilities of prompts, with stock attention, on one model. Changes `model` to eval mode.
+
+    What prompts begin with alike, the demonstrations above all, is run once. Its keys and values are kept until prompts come
+    that begin otherwise, and the rests of a batch follow them packed in one sequence.
+
+    Args:
+        model: a causal LM; it must not change while its scorer is in use.
+        label_tokens: the token of every class.
+    """
+
+    def __init__(self, model: PreTrainedModel, label_tokens: Sequence[int]) -> None:
+        model.eval()
+        self.model, self.label_tokens = model, list(label_tokens)
+        self.inner, self.whole = decoder(model), causal_lm(model)
+        check_output_logits(self.whole, self.inner)
+        self.packs = can_pack(model)
+        self.device = next(self.inner.parameters()).device
+        self._kept: tuple[int, ...] = ()
+        self._keys_values: list[tuple[Tensor, Tensor]] = []  # of `_kept`, for every layer, each (1, Hkv, len, D)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompts: Sequence[EncodedPrompt],
+        *,
+        shared: int | None = None,
+        batch_size: int = 16,
+        progress: Callable[[int], object] | None = None,
+    ) -> np.ndarray:
+        """Label probabilities (N, C) float64.
+
+        `shared`: keep no more than so many tokens, because later prompts will share no more; default: all that these prompts
+        begin with alike. `progress` is called with the number of prompts done by each batch.
+        """
+        if shared is None and len(prompts) < 2:
+            shared = 0
+        shared = common_prefix(prompts) if shared is None else min(shared, common_prefix(prompts))
+        if not self.packs or shared < MIN_SHARED_TOKENS:
+            shared = 0
+        else:
+            self._keep(prompts[0].input_ids[:shared])
+        probabilities = np.zeros((len(prompts), len(self.label_tokens)))
+        for indices in bucketed(prompts, batch_size):
+            batch = [prompts[i] for i in indices]
+            hidden_BD = self._after_shared(batch) if shared else self._alone(batch)
+            logits = output_logits(self.whole, hidden_BD, self.label_tokens)
+            probabilities[indices] = _probabilities(logits)
+            if progress:
+                progress(len(indices))
+        return probabilities
+
+    def _alone(self, prompts: Sequence[EncodedPrompt]) -> Tensor:
+        """Hidden states of the query positions, (B, D), of right-padded prompts."""
+        batch = collate(prompts)
+        hidden = self.inner(input_ids=batch["input_ids"].to(self.device), use_cache=False)[0]
+        return at_positions(hidden, batch["query_positions"])
+
+    def _after_shared(self, prompts: Sequence[EncodedPrompt]) -> Tensor:
+        """The same, of prompts that begin with what is kept."""
+        start = len(self._kept)
+        rests = pack([dataclasses.replace(p, input_ids=p.input_ids[start:], label_positions=()) for p in prompts])
+        own = branch_mask(torch.tensor([rests.branch_ends], device=self.device))
+        mask = torch.cat([own.new_ones(1, 1, own.shape[2], start), own], dim=-1)
+        cache = DynamicCache()
+        for layer, (keys, values) in enumerate(self._keys_values):
+            cache.update(keys, values, layer)
+        with row_attention(self.model):  # SDPA, whatever attention the model was loaded with: eager wants another mask
+            hidden = self.inner(
+                input_ids=torch.tensor([rests.input_ids], device=self.device),
+                position_ids=torch.tensor([rests.position_ids], device=self.device) + start,
+                attention_mask=mask,
+                past_key_values=cache,
+                use_cache=True,
+            )[0]
+        return hidden[0, [places[-1] for places in rests.places]]
+
+    def _keep(self, ids: tuple[int, ...]) -> None:
+        if ids != self._kept:
+            inputs = torch.tensor([ids], device=self.device)
+            cache = self.inner(input_ids=inputs, use_cache=True, past_key_values=DynamicCache()).past_key_values
+            self._keys_values = [(layer.keys, layer.values) for layer in cache.layers]
+            self._kept = ids
+
+
 def label_probabilities(
     model: PreTrainedModel,
     prompts: Sequence[EncodedPrompt],
@@ -97,35 +183,8 @@ def label_probabilities(
     batch_size: int = 16,
     progress: Callable[[int], object] | None = None,
 ) -> np.ndarray:
-    """Label probabilities (N, C) float64, with stock attention. Changes `model` to eval mode.
-
-    The longest common beginning of all prompts (the demonstrations, when they are shared) is run once and its
-    key-value cache reused.
-    """
-    model.eval()
-    inner, whole = decoder(model), causal_lm(model)
-    check_output_logits(whole, inner)
-    device = next(inner.parameters()).device
-    shared = common_prefix(prompts) if len(prompts) > 1 else 0
-    prefix_cache = None
-    if shared >= MIN_SHARED_TOKENS and attends_to_everything(model):
-        prefix = torch.tensor([prompts[0].input_ids[:shared]], device=device)
-        prefix_cache = inner(input_ids=prefix, use_cache=True, past_key_values=DynamicCache()).past_key_values
-    else:
-        shared = 0
-    probabilities = np.zeros((len(prompts), len(label_tokens)))
-    for indices in bucketed(prompts, batch_size):
-        tails = [prompts[i].input_ids[shared:] for i in indices]
-        lengths = torch.tensor([len(tail) for tail in tails], device=device)
-        ids = torch.zeros(len(tails), int(lengths.max()), dtype=torch.long, device=device)
-        for b, tail in enumerate(tails):
-            ids[b, : len(tail)] = torch.tensor(tail, device=device)
-        cache = _repeated(prefix_cache, len(tails)) if prefix_cache is not None else None
-        hidden = inner(input_ids=ids, past_key_values=cache, use_cache=cache is not None)[0]
-        probabilities[indices] = _scores(whole, hidden, lengths - 1, label_tokens)
-        if progress:
-            progress(len(indices))
-    return probabilities
+    """Label probabilities (N, C) float64, with stock attention, once: see `LabelScorer`. Changes `model` to eval mode."""
+    return LabelScorer(model, label_tokens)(prompts, batch_size=batch_size, progress=progress)
 
 
 @torch.no_grad()
@@ -164,25 +223,15 @@ def perplexity(
     return math.exp(total / count)
 
 
-def _scores(whole: PreTrainedModel, hidden_BSD: Tensor, positions_B: Tensor, label_tokens: Sequence[int]) -> np.ndarray:
-    """Label probabilities (B, C) at one position of each prompt."""
-    logits = output_logits(whole, at_positions(hidden_BSD, positions_B), label_tokens)
-    return logits.cpu().double().softmax(-1).numpy()
+def _probabilities(logits_BC: Tensor) -> np.ndarray:
+    return logits_BC.cpu().double().softmax(-1).numpy()
 
 
 def common_prefix(prompts: Sequence[EncodedPrompt]) -> int:
     """Tokens with which all prompts begin, at most one less than the shortest prompt."""
     first, last = min(p.input_ids for p in prompts), max(p.input_ids for p in prompts)
-    limit = min(len(p.input_ids) for p in prompts) - 1
+    limit = min(len(p.input_ids) for p in prompts) - 1  # the query position itself is always run
     same = 0
     while same < limit and first[same] == last[same]:
         same += 1
     return same
-
-
-def _repeated(cache: DynamicCache, times: int) -> DynamicCache:
-    copies = [(layer.keys.repeat(times, 1, 1, 1), layer.values.repeat(times, 1, 1, 1)) for layer in cache.layers]
-    repeated = DynamicCache()
-    for index, (keys, values) in enumerate(copies):
-        repeated.update(keys, values, index)
-    return repeated

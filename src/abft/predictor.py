@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from abft.folder import read_config, read_task, refuse_unfinished
 from abft.models import context_length
-from abft.predict import label_probabilities
+from abft.predict import LabelScorer
 from abft.prompts import encode, label_tokens, write_prompt
 from abft.run import load_run_model
 from abft.tasks import Example, Protocol, Task
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Predictor:
-    """Classifies texts with one set of demonstrations, whose key-value cache all texts share.
+    """Classifies texts with one set of demonstrations, which is run once; its keys and values are kept for all later texts.
 
     Args:
         model, tokenizer: the model with its trained weights, and its fast tokenizer.
@@ -37,7 +37,7 @@ class Predictor:
     ) -> None:
         self.model, self.tokenizer, self.task = model, tokenizer, task
         self.demonstrations, self.protocol = list(demonstrations), protocol
-        self.words = label_tokens(tokenizer, task, protocol)
+        self.score = LabelScorer(model, label_tokens(tokenizer, task, protocol))
 
     @classmethod
     def from_run(cls, run: str | Path, *, trust_remote_code: bool = False) -> "Predictor":
@@ -53,7 +53,10 @@ class Predictor:
     def predict(self, texts: Sequence[str], batch_size: int = 16) -> list[tuple[str, dict[str, float]]]:
         """The label of each text, and the probability of every label (they sum to 1)."""
         written = [write_prompt(self.task, self.demonstrations, Example(text, 0), self.protocol) for text in texts]
+        if not written:
+            return []
         prompts = encode(self.tokenizer, written, self.protocol, context_length(self.model))
-        probabilities = label_probabilities(self.model, prompts, self.words, batch_size=batch_size)
+        shared = max(prompts[0].label_positions, default=-1) + 1  # through the last demonstration's label
+        probabilities = self.score(prompts, shared=shared, batch_size=batch_size)
         labels = self.task.labels
         return [(labels[row.argmax()], dict(zip(labels, row.tolist(), strict=True))) for row in probabilities]

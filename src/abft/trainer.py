@@ -21,7 +21,7 @@ from transformers.trainer_callback import ExportableState, TrainerState
 from transformers.trainer_utils import TrainOutput
 
 from abft import weights
-from abft.attention import Implementation, can_pack, causal_lm, decoder, row_attention, supported_implementation
+from abft.attention import IMPLEMENTATION, Implementation, can_pack, causal_lm, decoder, row_attention, supported_implementation
 from abft.card import model_card, trained_weights
 from abft.config import refuse_bad_quantities
 from abft.data import TaskData
@@ -179,7 +179,9 @@ class ABFTTrainer(Trainer):
         if not train_dataset:
             raise AbftError("train_dataset: expected a TaskData or encoded prompts, got nothing")
         self.implementation = supported_implementation(model)
-        packed = args.queries > 1 and can_pack(model, self.implementation)  # else the same prompts one by one: slower
+        packed = (
+            args.queries > 1 and self.implementation == IMPLEMENTATION and can_pack(model)
+        )  # else the same prompts one by one: slower
         set_seed(args.seed)  # LoRA's initial weights
         model = _select_weights(model, args, peft_config)
         _refuse_sharding(model, args)
