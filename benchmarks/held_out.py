@@ -1,0 +1,67 @@
+"""Train on a part of a task's training pool and measure on the rest: what choices may be made on.
+
+Neither the demonstrations nor the test queries of the benchmark are touched.
+"""
+
+import json
+import tempfile
+import time
+from dataclasses import replace
+
+from transformers import TrainerCallback
+
+from abft import ABFTConfig, ABFTTrainer, encode, evaluate, evaluation_prompts, label_tokens, load_model, load_task
+from abft.metrics import accuracy
+
+TRAIN, DEMONSTRATIONS = 0.75, 0.125  # shares of the pool: for training prompts, for demonstrations of validation prompts
+
+
+class _Validate(TrainerCallback):
+    """Accuracy and heads on the held-out prompts every few steps, and the seconds trained until then."""
+
+    def __init__(self, score, every):
+        self.score, self.every, self.scores = score, every, {}
+        self.seconds, self.started = 0.0, 0.0
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.started = time.perf_counter()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.seconds += time.perf_counter() - self.started
+        if state.global_step % self.every == 0:
+            self.scores[state.global_step] = {**self.score(), "seconds": self.seconds}
+            print(state.global_step, json.dumps(self.scores[state.global_step]), flush=True)
+
+
+def split(data):
+    """The training pool as training examples, demonstrations and test queries."""
+    pool = data.train
+    a, b = int(TRAIN * len(pool)), int((TRAIN + DEMONSTRATIONS) * len(pool))
+    return replace(data, train=pool[:a], demonstrations=pool[a:b], test=pool[b:])
+
+
+def train_and_validate(model_name, task, settings, *, every, prompts, objective=None):
+    """Train with `settings` (of `ABFTConfig`) and return the validation before and during it, and the training log.
+
+    `objective`, if given, makes an objective of a model, instead of the one that the settings name.
+    """
+    data = split(load_task(task))
+    model, tokenizer = load_model(model_name)
+    encoded = encode(tokenizer, evaluation_prompts(data, prompts, settings.get("k", 4)))
+    targets = [prompt.target for prompt in encoded]
+    words = label_tokens(tokenizer, data.task)
+
+    def score():
+        probabilities, heads = evaluate(model, encoded, words, "abft_rows")
+        return {"accuracy": accuracy(probabilities, targets), "heads": heads.heads}
+
+    before = score()
+    validate = _Validate(score, every)
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = ABFTConfig(output_dir=folder, save_strategy="no", report_to="none", disable_tqdm=True, **settings)
+        trainer = ABFTTrainer(
+            model, arguments, data, tokenizer, callbacks=[validate], objective=objective(model) if objective else None
+        )
+        trainer.train()
+    log = [{k: v for k, v in entry.items() if k != "epoch"} for entry in trainer.state.log_history if "heads" in entry]
+    return {"settings": settings, "before": before, "validation": validate.scores, "log": log}
