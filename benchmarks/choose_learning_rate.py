@@ -1,6 +1,6 @@
 """Choose learning rate and number of steps on training data only: a part of the training pool is held out for it.
 
-    python benchmarks/choose_learning_rate.py --task SST2 --output results/learning_rate_sst2.json
+python benchmarks/choose_learning_rate.py --task SST2 --output results/learning_rate_sst2.json
 """
 
 import argparse

@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -506,6 +507,7 @@ def _quiet() -> None:
 
 def main() -> None:
     """Entry point: users' mistakes end in one line on stderr, not in a traceback."""
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # PyTorch on Linux: activations in huge pages (PERFORMANCE.md)
     try:
         app()
     except AbftError as error:
