@@ -23,7 +23,7 @@ class _Validate(TrainerCallback):
         self.score, self.every, self.scores = score, every, {}
         self.seconds, self.started = 0.0, 0.0
 
-    def on_step_begin(self, args, state, control, **kwargs):
+    def on_train_begin(self, args, state, control, **kwargs):
         self.started = time.perf_counter()
 
     def on_step_end(self, args, state, control, **kwargs):
@@ -31,6 +31,7 @@ class _Validate(TrainerCallback):
         if state.global_step % self.every == 0:
             self.scores[state.global_step] = {**self.score(), "seconds": self.seconds}
             print(state.global_step, json.dumps(self.scores[state.global_step]), flush=True)
+        self.started = time.perf_counter()
 
 
 def split(data):

@@ -8,6 +8,7 @@ seconds; no model runs. "copied" is the share of predictions that are a label of
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ def main():
         for method, title in METHODS.items():
             path = options.cells / f"{options.model}__{name}__{method}__standard__seed0.json"
             if not path.is_file():
+                print(f"no cell {path}", file=sys.stderr)
                 continue
             found = json.loads(path.read_text(encoding="utf-8"))["predictions"]["standard"]
             targets, predicted = np.array(found["targets"]), np.array(found["predicted"])

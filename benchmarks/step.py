@@ -47,7 +47,6 @@ def worker(way, model_name, tokens, batch_size, steps):
         label_positions=positions.expand(batch_size, -1),
         correct=correct,
         wrong=~correct,
-        lengths=torch.full((batch_size,), tokens),
     )
     # A low threshold, so that heads pass on random tokens too and gradients flow.
     objective = ABFTObjective(PIDController(), fixed_threshold=0.001)

@@ -1,5 +1,7 @@
 """Packed prompts against the same prompts one by one."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -75,6 +77,36 @@ def test_prompts_that_share_nothing_or_everything(prompts):
             plain, _ = objective(decoder(model), Batch(**collate(pair)))
             packed, _ = objective(decoder(model), Batch(**collate(pair, 2)))
             assert packed.item() == pytest.approx(plain.item(), rel=1e-5)
+
+
+def test_prompts_that_begin_with_one_another(prompts):
+    """Every demonstration as a query of its own: the tree is one branch."""
+    whole = prompts[0]
+    shorter = [
+        replace(whole, input_ids=whole.input_ids[:at], label_positions=whole.label_positions[:i], label_classes=classes[:i])
+        for classes in [whole.label_classes]
+        for i, at in list(enumerate(whole.label_positions))[1:]
+    ]
+    group = [*shorter, whole]
+    assert pack(group).input_ids == whole.input_ids
+    model = tiny_model("llama")
+    objective = ABFTObjective(PIDController(), fixed_threshold=0.03)
+    with row_attention(model), torch.no_grad():
+        plain, _ = objective(decoder(model), Batch(**collate(group)))
+        packed, _ = objective(decoder(model), Batch(**collate(group, len(group))))
+    assert packed.item() == pytest.approx(plain.item(), rel=1e-5)
+
+
+def test_lengths_are_those_of_the_prompts(prompts):
+    for queries in (1, 4):
+        assert Batch(**collate(prompts, queries)).lengths.tolist() == [len(prompt.input_ids) for prompt in prompts]
+
+
+def test_eager_attention_refuses_packed_prompts(prompts):
+    model = tiny_model("llama")
+    objective = ABFTObjective(PIDController(), implementation="eager")
+    with row_attention(model, "eager"), pytest.raises(ValueError, match="packed prompts"):
+        objective(decoder(model), Batch(**collate(prompts, 4)))
 
 
 def test_queries_share_their_demonstrations_and_never_repeat(review_data):

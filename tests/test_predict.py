@@ -9,7 +9,7 @@ from abft.attention import supported_implementation
 from abft.data import load_task
 from abft.errors import AbftError
 from abft.metrics import accuracy, macro_f1
-from abft.predict import common_prefix, evaluate, label_probabilities, perplexity
+from abft.predict import LabelScorer, common_prefix, evaluate, label_probabilities, perplexity
 from abft.predictor import Predictor
 from abft.prompts import Prompt, encode, evaluation_prompts, label_tokens, training_prompts, write_prompt
 from abft.tasks import Example
@@ -150,6 +150,43 @@ def test_kept_demonstrations_change_no_probability(bpe, review_data, family, imp
         np.testing.assert_allclose(measured, full_model_probabilities(model, prompts, words), atol=1e-5)
     assert (ran < 16) == (family != "gemma2")  # the third call ran the query's tokens only
     assert predictor.predict([]) == []
+
+
+def test_demonstrations_are_run_again_after_the_weights_changed(bpe, review_data):
+    model = tiny_model("gpt2")  # has dropout, too
+    task, demonstrations = review_data.task, review_data.demonstrations[:4]
+    predictor = Predictor(model, bpe, task, demonstrations)
+    before = predictor.predict(["good and great"])
+    with torch.no_grad():
+        model.transformer.h[0].attn.c_attn.weight.mul_(0.5)
+    model.train()
+    after = predictor.predict(["good and great"])
+    assert after == Predictor(model, bpe, task, demonstrations).predict(["good and great"])
+    assert after != before
+
+
+@pytest.mark.parametrize("tokens", [1, 30])
+def test_long_rests_are_packed_in_parts(bpe, review_data, monkeypatch, tokens):
+    monkeypatch.setattr("abft.predict.PACK_TOKENS", tokens)
+    model = tiny_model("llama")
+    words = label_tokens(bpe, review_data.task)
+    queries = [Example("good " * n, 0) for n in (1, 9, 3)]
+    encoded = encode(bpe, [write_prompt(review_data.task, review_data.train[:4], q, "consistent") for q in queries])
+    counts = count_tokens(model)
+    measured = label_probabilities(model, encoded, words)
+    assert len(counts) > 5  # two probes, the demonstrations, at least two packs
+    np.testing.assert_allclose(measured, full_model_probabilities(model, encoded, words), atol=1e-5)
+    assert label_probabilities(model, [], words).shape == (0, 2)
+
+
+def test_positions_that_depend_on_length_are_read_whole(bpe, review_data):
+    rope = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0}
+    model = tiny_model("llama", rope_parameters=rope, max_position_embeddings=40)
+    words = label_tokens(bpe, review_data.task)
+    (prompt,) = encode(bpe, [write_prompt(review_data.task, review_data.train[:4], review_data.test[0], "consistent")])
+    assert len(prompt.input_ids) > 40
+    expected = full_model_probabilities(model, [prompt], words)
+    np.testing.assert_allclose(LabelScorer(model, words)([prompt], shared=35), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])

@@ -67,6 +67,7 @@ LEGACY: dict[str, dict] = {
     "gpt_neo": dict(
         vocab_size=VOCABULARY, hidden_size=32, num_layers=2, num_heads=4, attention_types=[[["global", "local"], 1]]
     ),
+    "openai-gpt": dict(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=512),
     "codegen": dict(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, rotary_dim=4, n_positions=512),
 }
 

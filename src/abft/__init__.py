@@ -16,6 +16,7 @@ _HOMES = {
     "AbftError": "errors",
     "Batch": "prompts",
     "Example": "tasks",
+    "LabelScorer": "predict",
     "PIDController": "pid",
     "Predictor": "predictor",
     "RunConfig": "config",
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
     from abft.models import four_bit, load_model
     from abft.objective import ABFTObjective
     from abft.pid import PIDController
-    from abft.predict import evaluate, label_probabilities
+    from abft.predict import LabelScorer, evaluate, label_probabilities
     from abft.predictor import Predictor
     from abft.prompts import Batch, encode, evaluation_prompts, label_tokens, training_prompts
     from abft.run import train

@@ -192,6 +192,11 @@ def read_rows(
         (hidden states (B, S, D) for a decoder, logits for a causal LM).
     """
     B, P = input_ids.shape[0], query_positions_P.shape[0]
+    mask = inputs.get("attention_mask")
+    if implementation != IMPLEMENTATION and isinstance(mask, Tensor) and mask.dim() == 4 and mask.dtype == torch.bool:
+        raise ValueError(
+            "packed prompts need the implementation 'abft_rows': eager attention would add a bool mask to its scores"
+        )
     if implementation == IMPLEMENTATION:
         inputs = {**inputs, "row_positions": query_positions_P.view(B, P // B)}
     output = module(input_ids=input_ids, output_attentions=True, use_cache=False, return_dict=True, **inputs)
@@ -271,6 +276,13 @@ def attends_to_everything(model: nn.Module) -> bool:
     return kinds == {"full_attention"} and not getattr(config, "sliding_window", None)
 
 
+def positions_depend_on_length(model: nn.Module) -> bool:
+    """Whether a longer prompt turns the keys of its beginning another way (rotary scaling "dynamic" and "longrope")."""
+    parameters = getattr(causal_lm(model).config.get_text_config(), "rope_parameters", None) or {}
+    by_layer = [value for value in parameters.values() if isinstance(value, dict)]
+    return any(each.get("rope_type") in ("dynamic", "longrope") for each in [parameters, *by_layer])
+
+
 @torch.no_grad()
 def can_pack(model: nn.Module) -> bool:
     """Whether packed prompts (`abft.prompts.pack`) give the rows and hidden states of plain ones; a few tokens tell.
@@ -280,36 +292,40 @@ def can_pack(model: nn.Module) -> bool:
     """
     if not attends_to_everything(model):
         return False
-    inner = decoder(model)
-    device = next(inner.parameters()).device
-    trunk, tip = 5, 3  # two prompts: five tokens that they share, three of their own each
-    n, whole = trunk + tip, trunk + 2 * tip
-    ids = torch.arange(3, 3 + whole, device=device).remainder(causal_lm(model).config.get_text_config().vocab_size)
-    own = torch.tensor([[*range(n)], [*range(trunk), *range(n, whole)]], device=device)  # where each prompt's tokens stand
-    depths = torch.tensor([[*range(n), *range(trunk, n)]], device=device)
-    ends = torch.tensor([[*[whole] * trunk, *[n] * tip, *[whole] * tip]], device=device)
     was_training = model.training
     model.eval()
     try:
-        with row_attention(model):
-            plain = _interface_output(inner, ids[own], torch.full((2, 1), n - 1, device=device))
-            packed = _interface_output(
-                inner, ids[None], own[None, :, -1], position_ids=depths, attention_mask=branch_mask(ends)
-            )
-    except (TypeError, ValueError, IndexError):  # takes no row positions, no position ids, or no such mask
+        return _packs_like_plain(decoder(model), causal_lm(model).config.get_text_config().vocab_size, model)
+    except Exception:  # refused keywords, masks, positions: in any way of its own, a family that does not pack
         return False
     finally:
         model.train(was_training)
-    rows = [each for each in plain.get("attentions") or () if each is not None]
-    packed_rows = [each for each in packed.get("attentions") or () if each is not None]
+
+
+def _packs_like_plain(inner: nn.Module, vocabulary: int, model: nn.Module) -> bool:
+    trunk, tip = 5, 3  # two prompts: five tokens that they share, three of their own each
+    n, whole = trunk + tip, trunk + 2 * tip
+    own = [[*range(n)], [*range(trunk), *range(n, whole)]]  # where each prompt's tokens stand
+    last = [places[-1] for places in own]
+    device = next(inner.parameters()).device
+    ids = torch.arange(3, 3 + whole, device=device).remainder(vocabulary)
+    depths = torch.tensor([[*range(n), *range(trunk, n)]], device=device)
+    ends = torch.tensor([[*[whole] * trunk, *[n] * tip, *[whole] * tip]], device=device)
+    positions = torch.tensor([last], device=device)
+    with row_attention(model):
+        plain = _interface_output(inner, torch.stack([ids[places] for places in own]), torch.full_like(positions.T, n - 1))
+        packed = _interface_output(inner, ids[None], positions, position_ids=depths, attention_mask=branch_mask(ends))
+    rows = [each for each in plain["attentions"] if each is not None]
+    packed_rows = [each for each in packed["attentions"] if each is not None]
     if not rows or any(each.shape[2:] != (1, n) for each in rows):
         return False
     tolerance = 1e-3 if plain[0].dtype == torch.float32 else 5e-2
-    same = (packed[0][0, own[:, -1]] - plain[0][:, -1]).abs().max() <= tolerance * max(1.0, plain[0].abs().max().item())
+    hidden = plain[0][:, -1]
+    differences = [(packed[0][0, last] - hidden).abs().max().item() / max(1.0, hidden.abs().max().item())]
     for plain_BH1S, packed_BHQS in zip(rows, packed_rows, strict=True):
         for prompt, places in enumerate(own):
-            same &= (packed_BHQS[0, :, prompt][:, places] - plain_BH1S[prompt, :, 0]).abs().max() <= tolerance
-    return bool(same)
+            differences.append((packed_BHQS[0, :, prompt][:, places] - plain_BH1S[prompt, :, 0]).abs().max().item())
+    return max(differences) <= tolerance
 
 
 def _interface_output(inner: nn.Module, ids: Tensor, row_positions_BQ: Tensor, **inputs: object) -> Any:

@@ -123,8 +123,9 @@ class RunConfig:
             raise AbftError(f"batch_size = {self.batch_size} does not divide the pseudo-batch nb = {self.nb}")
         if self.nd < self.nb:
             raise AbftError(f"nd = {self.nd} training prompts do not fill one pseudo-batch of nb = {self.nb}")
-        if self.nd % self.queries or min(self.batch_size, self.nb) % self.queries:
-            raise AbftError(f"queries = {self.queries} has to divide nd = {self.nd} and batch_size = {self.batch_size}")
+        for name in ("nd", "nb", "batch_size"):
+            if getattr(self, name) % self.queries:
+                raise AbftError(f"queries = {self.queries} has to divide {name} = {getattr(self, name)}")
         if self.queries > 1 and self.train_on == "others":
             raise AbftError("queries goes with train_on = 'task'; prompts of other tasks have one query each")
         if self.task is not None and self.data is not None:

@@ -65,9 +65,10 @@ class TaskData:
     def check(self, k: int, queries: int = 1) -> None:
         """Raise AbftError unless prompts of k demonstrations can be drawn from every part; training adds `queries` to them."""
         if len(self.train) < k + queries:
+            asked = "a query" if queries == 1 else f"{queries} queries"
             raise AbftError(
-                f"{self.task.name}: the training pool has {len(self.train)} examples, k = {k} demonstrations and "
-                f"{'a query' if queries == 1 else f'{queries} queries'} need {k + queries}. Give more data or a smaller k."
+                f"{self.task.name}: the training pool has {len(self.train)} examples, k = {k} demonstrations and {asked} need "
+                f"{k + queries}. Give more data{'' if queries == 1 else ', fewer queries'} or a smaller k."
             )
         if len(self.demonstrations) < k:
             raise AbftError(

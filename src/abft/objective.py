@@ -25,7 +25,10 @@ class Objective(Interface):
     """What the trainer needs of an objective."""
 
     def __call__(self, module: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss, a mean over the prompts of `batch`, and metrics that are such means too (detached scalars)."""
+        """The loss, a mean over the prompts of `batch`, and metrics that are such means too (detached scalars).
+
+        Whatever calls `module` hands it `batch.model_inputs()` too, else packed prompts see each other.
+        """
 
     def after_step(self, metrics: dict[str, float]) -> dict[str, float]:
         """Take the means over a whole pseudo-batch; return what else should be logged for that step."""

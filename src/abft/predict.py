@@ -3,8 +3,11 @@
 Only the label words' logits at the query position are computed; what all prompts begin with alike is run once.
 """
 
+import contextlib
 import dataclasses
+import functools
 import math
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -14,7 +17,17 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from abft.attention import IMPLEMENTATION, Implementation, branch_mask, can_pack, causal_lm, decoder, read_rows, row_attention
+from abft.attention import (
+    IMPLEMENTATION,
+    Implementation,
+    branch_mask,
+    can_pack,
+    causal_lm,
+    decoder,
+    positions_depend_on_length,
+    read_rows,
+    row_attention,
+)
 from abft.errors import AbftError
 from abft.logits import at_positions, check_output_logits, output_logits
 from abft.objective import head_statistics
@@ -24,6 +37,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 MIN_SHARED_TOKENS = 16  # shorter common beginnings are not worth a cache
+PACK_TOKENS = 2048  # in one packed sequence, whose mask grows with the square
 
 
 @dataclass(frozen=True)
@@ -93,11 +107,12 @@ def evaluate(
 class LabelScorer:
     """Label probabilities of prompts, with stock attention, on one model. Changes `model` to eval mode.
 
-    What prompts begin with alike, the demonstrations above all, is run once. Its keys and values are kept until prompts come
-    that begin otherwise, and the rests of a batch follow them packed in one sequence.
+    What all prompts of a call begin with alike, the demonstrations above all, is run once. Its keys and values are kept for
+    the next call, if that begins in the same way, and the rests follow them packed in one sequence. They are run again after
+    weights were trained or loaded; after switching a PEFT adapter, or writing through `.data`, call `forget()`.
 
     Args:
-        model: a causal LM; it must not change while its scorer is in use.
+        model: a causal LM.
         label_tokens: the token of every class.
     """
 
@@ -106,10 +121,18 @@ class LabelScorer:
         self.model, self.label_tokens = model, list(label_tokens)
         self.inner, self.whole = decoder(model), causal_lm(model)
         check_output_logits(self.whole, self.inner)
-        self.packs = can_pack(model)
-        self.device = next(self.inner.parameters()).device
-        self._kept: tuple[int, ...] = ()
-        self._keys_values: list[tuple[Tensor, Tensor]] = []  # of `_kept`, for every layer, each (1, Hkv, len, D)
+        self._lock = threading.Lock()
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop what is kept: the next call runs it again."""
+        self._kept: tuple[object, ...] = ()
+        self._keys_values: list[tuple[Tensor, Tensor]] = []  # of what is kept, for every layer, each (1, Hkv, len, D)
+
+    @functools.cached_property
+    def keeps(self) -> bool:
+        """Whether this model family allows to run a common beginning once."""
+        return can_pack(self.model) and not positions_depend_on_length(self.model)
 
     @torch.no_grad()
     def __call__(
@@ -123,44 +146,55 @@ class LabelScorer:
         """Label probabilities (N, C) float64.
 
         `shared`: keep no more than so many tokens, because later prompts will share no more; default: all that these prompts
-        begin with alike. `progress` is called with the number of prompts done by each batch.
+        begin with alike, and nothing of a single one. `progress` is called with the number of prompts done by each batch.
         """
-        if shared is None and len(prompts) < 2:
-            shared = 0
-        shared = common_prefix(prompts) if shared is None else min(shared, common_prefix(prompts))
-        if not self.packs or shared < MIN_SHARED_TOKENS:
-            shared = 0
-        else:
-            self._keep(prompts[0].input_ids[:shared])
         probabilities = np.zeros((len(prompts), len(self.label_tokens)))
-        for indices in bucketed(prompts, batch_size):
-            batch = [prompts[i] for i in indices]
-            hidden_BD = self._after_shared(batch) if shared else self._alone(batch)
-            logits = output_logits(self.whole, hidden_BD, self.label_tokens)
-            probabilities[indices] = _probabilities(logits)
-            if progress:
-                progress(len(indices))
+        if not prompts:
+            return probabilities
+        if shared is None:
+            shared = 0 if len(prompts) == 1 else len(prompts[0].input_ids)
+        shared = min(shared, common_prefix(prompts))
+        worth = shared >= max(MIN_SHARED_TOKENS, max(len(prompt.input_ids) for prompt in prompts) // 4)
+        with self._lock:
+            self.model.eval()
+            if keeping := worth and self.keeps:
+                self._keep(prompts[0].input_ids[:shared])
+            for indices in bucketed(prompts, batch_size):
+                batch = [prompts[i] for i in indices]
+                hidden_BD = self._after_shared(batch, shared) if keeping else self._alone(batch)
+                probabilities[indices] = _probabilities(output_logits(self.whole, hidden_BD, self.label_tokens))
+                if progress:
+                    progress(len(indices))
         return probabilities
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.inner.parameters()).device
 
     def _alone(self, prompts: Sequence[EncodedPrompt]) -> Tensor:
         """Hidden states of the query positions, (B, D), of right-padded prompts."""
         batch = collate(prompts)
-        hidden = self.inner(input_ids=batch["input_ids"].to(self.device), use_cache=False)[0]
+        hidden = self.inner(input_ids=batch["input_ids"].to(self._device), use_cache=False)[0]
         return at_positions(hidden, batch["query_positions"])
 
-    def _after_shared(self, prompts: Sequence[EncodedPrompt]) -> Tensor:
-        """The same, of prompts that begin with what is kept."""
-        start = len(self._kept)
-        rests = pack([dataclasses.replace(p, input_ids=p.input_ids[start:], label_positions=()) for p in prompts])
-        own = branch_mask(torch.tensor([rests.branch_ends], device=self.device))
+    def _after_shared(self, prompts: Sequence[EncodedPrompt], start: int) -> Tensor:
+        """The same, of prompts whose first `start` tokens are kept."""
+        rests = [dataclasses.replace(prompt, input_ids=prompt.input_ids[start:], label_positions=()) for prompt in prompts]
+        size = max(1, PACK_TOKENS // len(rests[0].input_ids))  # the longest comes first
+        return torch.cat([self._packed(rests[i : i + size], start) for i in range(0, len(rests), size)])
+
+    def _packed(self, prompts: Sequence[EncodedPrompt], start: int) -> Tensor:
+        rests = pack(prompts)
+        own = branch_mask(torch.tensor([rests.branch_ends], device=self._device))
         mask = torch.cat([own.new_ones(1, 1, own.shape[2], start), own], dim=-1)
         cache = DynamicCache()
         for layer, (keys, values) in enumerate(self._keys_values):
             cache.update(keys, values, layer)
-        with row_attention(self.model):  # SDPA, whatever attention the model was loaded with: eager wants another mask
+        stock = self.whole.config._attn_implementation == "sdpa"
+        with contextlib.nullcontext() if stock else row_attention(self.model):  # SDPA: eager attention wants another mask
             hidden = self.inner(
-                input_ids=torch.tensor([rests.input_ids], device=self.device),
-                position_ids=torch.tensor([rests.position_ids], device=self.device) + start,
+                input_ids=torch.tensor([rests.input_ids], device=self._device),
+                position_ids=torch.tensor([rests.position_ids], device=self._device) + start,
                 attention_mask=mask,
                 past_key_values=cache,
                 use_cache=True,
@@ -168,11 +202,12 @@ class LabelScorer:
         return hidden[0, [places[-1] for places in rests.places]]
 
     def _keep(self, ids: tuple[int, ...]) -> None:
-        if ids != self._kept:
-            inputs = torch.tensor([ids], device=self.device)
+        weights = tuple((id(p), p._version, p.device) for p in self.inner.parameters())  # writing in place raises the version
+        if (ids, weights) != self._kept:
+            inputs = torch.tensor([ids], device=self._device)
             cache = self.inner(input_ids=inputs, use_cache=True, past_key_values=DynamicCache()).past_key_values
             self._keys_values = [(layer.keys, layer.values) for layer in cache.layers]
-            self._kept = ids
+            self._kept = (ids, weights)
 
 
 def label_probabilities(

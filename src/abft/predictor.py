@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Predictor:
-    """Classifies texts with one set of demonstrations, which is run once; its keys and values are kept for all later texts.
+    """Classifies texts with one set of demonstrations, which is run once: `LabelScorer` says when it is run again.
 
     Args:
         model, tokenizer: the model with its trained weights, and its fast tokenizer.

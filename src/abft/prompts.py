@@ -57,10 +57,18 @@ class Batch:
     label_positions: Tensor  # (P, K) candidate positions; 0 where a prompt has fewer than K
     correct: Tensor  # (P, K) bool: candidate is right (I+)
     wrong: Tensor  # (P, K) bool: candidate is wrong (I-); neither where there is no candidate
-    lengths: Tensor  # (P,) n, tokens in each prompt
     answers: Tensor | None = None  # (P,) token id of the right label word, -1 where it is not recorded
     position_ids: Tensor | None = None  # (B, S) a token's place in its prompts; None = not packed
     branch_ends: Tensor | None = None  # (B, S) where the tokens end that follow this one in some prompt; None = not packed
+
+    @property
+    def lengths(self) -> Tensor:
+        """n, tokens in each prompt without padding, (P,)."""
+        if self.position_ids is None:
+            return self.query_positions + 1
+        B, P = len(self.input_ids), len(self.query_positions)
+        sequence = torch.arange(P, device=self.query_positions.device) // (P // B)
+        return self.position_ids[sequence, self.query_positions] + 1
 
     @property
     def candidates(self) -> Tensor:
@@ -68,8 +76,11 @@ class Batch:
         return self.correct | self.wrong
 
     def model_inputs(self) -> dict[str, Tensor]:
-        """What the model gets beside the ids: nothing for plain prompts (causal attention on right-padded ids needs no
-        mask); positions and a (B, 1, S, S) bool mask, True = attend, for packed ones."""
+        """What every call of the model needs beside the ids, else packed prompts see each other.
+
+        Nothing for plain prompts (causal attention on right-padded ids needs no mask); positions and a (B, 1, S, S) bool mask,
+        True = attend, for packed ones.
+        """
         if self.branch_ends is None or self.position_ids is None:
             return {}
         return {"position_ids": self.position_ids, "attention_mask": branch_mask(self.branch_ends)}
@@ -257,7 +268,6 @@ def collate(prompts: Sequence[EncodedPrompt], queries: int = 1) -> dict[str, Ten
         "label_positions": positions,
         "correct": correct,
         "wrong": wrong,
-        "lengths": torch.tensor([len(prompt.input_ids) for prompt in prompts]),
         "answers": torch.tensor([prompt.answer for prompt in prompts]),
     }
     return batch if queries == 1 else {**batch, "position_ids": position_ids, "branch_ends": branch_ends}
@@ -274,7 +284,10 @@ class Pack:
 
 
 def pack(prompts: Sequence[EncodedPrompt]) -> Pack:
-    """Write prompts into one sequence in which every common beginning stands once."""
+    """Write prompts into one sequence in which every common beginning stands once.
+
+    The mask of S tokens in one sequence grows with S^2: worth it where prompts share most of their tokens.
+    """
     ids: list[int] = []
     depths: list[int] = []
     ends: list[int] = []

@@ -82,6 +82,8 @@ def train(config: RunConfig, output: str | Path, *, overwrite: bool = False, res
     model, tokenizer = load_run_model(config)
     words, prompts = encoded_tests(config, data, model, tokenizer)
     trainer = make_trainer(config, output, model, tokenizer, data)
+    if config.queries > 1 and not trainer.packed and PartialState().is_main_process:
+        print("this model family cannot pack prompts: queries that share demonstrations are read one by one", file=sys.stderr)
     refuse_small_disk(output, sum(p.numel() * 4 for p in trainer.model.parameters() if p.requires_grad))
 
     config = dataclasses.replace(config, lr=trainer.args.learning_rate)  # resolved, so that config.yaml holds it
@@ -317,6 +319,7 @@ def _record(config: RunConfig, data: TaskData, trainer: ABFTTrainer, tests: int,
         "training": {
             "steps": trainer.state.global_step,
             "prompts": trainer.state.global_step * config.nb,
+            "packed": trainer.packed,
             "processes": trainer.args.world_size,
             "seconds": round(seconds, 2),
             "trainable_parameters": trainable_parameters(trainer.model),
@@ -327,7 +330,7 @@ def _record(config: RunConfig, data: TaskData, trainer: ABFTTrainer, tests: int,
 
 def _card(config: RunConfig, data: TaskData, result: dict[str, Any]) -> str:
     own = ("A0", "B0", "pid", "head_filter") if config.objective == "abft" else ()
-    names = ("steps", "lr", "nb", "nd", "k", *own, "seed")
+    names = ("steps", "lr", "nb", "nd", "queries", "k", *own, "seed")
     settings = {name: getattr(config, name) for name in names}
     keys = ("accuracy", "macro_f1", "ece")
     scores: dict[str, dict[str, float]] = {

@@ -90,10 +90,12 @@ class ABFTConfig(TrainingArguments):
         for name in ("k", "nd", "queries", "gradient_accumulation_steps", "per_device_train_batch_size"):
             if getattr(self, name) < 1:
                 raise AbftError(f"{name} = {getattr(self, name)}: expected at least 1")
-        if self.nd % self.queries or self.per_device_train_batch_size % self.queries:
+        if self.per_device_train_batch_size % self.queries:
             raise AbftError(
-                f"queries = {self.queries} has to divide nd = {self.nd} and the batch size {self.per_device_train_batch_size}"
+                f"queries = {self.queries} has to divide per_device_train_batch_size = {self.per_device_train_batch_size}"
             )
+        if self.queries > 1 and self.auto_find_batch_size:
+            raise AbftError("auto_find_batch_size would part queries that share their demonstrations; use queries = 1")
         if self.weight_decay:
             raise AbftError(f"weight_decay = {self.weight_decay}: it would move W_V in fused weights too; use 0")
         if self.activation_checkpointing:
@@ -132,7 +134,8 @@ class ABFTTrainer(Trainer):
     Args:
         model: a model, or what `abft.models.load_model` takes. It is changed: only W_Q and W_K stay trainable.
         args: default `ABFTConfig()`.
-        train_dataset: a `TaskData` (prompts are drawn from its training pool) or encoded prompts.
+        train_dataset: a `TaskData` (prompts are drawn from its training pool) or encoded prompts, of which every
+            `args.queries` that follow each other are packed.
         processing_class: the fast tokenizer; default: the model's own.
         peft_config: a `LoraConfig`; target modules default to W_Q and W_K. Without it they train at full rank.
         quantization_config: for a model given by name, e.g. `abft.models.four_bit()`; needs `peft_config`.
@@ -179,9 +182,11 @@ class ABFTTrainer(Trainer):
         if not train_dataset:
             raise AbftError("train_dataset: expected a TaskData or encoded prompts, got nothing")
         self.implementation = supported_implementation(model)
-        packed = (
-            args.queries > 1 and self.implementation == IMPLEMENTATION and can_pack(model)
-        )  # else the same prompts one by one: slower
+        count = args.nd if self.task_name is not None else len(train_dataset)
+        if count % args.queries:
+            raise AbftError(f"queries = {args.queries} has to divide the number of training prompts, {count}")
+        # Where they cannot be packed, prompts that share demonstrations are read one by one: the same, but slower.
+        self.packed = args.queries > 1 and self.implementation == IMPLEMENTATION and can_pack(model)
         set_seed(args.seed)  # LoRA's initial weights
         model = _select_weights(model, args, peft_config)
         _refuse_sharding(model, args)
@@ -194,7 +199,7 @@ class ABFTTrainer(Trainer):
         super().__init__(
             model=model,
             args=args,
-            data_collator=functools.partial(collate, queries=args.queries if packed else 1),
+            data_collator=functools.partial(collate, queries=args.queries if self.packed else 1),
             train_dataset=train_dataset,
             processing_class=processing_class,
             callbacks=[_Step(self), *(callbacks or [])],
@@ -305,7 +310,14 @@ class ABFTTrainer(Trainer):
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write README.md, the model card, to the output folder."""
         if self.is_world_process_zero():
-            names = ("learning_rate", "max_steps", "k", "nd", *(("A0", "B0", "pid") if self.args.objective == "abft" else ()))
+            names = (
+                "learning_rate",
+                "max_steps",
+                "k",
+                "nd",
+                "queries",
+                *(("A0", "B0", "pid") if self.args.objective == "abft" else ()),
+            )
             settings = {name: getattr(self.args, name) for name in names}
             lora = hasattr(self.model, "get_base_model")
             card = model_card(

@@ -36,7 +36,7 @@ METHODS: dict[str, Method] = {
     "e2e": Method("E2E, W_Q and W_K", _E2E),
     "e2e_lora": Method("E2E, LoRA on W_Q and W_K", {**_E2E, "lora_r": 16}),
     "e2e_lora_all": Method("E2E, LoRA on all linear layers", {**_E2E, "lora_r": 16, "lora_targets": "all-linear"}),
-    "metaicl": Method("MetaICL, W_Q and W_K", {**_E2E, "train_on": "others"}),  # Min et al. 2022
+    "metaicl": Method("MetaICL, W_Q and W_K", {**_E2E, "train_on": "others", "queries": 1}),  # Min et al. 2022
 }
 
 

@@ -98,7 +98,9 @@ class _Planner:
             and cell.weights not in self.counted
             and not (self.store.weights(cell) / "metrics.json").is_file()
         ):
-            sample = training_prompts(setting.data, SAMPLE, config.k, cell.seed, config.protocol)
+            sample = training_prompts(
+                setting.data, SAMPLE * config.queries, config.k, cell.seed, config.protocol, config.queries
+            )[:: config.queries]
             tokens += TRAINING_FACTOR * _tokens(tokenizer, sample) / SAMPLE * config.steps * config.nb
             self.counted.add(cell.weights)
         return 2.0 * parameters * tokens
