@@ -3,7 +3,8 @@
     python benchmarks/shown_labels.py --cells results/bench/cells
 
 Reads finished `standard` cells of `abft bench` (seed 0, consistent protocol, k = 4) and writes the prompts again, which takes
-seconds; no model runs. "copied" is the share of predictions that are a label of the demonstrations.
+seconds; no model runs. "copied" is the share of predictions that are a label of the demonstrations; "right share" is how much of
+all heads' attention on label tokens is on right ones.
 """
 
 import argparse
@@ -24,15 +25,17 @@ def main():
     parser.add_argument("--model", default="SmolLM2-135M-Instruct")
     parser.add_argument("--tasks", nargs="+", default=["SST2", "MR", "FP", "SST5", "TREC", "SUBJ", "TEE", "TEH"])
     options = parser.parse_args()
-    print("| task | classes | label shown | method | accuracy, shown | accuracy, not shown | copied |")
-    print("|---|---|---|---|---|---|---|")
+    print("| task | classes | label shown | method | accuracy, shown | accuracy, not shown | copied | right share |")
+    print("|---|---|---|---|---|---|---|---|")
     for name in options.tasks:
         for method, title in METHODS.items():
             path = options.cells / f"{options.model}__{name}__{method}__standard__seed0.json"
             if not path.is_file():
                 print(f"no cell {path}", file=sys.stderr)
                 continue
-            found = json.loads(path.read_text(encoding="utf-8"))["predictions"]["standard"]
+            record = json.loads(path.read_text(encoding="utf-8"))
+            found = record["predictions"]["standard"]
+            share = record["right_mass"] / (record["right_mass"] + record["wrong_mass"])
             targets, predicted = np.array(found["targets"]), np.array(found["predicted"])
             data = load_task(name)
             prompts = evaluation_prompts(data, len(targets), 4)
@@ -42,7 +45,9 @@ def main():
             right = predicted == targets
             parts = [f"{100 * right[at].mean():.1f}" if at.any() else "" for at in (shown, ~shown)]
             classes = len(data.task.labels)
-            print(f"| {name} | {classes} | {shown.mean():.0%} | {title} | {parts[0]} | {parts[1]} | {copied:.0%} |")
+            print(
+                f"| {name} | {classes} | {shown.mean():.0%} | {title} | {parts[0]} | {parts[1]} | {copied:.0%} | {share:.0%} |"
+            )
 
 
 if __name__ == "__main__":
