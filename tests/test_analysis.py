@@ -7,13 +7,15 @@ import shutil
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from abft.analysis.analyze import DOCUMENTED, Choices, analyze
 from abft.analysis.causality import head_gates
 from abft.analysis.evaluation import evaluation
 from abft.analysis.examples import chosen_prompts, top_heads
-from abft.analysis.study import bar_of, open_study
+from abft.analysis.study import bar_of, open_study, refuse_as_e2e
 from abft.attention import decoder, read_rows, row_attention
+from abft.config import RunConfig
 from abft.errors import AbftError
 from abft.prompts import training_prompts
 from command_line import arguments, invoke, refused
@@ -179,6 +181,18 @@ def test_heads_of_families_without_the_interface_cannot_be_switched_off(study):
     eager = dataclasses.replace(study, implementation="eager")
     with pytest.raises(AbftError, match="cannot be switched off"):
         eager.evaluate({}, study.prompts, bar_of("test", 1), {0: torch.ones(4)})
+
+
+def test_a_run_without_a_task_is_one_of_the_default_task(e2e, tmp_path):
+    def run_of(name, **settings):
+        folder = shutil.copytree(e2e, tmp_path / name)
+        (folder / "config.yaml").write_text(yaml.safe_dump(dataclasses.asdict(RunConfig(**settings))))
+        return folder
+
+    ours = run_of("ours")
+    refuse_as_e2e(ours, run_of("same", task="SST2", objective="e2e"))
+    with pytest.raises(AbftError, match="has task 'SST2'.* has 'TREC'"):
+        refuse_as_e2e(ours, run_of("other-task", task="TREC", objective="e2e"))
 
 
 def test_bad_input(options, run, e2e, tmp_path):

@@ -13,6 +13,7 @@ import yaml
 from abft.errors import AbftError
 from abft.tasks import Protocol, task_named
 
+DEFAULT_TASK = "SST2"
 SMALL_MODEL = 500_000_000  # parameters; below it the paper's learning rate moves too little
 
 
@@ -155,6 +156,11 @@ class RunConfig:
         if self.task is not None:
             task_named(self.task)  # refuses unknown tasks before anything heavy is imported
         self.layer_list()
+
+    @property
+    def task_name(self) -> str | None:
+        """The built-in task that is meant; None with own data."""
+        return None if self.data is not None else self.task or DEFAULT_TASK
 
     def layer_list(self) -> list[int] | None:
         """`layers` as numbers: "10-12,20" -> [10, 11, 12, 20]."""

@@ -21,7 +21,7 @@ from abft import __version__, metrics
 from abft.attention import Implementation
 from abft.callbacks import RunLog, StepBar, stop_on_interrupt
 from abft.card import model_card, trained_weights
-from abft.config import RunConfig, default_learning_rate
+from abft.config import DEFAULT_TASK, RunConfig, default_learning_rate
 from abft.data import TaskData, load_data, load_task
 from abft.errors import AbftError, RunInterrupted
 from abft.folder import (
@@ -126,7 +126,7 @@ def train(config: RunConfig, output: str | Path, *, overwrite: bool = False, res
 def load_run_data(config: RunConfig) -> TaskData:
     """The task and examples that a configuration names."""
     if config.data is None:
-        data = load_task(config.task or "SST2", config.protocol)
+        data = load_task(config.task or DEFAULT_TASK, config.protocol)
     else:
         data = load_data(config.data, config.text_column, config.label_column, config.test_data, config.template)
     return data.with_words(config.label_words)

@@ -109,6 +109,8 @@ def refuse_as_e2e(run: Path, e2e: Path) -> None:
     ours, theirs = read_config(run), read_config(e2e)
     if theirs.objective != "e2e":
         raise AbftError(f"{e2e} is no end-to-end run (its objective is {theirs.objective!r}); compare it with --compare")
-    for name in ("model", "revision", "dtype", "load_in_4bit", "task", "data"):
+    for name in ("model", "revision", "dtype", "load_in_4bit", "task_name", "data"):
         if (mine := getattr(ours, name)) != (other := getattr(theirs, name)):
-            raise AbftError(f"{run} has {name} {mine!r}, {e2e} has {other!r}: base model and data have to be the same")
+            raise AbftError(
+                f"{run} has {name.removesuffix('_name')} {mine!r}, {e2e} has {other!r}: base model and data have to be the same"
+            )
