@@ -295,14 +295,15 @@ def can_pack(model: nn.Module) -> bool:
     was_training = model.training
     model.eval()
     try:
-        return _packs_like_plain(decoder(model), causal_lm(model).config.get_text_config().vocab_size, model)
+        return _packs_like_plain(model)
     except Exception:  # refused keywords, masks, positions: in any way of its own, a family that does not pack
         return False
     finally:
         model.train(was_training)
 
 
-def _packs_like_plain(inner: nn.Module, vocabulary: int, model: nn.Module) -> bool:
+def _packs_like_plain(model: nn.Module) -> bool:
+    inner, vocabulary = decoder(model), causal_lm(model).config.get_text_config().vocab_size
     trunk, tip = 5, 3  # two prompts: five tokens that they share, three of their own each
     n, whole = trunk + tip, trunk + 2 * tip
     own = [[*range(n)], [*range(trunk), *range(n, whole)]]  # where each prompt's tokens stand

@@ -27,10 +27,11 @@ def output_logits(model: PreTrainedModel, hidden_BD: Tensor, tokens: Sequence[in
     return cap * torch.tanh(logits / cap) if cap else logits
 
 
-def at_positions(hidden_BSD: Tensor, positions_P: Tensor) -> Tensor:
-    """Hidden states of single positions, (P, D); P is B or a multiple of it, with P / B positions of each sequence in order."""
-    B, P = len(hidden_BSD), len(positions_P)
-    return hidden_BSD[torch.arange(P, device=hidden_BSD.device) // (P // B), positions_P.to(hidden_BSD.device)]
+def at_positions(values_BS: Tensor, positions_P: Tensor) -> Tensor:
+    """What stands at single positions of (B, S, ...) values, (P, ...); P is B or a multiple of it, with P / B positions of each
+    sequence in order."""
+    B, P = len(values_BS), len(positions_P)
+    return values_BS[torch.arange(P, device=values_BS.device) // (P // B), positions_P.to(values_BS.device)]
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ from torch import Tensor
 from abft.attention import branch_mask
 from abft.data import SPLIT_SEED, TaskData, lcg_indices
 from abft.errors import AbftError
+from abft.logits import at_positions
 from abft.tasks import Example, Protocol, Task
 
 if TYPE_CHECKING:
@@ -66,9 +67,7 @@ class Batch:
         """n, tokens in each prompt without padding, (P,)."""
         if self.position_ids is None:
             return self.query_positions + 1
-        B, P = len(self.input_ids), len(self.query_positions)
-        sequence = torch.arange(P, device=self.query_positions.device) // (P // B)
-        return self.position_ids[sequence, self.query_positions] + 1
+        return at_positions(self.position_ids, self.query_positions) + 1
 
     @property
     def candidates(self) -> Tensor:
