@@ -1,10 +1,10 @@
-# Two commands do everything: `make demo` and `make test`. Both create .venv themselves.
+# Two commands do everything: `make demo` and `make test`. They, and `make bench`, create .venv themselves.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO_OUTPUT ?= runs/demo
 
-.PHONY: demo test lint types check clean
+.PHONY: demo test bench lint types check clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -18,6 +18,9 @@ demo: $(VENV)/.installed  ## ABFT on SmolLM2-135M-Instruct with SST2: 10-15 minu
 
 test: $(VENV)/.installed  ## tests of the report need chromium and are skipped without it
 	$(BIN)/python -m pytest
+
+bench: $(VENV)/.installed  ## every figure of PERFORMANCE.md: about an hour; leave the machine alone meanwhile
+	$(BIN)/python benchmarks/run.py
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

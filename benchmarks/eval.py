@@ -1,6 +1,6 @@
 """Prompts per second of evaluation against StaICC's reference kernel, on the same prompts in the same run.
 
-    python benchmarks/eval.py --output results/eval.json
+    python benchmarks/eval.py --output results/speed/eval.json
 
 StaICC 0.1.1 scores one prompt at a time, with all hidden states and all logits. Ours sorts prompts by length, batches them and
 computes the label words' logits at one position; "with heads" also reads every head's attention to the labels. "matrix
@@ -12,7 +12,6 @@ probabilities have to agree.
 import argparse
 import contextlib
 import io
-import json
 import statistics
 import time
 from pathlib import Path
@@ -23,6 +22,7 @@ import torch
 from abft import encode, evaluate, evaluation_prompts, label_probabilities, label_tokens, load_model, load_task
 from abft.attention import decoder
 from abft.predict import bucketed
+from record import write
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}  # of a probability; products in bfloat16 round by batch shape
 
@@ -101,8 +101,7 @@ def main():
         speed = options.prompts / statistics.median(taken)
         result["ways"][name] = {"prompts_per_second": speed, "ratio": statistics.median(ratios), "ratios": ratios}
         print(f"{name:30} {speed:7.2f} prompts/s  {statistics.median(ratios):.2f}x ({min(ratios):.2f}-{max(ratios):.2f})")
-    if options.output:
-        options.output.write_text(json.dumps(result, indent=1) + "\n")
+    write(options.output, result)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from transformers import TrainerCallback
 
 from abft import ABFTConfig, ABFTTrainer, encode, evaluate, evaluation_prompts, label_tokens, load_model, load_task
 from abft.metrics import accuracy
+from abft.prompts import EncodedPrompt, training_prompts, with_answers
 
 TRAIN, DEMONSTRATIONS = 0.75, 0.125  # shares of the pool: for training prompts, for demonstrations of validation prompts
 
@@ -41,10 +42,33 @@ def split(data):
     return replace(data, train=pool[:a], demonstrations=pool[a:b], test=pool[b:])
 
 
-def train_and_validate(model_name, task, settings, *, every, prompts, objective=None):
+def dense(data, tokenizer, words, arguments):
+    """Training prompts, and behind each set of demonstrations its own beginnings: every demonstration after the first is a
+    query too. In a pack they cost no token. Changes `arguments`: packs and micro-batches grow.
+    """
+    m, k = arguments.queries, arguments.k
+    shared = training_prompts(data, arguments.nd, k, arguments.seed, arguments.protocol, m)
+    encoded = with_answers(encode(tokenizer, shared, arguments.protocol), words)
+    prompts = []
+    for start in range(0, len(encoded), m):
+        group = encoded[start : start + m]
+        prompts += group
+        for j in range(1, k):
+            label, end = group[0].label_classes[j], group[0].label_positions[j]
+            prompts.append(
+                EncodedPrompt(
+                    group[0].input_ids[:end], group[0].label_positions[:j], group[0].label_classes[:j], label, words[label]
+                )
+            )
+    arguments.queries = m + k - 1
+    arguments.per_device_train_batch_size = arguments.per_device_train_batch_size // m * arguments.queries
+    return prompts
+
+
+def train_and_validate(model_name, task, settings, *, every, prompts, objective=None, dense_queries=False):
     """Train with `settings` (of `ABFTConfig`) and return the validation before and during it, and the training log.
 
-    `objective`, if given, makes an objective of a model, instead of the one that the settings name.
+    `objective`, if given, replaces the one that the settings name. `dense_queries`: see `dense`.
     """
     data = split(load_task(task))
     model, tokenizer = load_model(model_name)
@@ -60,9 +84,8 @@ def train_and_validate(model_name, task, settings, *, every, prompts, objective=
     validate = _Validate(score, every)
     with tempfile.TemporaryDirectory() as folder:
         arguments = ABFTConfig(output_dir=folder, save_strategy="no", report_to="none", disable_tqdm=True, **settings)
-        trainer = ABFTTrainer(
-            model, arguments, data, tokenizer, callbacks=[validate], objective=objective(model) if objective else None
-        )
+        source = dense(data, tokenizer, words, arguments) if dense_queries else data
+        trainer = ABFTTrainer(model, arguments, source, tokenizer, callbacks=[validate], objective=objective)
         trainer.train()
     log = [{k: v for k, v in entry.items() if k != "epoch"} for entry in trainer.state.log_history if "heads" in entry]
     return {"settings": settings, "before": before, "validation": validate.scores, "log": log}

@@ -1,13 +1,12 @@
 """Prediction with kept demonstrations against re-reading the whole prompt: queries per second, side by side in one run.
 
-    python benchmarks/predict.py --output results/predict.json
+    python benchmarks/predict.py --output results/speed/predict.json
 
 The same texts behind the same demonstrations, in batches of the same size; the probabilities have to agree to 1e-5. The ways
 take turns, so that a slow machine slows both.
 """
 
 import argparse
-import json
 import statistics
 import time
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 
 from abft import Example, encode, label_tokens, load_model, load_task, write_prompt
 from abft.predict import LabelScorer
+from record import write
 
 
 def main():
@@ -78,9 +78,8 @@ def main():
             f"{row['ratio']:.1f}x ({min(ratios):.1f}-{max(ratios):.1f})",
             flush=True,
         )
-    if options.output:
-        settings = {name: getattr(options, name) for name in ("model", "task", "queries", "batch_size", "rounds")}
-        options.output.write_text(json.dumps({**settings, "results": results}, indent=1) + "\n")
+    settings = {name: getattr(options, name) for name in ("model", "task", "queries", "batch_size", "rounds")}
+    write(options.output, {**settings, "results": results})
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What a training step keeps for its backward pass, by kind, in MiB; parameters are not counted.
 
-python benchmarks/saved_activations.py --output results/saved_activations.json
+python benchmarks/saved_activations.py --output results/speed/saved_activations.json
 """
 
 import argparse
@@ -13,6 +13,7 @@ import torch
 from abft import ABFTObjective, Batch, PIDController, load_model
 from abft.attention import decoder, row_attention
 from abft.weights import train_full_rank
+from record import write
 
 
 def main():
@@ -47,8 +48,7 @@ def main():
     mlp = sum(size for kind, size in mebibytes.items() if kind.startswith(f"({B}, {n}, {model.config.intermediate_size})"))
     result = {"tokens": n, "batch_size": B, "total": mebibytes.total(), "mlp": mlp, "kinds": dict(mebibytes.most_common(12))}
     print(json.dumps(result, indent=1))
-    if options.output:
-        options.output.write_text(json.dumps(result, indent=1) + "\n")
+    write(options.output, result)
 
 
 if __name__ == "__main__":

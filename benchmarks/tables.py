@@ -1,0 +1,180 @@
+"""Write the tables of PERFORMANCE.md from raw results, between its `<!-- table: NAME -->` marks.
+
+python benchmarks/tables.py            # in place
+python benchmarks/tables.py --print    # to the terminal instead
+"""
+
+import argparse
+import json
+import re
+import statistics
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+MARK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+STEP_WAYS = {
+    "abft": "default",
+    "packed": "`--queries 4`",
+    "half": "`--activation-checkpointing 2`",
+    "plain": "plain",
+    "sft": "TRL `SFTTrainer`, LoRA",
+}
+GIB = 2**30
+
+
+def table(head, rows):
+    return "\n".join(["| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *rows]])
+
+
+def spread(ratios):
+    """Median, and the range over rounds."""
+    if len(ratios) == 1:
+        return f"{ratios[0]:.2f}x"
+    return f"{statistics.median(ratios):.2f}x ({min(ratios):.2f}-{max(ratios):.2f})"
+
+
+def against(seconds, others):
+    """Ratios of another way's seconds to this one's, round by round."""
+    return [other / own for own, other in zip(seconds, others, strict=True)]
+
+
+def step(record):
+    rows = []
+    for shape in record["results"]:
+        seconds = {way: [statistics.mean(m["seconds"]) for m in found] for way, found in shape["ways"].items()}
+        memory = {way: statistics.median(m["peak_bytes"] for m in found) for way, found in shape["ways"].items()}
+        for way in seconds:
+            rows.append(
+                [
+                    f"{shape['tokens']:,} x {shape['batch_size']}",
+                    STEP_WAYS[way],
+                    f"{shape['batch_size'] / statistics.median(seconds[way]):.2f}",
+                    *("" if way == other else spread(against(seconds[way], seconds[other])) for other in ("plain", "sft")),
+                    f"{memory[way] / GIB:.2f} GiB",
+                    "" if way == "plain" else f"{memory[way] / memory['plain']:.2f}x",
+                ]
+            )
+    head = ["tokens x batch", "way", "prompts/s", "speed against plain", "against TRL", "peak memory", "of plain's"]
+    return table(head, rows)
+
+
+def memory(record):
+    rows = []
+    for shape in record["results"]:
+        peaks = {way: found[0]["peak_bytes"] for way, found in shape["ways"].items()}
+        cells = [f"{peaks[way] / GIB:.2f}" if way in peaks else "" for way in ("abft", "half", "plain")]
+        ratios = [f"{peaks[way] / peaks['plain']:.2f}x" if "plain" in peaks else "" for way in ("abft", "half")]
+        rows.append([f"{shape['tokens']:,}", *cells, f"{peaks['abft'] / shape['tokens'] / 2**20:.2f}", *ratios])
+    names = ("default", "every second layer recomputed")
+    head = ["tokens", *(f"{name}, GiB" for name in (*names, "plain")), "default, MiB a token", *(f"{n} / plain" for n in names)]
+    return table(head, rows)
+
+
+def limits(record):
+    rows = []
+    for shape in record["results"]:
+        operations = sum(shape["operations"].values())
+        rows.append(
+            [
+                f"{shape['tokens']:,} x {shape['batch_size']}",
+                f"{operations / 1e9:,.0f}",
+                f"{statistics.median(shape['product_rates']) / 1e9:.0f}",
+                f"{statistics.median(shape['bandwidths']) / 1e9:.1f}",
+                f"{operations / statistics.median(shape['seconds']) / 1e9:.0f}",
+                f"**{100 * shape['share_of_product_rate']:.0f}%**",
+            ]
+        )
+    head = ["tokens x batch", "GFLOP a step", "matrix rate, GFLOP/s", "bandwidth, GB/s", "training, GFLOP/s", "share"]
+    return table(head, rows)
+
+
+def profile(record):
+    kinds = sorted({kind for shape in record["results"] for kind in shape["profile"]})
+    first = record["results"][0]["profile"]
+    kinds.sort(key=lambda kind: -first.get(kind, 0))
+    shares = [{k: v / sum(shape["profile"].values()) for k, v in shape["profile"].items()} for shape in record["results"]]
+    rows = [[kind, *(f"{100 * share.get(kind, 0):.1f}%" for share in shares)] for kind in kinds]
+    return table(["share of a step", *(f"{s['tokens']:,} x {s['batch_size']}" for s in record["results"])], rows)
+
+
+def evaluation(record):
+    rows = [
+        [name, f"{way['prompts_per_second']:.1f}", spread(way["ratios"]) if name != "StaICC" else "1"]
+        for name, way in record["ways"].items()
+    ]
+    return table(["way", "prompts/s", "ratio"], rows)
+
+
+def predict(record):
+    rows = [
+        [
+            str(row["k"]),
+            f"{row['tokens']:.0f}",
+            f"{row['query_tokens']:.0f}",
+            f"{row['queries_per_second']['whole']:.1f}",
+            f"{row['queries_per_second']['kept']:.1f}",
+            f"**{row['ratio']:.1f}x** ({min(row['ratios']):.1f}-{max(row['ratios']):.1f})",
+            f"{row['largest_difference']:.0e}",
+        ]
+        for row in record["results"]
+    ]
+    head = ["k", "tokens", "the query's", "whole prompts, queries/s", "kept demonstrations", "ratio", "largest difference"]
+    return table(head, rows)
+
+
+def startup(record):
+    rows = [[f"`{name}`", f"{statistics.median(taken):.2f}", f"{min(taken):.2f}"] for name, taken in record["seconds"].items()]
+    return table(["", "seconds, median", "least"], rows)
+
+
+def machine(record):
+    about, versions = record["machine"], record["versions"]
+    named = ", ".join(f"{name} {number}" for name, number in versions.items())
+    return f"{about['cpu']}, {about['cores']} cores, {about['memory_GiB']} GiB; {named}."
+
+
+TABLES = {
+    "machine": (machine, "step"),
+    "limits": (limits, "limits"),
+    "profile": (profile, "limits"),
+    "step": (step, "step"),
+    "memory": (memory, "memory"),
+    "evaluation": (evaluation, "eval"),
+    "predict": (predict, "predict"),
+    "startup": (startup, "startup"),
+}
+
+
+def written(name, folder):
+    """The table `name` and the command that made its raw results."""
+    make, source = TABLES[name]
+    record = json.loads((folder / f"{source}.json").read_text(encoding="utf-8"))
+    return make(record)
+
+
+def filled(page, folder):
+    """The page with every table written anew."""
+    return MARK.sub(lambda found: found.group(1) + written(found.group(2), folder) + "\n" + found.group(3), page)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=ROOT / "results" / "speed")
+    parser.add_argument("--page", type=Path, default=ROOT / "PERFORMANCE.md")
+    parser.add_argument("--print", action="store_true", dest="show", help="print the tables; leave the page as it is")
+    options = parser.parse_args()
+    if options.show:
+        for name, (_, source) in TABLES.items():
+            if (options.results / f"{source}.json").is_file():
+                print(f"{name}\n\n{written(name, options.results)}\n")
+        return
+    try:
+        text = filled(options.page.read_text(encoding="utf-8"), options.results)
+    except FileNotFoundError as missing:
+        sys.exit(f"no raw results: {missing.filename}; run the benchmark first (make bench)")
+    options.page.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""Seconds of training until held-out prompts of the training pool reach an accuracy, by variant, task and seed.
+
+    python benchmarks/time_to_accuracy.py --variants paper ratio4 --tasks SST2 MR FP --seeds 0 1 2
+
+Every run is a file in the output folder; runs that are there are not repeated. Seconds count training steps only, not
+validation. Runs follow each other with the variants in turn, so that a slow hour slows all of them.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from abft.attention import read_rows
+from abft.objective import head_statistics, mass_metrics
+from held_out import train_and_validate
+from record import write
+
+TINY = 1e-6
+
+
+class RatioObjective:
+    """Cross-entropy over label tokens, -log(right / (right + wrong)), of prompts that hold both kinds.
+
+    `over` says what votes: "head", the loss of each induction head, summed; "all", of all heads' attention together; "layer",
+    of all heads' attention in a layer, summed over layers. `mass` weighs a second term, -log(right + wrong), which keeps
+    these heads on the labels.
+    """
+
+    def __init__(self, over="head", mass=0.0):
+        self.over, self.mass = over, mass
+
+    def __call__(self, module, batch):
+        rows, _ = read_rows(module, batch.input_ids, batch.query_positions, **batch.model_inputs())
+        heads = head_statistics(rows, batch)
+        both = (batch.correct.any(-1) & batch.wrong.any(-1)).to(heads.right.device)
+        counted = heads.induction.float() * both[None, :, None]
+        right, wrong = heads.right, heads.wrong
+        if self.over != "head":
+            across = (0, 2) if self.over == "all" else 2
+            right, wrong, counted = right.sum(across), wrong.sum(across), both.float()
+        labels = right + wrong + TINY
+        terms = -torch.log((right + TINY) / labels) - self.mass * torch.log(labels)
+        return (terms * counted).sum() / len(both), mass_metrics(heads, heads.induction.float())
+
+    def after_step(self, metrics):
+        return {}
+
+    def state(self):
+        return {}
+
+    def restore(self, state):
+        pass
+
+
+RATIO = {"objective": "ratio", "learning_rate": 3e-4, "max_steps": 16, "every": 4}
+VARIANTS = {
+    "paper": {"learning_rate": 1e-4, "max_steps": 32, "every": 4},
+    "paper4": {"learning_rate": 1e-4, "max_steps": 32, "every": 4, "queries": 4},
+    "e2e4": {"objective": "e2e", "learning_rate": 3e-4, "max_steps": 16, "every": 2, "queries": 4},
+    "ratio": RATIO,
+    "ratio4": {**RATIO, "queries": 4},
+    "ratio8": {**RATIO, "queries": 8},
+    "ratio4-1e-4": {**RATIO, "queries": 4, "learning_rate": 1e-4},
+    "ratio4-6e-4": {**RATIO, "queries": 4, "learning_rate": 6e-4},
+    "vote4": {**RATIO, "queries": 4, "over": "all"},
+    "layers4": {**RATIO, "queries": 4, "over": "layer"},
+    "ratio4-mass": {**RATIO, "queries": 4, "mass": 0.1},
+    "ratio4-dense": {**RATIO, "queries": 4, "dense": True},
+    "ratio4-above9": {**RATIO, "queries": 4, "layers": list(range(10, 30))},
+    "ratio4-linear": {**RATIO, "queries": 4, "lr_scheduler_type": "linear"},
+}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="SmolLM2-135M-Instruct")
+    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=["paper", "ratio4"])
+    parser.add_argument("--tasks", nargs="+", default=["SST2"])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--steps", type=int, help="stop earlier than the variant does")
+    parser.add_argument("--nb", type=int, default=32, help="training prompts in a step")
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--prompts", type=int, default=192, help="held-out prompts")
+    parser.add_argument("--output", type=Path, default=Path("results/speed/time_to_accuracy"))
+    options = parser.parse_args()
+
+    for seed in options.seeds:
+        for task in options.tasks:
+            for variant in options.variants:
+                path = options.output / f"{variant}-{task}-{seed}.json"
+                if path.is_file():
+                    continue
+                print(path.stem, flush=True)
+                settings = {**VARIANTS[variant], "seed": seed}
+                ratio = settings.get("objective") == "ratio"
+                objective = RatioObjective(settings.pop("over", "head"), settings.pop("mass", 0.0)) if ratio else None
+                every = settings.pop("every")
+                how = {"every": every, "prompts": options.prompts, "dense_queries": settings.pop("dense", False)}
+                if ratio:
+                    del settings["objective"]
+                settings["max_steps"] = min(settings["max_steps"], options.steps or settings["max_steps"])
+                settings["per_device_train_batch_size"] = options.batch_size
+                settings["gradient_accumulation_steps"] = options.nb // options.batch_size
+                run = train_and_validate(options.model, task, settings, objective=objective, **how)
+                run["settings"] = {**VARIANTS[variant], **run["settings"]}
+                write(path, {"variant": variant, "task": task, "seed": seed, **run})
+
+
+if __name__ == "__main__":
+    main()
