@@ -1,13 +1,14 @@
 """The objective against a brute-force reading of the paper on eager attention matrices."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from abft.attention import decoder, row_attention
 from abft.errors import AbftError
-from abft.objective import ABFTObjective, E2EObjective
+from abft.objective import ABFTObjective, E2EObjective, VoteObjective
 from abft.pid import PIDController
 from abft.prompts import Batch, collate, encode, label_tokens, training_prompts, with_answers
 from tiny import tiny_model
@@ -53,6 +54,27 @@ def test_equals_the_paper_by_brute_force(prompts, settings):
         loss, metrics = objective(decoder(model), Batch(**collate(prompts)))
     assert loss.item() == pytest.approx(expected, rel=1e-4, abs=1e-6)
     assert metrics["heads"].item() == pytest.approx(expected_heads)
+
+
+def test_the_vote_counts_every_head(prompts):
+    model = tiny_model("llama")
+    prompts = [replace(prompts[0], label_classes=(prompts[0].target,) * 4), *prompts[1:]]  # the first has no wrong label
+    rights, everything = [], []
+    for prompt in prompts:
+        model.set_attn_implementation("eager")
+        with torch.no_grad():
+            rows = torch.stack(model(torch.tensor([prompt.input_ids]), output_attentions=True).attentions)[:, 0, :, -1]
+        on_labels = [rows[..., at].sum().item() for at in prompt.label_positions]
+        rights.append(sum(a for a, c in zip(on_labels, prompt.label_classes, strict=True) if c == prompt.target))
+        everything.append(sum(on_labels))
+    both = [0 < sum(c == p.target for c in p.label_classes) < len(p.label_classes) for p in prompts]
+    assert both == [False] + [True] * (len(prompts) - 1)
+    terms = [-math.log(r / e) for r, e, mixed in zip(rights, everything, both, strict=True) if mixed]
+    with row_attention(model):
+        loss, metrics = VoteObjective()(decoder(model), Batch(**collate(prompts)))
+    assert loss.item() == pytest.approx(sum(terms) / len(prompts), rel=1e-4)
+    assert metrics["right_mass"].item() == pytest.approx(sum(rights) / len(prompts), rel=1e-4)
+    assert metrics["wrong_mass"].item() == pytest.approx((sum(everything) - sum(rights)) / len(prompts), rel=1e-4)
 
 
 def test_gradient_against_finite_differences(prompts):

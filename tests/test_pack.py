@@ -7,7 +7,7 @@ import torch
 
 from abft.attention import can_pack, decoder, row_attention
 from abft.errors import AbftError
-from abft.objective import ABFTObjective, E2EObjective
+from abft.objective import ABFTObjective, E2EObjective, VoteObjective
 from abft.pid import PIDController
 from abft.prompts import Batch, PseudoBatchSampler, collate, encode, label_tokens, pack, training_prompts, with_answers
 from tiny import FAMILIES, LEGACY, tiny_model
@@ -26,12 +26,14 @@ def gradients(model):
 
 
 @pytest.mark.parametrize("family", sorted(PACKING))
-@pytest.mark.parametrize("kind", ["abft", "e2e"])
+@pytest.mark.parametrize("kind", ["abft", "vote", "e2e"])
 def test_loss_and_gradients_equal_those_of_plain_prompts(prompts, family, kind):
     model = tiny_model(family)
-    objective = (
-        ABFTObjective(PIDController(), fixed_threshold=0.03) if kind == "abft" else E2EObjective(model, fixed_threshold=0.03)
-    )
+    objective = {
+        "abft": ABFTObjective(PIDController(), fixed_threshold=0.03),
+        "vote": VoteObjective(fixed_threshold=0.03),
+        "e2e": E2EObjective(model, fixed_threshold=0.03),
+    }[kind]
     results = []
     for queries in (1, 4):
         model.zero_grad()

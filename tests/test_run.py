@@ -255,6 +255,15 @@ def test_end_to_end_run_is_named_as_what_it_is(options, tmp_path):
     assert shown["ece"] == pytest.approx(metrics["e2e"]["ece"], abs=1e-6)
 
 
+def test_a_run_with_the_vote_objective(options, tmp_path):
+    result = invoke("train", *arguments({**options, "objective": "vote"}), "--output", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    assert "VOTE" in result.stdout
+    assert "vote objective" in (tmp_path / "run/README.md").read_text()
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    assert losses[-1] < losses[0]
+
+
 def test_every_setting_is_an_option():
     from typer.main import get_command
 

@@ -15,12 +15,19 @@ _ABFT = (
     "Attention Behavior Fine-Tuning ({paper}) trained {weights} of `{model}` so that its induction heads look at",
     "the demonstrations with the right label in few-shot prompts of the task {task}. No other weight changed.",
 )
+_VOTE = (
+    "# {model}, fine-tuned where it looks (ABFT with the vote objective, {task})",
+    "",
+    "A variant of Attention Behavior Fine-Tuning ({paper}) trained {weights} of `{model}` so that the attention of all heads",
+    "favours the demonstrations with the right label in few-shot prompts of the task {task}. No other weight changed.",
+)
 _E2E = (
     "# {model}, fine-tuned end to end ({task})",
     "",
     "Cross-entropy of the label word in few-shot prompts of the task {task} trained {weights} of `{model}`: the comparison of",
     "{paper}, not its method. No other weight changed.",
 )
+_ABOUT = {"abft": _ABFT, "vote": _VOTE, "e2e": _E2E}
 
 
 def trained_weights(lora_targets: str) -> str:
@@ -43,7 +50,7 @@ def model_card(
         "base_model": HUB_NAMES.get(base_model, base_model),
         "library_name": "peft" if lora else "abft",
         "pipeline_tag": "text-classification",
-        "tags": [*(["abft", "induction-heads"] if objective == "abft" else []), "in-context-learning", "arxiv:2505.14233"],
+        "tags": [*(["abft", "induction-heads"] if objective != "e2e" else []), "in-context-learning", "arxiv:2505.14233"],
     }
     named = {"model": base_model, "task": task, "weights": weights, "paper": PAPER}
     lines = [
@@ -51,7 +58,7 @@ def model_card(
         yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True).rstrip(),
         "---",
         "",
-        *(line.format(**named) for line in (_ABFT if objective == "abft" else _E2E)),
+        *(line.format(**named) for line in _ABOUT[objective]),
         "",
     ]
     if results:

@@ -88,7 +88,11 @@ def train(
         str, typer.Option(help="What LoRA adapts: qk; all-linear with --objective e2e.", rich_help_panel=TRAINING)
     ] = DEFAULTS.lora_targets,
     objective: Annotated[
-        str, typer.Option(help="abft; e2e: cross-entropy of the label word, the paper's comparison.", rich_help_panel=METHOD)
+        str,
+        typer.Option(
+            help="abft, vote (of all heads for the right labels) or e2e (cross-entropy of the label word).",
+            rich_help_panel=METHOD,
+        ),
     ] = DEFAULTS.objective,
     train_on: Annotated[
         str, typer.Option(help="task; others: prompts of all other built-in tasks (MetaICL).", rich_help_panel=TRAINING)

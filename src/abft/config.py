@@ -78,8 +78,9 @@ class RunConfig:
     activation_checkpointing: int = 0
     """recompute every n-th layer's activations in the backward pass: less memory, more time; 0 = off, 1 = every layer"""
 
-    objective: Literal["abft", "e2e"] = "abft"
-    """abft: attention on label tokens; e2e: cross-entropy of the label word, the paper's comparison"""
+    objective: Literal["abft", "vote", "e2e"] = "abft"
+    """abft: each induction head's attention on label tokens (Eq. 1); vote: cross-entropy of all heads' attention on them;
+    e2e: cross-entropy of the label word, the paper's comparison"""
     train_on: Literal["task", "others"] = "task"
     """others: prompts of the other built-in tasks, the task itself is never seen (MetaICL)"""
     A0: float = 0.5
@@ -142,7 +143,7 @@ class RunConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise AbftError(f"{name} = {value}: expected at least 1")
-        if self.lora_targets != "qk" and (self.objective == "abft" or self.lora_r is None):
+        if self.lora_targets != "qk" and (self.objective != "e2e" or self.lora_r is None):
             raise AbftError(
                 f"lora_targets = {self.lora_targets!r} goes with lora_r and objective e2e; ABFT trains W_Q and W_K only"
             )
@@ -245,11 +246,11 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 def default_learning_rate(parameters: int, lora: bool, objective: str = "abft") -> float:
     """The paper's 1e-4 with LoRA and 2e-5 at full rank; below 500M parameters, where 2e-5 moves too little, 1e-4 at full rank.
 
-    Small models trained end to end take 3e-4. Both small-model rates are this project's, chosen on training data
-    (docs/defaults.md).
+    Small models take 3e-4 with the objectives vote and e2e. All small-model rates are this project's, chosen on training
+    data (docs/defaults.md).
     """
     if lora:
         return 1e-4
     if parameters >= SMALL_MODEL:
         return 2e-5
-    return 3e-4 if objective == "e2e" else 1e-4
+    return 1e-4 if objective == "abft" else 3e-4

@@ -1,5 +1,6 @@
-"""Eq. 1 of the paper: the loss on one head's attention to the demonstrations' label tokens."""
+"""Eq. 1 of the paper, the loss on one head's attention to the demonstrations' label tokens, and the vote of all heads."""
 
+import torch
 from torch import Tensor
 
 
@@ -23,3 +24,21 @@ def head_loss(right_LBH: Tensor, wrong_LBH: Tensor, A: float, B: float) -> Tenso
         (L, B, H), before the head filter.
     """
     return A * wrong_LBH + B * (1 - right_LBH)
+
+
+def vote_loss(right_LBH: Tensor, wrong_LBH: Tensor, divided_B: Tensor) -> Tensor:
+    """Mean over prompts of -log(R / (R + W)), with R and W the attention of all heads and layers on right and wrong labels.
+
+    Args:
+        right_LBH, wrong_LBH: what `label_mass` returned, (L, B, H).
+        divided_B: prompts that show both kinds of label, (B,) bool; the others count 0.
+
+    Returns:
+        A scalar. A model that looks at all demonstrations alike has -log of the share of right ones.
+    """
+    tiny = torch.finfo(right_LBH.dtype).tiny
+    right, wrong = right_LBH.sum((0, 2)), wrong_LBH.sum((0, 2))
+    # Prompts without a vote become 1 : 0 before the logarithm, so that no gradient of theirs is infinite.
+    right = torch.where(divided_B.to(right.device), right.clamp_min(tiny), 1.0)
+    wrong = torch.where(divided_B.to(right.device), wrong, 0.0)
+    return (torch.log(right + wrong) - torch.log(right)).mean()

@@ -1,6 +1,7 @@
 """The objective of ABFT on one page: attention rows -> induction heads -> Eq. 1; Eq. 3 after every step.
 
-Beside it the end-to-end objective that the paper compares with: cross-entropy of the label word.
+Beside it a variant of this project that needs fewer steps, the vote of all heads, and the end-to-end objective that the
+paper compares with, cross-entropy of the label word.
 
 An objective is all that the trainer knows: call it with a model and a `Batch`, hand it each step's mean metrics,
 save and restore its state.
@@ -16,7 +17,7 @@ from abft.attention import Implementation, causal_lm, read_rows
 from abft.errors import AbftError
 from abft.heads import induction_mask, threshold
 from abft.logits import at_positions, output_logits
-from abft.loss import head_loss, label_mass
+from abft.loss import head_loss, label_mass, vote_loss
 from abft.pid import PIDController
 from abft.prompts import Batch
 
@@ -134,7 +135,43 @@ class ABFTObjective:
         self.steps = state["steps"]
 
 
-class E2EObjective:
+class _Stateless:
+    """What an objective without a controller does between steps: nothing."""
+
+    def after_step(self, metrics: dict[str, float]) -> dict[str, float]:
+        return {}
+
+    def state(self) -> dict:
+        return {}
+
+    def restore(self, state: dict) -> None:
+        pass
+
+
+class VoteObjective(_Stateless):
+    """Cross-entropy of the heads' vote: -log(R / (R + W)) with all heads' attention on right labels R, on wrong ones W.
+
+    Not in the paper. Every head of every layer votes with the attention that it pays to label tokens; right labels should win.
+    Its gradient is that of Eq. 1 without the filter, with A = 1 / (R + W) and B = A W / R: A and B balance themselves, and
+    looking more, or less, at *all* labels changes nothing, so there is no controller. Prompts whose demonstrations are all
+    right, or all wrong, have no vote and loss 0.
+
+    Args:
+        fixed_threshold, implementation: as in `ABFTObjective`, for the logged head statistics.
+    """
+
+    def __init__(self, *, fixed_threshold: float | None = None, implementation: Implementation = "abft_rows") -> None:
+        self.fixed_threshold, self.implementation = fixed_threshold, implementation
+
+    def __call__(self, module: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Needs an open `row_attention`. `module` is a decoder, or a whole model where a wrapper has to be called."""
+        rows, _ = read_rows(module, batch.input_ids, batch.query_positions, self.implementation, **batch.model_inputs())
+        heads = head_statistics(rows, batch, self.fixed_threshold)
+        loss = vote_loss(heads.right, heads.wrong, batch.correct.any(-1) & batch.wrong.any(-1))
+        return loss, mass_metrics(heads, torch.ones_like(heads.right))
+
+
+class E2EObjective(_Stateless):
     """End-to-end fine-tuning: cross-entropy of the right label word at the query position, over the whole vocabulary.
 
     Logs the same head statistics as ABFT, which it does not train. The LM head is read, never changed.
@@ -158,12 +195,3 @@ class E2EObjective:
         loss = nn.functional.cross_entropy(logits, batch.answers.to(logits.device))
         heads = head_statistics(tuple(row.detach() for row in rows), batch, self.fixed_threshold)
         return loss, mass_metrics(heads, heads.induction.float())
-
-    def after_step(self, metrics: dict[str, float]) -> dict[str, float]:
-        return {}
-
-    def state(self) -> dict:
-        return {}
-
-    def restore(self, state: dict) -> None:
-        pass

@@ -25,7 +25,7 @@ def print_table(columns: list[tuple[str, Any]], rows: Sequence[tuple[str, ...]])
 def print_result(result: dict[str, Any], output: Path) -> None:
     """The table a run ends with."""
     training = result["training"]
-    method = next((name for name in ("abft", "e2e") if name in result), None)
+    method = next((name for name in ("abft", "vote", "e2e") if name in result), None)
     if method is not None:
         before, after = result["vanilla"], result[method]
         named = {"accuracy": "accuracy", "macro_f1": "macro-F1", "ece": "ECE", "heads": "heads over threshold"}

@@ -29,7 +29,7 @@ from abft.errors import AbftError
 from abft.folder import last_checkpoint
 from abft.logits import check_output_logits
 from abft.models import context_length, load_model
-from abft.objective import ABFTObjective, E2EObjective, Objective
+from abft.objective import ABFTObjective, E2EObjective, Objective, VoteObjective
 from abft.pid import PIDController
 from abft.prompts import (
     Batch,
@@ -70,8 +70,8 @@ class ABFTConfig(TrainingArguments):
     nd: int = field(default=512, metadata={"help": "training prompts"})
     queries: int = field(default=1, metadata={"help": "queries behind one set of demonstrations, which is then read once"})
     protocol: Protocol = field(default="consistent", metadata={"help": "how prompts end: consistent or staicc"})
-    objective: Literal["abft", "e2e"] = field(
-        default="abft", metadata={"help": "abft, or e2e: cross-entropy of the label word"}
+    objective: Literal["abft", "vote", "e2e"] = field(
+        default="abft", metadata={"help": "abft; vote: of all heads for the right labels; e2e: cross-entropy of the label word"}
     )
     lora_targets: Literal["qk", "all-linear"] = field(default="qk", metadata={"help": "what LoRA adapts; qk with abft"})
     A0: float = field(default=0.5, metadata={"help": "initial weight of the punishment of wrong labels"})
@@ -117,6 +117,8 @@ def chosen_objective(args: ABFTConfig, model: nn.Module, implementation: Impleme
         base = causal_lm(model)
         check_output_logits(base, decoder(base))  # type: ignore[arg-type]
         return E2EObjective(model, fixed_threshold=args.threshold, implementation=implementation)
+    if args.objective == "vote":
+        return VoteObjective(fixed_threshold=args.threshold, implementation=implementation)
     controller = PIDController(A=args.A0, Cp=args.Cp, Ci=args.Ci, Cd=args.Cd)
     return ABFTObjective(
         controller,
@@ -365,7 +367,7 @@ def restore_objective(objective: Objective, state: TrainerState) -> None:
 def _select_weights(model: PreTrainedModel, args: ABFTConfig, peft_config: "LoraConfig | None") -> PreTrainedModel:
     """Changes `model`: leaves W_Q and W_K trainable, at full rank or through LoRA."""
     if peft_config is not None and args.lora_targets == "all-linear":
-        if args.objective == "abft":
+        if args.objective != "e2e":
             raise AbftError("ABFT trains W_Q and W_K only; lora_targets = 'all-linear' goes with objective = 'e2e'")
         return weights.add_lora_everywhere(model, peft_config)  # type: ignore[return-value]
     if peft_config is not None:

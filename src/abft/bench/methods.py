@@ -33,6 +33,7 @@ METHODS: dict[str, Method] = {
     "abft_no_pid_no_filter": Method("ABFT, no PID, no filter", {**_ABFT, "pid": False, "head_filter": False}, ablation=True),
     "abft_no_punishment": Method("ABFT, A = 0", {**_ABFT, "A0": 0.0, "pid": False}, ablation=True),
     "abft_no_reward": Method("ABFT, B = 0", {**_ABFT, "B0": 0.0}, ablation=True),
+    "vote": Method("ABFT, vote of all heads", {"objective": "vote", "train_on": "task", "lora_targets": "qk"}),
     "e2e": Method("E2E, W_Q and W_K", _E2E),
     "e2e_lora": Method("E2E, LoRA on W_Q and W_K", {**_E2E, "lora_r": 16}),
     "e2e_lora_all": Method("E2E, LoRA on all linear layers", {**_E2E, "lora_r": 16, "lora_targets": "all-linear"}),

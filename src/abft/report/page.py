@@ -76,7 +76,7 @@ def report(
     context = {
         "title": f"{config.task or Path(config.data or 'SST2').stem} · {Path(config.model).name}",
         "run": run.resolve().name,
-        "objective": {"abft": "ABFT", "e2e": "end-to-end training"}[config.objective],
+        "objective": {"abft": "ABFT", "vote": "ABFT, vote of all heads", "e2e": "end-to-end training"}[config.objective],
         "finished": finished,
         "headline": _headline(analyses.found.get("evaluation")),
         "scores": _scores(analyses.found.get("evaluation"), vanilla),
