@@ -78,7 +78,8 @@ def train_and_validate(model_name, task, settings, *, every, prompts, objective=
 
     def score():
         probabilities, heads = evaluate(model, encoded, words, "abft_rows")
-        return {"accuracy": accuracy(probabilities, targets), "heads": heads.heads}
+        right = "".join(str(int(found == target)) for found, target in zip(probabilities.argmax(1), targets, strict=True))
+        return {"accuracy": accuracy(probabilities, targets), "heads": heads.heads, "right": right}
 
     before = score()
     validate = _Validate(score, every)

@@ -7,6 +7,7 @@ The ways:
 
 - abft: `ABFTTrainer` with the paper's settings; W_Q and W_K train at full rank
 - packed: the same with 4 queries behind one set of demonstrations (`queries=4`)
+- bf16: packed, computed in bfloat16 (autocast) with attention rows in float32
 - half: abft with the activations of every second layer recomputed
 - plain: what a reader of the paper would write first: eager attention, `output_attentions=True`, the whole model with
   full logits, then the last rows of the attention matrices; the same trained weights
@@ -28,7 +29,8 @@ import tempfile
 import time
 from pathlib import Path
 
-WAYS = ("abft", "packed", "half", "plain", "sft")
+WAYS = ("abft", "packed", "bf16", "half", "plain", "sft")
+SHARED = ("packed", "bf16")
 SAME_LOSS = ("abft", "packed", "half", "plain")
 THRESHOLD = 0.001  # so low that heads pass on random tokens too and gradients flow
 K, SHARING = 4, 4
@@ -125,7 +127,8 @@ def own_trainer(way, model, prompts, steps, folder):
     arguments = ABFTConfig(
         **shared_arguments(len(prompts), steps, folder),
         threshold=THRESHOLD,
-        queries=SHARING if way == "packed" else 1,
+        queries=SHARING if way in SHARED else 1,
+        bf16=way == "bf16",
         activation_checkpointing=way == "half",
         activation_checkpointing_kwargs={"every_n_layers": 2},
     )
@@ -215,7 +218,7 @@ def main():
     results = []
     for shape in options.shapes:
         tokens, batch_size = map(int, shape.split("x"))
-        ways = [way for way in options.ways if way != "packed" or batch_size % SHARING == 0]
+        ways = [way for way in options.ways if way not in SHARED or batch_size % SHARING == 0]
         ways = [way for way in ways if way != "plain" or tokens <= options.plain_tokens]
         measured = {way: [] for way in ways}
         for _ in range(options.rounds):

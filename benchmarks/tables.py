@@ -11,11 +11,14 @@ import statistics
 import sys
 from pathlib import Path
 
+from abft.bench.statistics import interval, paired_bootstrap
+
 ROOT = Path(__file__).parent.parent
 MARK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 STEP_WAYS = {
     "abft": "default",
     "packed": "`--queries 4`",
+    "bf16": "`--queries 4 --bf16`",
     "half": "`--activation-checkpointing 2`",
     "plain": "plain",
     "sft": "TRL `SFTTrainer`, LoRA",
@@ -123,6 +126,51 @@ def predict(record):
     return table(head, rows)
 
 
+def reached(run, accuracy):
+    """Seconds of training until the first validation with this accuracy; None if there was none."""
+    return next((found["seconds"] for found in run["validation"].values() if found["accuracy"] >= accuracy), None)
+
+
+def time_to_accuracy(runs):
+    """Each task's variants against the paper's recipe. The goal is 85% on SST2, elsewhere the accuracy that the recipe ends with."""
+    rows = []
+    for task in dict.fromkeys(run["task"] for run in runs):
+        variants = {}
+        for run in runs:
+            if run["task"] == task:
+                variants.setdefault(run["variant"], {})[run["seed"]] = run
+        paper = variants["paper"]
+        last = {
+            name: {seed: list(run["validation"].values())[-1] for seed, run in found.items()}
+            for name, found in variants.items()
+        }
+        goal = 0.85 if task == "SST2" else statistics.mean(end["accuracy"] for end in last["paper"].values())
+        for name, found in variants.items():
+            seconds = {seed: reached(run, goal) for seed, run in found.items()}
+            arrived = [s for s in seconds.values() if s is not None]
+            ratios = [
+                reached(paper[seed], goal) / s
+                for seed, s in seconds.items()
+                if s and seed in paper and reached(paper[seed], goal)
+            ]
+            right = {v: [[int(c) for c in end["right"]] for end in last[v].values()] for v in (name, "paper")}
+            difference, samples = paired_bootstrap(right[name], right["paper"], range(len(right[name][0])))
+            low, high = interval(samples)
+            rows.append(
+                [
+                    f"{task}, {100 * goal:.1f}%",
+                    f"`{name}`",
+                    f"{len(arrived)} of {len(found)}",
+                    f"{statistics.median(arrived):.0f}" if arrived else "",
+                    "" if name == "paper" or not ratios else spread(ratios),
+                    f"{100 * statistics.mean(end['accuracy'] for end in last[name].values()):.1f}",
+                    "" if name == "paper" else f"{100 * difference:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]",
+                ]
+            )
+    head = ["task, goal", "variant", "reached", "seconds, median", "times faster", "final accuracy", "difference"]
+    return table(head, rows)
+
+
 def startup(record):
     rows = [[f"`{name}`", f"{statistics.median(taken):.2f}", f"{min(taken):.2f}"] for name, taken in record["seconds"].items()]
     return table(["", "seconds, median", "least"], rows)
@@ -143,14 +191,17 @@ TABLES = {
     "evaluation": (evaluation, "eval"),
     "predict": (predict, "predict"),
     "startup": (startup, "startup"),
+    "time_to_accuracy": (time_to_accuracy, "time_to_accuracy"),
 }
 
 
 def written(name, folder):
     """The table `name` and the command that made its raw results."""
     make, source = TABLES[name]
-    record = json.loads((folder / f"{source}.json").read_text(encoding="utf-8"))
-    return make(record)
+    if (folder / source).is_dir():
+        runs = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((folder / source).glob("*.json"))]
+        return make(runs)
+    return make(json.loads((folder / f"{source}.json").read_text(encoding="utf-8")))
 
 
 def filled(page, folder):
@@ -166,7 +217,7 @@ def main():
     options = parser.parse_args()
     if options.show:
         for name, (_, source) in TABLES.items():
-            if (options.results / f"{source}.json").is_file():
+            if (options.results / source).is_dir() or (options.results / f"{source}.json").is_file():
                 print(f"{name}\n\n{written(name, options.results)}\n")
         return
     try:

@@ -22,13 +22,11 @@ TINY = 1e-6
 class RatioObjective:
     """Cross-entropy over label tokens, -log(right / (right + wrong)), of prompts that hold both kinds.
 
-    `over` says what votes: "head", the loss of each induction head, summed; "all", of all heads' attention together; "layer",
-    of all heads' attention in a layer, summed over layers. `mass` weighs a second term, -log(right + wrong), which keeps
-    these heads on the labels.
+    Each induction head has a loss of its own, or, `by_layer`, all heads of a layer together; the sum is trained.
     """
 
-    def __init__(self, over="head", mass=0.0):
-        self.over, self.mass = over, mass
+    def __init__(self, by_layer=False):
+        self.by_layer = by_layer
 
     def __call__(self, module, batch):
         rows, _ = read_rows(module, batch.input_ids, batch.query_positions, **batch.model_inputs())
@@ -36,11 +34,9 @@ class RatioObjective:
         both = (batch.correct.any(-1) & batch.wrong.any(-1)).to(heads.right.device)
         counted = heads.induction.float() * both[None, :, None]
         right, wrong = heads.right, heads.wrong
-        if self.over != "head":
-            across = (0, 2) if self.over == "all" else 2
-            right, wrong, counted = right.sum(across), wrong.sum(across), both.float()
-        labels = right + wrong + TINY
-        terms = -torch.log((right + TINY) / labels) - self.mass * torch.log(labels)
+        if self.by_layer:
+            right, wrong, counted = right.sum(2), wrong.sum(2), both.float()
+        terms = -torch.log((right + TINY) / (right + wrong + TINY))
         return (terms * counted).sum() / len(both), mass_metrics(heads, heads.induction.float())
 
     def after_step(self, metrics):
@@ -53,7 +49,9 @@ class RatioObjective:
         pass
 
 
+OBJECTIVES = {"ratio": RatioObjective(), "layers": RatioObjective(by_layer=True)}  # not in the library
 RATIO = {"objective": "ratio", "learning_rate": 3e-4, "max_steps": 16, "every": 4}
+VOTE = {**RATIO, "objective": "vote"}
 VARIANTS = {
     "paper": {"learning_rate": 1e-4, "max_steps": 32, "every": 4},
     "paper4": {"learning_rate": 1e-4, "max_steps": 32, "every": 4, "queries": 4},
@@ -63,12 +61,16 @@ VARIANTS = {
     "ratio8": {**RATIO, "queries": 8},
     "ratio4-1e-4": {**RATIO, "queries": 4, "learning_rate": 1e-4},
     "ratio4-6e-4": {**RATIO, "queries": 4, "learning_rate": 6e-4},
-    "vote4": {**RATIO, "queries": 4, "over": "all"},
-    "layers4": {**RATIO, "queries": 4, "over": "layer"},
-    "ratio4-mass": {**RATIO, "queries": 4, "mass": 0.1},
-    "ratio4-dense": {**RATIO, "queries": 4, "dense": True},
-    "ratio4-above9": {**RATIO, "queries": 4, "layers": list(range(10, 30))},
-    "ratio4-linear": {**RATIO, "queries": 4, "lr_scheduler_type": "linear"},
+    "layers4": {**RATIO, "objective": "layers", "queries": 4},
+    "vote": VOTE,
+    "vote4": {**VOTE, "queries": 4},
+    "vote8": {**VOTE, "queries": 8},
+    "vote4-dense": {**VOTE, "queries": 4, "dense": True},
+    "vote4-1e-4": {**VOTE, "queries": 4, "learning_rate": 1e-4},
+    "vote4-1e-3": {**VOTE, "queries": 4, "learning_rate": 1e-3},
+    "vote4-nb16": {**VOTE, "queries": 4, "max_steps": 32, "every": 8, "nb": 16},
+    "vote4-above9": {**VOTE, "queries": 4, "layers": list(range(10, 30))},
+    "vote4-linear": {**VOTE, "queries": 4, "lr_scheduler_type": "linear"},
 }
 
 
@@ -93,15 +95,15 @@ def main():
                     continue
                 print(path.stem, flush=True)
                 settings = {**VARIANTS[variant], "seed": seed}
-                ratio = settings.get("objective") == "ratio"
-                objective = RatioObjective(settings.pop("over", "head"), settings.pop("mass", 0.0)) if ratio else None
+                objective = OBJECTIVES.get(settings.get("objective"))
+                if objective:
+                    del settings["objective"]
+                nb = settings.pop("nb", options.nb)
                 every = settings.pop("every")
                 how = {"every": every, "prompts": options.prompts, "dense_queries": settings.pop("dense", False)}
-                if ratio:
-                    del settings["objective"]
                 settings["max_steps"] = min(settings["max_steps"], options.steps or settings["max_steps"])
                 settings["per_device_train_batch_size"] = options.batch_size
-                settings["gradient_accumulation_steps"] = options.nb // options.batch_size
+                settings["gradient_accumulation_steps"] = nb // options.batch_size
                 run = train_and_validate(options.model, task, settings, objective=objective, **how)
                 run["settings"] = {**VARIANTS[variant], **run["settings"]}
                 write(path, {"variant": variant, "task": task, "seed": seed, **run})
