@@ -132,7 +132,7 @@ def reached(run, accuracy):
 
 
 def time_to_accuracy(runs):
-    """Each task's variants against the paper's recipe. The goal is 85% on SST2, elsewhere the accuracy that the recipe ends with."""
+    """Each task's variants against the paper's recipe. The goal: 85% on SST2, elsewhere where the recipe ends."""
     rows = []
     for task in dict.fromkeys(run["task"] for run in runs):
         variants = {}
