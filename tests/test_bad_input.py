@@ -49,7 +49,7 @@ def test_occupied_output_folders(options, finished, tmp_path):
         ({"layers": "x"}, "expected numbers and ranges"),
         ({"label_words": "stars"}, "expected LABEL=word"),
         ({"label_words": "neutral=meh"}, "unknown labels"),
-        ({"label_words": "negative=zyxwv"}, "one token each"),
+        ({"label_words": "negative=positive x", "objective": "e2e"}, "two labels begin with the same token"),
         ({"task": "SST2"}, "both task 'SST2' and data"),
         ({"dtype": "float13"}, "expected one of float32"),
         ({"dtype": "bfloat16"}, "full-rank training needs float32"),

@@ -14,7 +14,7 @@ LEVELS = [
     {"tasks", "attention", "logits"},
     {"data", "config", "models"},
     {"prompts", "weights", "card"},
-    {"objective", "folder", "metaicl"},
+    {"objective", "folder", "metaicl", "labels"},
     {"predict", "trainer", "callbacks"},
     {"run"},
     {"merge", "predictor"},

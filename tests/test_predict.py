@@ -55,6 +55,43 @@ def test_probabilities_equal_the_full_model_one_prompt_at_a_time(family, prompts
     assert np.ptp(expected[:, 0]) > 1e-3  # not all the same
 
 
+def chain_rule(model, prompts, labels):
+    """One prompt and label at a time: the product of the tokens' probabilities, from all logits; then shares of the sum."""
+    rows = []
+    for prompt in prompts:
+        products = []
+        for label in labels:
+            with torch.no_grad():
+                logits = model(torch.tensor([prompt.input_ids + label])).logits[0].double()
+            log = logits.log_softmax(-1)[len(prompt.input_ids) - 1 : -1]
+            products.append(log[range(len(label)), label].sum().exp().item())
+        rows.append(np.array(products) / sum(products))
+    return np.stack(rows)
+
+
+LONG_LABELS = [(300, 20, 7), (40, 9), (300, 21), (55, 20)]  # token ids; the first and the third begin alike
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "mistral", "cohere"])
+def test_labels_of_several_tokens_follow_the_chain_rule(family, prompts, bpe, review_data):
+    model = tiny_model(family, **({**FAMILIES["llama"], "logit_scale": 0.3} if family == "cohere" else {}))
+    expected = chain_rule(model, prompts, LONG_LABELS)
+    assert (np.ptp(expected, axis=0) > 0.01 * expected.mean(0)).all()
+    implementation = supported_implementation(model)
+    measured, report = evaluate(model, prompts, LONG_LABELS, implementation, batch_size=4)
+    np.testing.assert_allclose(measured, expected, rtol=1e-3)
+    np.testing.assert_allclose(label_probabilities(model, prompts, LONG_LABELS, batch_size=4), expected, rtol=1e-3)
+    _, plain = evaluate(model, prompts, label_tokens(bpe, review_data.task), implementation)
+    np.testing.assert_allclose(report.right_mass_LH, plain.right_mass_LH, atol=1e-6)  # heads see the prompt alone
+    np.testing.assert_allclose(report.induction_rate_LH, plain.induction_rate_LH)
+    written = [write_prompt(review_data.task, review_data.train[:4], query, "consistent") for query in review_data.test[:9]]
+    encoded = encode(bpe, written)
+    score = LabelScorer(model, LONG_LABELS)
+    for some in (encoded, encoded[:1]):
+        measured = score(some, shared=encoded[0].label_positions[-1] + 1, batch_size=4)
+        np.testing.assert_allclose(measured, chain_rule(model, some, LONG_LABELS), rtol=1e-3)
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt2", "mistral"])
 def test_shared_demonstrations_give_the_same(family, bpe, review_data):
     model = tiny_model(family)

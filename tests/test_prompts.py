@@ -13,6 +13,7 @@ from abft.prompts import (
     collate,
     encode,
     evaluation_prompts,
+    first_tokens,
     label_tokens,
     training_prompts,
     write_prompt,
@@ -103,10 +104,8 @@ def own_task(*words):
 
 
 def test_bad_label_words(bpe):
-    with pytest.raises(AbftError, match=r"one token each.*'zyxwv' \(\d tokens\)"):
-        label_tokens(bpe, own_task("positive", "zyxwv"))
-    with pytest.raises(AbftError, match="start with the same token"):
-        label_tokens(bpe, own_task("negative x", "negative y"))
+    with pytest.raises(AbftError, match="'Ω' and 'Ψ' have the same tokens"):
+        label_tokens(tokenizer("wordpiece"), own_task("Ω", "Ψ"))  # both unknown to it
     template = Template("text: {text} label: {label} \n")
     assert len(label_tokens(bpe, Task("own", template, ("a", "b"), ("good", "bad")))) == 2
 
@@ -145,3 +144,23 @@ def test_pseudo_batches_keep_their_prompts_and_are_sorted_by_length():
     assert list(sampler) == order
     with pytest.raises(AbftError, match="do not fill"):
         PseudoBatchSampler(lengths, 11, seed=0)
+
+
+def test_labels_of_several_tokens(bpe):
+    words = ("zyxwv", "positive", "zyxab")
+    task = Task("own", Template("text: {text} label: {label}\n"), words, words)
+    tokens = label_tokens(bpe, task)
+    assert [bpe.decode(label) for label in tokens] == [f" {word}" for word in words]
+    assert [isinstance(label, tuple) for label in tokens] == [True, False, True]
+    (prompt,) = encode(bpe, [write_prompt(task, [Example("a", 0), Example("b", 1)], Example("c", 2), "consistent")])
+    shown = [bpe.decode(prompt.input_ids[at]) for at in prompt.label_positions]
+    assert shown == ["z", " positive"]  # heads look at the first token of the word, not at a space before it
+    assert first_tokens(tokens) == [tokens[0][0], tokens[1], tokens[2][0]]
+
+
+def test_a_label_that_begins_another_ends_with_what_follows_it(bpe):
+    task = own_task("zyx", "zyxwv", "positive")
+    tokens = label_tokens(bpe, task)
+    newline = bpe("text: a label: positive\n")["input_ids"][-1]
+    assert [label[-1] for label in tokens] == [newline] * 3
+    assert tokens[1][: len(tokens[0]) - 1] == tokens[0][:-1]

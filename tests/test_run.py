@@ -264,6 +264,18 @@ def test_a_run_with_the_vote_objective(options, tmp_path):
     assert losses[-1] < losses[0]
 
 
+def test_labels_of_several_tokens_and_ones_that_begin_another(options, tmp_path):
+    words = {"negative": "zyxwv", "positive": "zyx"}
+    given = [flag for label, word in words.items() for flag in ("--label-words", f"{label}={word}")]
+    run = tmp_path / "run"
+    result = invoke("train", *arguments(options), *given, "--output", run)
+    assert result.exit_code == 0, result.output
+    assert json.loads((run / "metrics.json").read_text())["abft"]["accuracy"] > 0
+    shown = json.loads(invoke("predict", "--run", run, "--text", "great and good", "--json").stdout.splitlines()[0])
+    assert sum(shown["probabilities"].values()) == pytest.approx(1)
+    assert set(shown["probabilities"]) == set(words)
+
+
 def test_every_setting_is_an_option():
     from typer.main import get_command
 

@@ -469,7 +469,7 @@ class _Loaded:
     model: Any
     implementation: Any
     layers: list[int]
-    words: list[int]
+    words: Any
     prompts: list[Any]
 
 

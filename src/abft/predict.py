@@ -29,9 +29,10 @@ from abft.attention import (
     row_attention,
 )
 from abft.errors import AbftError
+from abft.labels import LabelTree
 from abft.logits import at_positions, check_output_logits, output_logits
 from abft.objective import head_statistics
-from abft.prompts import Batch, EncodedPrompt, collate, pack
+from abft.prompts import Batch, EncodedPrompt, LabelTokens, collate, pack
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -65,7 +66,7 @@ def bucketed(prompts: Sequence[EncodedPrompt], batch_size: int) -> Iterator[list
 def evaluate(
     model: PreTrainedModel,
     prompts: Sequence[EncodedPrompt],
-    label_tokens: Sequence[int],
+    label_tokens: LabelTokens,
     implementation: Implementation,
     *,
     batch_size: int = 16,
@@ -82,6 +83,9 @@ def evaluate(
     inner, whole = decoder(model), causal_lm(model)
     check_output_logits(whole, inner)
     device = next(inner.parameters()).device
+    tree = LabelTree.of(label_tokens)
+    nodes = len(tree.beginnings)
+    together = nodes if nodes > 1 and implementation == IMPLEMENTATION and can_pack(model) else 1
     probabilities = np.zeros((len(prompts), len(label_tokens)))
     totals: list[Tensor] | None = None
     extra: dict[str, object] = {}
@@ -91,11 +95,13 @@ def evaluate(
         extra["head_gates"] = head_gates
     with row_attention(model, implementation):
         for indices in bucketed(prompts, batch_size):
-            batch = Batch(**{n: t.to(device) for n, t in collate([prompts[i] for i in indices]).items()})
-            rows, hidden = read_rows(inner, batch.input_ids, batch.query_positions, implementation, **extra)
-            logits = output_logits(whole, at_positions(hidden, batch.query_positions), label_tokens)
-            probabilities[indices] = _probabilities(logits)
-            heads = head_statistics(rows, batch, fixed_threshold)
+            asked = [prompts[i] for i in indices]
+            batch = Batch(**{n: t.to(device) for n, t in collate(tree.extended(asked), together).items()})
+            inputs = {**batch.model_inputs(), **extra}
+            rows, hidden = read_rows(inner, batch.input_ids, batch.query_positions, implementation, **inputs)
+            probabilities[indices] = tree.probabilities(whole, at_positions(hidden, batch.query_positions))
+            plain = batch if nodes == 1 else Batch(**{n: t.to(device) for n, t in collate(asked).items()})
+            heads = head_statistics(tuple(row[::nodes] for row in rows), plain, fixed_threshold)
             sums = [t.cpu().double().sum(1) for t in (heads.induction, heads.right, heads.wrong)]
             totals = sums if totals is None else [a + b for a, b in zip(totals, sums, strict=True)]
             if progress:
@@ -113,12 +119,12 @@ class LabelScorer:
 
     Args:
         model: a causal LM.
-        label_tokens: the token of every class.
+        label_tokens: the token, or tokens, of every class.
     """
 
-    def __init__(self, model: PreTrainedModel, label_tokens: Sequence[int]) -> None:
+    def __init__(self, model: PreTrainedModel, label_tokens: LabelTokens) -> None:
         model.eval()
-        self.model, self.label_tokens = model, list(label_tokens)
+        self.model, self.labels = model, LabelTree.of(label_tokens)
         self.inner, self.whole = decoder(model), causal_lm(model)
         check_output_logits(self.whole, self.inner)
         self._lock = threading.Lock()
@@ -148,7 +154,7 @@ class LabelScorer:
         `shared`: keep no more than so many tokens, because later prompts will share no more; default: all that these prompts
         begin with alike, and nothing of a single one. `progress` is called with the number of prompts done by each batch.
         """
-        probabilities = np.zeros((len(prompts), len(self.label_tokens)))
+        probabilities = np.zeros((len(prompts), len(self.labels.labels)))
         if not prompts:
             return probabilities
         if shared is None:
@@ -160,9 +166,9 @@ class LabelScorer:
             if keeping := worth and self.keeps:
                 self._keep(prompts[0].input_ids[:shared])
             for indices in bucketed(prompts, batch_size):
-                batch = [prompts[i] for i in indices]
-                hidden_BD = self._after_shared(batch, shared) if keeping else self._alone(batch)
-                probabilities[indices] = _probabilities(output_logits(self.whole, hidden_BD, self.label_tokens))
+                batch = self.labels.extended([prompts[i] for i in indices])
+                hidden_PD = self._after_shared(batch, shared) if keeping else self._alone(batch, batch_size)
+                probabilities[indices] = self.labels.probabilities(self.whole, hidden_PD)
                 if progress:
                     progress(len(indices))
         return probabilities
@@ -171,16 +177,21 @@ class LabelScorer:
     def _device(self) -> torch.device:
         return next(self.inner.parameters()).device
 
-    def _alone(self, prompts: Sequence[EncodedPrompt]) -> Tensor:
-        """Hidden states of the query positions, (B, D), of right-padded prompts."""
-        batch = collate(prompts)
-        hidden = self.inner(input_ids=batch["input_ids"].to(self._device), use_cache=False)[0]
-        return at_positions(hidden, batch["query_positions"])
+    def _alone(self, prompts: Sequence[EncodedPrompt], batch_size: int) -> Tensor:
+        """Hidden states of the query positions, (P, D), of right-padded prompts."""
+        found = []
+        for start in range(0, len(prompts), batch_size):
+            batch = collate(prompts[start : start + batch_size])
+            hidden = self.inner(input_ids=batch["input_ids"].to(self._device), use_cache=False)[0]
+            found.append(at_positions(hidden, batch["query_positions"]))
+        return torch.cat(found)
 
     def _after_shared(self, prompts: Sequence[EncodedPrompt], start: int) -> Tensor:
         """The same, of prompts whose first `start` tokens are kept."""
         rests = [dataclasses.replace(prompt, input_ids=prompt.input_ids[start:], label_positions=()) for prompt in prompts]
-        size = max(1, PACK_TOKENS // len(rests[0].input_ids))  # the longest comes first
+        nodes = len(self.labels.beginnings)  # a prompt's own tokens stand once, a label's beginnings after them
+        longest = max(len(rest.input_ids) for rest in rests) + sum(map(len, self.labels.beginnings))
+        size = max(1, PACK_TOKENS // longest) * nodes
         return torch.cat([self._packed(rests[i : i + size], start) for i in range(0, len(rests), size)])
 
     def _packed(self, prompts: Sequence[EncodedPrompt], start: int) -> Tensor:
@@ -213,7 +224,7 @@ class LabelScorer:
 def label_probabilities(
     model: PreTrainedModel,
     prompts: Sequence[EncodedPrompt],
-    label_tokens: Sequence[int],
+    label_tokens: LabelTokens,
     *,
     batch_size: int = 16,
     progress: Callable[[int], object] | None = None,
@@ -256,10 +267,6 @@ def perplexity(
     if count == 0:
         raise AbftError("perplexity needs a text of at least 2 tokens")
     return math.exp(total / count)
-
-
-def _probabilities(logits_BC: Tensor) -> np.ndarray:
-    return logits_BC.cpu().double().softmax(-1).numpy()
 
 
 def common_prefix(prompts: Sequence[EncodedPrompt]) -> int:

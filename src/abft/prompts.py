@@ -24,6 +24,8 @@ from abft.tasks import Example, Protocol, Task
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+LabelTokens = Sequence[int | tuple[int, ...]]  # of every class: its token, or several
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -138,7 +140,7 @@ def encode(
         max_length: the model's context in tokens; None = unlimited.
 
     Raises:
-        AbftError: a prompt is longer than `max_length`, or a label word is not one token (`consistent` protocol).
+        AbftError: a prompt is longer than `max_length`, or a label word has no token of its own.
     """
     if not prompts:
         return []
@@ -166,22 +168,25 @@ def _overlapping(span: tuple[int, int], offsets: Sequence[tuple[int, int]]) -> l
 
 
 def _label_position(prompt: Prompt, span: tuple[int, int], offsets: Sequence[tuple[int, int]], protocol: Protocol) -> int:
+    """Where heads should look: a label's first token (`consistent`), or its last, which StaICC scores."""
     tokens = _overlapping(span, offsets)
-    if not tokens or (len(tokens) > 1 and protocol == "consistent"):
+    if not tokens:
         word = prompt.text[span[0] : span[1]]
-        raise AbftError(f"label word {word!r} is {len(tokens)} tokens in a prompt, expected one; choose another word")
-    return tokens[-1]
+        raise AbftError(f"label word {word!r} has no token of its own in a prompt; choose another word")
+    return tokens[0 if protocol == "consistent" else -1]
 
 
-def label_tokens(tokenizer: "PreTrainedTokenizerBase", task: Task, protocol: Protocol = "consistent") -> list[int]:
-    """The token id that stands for each class at the query position.
+def label_tokens(
+    tokenizer: "PreTrainedTokenizerBase", task: Task, protocol: Protocol = "consistent"
+) -> list[int | tuple[int, ...]]:
+    """The token id that stands for each class at the query position; a tuple where a label is several tokens.
 
-    `consistent`: the token of the label word as it stands inside a demonstration. `staicc`: the last sub-token of the
-    bare label word, as StaICC scores it.
+    `consistent`: the tokens of the label word as it stands inside a demonstration; where one label begins with another, all
+    end with the token that follows a label there. `staicc`: the last sub-token of the bare label word, as StaICC scores it.
 
     Raises:
-        AbftError: a label word is several tokens, two words start with the same token, or the tokenizer writes the
-            label differently after a query than inside a demonstration.
+        AbftError: two labels are the same tokens, or the tokenizer writes the label differently after a query than inside a
+            demonstration.
     """
     if not tokenizer.is_fast:
         raise AbftError(f"{type(tokenizer).__name__} gives no character offsets; a fast tokenizer is needed")
@@ -189,45 +194,49 @@ def label_tokens(tokenizer: "PreTrainedTokenizerBase", task: Task, protocol: Pro
         tokens = [tokenizer(word)["input_ids"][-1] for word in task.label_words]
         _refuse_shared_tokens(task, tokens)
         return tokens
-    pieces, detached = [], []
+    pieces: list[tuple[int, ...]] = []
+    ends: list[tuple[int, ...]] = []
+    detached = []
     for label, word in enumerate(task.label_words):
         prompt = write_prompt(task, [Example("text", label)], Example("text", label), protocol)
         encoding = tokenizer(prompt.text, return_offsets_mapping=True)
         at = _overlapping(prompt.label_spans[0], encoding["offset_mapping"])
         ids = encoding["input_ids"]
-        pieces.append([ids[i] for i in at])
         ending = prompt.text[: prompt.label_spans[0][0]].rstrip(" ")
         (query,) = encode(tokenizer, [Prompt(ending, (), (), label)])
-        if at and list(query.input_ids) != ids[: at[0]]:
+        start = len(query.input_ids)  # a space of its own before the label belongs to it
+        if at and list(query.input_ids) != ids[:start]:
             detached.append(word)
-    _refuse_shared_tokens(task, [piece[0] if piece else -1 for piece in pieces])
-    several = {word: len(piece) for word, piece in zip(task.label_words, pieces, strict=True) if len(piece) != 1}
-    if several:
-        listed = ", ".join(f"{word!r} ({count} tokens)" for word, count in several.items())
-        raise AbftError(
-            f"label words must be one token each; several for this tokenizer: {listed}. "
-            "Map them to other words, for example --label-words 'LABEL=word'."
-        )
+        pieces.append(tuple(ids[start : at[-1] + 1]) if at else ())
+        ends.append(tuple(ids[start : at[-1] + 2]) if at else ())
+    _refuse_shared_tokens(task, pieces)
     if detached:
         raise AbftError(
             f"this tokenizer splits {task.template.before_label.strip() + ' ' + detached[0]!r} so that the label does not "
             "directly follow the query; write the template without the space before {label}"
         )
-    return [piece[0] for piece in pieces]
+    begun = any(a != b and b[: len(a)] == a for a in pieces for b in pieces)
+    return [piece[0] if len(piece) == 1 else piece for piece in (ends if begun else pieces)]
 
 
-def with_answers(prompts: Sequence[EncodedPrompt], label_tokens: Sequence[int]) -> list[EncodedPrompt]:
-    """The same prompts with the token of the right label word recorded, for objectives that look at the LM's output."""
-    return [replace(prompt, answer=label_tokens[prompt.target]) for prompt in prompts]
+def first_tokens(label_tokens: LabelTokens) -> list[int]:
+    """The token with which each label begins."""
+    return [label if isinstance(label, int) else label[0] for label in label_tokens]
 
 
-def _refuse_shared_tokens(task: Task, tokens: Sequence[int]) -> None:
+def with_answers(prompts: Sequence[EncodedPrompt], label_tokens: LabelTokens) -> list[EncodedPrompt]:
+    """The same prompts with the first token of the right label recorded, for objectives that look at the LM's output."""
+    answers = first_tokens(label_tokens)
+    return [replace(prompt, answer=answers[prompt.target]) for prompt in prompts]
+
+
+def _refuse_shared_tokens(task: Task, tokens: Sequence[int] | Sequence[tuple[int, ...]]) -> None:
     for i, token in enumerate(tokens):
         if token in tokens[:i]:
-            first, second = task.label_words[tokens.index(token)], task.label_words[i]
+            first, second = task.label_words[tokens.index(token)], task.label_words[i]  # type: ignore[arg-type]
             raise AbftError(
-                f"label words {first!r} and {second!r} start with the same token for this tokenizer and cannot be told "
-                "apart; map one to another word with --label-words 'LABEL=word'"
+                f"label words {first!r} and {second!r} have the same tokens for this tokenizer and cannot be told apart; "
+                "map one to another word with --label-words 'LABEL=word'"
             )
 
 

@@ -46,7 +46,7 @@ from abft.folder import (
 from abft.metaicl import other_prompts
 from abft.models import context_length, four_bit, load_model
 from abft.predict import HeadReport, evaluate
-from abft.prompts import EncodedPrompt, encode, evaluation_prompts, label_tokens
+from abft.prompts import EncodedPrompt, LabelTokens, encode, evaluation_prompts, label_tokens
 from abft.tasks import Example
 from abft.trainer import ABFTConfig, ABFTTrainer
 from abft.weights import trainable_parameters
@@ -146,7 +146,7 @@ def load_run_model(config: RunConfig) -> tuple[PreTrainedModel, PreTrainedTokeni
 
 def encoded_tests(
     config: RunConfig, data: TaskData, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-) -> tuple[list[int], list[EncodedPrompt]]:
+) -> tuple[LabelTokens, list[EncodedPrompt]]:
     """The label words' tokens and the encoded test prompts of a configuration."""
     words = label_tokens(tokenizer, data.task, config.protocol)
     prompts = evaluation_prompts(data, config.test_prompts, config.k, config.protocol)
@@ -231,7 +231,7 @@ def summarize(probabilities_NC: np.ndarray, prompts: Sequence[EncodedPrompt], he
 def scored(
     model: PreTrainedModel,
     prompts: Sequence[EncodedPrompt],
-    words: Sequence[int],
+    words: LabelTokens,
     implementation: Implementation,
     config: RunConfig,
     title: str,
@@ -258,7 +258,7 @@ def prediction_demonstrations(data: TaskData, k: int) -> list[Example]:
 
 
 def _vanilla(
-    trainer: ABFTTrainer, output: Path, prompts: Sequence[EncodedPrompt], words: Sequence[int], config: RunConfig
+    trainer: ABFTTrainer, output: Path, prompts: Sequence[EncodedPrompt], words: LabelTokens, config: RunConfig
 ) -> dict[str, float]:
     """The untouched model's metrics, measured once: a resumed run reads them."""
     path = output / VANILLA

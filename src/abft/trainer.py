@@ -37,6 +37,7 @@ from abft.prompts import (
     PseudoBatchSampler,
     collate,
     encode,
+    first_tokens,
     label_tokens,
     training_prompts,
     with_answers,
@@ -179,6 +180,11 @@ class ABFTTrainer(Trainer):
         self.task_name = train_dataset.task.name if isinstance(train_dataset, TaskData) else None
         if isinstance(train_dataset, TaskData):
             words = label_tokens(processing_class, train_dataset.task, args.protocol)
+            if args.objective == "e2e" and len(set(first_tokens(words))) < len(words):
+                raise AbftError(
+                    "objective 'e2e' learns the first token of a label, and two labels begin with the same token. Use another "
+                    "objective, or map one of them to another word (--label-words 'LABEL=word')"
+                )
             prompts = training_prompts(train_dataset, args.nd, args.k, args.seed, args.protocol, args.queries)
             train_dataset = with_answers(encode(processing_class, prompts, args.protocol, context_length(model)), words)
         if not train_dataset:

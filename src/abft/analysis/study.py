@@ -20,7 +20,7 @@ from abft.errors import AbftError
 from abft.folder import read_config, refuse_unfinished
 from abft.models import context_length
 from abft.predict import HeadReport, evaluate
-from abft.prompts import EncodedPrompt, Prompt, encode, evaluation_prompts, label_tokens
+from abft.prompts import EncodedPrompt, LabelTokens, Prompt, encode, evaluation_prompts, label_tokens
 from abft.run import load_run_data, load_run_model
 from abft.weights import qk_modules
 
@@ -37,7 +37,7 @@ class Study:
     space: WeightSpace
     implementation: Implementation
     layers: tuple[int, ...]  # number in the model of every attention layer
-    words: tuple[int, ...]  # token of every class
+    words: LabelTokens  # token, or tokens, of every class
     written: tuple[Prompt, ...]  # test prompts
     prompts: tuple[EncodedPrompt, ...]  # the same as tokens
     models: Mapping[str, Mapping[str, float]]  # before, after, perhaps e2e
@@ -90,7 +90,7 @@ def open_study(run: Path, e2e: Path | None, **changes: Any) -> Study:
     data = load_run_data(config)
     data.check(config.k)
     model, tokenizer = load_run_model(config)
-    words = tuple(label_tokens(tokenizer, data.task, config.protocol))
+    words = label_tokens(tokenizer, data.task, config.protocol)
     written = tuple(evaluation_prompts(data, config.test_prompts, config.k, config.protocol))
     prompts = tuple(encode(tokenizer, written, config.protocol, context_length(model)))
     layers = tuple(sorted({qk.layer for qk in qk_modules(model)}))

@@ -23,7 +23,7 @@ import numpy as np
 from abft.bench.grid import VERSION, Cell
 from abft.errors import AbftError
 from abft.folder import write_json, write_text
-from abft.prompts import Prompt
+from abft.prompts import LabelTokens, Prompt
 
 LOCK = ".lock"
 _LOGGER = logging.getLogger(__name__)
@@ -161,7 +161,7 @@ class Store:
             path.unlink(missing_ok=True)
 
 
-def scores_key(cell: Cell, words: Sequence[int], prompts: Sequence[Prompt]) -> str:
+def scores_key(cell: Cell, words: LabelTokens, prompts: Sequence[Prompt]) -> str:
     """A name for the scores of these prompts and label tokens by the model of a cell."""
     asked = [(prompt.text, prompt.label_spans, prompt.label_classes, prompt.target) for prompt in prompts]
     return _key([cell.subject, cell.config.protocol, cell.config.threshold, list(words), asked])

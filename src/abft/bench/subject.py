@@ -23,7 +23,7 @@ from abft.errors import AbftError
 from abft.folder import CONFIG, METRICS, refuse_other_settings
 from abft.models import context_length, load_tokenizer
 from abft.predict import evaluate, label_probabilities, perplexity
-from abft.prompts import Prompt, encode, label_tokens
+from abft.prompts import LabelTokens, Prompt, encode, label_tokens
 from abft.run import load_run_data, load_run_model, train
 from abft.weights import ADAPTER_FILE, FULL_RANK_FILE, apply_weights
 
@@ -99,7 +99,7 @@ class Subject:
             self.store.write_scores(key, stored)
         return float(stored.probabilities[0, 0])
 
-    def _scored(self, prompts: Sequence[Prompt], words: Sequence[int], k: int, title: str) -> Scores:
+    def _scored(self, prompts: Sequence[Prompt], words: LabelTokens, k: int, title: str) -> Scores:
         model, implementation = self.model()
         encoded = encode(self.tokenizer, prompts, self.config.protocol, context_length(model))
         size = self.config.eval_batch_size
