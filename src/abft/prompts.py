@@ -324,15 +324,17 @@ class PseudoBatchSampler(torch.utils.data.Sampler[int]):
     """Shuffled prompts, cut into pseudo-batches of `size`, each sorted by length so that micro-batches pad little.
 
     The order depends on (seed, epoch) only, which is what makes a resumed run repeat it. What does not fill a
-    pseudo-batch is left out of that epoch. Every `queries` prompts that follow each other stay together.
+    pseudo-batch is left out of that epoch. Every `queries` prompts that follow each other stay together; `lengths` holds the
+    tokens of each such group.
     """
 
     def __init__(self, lengths: Sequence[int], size: int, seed: int, queries: int = 1) -> None:
-        if len(lengths) < size:
-            raise AbftError(f"{len(lengths)} training prompts do not fill one pseudo-batch of {size}; use a smaller nb")
-        if size % queries or len(lengths) % queries:
-            raise AbftError(f"{len(lengths)} prompts in pseudo-batches of {size} cannot be packed by {queries}")
-        self.lengths = [max(lengths[start : start + queries]) for start in range(0, len(lengths), queries)]
+        prompts = len(lengths) * queries
+        if prompts < size:
+            raise AbftError(f"{prompts} training prompts do not fill one pseudo-batch of {size}; use a smaller nb")
+        if size % queries:
+            raise AbftError(f"pseudo-batches of {size} prompts cannot be packed by {queries}")
+        self.lengths = list(lengths)
         self.size, self.seed, self.queries, self.epoch = size, seed, queries, 0
 
     def set_epoch(self, epoch: int) -> None:

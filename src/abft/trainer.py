@@ -39,6 +39,7 @@ from abft.prompts import (
     encode,
     first_tokens,
     label_tokens,
+    pack,
     training_prompts,
     with_answers,
 )
@@ -277,7 +278,12 @@ class ABFTTrainer(Trainer):
         super().log(logs, start_time)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> PseudoBatchSampler:
-        lengths = [len(prompt.input_ids) for prompt in train_dataset or self.train_dataset]
+        prompts, m = train_dataset or self.train_dataset, self.args.queries
+        groups = [prompts[start : start + m] for start in range(0, len(prompts), m)]
+        if self.packed:
+            lengths = [len(pack(group).input_ids) for group in groups]
+        else:
+            lengths = [max(len(prompt.input_ids) for prompt in group) for group in groups]
         return PseudoBatchSampler(lengths, self.args.nb, self.args.seed, self.args.queries)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
