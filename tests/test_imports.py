@@ -18,6 +18,7 @@ LEVELS = [
     {"predict", "trainer", "callbacks"},
     {"run"},
     {"merge", "predictor"},
+    {"classifier"},
     {"bench.methods", "bench.rewrites", "bench.statistics"},
     {"bench.calibration", "bench.scenarios"},
     {"bench.grid", "analysis.space", "analysis.arrays"},

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = version("abft")
 
 _HOMES = {
+    "ABFTClassifier": "classifier",
     "ABFTConfig": "trainer",
     "ABFTObjective": "objective",
     "ABFTTrainer": "trainer",
@@ -42,6 +43,7 @@ __all__ = [*_HOMES, "__version__"]
 
 if TYPE_CHECKING:
     from abft.attention import supported_implementation
+    from abft.classifier import ABFTClassifier
     from abft.config import RunConfig
     from abft.data import TaskData, load_data, load_task
     from abft.errors import AbftError

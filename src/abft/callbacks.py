@@ -1,14 +1,16 @@
-"""Trainer callbacks of the main job: the step log, the progress bar, Ctrl-C."""
+"""Trainer callbacks: the step log, the progress bar, Ctrl-C, the best weights on held-out texts."""
 
 import json
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
 from tqdm import tqdm
 from transformers import TrainerCallback
 
@@ -83,3 +85,44 @@ class StepBar(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.bar is not None:
             self.bar.close()
+
+
+class KeepBest(TrainerCallback):
+    """Scores the model every few steps, keeps the best weights in memory, and ends training when nothing better comes.
+
+    Args:
+        score: measures the model as it is; larger is better, of any ordered type.
+        every: steps between scores.
+        patience: scores without a better one, after which training ends.
+
+    Attributes:
+        scores: by step; 0 is the model before training.
+        best_step: of the best score, the earliest of equal ones.
+    """
+
+    def __init__(self, score: Callable[[], Any], every: int, patience: int) -> None:
+        self.score, self.every, self.patience = score, every, patience
+        self.scores: dict[int, Any] = {}
+        self.best_step = 0
+        self._best: dict[str, Tensor] = {}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        self._scored(0, model)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        if state.global_step % self.every == 0 or state.global_step == state.max_steps:
+            self._scored(state.global_step, model)
+            if len([step for step in self.scores if step > self.best_step]) >= self.patience:
+                control.should_training_stop = True
+
+    def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if name in self._best:
+                    parameter.copy_(self._best[name])
+
+    def _scored(self, step: int, model: Any) -> None:
+        self.scores[step] = self.score()
+        if step == 0 or self.scores[step] > self.scores[self.best_step]:
+            self.best_step = step
+            self._best = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}

@@ -92,6 +92,8 @@ def _device_map(device: str) -> str | dict[str, str]:
     """Where transformers should put a model; every process of a distributed run takes its own GPU."""
     import torch
 
+    if device not in ("auto", "cpu", "cuda", "balanced"):
+        raise AbftError(f"device = {device!r}: expected one of auto, cpu, cuda, balanced")
     if device in ("cuda", "balanced") and not torch.cuda.is_available():
         raise AbftError(f"device {device!r}: this machine or this build of torch has no CUDA; use --device auto or cpu")
     if device == "balanced":

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from abft.folder import read_config, read_task, refuse_unfinished
 from abft.models import context_length
 from abft.predict import LabelScorer
@@ -50,13 +52,16 @@ class Predictor:
         model, tokenizer = load_run_model(dataclasses.replace(read_config(run), trust_remote_code=trust_remote_code))
         return cls(apply_weights(model, run), tokenizer, task, demonstrations, protocol)
 
+    def probabilities(self, texts: Sequence[str], batch_size: int = 16) -> np.ndarray:
+        """The probability of every label for each text, (N, C); a row sums to 1."""
+        written = [write_prompt(self.task, self.demonstrations, Example(text, 0), self.protocol) for text in texts]
+        prompts = encode(self.tokenizer, written, self.protocol, context_length(self.model))
+        positions = prompts[0].label_positions if prompts else ()
+        shared = max(positions, default=-1) + 1  # through the last demonstration's label
+        return self.score(prompts, shared=shared, batch_size=batch_size)
+
     def predict(self, texts: Sequence[str], batch_size: int = 16) -> list[tuple[str, dict[str, float]]]:
         """The label of each text, and the probability of every label (they sum to 1)."""
-        written = [write_prompt(self.task, self.demonstrations, Example(text, 0), self.protocol) for text in texts]
-        if not written:
-            return []
-        prompts = encode(self.tokenizer, written, self.protocol, context_length(self.model))
-        shared = max(prompts[0].label_positions, default=-1) + 1  # through the last demonstration's label
-        probabilities = self.score(prompts, shared=shared, batch_size=batch_size)
         labels = self.task.labels
-        return [(labels[row.argmax()], dict(zip(labels, row.tolist(), strict=True))) for row in probabilities]
+        rows = self.probabilities(texts, batch_size)
+        return [(labels[row.argmax()], dict(zip(labels, row.tolist(), strict=True))) for row in rows]

@@ -1,0 +1,416 @@
+"""`ABFTClassifier`: labelled texts in, a classifier out, in scikit-learn's manner."""
+
+import functools
+import json
+import random
+import tempfile
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from abft import __version__
+from abft.config import RunConfig, default_learning_rate
+from abft.data import TaskData
+from abft.errors import AbftError
+from abft.folder import write_json
+from abft.tasks import Example, Task, Template
+
+try:
+    from sklearn.base import BaseEstimator, ClassifierMixin
+    from sklearn.utils import check_consistent_length, check_random_state, column_or_1d
+    from sklearn.utils.multiclass import check_classification_targets
+    from sklearn.utils.validation import check_is_fitted
+except ImportError:
+    raise AbftError("ABFTClassifier needs scikit-learn: pip install 'abft[classifier]'") from None
+
+if TYPE_CHECKING:
+    from abft.predictor import Predictor
+
+FILE, FORMAT = "classifier.json", 1
+SMALLEST_HELD_OUT = 8  # texts; fewer could not tell whether training helped
+LARGEST_HELD_OUT = 256
+VALIDATIONS = 8  # during training
+PATIENCE = 3  # validations without a better one, after which training ends
+PSEUDO_BATCH, QUERIES = 32, 4
+
+
+class ABFTClassifier(ClassifierMixin, BaseEstimator):
+    """Classifies texts with a language model that reads a few of the labelled texts as demonstrations.
+
+    `fit` trains W_Q and W_K so that attention heads look at the right demonstrations, and holds a part of the texts out to
+    decide when to stop and whether training helped at all: if it did not, the untouched model is kept, with a warning.
+
+    Args:
+        model: hub id, folder, .gguf file or the embedded default.
+        template: how a text and its label are written, with `{text}` and `{label}`.
+        label_words: class -> the word that stands for it in prompts; default: the class as text.
+        k: demonstrations in a prompt; default: 4, or as many as there are classes, up to 16.
+        demonstration_sets: probabilities are averaged over so many sets of demonstrations. A set takes the classes in turn,
+            in random order, and goes on in the next set where it stopped, so that all classes are shown about equally often.
+        objective: as in `RunConfig`.
+        steps: most optimizer steps, of 32 prompts each; 0 = no training.
+        learning_rate: default by model size.
+        held_out: share of the texts that is not trained on, at least 8 and at most 256 of them.
+        batch_size: texts in a forward pass of prediction.
+        device: auto, cpu, cuda or balanced.
+        random_state: int, RandomState or None; decides the parts, demonstrations and training prompts.
+        progress: show a progress bar while training.
+
+    Attributes:
+        classes_: the classes, sorted, (C,).
+        demonstrations_: for each set, (text, class) pairs.
+        validation_: by step, accuracy and log loss on the held-out texts; step 0 is the untouched model.
+        best_step_: the step whose weights are kept; 0 = the untouched model's.
+    """
+
+    def __init__(
+        self,
+        model: str = RunConfig.model,
+        *,
+        template: str = RunConfig.template,
+        label_words: dict[Any, str] | None = None,
+        k: int | None = None,
+        demonstration_sets: int = 2,
+        objective: Literal["abft", "vote", "e2e"] = "vote",
+        steps: int = 16,
+        learning_rate: float | None = None,
+        held_out: float = 0.2,
+        batch_size: int = 16,
+        device: str = "auto",
+        random_state: Any = None,
+        progress: bool = True,
+    ) -> None:
+        self.model = model
+        self.template = template
+        self.label_words = label_words
+        self.k = k
+        self.demonstration_sets = demonstration_sets
+        self.objective = objective
+        self.steps = steps
+        self.learning_rate = learning_rate
+        self.held_out = held_out
+        self.batch_size = batch_size
+        self.device = device
+        self.random_state = random_state
+        self.progress = progress
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.string = True
+        tags.input_tags.one_d_array = True
+        tags.input_tags.two_d_array = False
+        tags.classifier_tags.poor_score = True  # numbers written as text say nothing to a language model
+        return tags
+
+    def fit(self, X: Sequence[str], y: Sequence[Any]) -> "ABFTClassifier":
+        """Train on texts X, (N,), and their classes y, (N,): strings or integers.
+
+        Raises:
+            ValueError: unequal lengths, a text that is empty or no text, fewer than two classes, a class with one text, classes
+                of mixed types, too few texts for the prompts.
+        """
+        from abft.models import load_model
+
+        texts = _texts(X)
+        classes = _classes(y)
+        check_consistent_length(texts, classes)
+        self.classes_, labels = np.unique(classes, return_inverse=True)
+        examples = [Example(text, int(label)) for text, label in zip(texts, labels, strict=True)]
+        self._refuse_few(labels)
+        generator = random.Random(int(check_random_state(self.random_state).randint(2**31)))
+        task = self._task()
+        training, held_out = _parts(examples, self.held_out, generator)
+        k = self._shown(training)
+        sets = demonstration_sets(training, k, self.demonstration_sets, generator)
+        model, tokenizer = load_model(self.model, device=self.device)
+        names = self.classes_.tolist()
+        self.demonstrations_ = [[(example.text, names[example.label]) for example in shown] for shown in sets]
+        self._attach(model, tokenizer)
+        self.validation_: dict[int, dict[str, float]] = {}
+        self.best_step_ = 0
+        if self.steps:
+            data = TaskData(task, tuple(training), tuple(training), tuple(held_out))
+            self._train(data, k, held_out, generator.randrange(2**31))
+        if self.steps and not self.best_step_:
+            before, *after = (found["accuracy"] for found in self.validation_.values())
+            warnings.warn(
+                f"training did not help on {len(held_out)} held-out texts (accuracy {before:.3f} before it, at best "
+                f"{max(after):.3f}); the untouched model is kept",
+                stacklevel=2,
+            )
+        return self
+
+    def predict_proba(self, X: Sequence[str]) -> np.ndarray:
+        """Probabilities (N, C) in the order of `classes_`, mean over the sets of demonstrations; a row sums to 1."""
+        predictors = self._opened()
+        texts = _texts(X)
+        return np.mean([predictor.probabilities(texts, self.batch_size) for predictor in predictors], axis=0)
+
+    def predict(self, X: Sequence[str]) -> np.ndarray:
+        """The most probable class of every text, (N,)."""
+        probabilities = self.predict_proba(X)
+        return self.classes_[probabilities.argmax(1)]
+
+    def score(self, X: Sequence[str], y: Sequence[Any], sample_weight: Any = None) -> float:
+        """Accuracy. Raises ValueError for classes that `fit` has not seen."""
+        check_is_fitted(self)
+        unknown = set(np.unique(_classes(y)).tolist()) - set(self.classes_.tolist())
+        if unknown:
+            raise ValueError(f"y holds classes that fit has not seen: {sorted(unknown, key=str)}")
+        return super().score(X, y, sample_weight)
+
+    def _refuse_few(self, labels: np.ndarray) -> None:
+        if len(self.classes_) < 2:
+            raise ValueError(f"y holds one class only ({self.classes_[0]!r}); a classifier needs at least 2 classes")
+        counts = np.bincount(labels)
+        if counts.min() < 2:
+            lonely = self.classes_[counts < 2].tolist()
+            raise ValueError(f"classes with one text: {lonely[:5]}; every class needs at least 2, one to show and one to ask")
+
+    def _task(self) -> Task:
+        names = [str(name) for name in self.classes_.tolist()]
+        words = {str(name): word for name, word in (self.label_words or {}).items()}
+        task = Task("texts", Template(self.template), tuple(names), tuple(names))
+        return task.with_words(words)
+
+    def _shown(self, training: Sequence[Example]) -> int:
+        """k, the demonstrations in a prompt."""
+        k = min(max(4, len(self.classes_)), 16) if self.k is None else self.k
+        if len(training) < k + QUERIES:
+            raise ValueError(
+                f"{len(training)} texts are left for training, prompts of k = {k} demonstrations need {k + QUERIES}; "
+                "give more texts or a smaller k"
+            )
+        return k
+
+    def _attach(self, model: Any, tokenizer: Any) -> None:
+        """A predictor for every set of demonstrations."""
+        from abft.predictor import Predictor
+        from abft.weights import base_samples, qk_modules
+
+        self._base_samples = base_samples(model, qk_modules(model))
+        label = {name: i for i, name in enumerate(self.classes_.tolist())}
+        task = self._task()
+        self._predictors: list[Predictor] = [
+            Predictor(model, tokenizer, task, [Example(text, label[name]) for text, name in shown])
+            for shown in self.demonstrations_
+        ]
+
+    def _changed(self) -> dict[str, Any]:
+        """The trained tensors by name; none where the untouched model is kept."""
+        if not self.best_step_:
+            return {}
+        parameters = self._predictors[0].model.named_parameters()
+        return {name: p.detach().cpu() for name, p in parameters if p.requires_grad}
+
+    def save(self, folder: str | Path) -> None:
+        """Write what `load` needs: settings, demonstrations, and the trained W_Q and W_K (safetensors), not the base model.
+
+        Raises:
+            ValueError: `folder` holds other files.
+        """
+        from abft.weights import FULL_RANK_FILE, save_full_rank
+
+        check_is_fitted(self)
+        folder = Path(folder)
+        if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / FILE).is_file()):
+            raise AbftError(f"{folder} holds files that are no saved classifier; give a new or empty folder")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / FILE).unlink(missing_ok=True)  # written last: its presence means that the folder is complete
+        (folder / FULL_RANK_FILE).unlink(missing_ok=True)
+        if self.best_step_:
+            save_full_rank(self._opened()[0].model, folder, self._base_samples)
+        settings = self.get_params()
+        settings["random_state"] = None  # a RandomState is no JSON, and nothing is drawn after `fit`
+        settings["label_words"] = list((self.label_words or {}).items())  # JSON would turn integer keys into text
+        write_json(
+            folder / FILE,
+            {
+                "format": FORMAT,
+                "abft_version": __version__,
+                "settings": settings,
+                "classes": self.classes_.tolist(),
+                "demonstrations": self.demonstrations_,
+                "validation": list(self.validation_.items()),
+                "best_step": self.best_step_,
+            },
+        )
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "ABFTClassifier":
+        """A classifier that `save` wrote, with its base model.
+
+        Raises:
+            ValueError: no such folder, one of a newer version, a base model that is missing or another one.
+        """
+        from abft.models import load_model
+        from abft.weights import load_full_rank, train_full_rank
+
+        path = Path(folder) / FILE
+        if not path.is_file():
+            raise AbftError(f"{folder} is no saved classifier: it has no {FILE}")
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            if record["format"] > FORMAT:
+                raise AbftError(f"{folder} was saved by abft {record['abft_version']}, which is newer; update abft to load it")
+            settings = {**record["settings"], "label_words": dict(record["settings"]["label_words"]) or None}
+            classifier = cls(**settings)
+            classifier.classes_ = np.array(record["classes"])
+            classifier.demonstrations_ = [[(text, name) for text, name in shown] for shown in record["demonstrations"]]
+            classifier.validation_ = dict(record["validation"])
+            classifier.best_step_ = record["best_step"]
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            raise AbftError(f"{path} is damaged ({type(error).__name__}: {error})") from None
+        model, tokenizer = load_model(classifier.model, device=classifier.device)
+        classifier._attach(model, tokenizer)
+        if classifier.best_step_:
+            load_full_rank(model, folder)
+            train_full_rank(model)  # marks what `save` writes
+        return classifier
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickles hold the trained tensors, not the base model."""
+        state = dict(super().__getstate__())
+        if "_predictors" in state:
+            state["_weights"] = self._changed()
+            del state["_predictors"]
+        return state
+
+    def _opened(self) -> "list[Predictor]":
+        """The predictors; an unpickled classifier loads its base model first."""
+        check_is_fitted(self)
+        if not hasattr(self, "_predictors"):
+            import torch
+
+            from abft.models import load_model
+            from abft.weights import train_full_rank
+
+            model, tokenizer = load_model(self.model, device=self.device)
+            self._attach(model, tokenizer)
+            weights = self.__dict__.pop("_weights")
+            if weights:
+                train_full_rank(model)
+                with torch.no_grad():
+                    for name, tensor in weights.items():
+                        model.get_parameter(name).copy_(tensor)
+        return self._predictors
+
+    def _validated(self, held_out: Sequence[Example]) -> tuple[float, float]:
+        """Accuracy and mean log probability of the right class on held-out texts."""
+        probabilities = self.predict_proba([example.text for example in held_out])
+        right = np.array([example.label for example in held_out])
+        chosen = np.clip(probabilities[np.arange(len(right)), right], 1e-12, None)
+        return float((probabilities.argmax(1) == right).mean()), float(np.log(chosen).mean())
+
+    def _train(self, data: TaskData, k: int, held_out: Sequence[Example], seed: int) -> None:
+        """Train, and leave the weights of the best validation in the model."""
+        from transformers import PrinterCallback
+
+        from abft.callbacks import KeepBest, StepBar
+        from abft.trainer import ABFTConfig, ABFTTrainer
+
+        first = self._predictors[0]
+        rate = self.learning_rate
+        if rate is None:
+            rate = default_learning_rate(first.model.num_parameters(), False, self.objective)
+        keep = KeepBest(functools.partial(self._validated, held_out), max(1, self.steps // VALIDATIONS), PATIENCE)
+        with tempfile.TemporaryDirectory() as folder:
+            arguments = ABFTConfig(
+                output_dir=folder,
+                objective=self.objective,
+                learning_rate=rate,
+                max_steps=self.steps,
+                k=k,
+                nd=self.steps * PSEUDO_BATCH,
+                queries=QUERIES,
+                seed=seed,
+                data_seed=seed,
+                save_strategy="no",
+                report_to="none",
+                disable_tqdm=True,
+                use_cpu=self.device == "cpu",
+            )
+            bar = [StepBar()] if self.progress else []
+            trainer = ABFTTrainer(first.model, arguments, data, first.tokenizer, callbacks=[*bar, keep])
+            trainer.remove_callback(PrinterCallback)
+            trainer.train()
+        self.best_step_ = keep.best_step
+        self.validation_ = {step: {"accuracy": a, "log_loss": -b} for step, (a, b) in keep.scores.items()}
+
+
+def demonstration_sets(examples: Sequence[Example], k: int, count: int, generator: random.Random) -> list[list[Example]]:
+    """`count` sets of k demonstrations, balanced over classes.
+
+    The classes are taken in turn, in an order that is shuffled once; the next set goes on with the class at which the last one
+    stopped, and every class goes through its texts in shuffled order, from the start when they are used up. Within a set the
+    order is shuffled, so that no class always stands last.
+    """
+    by_class: dict[int, list[Example]] = {}
+    for example in generator.sample(list(examples), len(examples)):
+        by_class.setdefault(example.label, []).append(example)
+    order = generator.sample(sorted(by_class), len(by_class))
+    turns = [0] * (max(order) + 1)
+    sets, turn = [], 0
+    for _ in range(count):
+        shown = []
+        for _ in range(k):
+            label = order[turn % len(order)]
+            shown.append(by_class[label][turns[label] % len(by_class[label])])
+            turns[label] += 1
+            turn += 1
+        generator.shuffle(shown)
+        sets.append(shown)
+    return sets
+
+
+def _parts(examples: Sequence[Example], share: float, generator: random.Random) -> tuple[list[Example], list[Example]]:
+    """What is trained on, and what is held out: the same share of every class, whose last text is never held out."""
+    wanted = min(max(round(share * len(examples)), SMALLEST_HELD_OUT), LARGEST_HELD_OUT, len(examples) // 2)
+    shuffled = generator.sample(list(examples), len(examples))
+    left = {label: sum(example.label == label for example in examples) for label in {e.label for e in examples}}
+    quota = {label: wanted * count / len(examples) for label, count in left.items()}
+    training: list[Example] = []
+    held_out: list[Example] = []
+    taken = dict.fromkeys(left, 0)
+    for example in shuffled:
+        label = example.label
+        if len(held_out) < wanted and taken[label] < max(1, round(quota[label])) and left[label] > 1:
+            held_out.append(example)
+            taken[label] += 1
+            left[label] -= 1
+        else:
+            training.append(example)
+    return training, held_out
+
+
+def _texts(X: Any) -> list[str]:
+    """A list, array, column or series of texts as a list. Raises ValueError for anything else."""
+    if isinstance(X, str):
+        raise ValueError("X is one text; expected a list of texts, for example [text]")
+    if hasattr(X, "to_list"):  # pandas, polars
+        X = X.to_list()
+    elif getattr(X, "ndim", 1) != 1:
+        raise ValueError(f"X has shape {X.shape}; expected texts, (N,)")
+    texts = list(X)
+    for row, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise ValueError(f"X[{row}] is {text!r}; expected a text. Remove or fill missing texts first.")
+        if not text.strip():
+            raise ValueError(f"X[{row}] is empty; remove or fill empty texts first")
+    return [str(text) for text in texts]
+
+
+def _classes(y: Any) -> np.ndarray:
+    """Classes as an array of strings or of integers. Raises ValueError for missing, mixed or continuous ones."""
+    values = column_or_1d(np.asarray(y, dtype=object) if isinstance(y, list | tuple) else np.asarray(y), warn=True)
+    kinds = {
+        ("text" if isinstance(v, str) else "number" if isinstance(v, int | np.integer) else type(v).__name__) for v in values
+    }
+    if len(kinds) > 1:
+        raise ValueError(f"y mixes {', '.join(sorted(kinds))}; expected classes of one kind, strings or integers")
+    found = np.array(values.tolist())
+    check_classification_targets(found)
+    return found

@@ -1,0 +1,214 @@
+"""`ABFTClassifier` as scikit-learn's users would drive it, on a tiny random model."""
+
+import json
+import pickle
+import random
+import warnings
+from collections import Counter
+
+import numpy as np
+import pytest
+from sklearn.base import clone
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.exceptions import NotFittedError
+from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import FunctionTransformer
+
+from abft import ABFTClassifier
+from abft.classifier import _parts, demonstration_sets
+from abft.errors import AbftError
+from abft.tasks import Example
+
+pytestmark = pytest.mark.filterwarnings("ignore:training did not help")
+
+
+@pytest.fixture(scope="module")
+def texts(review_data):
+    return [example.text for example in review_data.train[:40]]
+
+
+@pytest.fixture(scope="module")
+def labels(review_data):
+    return [review_data.task.labels[example.label] for example in review_data.train[:40]]
+
+
+@pytest.fixture(scope="module")
+def new(model_folder):
+    """A classifier on the tiny model."""
+
+    def make(**settings):
+        settings = {"model": str(model_folder), "device": "cpu", "steps": 0, "random_state": 0, "progress": False, **settings}
+        return ABFTClassifier(**settings)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def trained(new, texts, labels):
+    return new(objective="e2e", steps=16, learning_rate=0.01).fit(texts, labels)
+
+
+def test_training_helps_and_the_best_weights_are_kept(trained, texts, labels):
+    assert trained.classes_.tolist() == ["negative", "positive"]
+    before, best = trained.validation_[0], trained.validation_[trained.best_step_]
+    assert trained.best_step_ > 0
+    assert best["accuracy"] > before["accuracy"] or best["log_loss"] < before["log_loss"]
+    probabilities = trained.predict_proba(texts)
+    assert probabilities.shape == (40, 2)
+    np.testing.assert_allclose(probabilities.sum(1), 1)
+    assert (trained.predict(texts) == trained.classes_[probabilities.argmax(1)]).all()
+    assert trained.score(texts, labels) == np.mean(trained.predict(texts) == np.array(labels))
+    held_out = 8
+    shown = {text for demonstrations in trained.demonstrations_ for text, _ in demonstrations}
+    assert len(shown) <= 40 - held_out
+
+
+def test_training_that_does_not_help_leaves_the_model_as_it_was(new, texts, labels):
+    with pytest.warns(UserWarning, match="untouched model is kept"):
+        stuck = new(steps=4, learning_rate=0.0).fit(texts, labels)
+    assert stuck.best_step_ == 0
+    np.testing.assert_array_equal(stuck.predict_proba(texts), new().fit(texts, labels).predict_proba(texts))
+    harmed = new(steps=4, learning_rate=10.0, objective="e2e").fit(texts, labels)
+    best = harmed.validation_[harmed.best_step_]
+    assert best == max(harmed.validation_.values(), key=lambda found: (found["accuracy"], -found["log_loss"]))
+
+
+def test_every_kind_of_column(new, texts, labels):
+    import datasets
+    import pandas
+
+    expected = new().fit(texts, labels).predict_proba(texts)
+    frame = pandas.DataFrame({"text": texts, "label": labels}, index=range(100, 140))
+    table = datasets.Dataset.from_pandas(frame, preserve_index=False)
+    for X, y in (
+        (np.array(texts), np.array(labels)),
+        (np.array(texts, dtype=object), tuple(labels)),
+        (frame["text"], frame["label"]),
+        (frame["text"].astype("string"), frame["label"].astype("category")),
+        (table["text"], table["label"]),
+    ):
+        np.testing.assert_array_equal(new().fit(X, y).predict_proba(X), expected)
+    numbers = [int(label == "positive") for label in labels]
+    classifier = new(label_words={0: "negative", 1: "positive"}).fit(texts, numbers)
+    assert classifier.classes_.tolist() == [0, 1]
+    np.testing.assert_array_equal(classifier.predict_proba(texts), expected)
+    assert set(classifier.predict(texts).tolist()) <= {0, 1}
+    whole = new().fit(texts, np.array(numbers) + 9)  # 9 and 10: one is two tokens, none begins the other
+    np.testing.assert_allclose(whole.predict_proba(texts).sum(1), 1)
+
+
+def test_saved_and_pickled_classifiers_are_the_same(trained, new, texts, labels, tmp_path):
+    expected = trained.predict_proba(texts)
+    trained.save(tmp_path / "saved")
+    loaded = ABFTClassifier.load(tmp_path / "saved")
+    np.testing.assert_array_equal(loaded.predict_proba(texts), expected)
+    assert loaded.validation_ == trained.validation_
+    assert loaded.best_step_ == trained.best_step_
+    loaded.save(tmp_path / "again")
+    np.testing.assert_array_equal(ABFTClassifier.load(tmp_path / "again").predict_proba(texts), expected)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(trained)).predict_proba(texts), expected)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(loaded)).predict_proba(texts), expected)
+    np.testing.assert_array_equal(trained.predict_proba(texts), expected)  # pickling changed nothing
+    plain = new(label_words={0: "bad", 1: "good"}).fit(texts, [int(label == "positive") for label in labels])
+    plain.save(tmp_path / "plain")
+    loaded = ABFTClassifier.load(tmp_path / "plain")
+    np.testing.assert_array_equal(loaded.predict_proba(texts), plain.predict_proba(texts))
+    assert loaded.classes_.dtype == plain.classes_.dtype
+
+
+def test_scikit_learn_drives_it(new, texts, labels):
+    assert clone(new(k=3)).get_params() == new(k=3).get_params()
+    assert len(cross_val_score(new(), texts, labels, cv=2)) == 2
+    search = GridSearchCV(new(), {"k": [2, 4]}, cv=2).fit(texts, labels)
+    assert search.best_params_["k"] in (2, 4)
+    steps = [("strip", FunctionTransformer(lambda X: [text.strip() for text in X])), ("classify", new())]
+    assert set(Pipeline(steps).fit(texts, labels).predict(texts)) <= {"negative", "positive"}
+    calibrated = CalibratedClassifierCV(new(), cv=2).fit(texts, labels)
+    np.testing.assert_allclose(calibrated.predict_proba(texts).sum(1), 1)
+
+
+def test_the_random_state_decides(new, texts, labels):
+    def shown(state):
+        return new(random_state=state).fit(texts, labels).demonstrations_
+
+    assert shown(1) == shown(1) != shown(2)
+    assert shown(np.random.RandomState(1)) == shown(1)
+
+
+def test_demonstrations_are_balanced_and_parts_keep_every_class():
+    examples = [Example(f"text {i}", i % 7 if i < 63 else 0) for i in range(90)]
+    sets = demonstration_sets(examples, 5, 9, random.Random(0))
+    assert all(len(shown) == 5 == len({example.label for example in shown}) for shown in sets)
+    counts = Counter(example.label for shown in sets for example in shown)
+    assert max(counts.values()) - min(counts.values()) <= 1
+    assert len({example.text for shown in sets for example in shown}) == 45  # no text twice while there are others
+    rare = [Example("a", 0), Example("b", 0), *(Example(f"c{i}", 1) for i in range(30))]
+    for share in (0.1, 0.3, 0.5):
+        training, held_out = _parts(rare, share, random.Random(1))
+        assert {example.label for example in training} == {0, 1}
+        assert Counter(training) + Counter(held_out) == Counter(rare)
+        assert len(held_out) >= 8
+
+
+@pytest.mark.parametrize(
+    ("X", "y", "message"),
+    [
+        (["a", "b"], ["x"], "inconsistent numbers of samples"),
+        (["a", None], ["x", "y"], r"X\[1\] is None; expected a text"),
+        (["a", float("nan")], ["x", "y"], r"X\[1\] is nan; expected a text"),
+        (["a", " "], ["x", "y"], r"X\[1\] is empty"),
+        ("a text", ["x"], "X is one text"),
+        (np.zeros((3, 2)), ["x", "y", "z"], r"X has shape \(3, 2\)"),
+        (["a", "b"], ["x", "x"], "one class only"),
+        (["a", "b", "c"], ["x", "x", "y"], r"classes with one text: \['y'\]"),
+        (["a", "b"], ["x", 1], "y mixes number, text"),
+        (["a", "b"], ["x", None], "y mixes NoneType, text"),
+        (["a", "b", "c"], [0.5, 0.1, 0.2], "continuous"),
+        (["a", "b", "c", "d"], ["x", "y"] * 2, "texts are left for training"),
+    ],
+)
+def test_bad_input(new, X, y, message):
+    with pytest.raises(ValueError, match=message):
+        new().fit(X, y)
+
+
+def test_bad_use(new, trained, texts, labels, tmp_path):
+    with pytest.raises(NotFittedError):
+        new().predict(["a"])
+    with pytest.raises(NotFittedError):
+        new().save(tmp_path / "x")
+    with pytest.raises(ValueError, match=r"classes that fit has not seen: \['neutral'\]"):
+        trained.score(texts[:2], ["positive", "neutral"])
+    with pytest.raises(ValueError, match="unknown labels"):
+        new(label_words={"nobody": "word"}).fit(texts, labels)
+    with pytest.raises(AbftError, match="no model at"):
+        new(model="./nowhere").fit(texts, labels)
+    with pytest.raises(AbftError, match="device"):
+        new(device="tpu").fit(texts, labels)
+    with pytest.raises(AbftError, match="no saved classifier"):
+        ABFTClassifier.load(tmp_path)
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(AbftError, match="no saved classifier"):
+        trained.save(tmp_path)
+    folder = tmp_path / "saved"
+    trained.save(folder)
+    record = json.loads((folder / "classifier.json").read_text())
+    for change, message in (
+        ({"format": 99}, "newer; update abft"),
+        ({"settings": {**record["settings"], "model": str(tmp_path / "gone")}}, "no model at"),
+        ({"classes": None, "settings": 3}, "damaged"),
+    ):
+        (folder / "classifier.json").write_text(json.dumps({**record, **change}))
+        with pytest.raises(AbftError, match=message):
+            ABFTClassifier.load(folder)
+
+
+def test_scikit_learns_own_checks(new):
+    from sklearn.utils.estimator_checks import check_estimator
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        results = check_estimator(new(), on_fail=None)
+    assert {result["check_name"] for result in results if result["status"] == "failed"} == set()
+    assert any(result["status"] == "passed" for result in results)
