@@ -12,7 +12,7 @@ SOURCE = Path(abft.__file__).parent
 LEVELS = [
     {"errors", "heads", "loss", "pid", "metrics", "tables"},
     {"tasks", "attention", "logits"},
-    {"data", "config", "models"},
+    {"data", "config", "models", "rows"},
     {"prompts", "weights", "card"},
     {"objective", "folder", "metaicl", "labels"},
     {"predict", "trainer", "callbacks"},

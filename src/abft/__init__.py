@@ -25,9 +25,11 @@ _HOMES = {
     "TaskData": "data",
     "Template": "tasks",
     "apply_weights": "weights",
+    "attention_rows": "rows",
     "encode": "prompts",
     "evaluate": "predict",
     "four_bit": "models",
+    "induction_heads": "rows",
     "label_probabilities": "predict",
     "label_tokens": "prompts",
     "load_data": "data",
@@ -54,6 +56,7 @@ if TYPE_CHECKING:
     from abft.predict import LabelScorer, evaluate, label_probabilities
     from abft.predictor import Predictor
     from abft.prompts import Batch, encode, evaluation_prompts, label_tokens, training_prompts
+    from abft.rows import attention_rows, induction_heads
     from abft.run import train
     from abft.tasks import Example, Task, Template
     from abft.trainer import ABFTConfig, ABFTTrainer
