@@ -21,11 +21,11 @@ SIZES = {
     "full": {
         "startup": ["startup.py"],
         "limits": ["limits.py"],
-        "step": ["step.py"],
+        "step": ["step.py", "--rounds", "2"],
         "memory": ["step.py", "--shapes", "512x1", "1024x1", "2048x1", "4096x1", "8192x1", *MEMORY],
         "saved_activations": ["saved_activations.py"],
         "eval": ["eval.py", "--rounds", "3", "--batch-sizes", "16"],
-        "predict": ["predict.py"],
+        "predict": ["predict.py", "--queries", "32"],
         TIME_TO_ACCURACY: ["time_to_accuracy.py", "--tasks", "SST2", "MR", "FP", "--seeds", "0", "1", "2"],
     },
     "tiny": {

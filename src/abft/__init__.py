@@ -26,6 +26,7 @@ _HOMES = {
     "Template": "tasks",
     "apply_weights": "weights",
     "attention_rows": "rows",
+    "attention_target": "prompts",
     "encode": "prompts",
     "evaluate": "predict",
     "four_bit": "models",
@@ -55,7 +56,7 @@ if TYPE_CHECKING:
     from abft.pid import PIDController
     from abft.predict import LabelScorer, evaluate, label_probabilities
     from abft.predictor import Predictor
-    from abft.prompts import Batch, encode, evaluation_prompts, label_tokens, training_prompts
+    from abft.prompts import Batch, attention_target, encode, evaluation_prompts, label_tokens, training_prompts
     from abft.rows import attention_rows, induction_heads
     from abft.run import train
     from abft.tasks import Example, Task, Template

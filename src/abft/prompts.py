@@ -48,6 +48,29 @@ class EncodedPrompt:
     answer: int = -1  # token id of the query's right label word; -1 = not recorded
 
 
+def attention_target(
+    input_ids: Sequence[int], candidates: Sequence[int], correct: Sequence[bool], answer: int = -1
+) -> EncodedPrompt:
+    """A prompt of any kind to train or measure attention on: its last token should look at the right ones of some candidates.
+
+    Label tokens of demonstrations are one use; passages of which one holds the answer are another (examples/retrieval.py).
+
+    Args:
+        input_ids: token ids of the prompt, up to the position that looks.
+        candidates: positions to choose from, k of them.
+        correct: for each candidate whether it is right.
+        answer: token id that should come next, for the end-to-end objective; -1 = none.
+
+    Raises:
+        ValueError: no candidates, a position outside the prompt or given twice, or not one `correct` for each.
+    """
+    if not candidates or len(candidates) != len(correct) or len(set(candidates)) < len(candidates):
+        raise ValueError(f"expected distinct candidates and whether each is right, got {list(candidates)} and {list(correct)}")
+    if not all(0 <= at < len(input_ids) for at in candidates):
+        raise ValueError(f"candidates {list(candidates)}: expected positions from 0 to {len(input_ids) - 1}")
+    return EncodedPrompt(tuple(input_ids), tuple(candidates), tuple(map(int, correct)), target=1, answer=answer)
+
+
 @dataclass(frozen=True)
 class Batch:
     """What the objective sees: right-padded token ids, and for each prompt where to look from and at what.
