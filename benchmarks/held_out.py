@@ -29,7 +29,7 @@ class _Validate(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         self.seconds += time.perf_counter() - self.started
-        if state.global_step % self.every == 0:
+        if state.global_step % self.every == 0 or state.global_step == state.max_steps:
             self.scores[state.global_step] = {**self.score(), "seconds": self.seconds}
             print(state.global_step, json.dumps(self.scores[state.global_step]), flush=True)
         self.started = time.perf_counter()

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from abft import Example, encode, label_tokens, load_model, load_task, write_prompt
+from abft import Example, encode, label_tokens, load_model, load_task
 from abft.predict import LabelScorer
+from abft.prompts import write_prompt
 from record import write
 
 
