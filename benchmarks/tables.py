@@ -171,6 +171,18 @@ def time_to_accuracy(runs):
     return table(head, rows)
 
 
+def explored(runs):
+    """Accuracy on held-out prompts by training prompts seen: runs whose seconds were not taken side by side."""
+    rows = []
+    for run in sorted(runs, key=lambda run: (run["task"] != "SST2", run["task"], run["variant"])):
+        settings = run["settings"]
+        step = settings["per_device_train_batch_size"] * settings["gradient_accumulation_steps"]
+        at = {int(number) * step: f"{100 * found['accuracy']:.1f}" for number, found in run["validation"].items()}
+        seen = [at.get(prompts, "") for prompts in (128, 256, 384, 512)]
+        rows.append([run["task"], f"`{run['variant']}`", f"{100 * run['before']['accuracy']:.1f}", *seen])
+    return table(["task", "variant", "before", "128 prompts", "256", "384", "512"], rows)
+
+
 def startup(record):
     rows = [[f"`{name}`", f"{statistics.median(taken):.2f}", f"{min(taken):.2f}"] for name, taken in record["seconds"].items()]
     return table(["", "seconds, median", "least"], rows)
@@ -191,6 +203,7 @@ TABLES = {
     "evaluation": (evaluation, "eval"),
     "predict": (predict, "predict"),
     "startup": (startup, "startup"),
+    "explored": (explored, "explored"),
     "time_to_accuracy": (time_to_accuracy, "time_to_accuracy"),
 }
 
