@@ -8,7 +8,7 @@ import torch
 
 from abft.attention import decoder, row_attention
 from abft.errors import AbftError
-from abft.objective import ABFTObjective, E2EObjective, VoteObjective
+from abft.objective import ABFTObjective, CombinedObjective, E2EObjective, VoteObjective
 from abft.pid import PIDController
 from abft.prompts import Batch, collate, encode, label_tokens, training_prompts, with_answers
 from tiny import tiny_model
@@ -165,3 +165,37 @@ def test_end_to_end_needs_answers(prompts):
     model = tiny_model("llama")
     with row_attention(model), pytest.raises(AbftError, match="with_answers"):
         E2EObjective(model)(decoder(model), Batch(**collate(prompts)))
+
+
+@pytest.mark.parametrize("attention", ["abft", "vote"])
+def test_a_combined_objective_is_the_weighted_sum(prompts, bpe, review_data, attention):
+    model = tiny_model("llama")
+    batch = Batch(**collate(with_answers(prompts, label_tokens(bpe, review_data.task))))
+    parts = {"abft": ABFTObjective(PIDController(), fixed_threshold=0.05), "vote": VoteObjective()}
+    first, second = parts[attention], E2EObjective(model)
+
+    def measured(objective):
+        model.zero_grad()
+        with row_attention(model):
+            loss, metrics = objective(decoder(model), batch)
+        loss.backward()
+        return loss.item(), model.model.layers[0].self_attn.k_proj.weight.grad.clone(), metrics
+
+    (loss_a, gradient_a, metrics_a), (loss_b, gradient_b, _) = measured(first), measured(second)
+    loss, gradient, metrics = measured(CombinedObjective(first, second, 2.5))
+    assert loss == pytest.approx(loss_a + 2.5 * loss_b, rel=1e-5)
+    assert torch.allclose(gradient, gradient_a + 2.5 * gradient_b, rtol=1e-4, atol=1e-7)
+    assert metrics.pop("cross_entropy").item() == pytest.approx(loss_b)
+    assert {name: value.item() for name, value in metrics.items()} == {n: v.item() for n, v in metrics_a.items()}
+
+
+def test_a_combined_objective_keeps_the_controller():
+    def combined():
+        return CombinedObjective(ABFTObjective(PIDController()), E2EObjective(tiny_model("llama")), 1.0)
+
+    objective, plain = combined(), ABFTObjective(PIDController())
+    for heads in (10.0, 12.0, 15.0, 11.0):
+        assert objective.after_step({"heads": heads}) == plain.after_step({"heads": heads})
+    copy = combined()
+    copy.restore(objective.state())
+    assert copy.after_step({"heads": 9.0}) == plain.after_step({"heads": 9.0})

@@ -364,6 +364,18 @@ def test_end_to_end_training_lowers_its_loss_and_keeps_to_its_weights(tmp_path, 
         assert trainable_parameters(trainer.model) == 2 * 4 * sum(a + b for a, b in sizes.values())
 
 
+@pytest.mark.parametrize("objective", ["abft", "vote"])
+def test_combined_training_lowers_the_cross_entropy(tmp_path, review_data, bpe, objective):
+    settings = config(tmp_path, objective=objective, cross_entropy=5.0, max_steps=8)
+    trainer = ABFTTrainer(tiny_model("llama"), settings, review_data, bpe)
+    trainer.train()
+    log = [entry for entry in trainer.state.log_history if "heads" in entry]
+    assert log[-1]["cross_entropy"] < log[0]["cross_entropy"]
+    assert ("A" in log[-1]) == (objective == "abft")
+    trainer.create_model_card()
+    assert "with weight 5" in (tmp_path / "README.md").read_text()
+
+
 def test_abft_does_not_train_other_weights(tmp_path, review_data, bpe):
     settings = config(tmp_path, lora_targets="all-linear")
     with pytest.raises(AbftError, match="W_Q and W_K only"):

@@ -43,6 +43,7 @@ def model_card(
     results: Mapping[str, Mapping[str, float]] | None = None,
     *,
     objective: str = "abft",
+    cross_entropy: float = 0.0,
     weights: str = "W_Q and W_K",
 ) -> str:
     """Markdown. `results`: method -> metric -> value, measured on test prompts; `weights`: what was trained."""
@@ -59,6 +60,7 @@ def model_card(
         "---",
         "",
         *(line.format(**named) for line in _ABOUT[objective]),
+        *([f"The cross-entropy of the label word stood beside it with weight {cross_entropy:g}."] if cross_entropy else []),
         "",
     ]
     if results:

@@ -94,6 +94,10 @@ def train(
             rich_help_panel=METHOD,
         ),
     ] = DEFAULTS.objective,
+    cross_entropy: Annotated[
+        float,
+        typer.Option(help="Weight of the label word's cross-entropy beside abft or vote; 0: none.", rich_help_panel=METHOD),
+    ] = DEFAULTS.cross_entropy,
     train_on: Annotated[
         str, typer.Option(help="task; others: prompts of all other built-in tasks (MetaICL).", rich_help_panel=TRAINING)
     ] = DEFAULTS.train_on,

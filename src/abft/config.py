@@ -81,6 +81,8 @@ class RunConfig:
     objective: Literal["abft", "vote", "e2e"] = "abft"
     """abft: each induction head's attention on label tokens (Eq. 1); vote: cross-entropy of all heads' attention on them;
     e2e: cross-entropy of the label word, the paper's comparison"""
+    cross_entropy: float = 0.0
+    """weight of the label word's cross-entropy beside abft or vote; 0: none"""
     train_on: Literal["task", "others"] = "task"
     """others: prompts of the other built-in tasks, the task itself is never seen (MetaICL)"""
     A0: float = 0.5
@@ -154,6 +156,7 @@ class RunConfig:
         if not 0 <= self.seed < 2**32:
             raise AbftError(f"seed = {self.seed}: expected a number from 0 to 2**32 - 1")
         refuse_bad_quantities(self.A0, self.B0, self.Cp, self.Ci, self.Cd, self.lr, self.threshold)
+        refuse_bad_cross_entropy(self.cross_entropy, self.objective)
         if self.task is not None:
             task_named(self.task)  # refuses unknown tasks before anything heavy is imported
         self.layer_list()
@@ -218,6 +221,14 @@ def refuse_bad_quantities(
         raise AbftError("A0 and B0 are both 0: the loss would be 0")
     if threshold is not None and not 0 <= threshold < 1:
         raise AbftError(f"threshold = {threshold}: expected a share of attention in [0, 1)")
+
+
+def refuse_bad_cross_entropy(weight: float, objective: str) -> None:
+    """Raise AbftError for a weight that is no weight, or has nothing to stand beside."""
+    if not (math.isfinite(weight) and weight >= 0):
+        raise AbftError(f"cross_entropy = {weight}: expected a finite number of at least 0")
+    if weight and objective == "e2e":
+        raise AbftError("cross_entropy goes with the objectives abft and vote; e2e is nothing but cross-entropy")
 
 
 def refuse_unknown_keys(values: dict[str, Any], known: Sequence[str], origin: str) -> None:

@@ -1,7 +1,7 @@
 """The objective of ABFT on one page: attention rows -> induction heads -> Eq. 1; Eq. 3 after every step.
 
-Beside it a variant of this project that needs fewer steps, the vote of all heads, and the end-to-end objective that the
-paper compares with, cross-entropy of the label word.
+Beside it a variant of this project that needs fewer steps, the vote of all heads, the end-to-end objective that the paper
+compares with, cross-entropy of the label word, and sums of both kinds.
 
 An objective is all that the trainer knows: call it with a model and a `Batch`, hand it each step's mean metrics,
 save and restore its state.
@@ -77,7 +77,31 @@ def mass_metrics(heads: HeadStatistics, counted_LBH: Tensor) -> dict[str, Tensor
     }
 
 
-class ABFTObjective:
+class RowObjective:
+    """A loss on what one forward pass shows of a batch: `from_rows` says which. By default nothing happens between steps."""
+
+    implementation: Implementation = "abft_rows"
+
+    def __call__(self, module: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Needs an open `row_attention`. `module` is a decoder, or a whole model where a wrapper has to be called."""
+        rows, hidden = read_rows(module, batch.input_ids, batch.query_positions, self.implementation, **batch.model_inputs())
+        return self.from_rows(rows, hidden, batch)
+
+    def from_rows(self, rows: tuple[Tensor, ...], hidden_BSD: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """What `__call__` returns, from what `read_rows` returned."""
+        raise NotImplementedError
+
+    def after_step(self, metrics: dict[str, float]) -> dict[str, float]:
+        return {}
+
+    def state(self) -> dict:
+        return {}
+
+    def restore(self, state: dict) -> None:
+        pass
+
+
+class ABFTObjective(RowObjective):
     """Eq. 1 summed over induction heads and layers, mean over prompts, with A under PID control (Eq. 3).
 
     Args:
@@ -104,9 +128,7 @@ class ABFTObjective:
         self.implementation = implementation
         self.steps = 0
 
-    def __call__(self, module: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Needs an open `row_attention`. `module` is a decoder, or a whole model where a wrapper has to be called."""
-        rows, _ = read_rows(module, batch.input_ids, batch.query_positions, self.implementation, **batch.model_inputs())
+    def from_rows(self, rows: tuple[Tensor, ...], hidden_BSD: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         heads = head_statistics(rows, batch, self.fixed_threshold)
         counted = heads.induction.to(heads.right.dtype) if self.head_filter else torch.ones_like(heads.right)
         # Multiplying rather than selecting keeps every layer's W_Q and W_K in the graph (DDP needs that).
@@ -135,20 +157,7 @@ class ABFTObjective:
         self.steps = state["steps"]
 
 
-class _Stateless:
-    """What an objective without a controller does between steps: nothing."""
-
-    def after_step(self, metrics: dict[str, float]) -> dict[str, float]:
-        return {}
-
-    def state(self) -> dict:
-        return {}
-
-    def restore(self, state: dict) -> None:
-        pass
-
-
-class VoteObjective(_Stateless):
+class VoteObjective(RowObjective):
     """Cross-entropy of the heads' vote: -log(R / (R + W)) with all heads' attention on right labels R, on wrong ones W.
 
     Not in the paper. Every head of every layer votes with the attention that it pays to label tokens; right labels should win.
@@ -163,15 +172,13 @@ class VoteObjective(_Stateless):
     def __init__(self, *, fixed_threshold: float | None = None, implementation: Implementation = "abft_rows") -> None:
         self.fixed_threshold, self.implementation = fixed_threshold, implementation
 
-    def __call__(self, module: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Needs an open `row_attention`. `module` is a decoder, or a whole model where a wrapper has to be called."""
-        rows, _ = read_rows(module, batch.input_ids, batch.query_positions, self.implementation, **batch.model_inputs())
+    def from_rows(self, rows: tuple[Tensor, ...], hidden_BSD: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         heads = head_statistics(rows, batch, self.fixed_threshold)
         loss = vote_loss(heads.right, heads.wrong, batch.correct.any(-1) & batch.wrong.any(-1))
         return loss, mass_metrics(heads, torch.ones_like(heads.right))
 
 
-class E2EObjective(_Stateless):
+class E2EObjective(RowObjective):
     """End-to-end fine-tuning: cross-entropy of the right label word at the query position, over the whole vocabulary.
 
     Logs the same head statistics as ABFT, which it does not train. The LM head is read, never changed.
@@ -186,12 +193,44 @@ class E2EObjective(_Stateless):
     ) -> None:
         self.model, self.fixed_threshold, self.implementation = model, fixed_threshold, implementation
 
-    def __call__(self, module: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Needs an open `row_attention`. `module` is the decoder of the model."""
+    def from_rows(self, rows: tuple[Tensor, ...], hidden_BSD: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        heads = head_statistics(tuple(row.detach() for row in rows), batch, self.fixed_threshold)
+        return self.cross_entropy(hidden_BSD, batch), mass_metrics(heads, heads.induction.float())
+
+    def cross_entropy(self, hidden_BSD: Tensor, batch: Batch) -> Tensor:
+        """Mean over prompts of -log of the right label word's probability. `hidden_BSD` has to come from the decoder."""
         if batch.answers is None or (batch.answers < 0).any():
             raise AbftError("end-to-end training needs prompts with answers; see abft.prompts.with_answers")
-        rows, hidden = read_rows(module, batch.input_ids, batch.query_positions, self.implementation, **batch.model_inputs())
-        logits = output_logits(causal_lm(self.model), at_positions(hidden, batch.query_positions))  # type: ignore[arg-type]
-        loss = nn.functional.cross_entropy(logits, batch.answers.to(logits.device))
-        heads = head_statistics(tuple(row.detach() for row in rows), batch, self.fixed_threshold)
-        return loss, mass_metrics(heads, heads.induction.float())
+        logits = output_logits(causal_lm(self.model), at_positions(hidden_BSD, batch.query_positions))  # type: ignore[arg-type]
+        return nn.functional.cross_entropy(logits, batch.answers.to(logits.device))
+
+
+class CombinedObjective(RowObjective):
+    """A loss on attention and, in the same pass, `weight` times the label word's cross-entropy. Not in the paper.
+
+    Eq. 1 is a sum over induction heads, so that its weight against the cross-entropy grows with their number; the vote is about
+    as large as a cross-entropy.
+
+    Args:
+        attention: an objective on the rows; it keeps its controller and its state.
+        e2e: the end-to-end objective.
+        weight: of the cross-entropy, > 0.
+    """
+
+    def __init__(self, attention: RowObjective, e2e: E2EObjective, weight: float) -> None:
+        self.attention, self.e2e, self.weight = attention, e2e, weight
+        self.implementation = attention.implementation
+
+    def from_rows(self, rows: tuple[Tensor, ...], hidden_BSD: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        on_attention, metrics = self.attention.from_rows(rows, hidden_BSD, batch)
+        cross_entropy = self.e2e.cross_entropy(hidden_BSD, batch)
+        return on_attention + self.weight * cross_entropy.to(on_attention.device), {**metrics, "cross_entropy": cross_entropy.detach()}
+
+    def after_step(self, metrics: dict[str, float]) -> dict[str, float]:
+        return self.attention.after_step(metrics)
+
+    def state(self) -> dict:
+        return self.attention.state()
+
+    def restore(self, state: dict) -> None:
+        self.attention.restore(state)

@@ -180,6 +180,7 @@ def make_trainer(
         queries=config.queries,
         protocol=config.protocol,
         objective=config.objective,
+        cross_entropy=config.cross_entropy,
         lora_targets=config.lora_targets,
         A0=config.A0,
         B0=config.B0,
@@ -344,5 +345,6 @@ def _card(config: RunConfig, data: TaskData, result: dict[str, Any]) -> str:
         config.lora_r is not None,
         scores,
         objective=config.objective,
+        cross_entropy=config.cross_entropy,
         weights=trained_weights(config.lora_targets),
     )

@@ -23,13 +23,13 @@ from transformers.trainer_utils import TrainOutput
 from abft import weights
 from abft.attention import IMPLEMENTATION, Implementation, can_pack, causal_lm, decoder, row_attention, supported_implementation
 from abft.card import model_card, trained_weights
-from abft.config import refuse_bad_quantities
+from abft.config import refuse_bad_cross_entropy, refuse_bad_quantities
 from abft.data import TaskData
 from abft.errors import AbftError
 from abft.folder import last_checkpoint
 from abft.logits import check_output_logits
 from abft.models import context_length, load_model
-from abft.objective import ABFTObjective, E2EObjective, Objective, VoteObjective
+from abft.objective import ABFTObjective, CombinedObjective, E2EObjective, Objective, RowObjective, VoteObjective
 from abft.pid import PIDController
 from abft.prompts import (
     Batch,
@@ -75,6 +75,9 @@ class ABFTConfig(TrainingArguments):
     objective: Literal["abft", "vote", "e2e"] = field(
         default="abft", metadata={"help": "abft; vote: of all heads for the right labels; e2e: cross-entropy of the label word"}
     )
+    cross_entropy: float = field(
+        default=0.0, metadata={"help": "weight of the label word's cross-entropy beside abft or vote; 0: none"}
+    )
     lora_targets: Literal["qk", "all-linear"] = field(default="qk", metadata={"help": "what LoRA adapts; qk with abft"})
     A0: float = field(default=0.5, metadata={"help": "initial weight of the punishment of wrong labels"})
     B0: float = field(default=1.0, metadata={"help": "weight of the reward of right labels"})
@@ -89,6 +92,7 @@ class ABFTConfig(TrainingArguments):
     def __post_init__(self) -> None:
         super().__post_init__()
         refuse_bad_quantities(self.A0, self.B0, self.Cp, self.Ci, self.Cd, self.learning_rate, self.threshold)
+        refuse_bad_cross_entropy(self.cross_entropy, self.objective)
         for name in ("k", "nd", "queries", "gradient_accumulation_steps", "per_device_train_batch_size"):
             if getattr(self, name) < 1:
                 raise AbftError(f"{name} = {getattr(self, name)}: expected at least 1")
@@ -108,6 +112,11 @@ class ABFTConfig(TrainingArguments):
             self.activation_checkpointing_kwargs = {**options, "use_reentrant": False}
 
     @property
+    def reads_output(self) -> bool:
+        """Whether the loss looks at the LM's output beside its attention."""
+        return self.objective == "e2e" or self.cross_entropy > 0
+
+    @property
     def nb(self) -> int:
         """Prompts in a pseudo-batch."""
         return self.per_device_train_batch_size * self.gradient_accumulation_steps * self.world_size
@@ -115,21 +124,25 @@ class ABFTConfig(TrainingArguments):
 
 def chosen_objective(args: ABFTConfig, model: nn.Module, implementation: Implementation) -> Objective:
     """The objective that `args` names, with its settings."""
-    if args.objective == "e2e":
+    if args.reads_output:
         base = causal_lm(model)
         check_output_logits(base, decoder(base))  # type: ignore[arg-type]
-        return E2EObjective(model, fixed_threshold=args.threshold, implementation=implementation)
+    e2e = E2EObjective(model, fixed_threshold=args.threshold, implementation=implementation)
+    if args.objective == "e2e":
+        return e2e
+    attention: RowObjective
     if args.objective == "vote":
-        return VoteObjective(fixed_threshold=args.threshold, implementation=implementation)
-    controller = PIDController(A=args.A0, Cp=args.Cp, Ci=args.Ci, Cd=args.Cd)
-    return ABFTObjective(
-        controller,
-        args.B0,
-        head_filter=args.head_filter,
-        fixed_threshold=args.threshold,
-        pid=args.pid,
-        implementation=implementation,
-    )
+        attention = VoteObjective(fixed_threshold=args.threshold, implementation=implementation)
+    else:
+        attention = ABFTObjective(
+            PIDController(A=args.A0, Cp=args.Cp, Ci=args.Ci, Cd=args.Cd),
+            args.B0,
+            head_filter=args.head_filter,
+            fixed_threshold=args.threshold,
+            pid=args.pid,
+            implementation=implementation,
+        )
+    return CombinedObjective(attention, e2e, args.cross_entropy) if args.cross_entropy else attention
 
 
 class ABFTTrainer(Trainer):
@@ -181,10 +194,10 @@ class ABFTTrainer(Trainer):
         self.task_name = train_dataset.task.name if isinstance(train_dataset, TaskData) else None
         if isinstance(train_dataset, TaskData):
             words = label_tokens(processing_class, train_dataset.task, args.protocol)
-            if args.objective == "e2e" and len(set(first_tokens(words))) < len(words):
+            if args.reads_output and len(set(first_tokens(words))) < len(words):
                 raise AbftError(
-                    "objective 'e2e' learns the first token of a label, and two labels begin with the same token. Use another "
-                    "objective, or map one of them to another word (--label-words 'LABEL=word')"
+                    "cross-entropy is taken of a label's first token, and two labels begin with the same token. Train on attention "
+                    "alone, or map one of them to another word (--label-words 'LABEL=word')"
                 )
             prompts = training_prompts(train_dataset, args.nd, args.k, args.seed, args.protocol, args.queries)
             train_dataset = with_answers(encode(processing_class, prompts, args.protocol, context_length(model)), words)
@@ -240,8 +253,8 @@ class ABFTTrainer(Trainer):
     ) -> Any:
         """The objective's loss; the LM head is left out (one position of it where a wrapper such as DDP is called)."""
         batch = Batch(**inputs)
-        if model is not self.model and isinstance(self.objective, E2EObjective):
-            raise AbftError("end-to-end training runs in one process: start it without torchrun or accelerate launch")
+        if model is not self.model and isinstance(self.objective, E2EObjective | CombinedObjective):
+            raise AbftError("training on the LM's output runs in one process: start it without torchrun or accelerate launch")
         module = decoder(self.model) if model is self.model else self._wrapped(model)
         with self.accelerator.autocast():  # accelerate's own autocast covers the whole model's forward only
             loss, metrics = self.objective(module, batch)
@@ -340,6 +353,7 @@ class ABFTTrainer(Trainer):
                 settings,
                 lora,
                 objective=self.args.objective,
+                cross_entropy=self.args.cross_entropy,
                 weights=trained_weights(self.args.lora_targets),
             )
             Path(self.args.output_dir, "README.md").write_text(card, encoding="utf-8")
