@@ -17,7 +17,7 @@ LEVELS = [
     {"objective", "folder", "metaicl", "labels"},
     {"predict", "trainer", "callbacks"},
     {"run"},
-    {"merge", "predictor"},
+    {"merge", "predictor", "scored"},
     {"classifier"},
     {"bench.methods", "bench.rewrites", "bench.statistics"},
     {"bench.calibration", "bench.scenarios"},
@@ -37,6 +37,7 @@ LEVELS = [
     {"report.page"},
     {"cli_options"},
     {"cli"},
+    {"__main__"},
 ]
 PURE = {"heads": {"torch"}, "loss": {"torch"}, "pid": {"dataclasses"}, "metrics": {"numpy", "collections.abc"}}
 

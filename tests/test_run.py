@@ -1,13 +1,14 @@
 """The main job through the command line: what a user does, with wrong input too."""
 
-import dataclasses
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields, replace
 
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -83,12 +84,60 @@ def test_predict(finished, tmp_path, reviews):
     assert [r["text"] for r in results] == ["great and joy", "bad"]
     assert sum(results[0]["probabilities"].values()) == pytest.approx(1)
     output = tmp_path / "labels.jsonl"
-    done = invoke("predict", "--run", finished, "--input", reviews, "--text-column", "review", "--output", output)
+    done = invoke("predict", "--run", finished, "--data", reviews, "--text-column", "review", "--output", output)
     assert done.exit_code == 0, done.output
     assert len(output.read_text().splitlines()) == 120
+    assert "expected a file ending in" in refused("predict", "--run", finished, "--text", "x", "--output", tmp_path / "a.txt")
     assert "is in no folder" in refused("predict", "--run", finished, "--text", "x", "--output", tmp_path / "no/labels.jsonl")
     piped = CliRunner().invoke(app, ["predict", "--run", str(finished)], input="good\n\nbad\n")
     assert len(piped.stdout.splitlines()) == 2
+
+
+def test_train_and_predict_without_folders(options, reviews, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "no finished run in runs/" in refused("predict", "--text", "x")
+    done = invoke("train", *arguments(options, steps=1))
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "runs" / reviews.stem / "metrics.json").is_file()
+    new = pd.read_csv(reviews).head(5).assign(number=range(5))
+    new.to_csv("new.csv", index=False)
+    for name in ("scored.csv", "scored.tsv", "scored.parquet"):
+        done = invoke("predict", "--data", "new.csv", "--output", name)
+        assert done.exit_code == 0, done.output
+    written = [pd.read_csv("scored.csv"), pd.read_csv("scored.tsv", sep="\t"), pd.read_parquet("scored.parquet")]
+    for scored in written:
+        assert list(scored.columns[:-2]) == [*new.columns, "predicted_label"]
+        assert scored[list(new.columns)].equals(new)
+        probabilities = scored[["probability_negative", "probability_positive"]]
+        assert probabilities.sum(1).to_numpy() == pytest.approx(1)
+        assert ("probability_" + scored["predicted_label"] == probabilities.idxmax(1)).all()
+    assert list(tmp_path.glob(".abft-*")) == []
+    assert invoke("predict", "--text", "great", "--output", "one.csv").exit_code == 0
+    assert pd.read_csv("one.csv")["text"].tolist() == ["great"]
+
+
+def test_the_paper_recipe_is_the_papers(tmp_path, monkeypatch):
+    """Every figure of arXiv 2505.14233, sections 3 and 4."""
+    path = tmp_path / "k.yaml"
+    path.write_text("recipe: paper\nnd: 256\n")
+    seen = []
+    monkeypatch.setattr("abft.run.train", lambda config, *rest, **options: seen.append(config))
+
+    def settings(*given):
+        assert invoke("train", *given).exit_code == 0
+        return seen[-1]
+
+    paper = settings("--recipe", "paper")
+    assert (paper.nd, paper.k, paper.nb, paper.steps, paper.lr) == (512, 4, 32, 32, 2e-5)
+    assert (paper.A0, paper.B0, paper.Cp, paper.Ci, paper.Cd) == (0.5, 1.0, 0.03, 0.005, 0.005)
+    assert (paper.objective, paper.cross_entropy, paper.queries, paper.train_on) == ("abft", 0, 1, "task")
+    assert (paper.pid, paper.head_filter, paper.threshold, paper.layers, paper.lora_r) == (True, True, None, None, None)
+    large = settings("--recipe", "paper-lora")
+    assert (large.lora_r, large.lora_targets, large.lr, large.load_in_4bit) == (16, "qk", 1e-4, True)
+    assert settings("--recipe", "paper", "--lr", "1e-4") == replace(paper, lr=1e-4)
+    assert settings("--config", str(path)) == replace(paper, nd=256)
+    assert settings("--config", str(path), "--recipe", "paper-lora") == replace(large, nd=256)
+    assert "expected one of paper, paper-lora" in refused("train", "--recipe", "papers")
 
 
 def test_merge_is_a_stock_checkpoint(finished, model_folder, tmp_path):
@@ -127,7 +176,7 @@ def start(options, output, *more):
 
 
 def wait_for_step(process, output, step):
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline and process.poll() is None:
         log = output / "log.jsonl"
         if log.is_file() and len(log.read_text().splitlines()) >= step:
@@ -282,4 +331,4 @@ def test_every_setting_is_an_option():
     from abft.cli import app
 
     options = {parameter.name for parameter in get_command(app).commands["train"].params}
-    assert {f.name for f in dataclasses.fields(RunConfig)} <= options
+    assert {f.name for f in fields(RunConfig)} <= options

@@ -23,16 +23,16 @@ from abft.cli_options import (
     Json,
     OtherDevice,
     Points,
+    Recipe,
     Resolution,
     Run,
     TestPrompts,
-    TextColumn,
     Trust,
     config_of,
     was_given,
     with_shared_options,
 )
-from abft.config import RunConfig
+from abft.config import DEFAULT_TASK, RUNS, RunConfig
 from abft.errors import AbftError, RunInterrupted
 
 app = typer.Typer(
@@ -64,7 +64,11 @@ def _main(
 @with_shared_options
 def train(
     chosen: dict[str, Any],
-    output: Annotated[Path, typer.Option(help="The run folder.", rich_help_panel=OUTPUT)],
+    output: Annotated[
+        Path | None,
+        typer.Option(help="The run folder.", show_default="runs/ and the name of task or data", rich_help_panel=OUTPUT),
+    ] = None,
+    recipe: Recipe = None,
     nd: Annotated[int, typer.Option("--nd", help="Training prompts.", rich_help_panel=TRAINING)] = DEFAULTS.nd,
     queries: Annotated[
         int, typer.Option(help="Training queries behind one set of demonstrations, read once.", rich_help_panel=TRAINING)
@@ -122,7 +126,7 @@ def train(
 
     **Examples**
 
-    `abft train --output runs/sst2`
+    `abft train` (SST2; the run folder is runs/SST2)
 
     `abft train --model openai-community/gpt2-large --task TREC --output runs/trec`
 
@@ -130,10 +134,14 @@ def train(
 
     `abft train --config runs/sst2/config.yaml --seed 1 --output runs/sst2-seed1`
 
+    `abft train --recipe paper --model openai-community/gpt2-xl --output runs/paper` (nothing but the paper's settings)
+
     `abft train --objective e2e --steps 24 --output runs/sst2-e2e` (end to end, to compare with)
     """
     if overwrite and resume:
         raise AbftError("give --overwrite or --resume, not both")
+    if output is None:
+        output = RUNS / (Path(chosen["data"]).stem if chosen["data"] else chosen["task"] or DEFAULT_TASK)
     wanted = config_of(chosen["ctx"], chosen, output if resume else None)
     _quiet()
     from abft.run import train as run
@@ -246,54 +254,68 @@ def heads(
 
 @app.command()
 def predict(
-    run: Annotated[Path, typer.Option(help="Folder of a finished run.", rich_help_panel=MODEL)],
-    text: Annotated[list[str] | None, typer.Option(help="A text to classify; repeat.", rich_help_panel=DATA)] = None,
-    input: Annotated[
-        Path | None, typer.Option("--input", help="File of texts (.csv, .tsv, .jsonl, .parquet).", rich_help_panel=DATA)
+    run: Annotated[
+        Path | None,
+        typer.Option(help="Folder of a finished run.", show_default="the newest in runs/", rich_help_panel=MODEL),
     ] = None,
-    text_column: TextColumn = DEFAULTS.text_column,
+    text: Annotated[list[str] | None, typer.Option(help="A text to classify; repeat.", rich_help_panel=DATA)] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="File of texts (.csv, .tsv, .jsonl, .parquet).", rich_help_panel=DATA)
+    ] = None,
+    text_column: Annotated[
+        str | None, typer.Option(help="Column of the texts.", show_default="as in training", rich_help_panel=DATA)
+    ] = None,
     trust_remote_code: Trust = False,
-    output: Annotated[Path | None, typer.Option(help="Write JSON lines there.", rich_help_panel=OUTPUT)] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write a file: .csv, .tsv, .parquet (the rows of --data and more columns) or .jsonl.", rich_help_panel=OUTPUT
+        ),
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Texts in a forward pass.", rich_help_panel=OUTPUT)] = 16,
     as_json: Json = False,
 ) -> None:
-    """Label new texts with a finished run. Reads lines from stdin if neither --text nor --input is given.
+    """Label new texts with a finished run. Reads lines from stdin if neither --text nor --data is given.
 
     **Examples**
 
     `abft predict --run runs/sst2 --text "a film to remember"`
 
-    `abft predict --run runs/mine --input new.csv --text-column review --output labels.jsonl`
+    `abft predict --data new.csv --output scored.csv` (with the newest run in runs/)
+
+    `abft predict --run runs/mine --data new.csv --text-column review --output labels.jsonl`
     """
-    if text and input:
-        raise AbftError("give --text or --input, not both")
-    if output is not None and (output.exists() or not output.parent.is_dir()):
-        raise AbftError(f"{output} {'exists' if output.exists() else 'is in no folder'}; give another --output")
-    if input is not None:
+    from abft.folder import newest_run, read_config, refuse_unfinished
+    from abft.scored import json_lines, refuse_bad_output, write_scored
+
+    if text and data:
+        raise AbftError("give --text or --data, not both")
+    if output is not None:
+        refuse_bad_output(output)
+    if run is None:
+        run = newest_run(RUNS)
+        print(f"run: {run}", file=sys.stderr)
+    refuse_unfinished(run)
+    if data is not None:
         from abft.data import read_texts
 
-        texts = read_texts(input, text_column)
+        texts = read_texts(data, text_column or read_config(run).text_column)
     else:
         texts = list(text) if text else [line.rstrip("\n") for line in sys.stdin if line.strip()]
     if not texts or not all(t.strip() for t in texts):
-        raise AbftError("no text, or an empty one, to classify; give --text, --input or lines on stdin")
+        raise AbftError("no text, or an empty one, to classify; give --text, --data or lines on stdin")
     _quiet()
     from abft.predictor import Predictor
 
     labelled = Predictor.from_run(run, trust_remote_code=trust_remote_code).predict(texts, batch_size=batch_size)
-    results: list[dict[str, Any]] = [
-        {"text": t, "label": label, "probabilities": scores} for t, (label, scores) in zip(texts, labelled, strict=True)
-    ]
-    lines = [json.dumps(result, ensure_ascii=False) for result in results]
     if output is not None:
-        from abft.folder import write_text
-
-        write_text(output, "\n".join(lines) + "\n")
+        write_scored(output, texts, labelled, data)
+        print(f"wrote {output}", file=sys.stderr)
     elif as_json:
-        print("\n".join(lines))
+        print(json_lines(texts, labelled), end="")
     else:
-        for result in results:
-            print(f"{result['label']}\t{max(result['probabilities'].values()):.3f}\t{' '.join(result['text'].split())}")
+        for each, (label, scores) in zip(texts, labelled, strict=True):
+            print(f"{label}\t{max(scores.values()):.3f}\t{' '.join(each.split())}")
 
 
 @app.command()

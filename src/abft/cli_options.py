@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from abft.config import RunConfig, read_yaml, refuse_unknown_keys
+from abft.config import RECIPES, RunConfig, read_yaml, refuse_unknown_keys
 from abft.errors import AbftError
 
 DEFAULTS = RunConfig()
@@ -30,10 +30,31 @@ def read_config_file(ctx: typer.Context, path: Path | None) -> Path | None:
     return path
 
 
+def read_recipe(ctx: typer.Context, name: str | None) -> str | None:
+    """A recipe's settings become this command's defaults, behind those of --config."""
+    if name is not None and not ctx.resilient_parsing:
+        if name not in RECIPES:
+            raise AbftError(f"recipe = {name!r}: expected one of {', '.join(RECIPES)}")
+        given = ctx.default_map or {}
+        ctx.default_map = {**{k: v for k, v in RECIPES[name].items() if v is not None}, **given}
+    return name
+
+
 MODEL, DATA, METHOD, TRAINING, OUTPUT = "Model", "Task and data", "Method (arXiv 2505.14233)", "Training", "Output"
 ConfigFile = Annotated[
     Path | None,
     typer.Option("--config", callback=read_config_file, is_eager=True, help="YAML file that sets any of these options."),
+]
+Recipe = Annotated[
+    str | None,
+    typer.Option(
+        "--recipe",
+        callback=read_recipe,
+        is_eager=True,
+        help="paper: exactly the paper's settings; paper-lora: those for large models. Other options change them.",
+        show_default="chosen on small models",
+        rich_help_panel=TRAINING,
+    ),
 ]
 Model = Annotated[str, typer.Option(help="Hub id, folder or .gguf file.", rich_help_panel=MODEL)]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.", rich_help_panel=MODEL)]

@@ -14,7 +14,36 @@ from abft.errors import AbftError
 from abft.tasks import Protocol, task_named
 
 DEFAULT_TASK = "SST2"
+RUNS = Path("runs")  # where run folders are made and looked for if none is named
 SMALL_MODEL = 500_000_000  # parameters; below it the paper's learning rate moves too little
+
+PAPER: dict[str, Any] = {
+    "objective": "abft",
+    "cross_entropy": 0.0,
+    "train_on": "task",
+    "k": 4,
+    "nd": 512,
+    "queries": 1,
+    "nb": 32,
+    "steps": 32,
+    "lr": 2e-5,
+    "lora_r": None,
+    "lora_targets": "qk",
+    "layers": None,
+    "A0": 0.5,
+    "B0": 1.0,
+    "Cp": 0.03,
+    "Ci": 0.005,
+    "Cd": 0.005,
+    "pid": True,
+    "head_filter": True,
+    "threshold": None,
+}
+RECIPES: dict[str, dict[str, Any]] = {
+    "paper": PAPER,
+    "paper-lora": {**PAPER, "lora_r": 16, "lr": 1e-4, "load_in_4bit": True},
+}
+"""Named settings, `RunConfig(**RECIPES["paper"])`: the paper's (arXiv 2505.14233) up to and above 10B parameters."""
 
 
 @dataclass(frozen=True)

@@ -207,7 +207,7 @@ def load_data(
 
 def read_texts(path: str | Path, text_column: str = "text") -> list[str]:
     """The texts of one column of a file, labelled or not. Raises AbftError as `load_data` does."""
-    table = _read_file(Path(path))
+    table = read_table(Path(path))
     return _strings(table, text_column, str(path), "text")
 
 
@@ -222,7 +222,7 @@ def _tables(source: "str | Path | datasets.Dataset") -> "list[datasets.Dataset]"
         return [source]
     path = Path(source)
     if path.suffix.lower() in READERS or path.exists():
-        return [_read_file(path)]
+        return [read_table(path)]
     import datasets
 
     try:
@@ -246,7 +246,8 @@ def labelled_splits(splits: "datasets.DatasetDict") -> "list[datasets.Dataset]":
     return [train]
 
 
-def _read_file(path: Path) -> "datasets.Dataset":
+def read_table(path: Path) -> "datasets.Dataset":
+    """A file as a table. Raises AbftError for a missing, empty or unreadable one."""
     if not path.is_file():
         raise AbftError(f"no such file: {path}")
     if path.suffix.lower() not in READERS:

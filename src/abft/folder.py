@@ -90,6 +90,14 @@ def refuse_unfinished(run: str | Path) -> None:
         raise AbftError(f"the run in {run} is not finished; go on with: abft train --resume --output {run}")
 
 
+def newest_run(folder: Path) -> Path:
+    """The run in `folder` that finished last. Raises AbftError if there is none."""
+    finished = [path for path in folder.glob(f"*/{METRICS}") if (path.parent / CONFIG).is_file()]
+    if not finished:
+        raise AbftError(f"no finished run in {folder}/; name one with --run, or train one with: abft train")
+    return max(finished, key=lambda path: path.stat().st_mtime).parent
+
+
 def refuse_occupied(output: Path) -> None:
     """Raise AbftError if `output` cannot become a new run folder."""
     if output.is_file():

@@ -224,7 +224,10 @@ class CombinedObjective(RowObjective):
     def from_rows(self, rows: tuple[Tensor, ...], hidden_BSD: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         on_attention, metrics = self.attention.from_rows(rows, hidden_BSD, batch)
         cross_entropy = self.e2e.cross_entropy(hidden_BSD, batch)
-        return on_attention + self.weight * cross_entropy.to(on_attention.device), {**metrics, "cross_entropy": cross_entropy.detach()}
+        return on_attention + self.weight * cross_entropy.to(on_attention.device), {
+            **metrics,
+            "cross_entropy": cross_entropy.detach(),
+        }
 
     def after_step(self, metrics: dict[str, float]) -> dict[str, float]:
         return self.attention.after_step(metrics)

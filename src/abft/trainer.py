@@ -196,8 +196,8 @@ class ABFTTrainer(Trainer):
             words = label_tokens(processing_class, train_dataset.task, args.protocol)
             if args.reads_output and len(set(first_tokens(words))) < len(words):
                 raise AbftError(
-                    "cross-entropy is taken of a label's first token, and two labels begin with the same token. Train on attention "
-                    "alone, or map one of them to another word (--label-words 'LABEL=word')"
+                    "cross-entropy is taken of a label's first token, and two labels begin with the same token. Train on "
+                    "attention alone, or map one of them to another word (--label-words 'LABEL=word')"
                 )
             prompts = training_prompts(train_dataset, args.nd, args.k, args.seed, args.protocol, args.queries)
             train_dataset = with_answers(encode(processing_class, prompts, args.protocol, context_length(model)), words)
