@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO_OUTPUT ?= runs/demo
 
-.PHONY: demo test bench lint types check clean
+.PHONY: demo test bench docs lint types check clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -21,6 +21,9 @@ test: $(VENV)/.installed  ## tests of the report need chromium and are skipped w
 
 bench: $(VENV)/.installed  ## every figure of PERFORMANCE.md: about an hour; leave the machine alone meanwhile
 	$(BIN)/python benchmarks/run.py
+
+docs: $(VENV)/.installed  ## build/docs/index.html; needs no network, warnings are errors
+	$(BIN)/sphinx-build -W --keep-going -b html docs build/docs
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
