@@ -3,6 +3,7 @@ import math
 from pathlib import Path
 from types import SimpleNamespace
 
+import datasets
 import pytest
 import torch
 from peft import LoraConfig, PeftModel
@@ -374,6 +375,22 @@ def test_combined_training_lowers_the_cross_entropy(tmp_path, review_data, bpe, 
     assert ("A" in log[-1]) == (objective == "abft")
     trainer.create_model_card()
     assert "with weight 5" in (tmp_path / "README.md").read_text()
+
+
+def test_a_plain_table_of_texts_and_labels(tmp_path, bpe, review_data):
+    rows = [(example.text, review_data.task.labels[example.label]) for example in review_data.train]
+    table = datasets.Dataset.from_dict({"review": [text for text, _ in rows], "stars": [label for _, label in rows]})
+    columns = {"text_column": "review", "label_column": "stars"}
+    trainer = ABFTTrainer(tiny_model("llama"), config(tmp_path, max_steps=1, **columns), table, bpe)
+    trainer.train()
+    own = {text for text, _ in rows}
+    written = [bpe.decode(prompt.input_ids) for prompt in trainer.train_dataset]
+    assert len(written) == 32
+    assert all(line.split(" label:")[0].removeprefix("text: ") in own for text in written for line in text.split("\n"))
+    with pytest.raises(AbftError, match="no column 'text'; its columns are review, stars"):
+        ABFTTrainer(tiny_model("llama"), config(tmp_path), table, bpe)
+    with pytest.raises(AbftError, match="one label only"):
+        ABFTTrainer(tiny_model("llama"), config(tmp_path, **columns), table.filter(lambda row: row["stars"] == rows[0][1]), bpe)
 
 
 def test_abft_does_not_train_other_weights(tmp_path, review_data, bpe):

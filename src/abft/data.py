@@ -180,11 +180,9 @@ def load_data(
     if test_source is not None:
         tables = [tables[0], *_tables(test_source)[-1:]]
     test_rows = _rows(tables[1], "test data", text_column, label_column) if len(tables) > 1 else None
-    labels = tuple(sorted({label for _, label in rows}))
-    if len(labels) < 2:
-        raise AbftError(f"{origin}: column {label_column!r} holds one label only ({labels[0]!r}); expected at least 2 classes")
     task_name = name or (Path(source).stem if isinstance(source, str | Path) else "data")
-    task = Task(task_name, Template(template), labels, labels)
+    task = _task_of(rows, task_name, template, f"{origin}: column {label_column!r}")
+    labels = task.labels
     unknown = sorted({label for _, label in test_rows} - set(labels)) if test_rows else []
     if unknown:
         raise AbftError(f"test data: labels {unknown} do not occur in {origin}; its labels are {list(labels)}")
@@ -203,6 +201,31 @@ def load_data(
         test, examples = examples[:held_out], examples[held_out:]
     train = min(TRAIN_POOL, (len(examples) + 1) // 2)
     return TaskData(task, tuple(examples[:train]), tuple(examples[train : train + DEMONSTRATION_POOL]), tuple(test))
+
+
+def training_pool(
+    table: "datasets.Dataset",
+    text_column: str = "text",
+    label_column: str = "label",
+    template: str = "text: {text} label: {label}\n",
+) -> TaskData:
+    """A task of which every row is trained on, for those who measure elsewhere: its other parts are the same rows.
+
+    Raises:
+        AbftError: as `load_data`.
+    """
+    rows = _rows(table, "train_dataset", text_column, label_column)
+    task = _task_of(rows, "data", template, f"train_dataset: column {label_column!r}")
+    examples = tuple(_unique([Example(text, task.labels.index(label)) for text, label in rows]))
+    return TaskData(task, examples, examples, examples)
+
+
+def _task_of(rows: Sequence[tuple[str, str]], name: str, template: str, origin: str) -> Task:
+    """The task whose labels are those of `rows`, (text, label) pairs."""
+    labels = tuple(sorted({label for _, label in rows}))
+    if len(labels) < 2:
+        raise AbftError(f"{origin} holds one label only ({labels[0]!r}); expected at least 2 classes")
+    return Task(name, Template(template), labels, labels)
 
 
 def read_texts(path: str | Path, text_column: str = "text") -> list[str]:

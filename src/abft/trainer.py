@@ -24,7 +24,7 @@ from abft import weights
 from abft.attention import IMPLEMENTATION, Implementation, can_pack, causal_lm, decoder, row_attention, supported_implementation
 from abft.card import model_card, trained_weights
 from abft.config import refuse_bad_cross_entropy, refuse_bad_quantities
-from abft.data import TaskData
+from abft.data import TaskData, training_pool
 from abft.errors import AbftError
 from abft.folder import last_checkpoint
 from abft.logits import check_output_logits
@@ -46,6 +46,7 @@ from abft.prompts import (
 from abft.tasks import Protocol
 
 if TYPE_CHECKING:
+    import datasets
     from peft import LoraConfig
 
 
@@ -71,6 +72,12 @@ class ABFTConfig(TrainingArguments):
     k: int = field(default=4, metadata={"help": "demonstrations in a training prompt"})
     nd: int = field(default=512, metadata={"help": "training prompts"})
     queries: int = field(default=1, metadata={"help": "queries behind one set of demonstrations, which is then read once"})
+    text_column: str = field(default="text", metadata={"help": "column of the texts, where train_dataset is a table"})
+    label_column: str = field(default="label", metadata={"help": "column of the labels, where train_dataset is a table"})
+    template: str = field(
+        default="text: {text} label: {label}\n",
+        metadata={"help": "how a demonstration is written, where train_dataset is a table"},
+    )
     protocol: Protocol = field(default="consistent", metadata={"help": "how prompts end: consistent or staicc"})
     objective: Literal["abft", "vote", "e2e"] = field(
         default="abft", metadata={"help": "abft; vote: of all heads for the right labels; e2e: cross-entropy of the label word"}
@@ -151,8 +158,9 @@ class ABFTTrainer(Trainer):
     Args:
         model: a model, or what `abft.models.load_model` takes. It is changed: only W_Q and W_K stay trainable.
         args: default `ABFTConfig()`.
-        train_dataset: a `TaskData` (prompts are drawn from its training pool) or encoded prompts, of which every
-            `args.queries` that follow each other are packed.
+        train_dataset: a `TaskData` (prompts are drawn from its training pool); a `datasets.Dataset` with a column of texts and
+            one of labels (prompts are drawn from all rows); or encoded prompts, of which every `args.queries` that follow
+            each other are packed.
         processing_class: the fast tokenizer; default: the model's own.
         peft_config: a `LoraConfig`; target modules default to W_Q and W_K. Without it they train at full rank.
         quantization_config: for a model given by name, e.g. `abft.models.four_bit()`; needs `peft_config`.
@@ -170,7 +178,7 @@ class ABFTTrainer(Trainer):
         self,
         model: PreTrainedModel | str,
         args: ABFTConfig | None = None,
-        train_dataset: TaskData | Sequence[EncodedPrompt] | None = None,
+        train_dataset: "TaskData | datasets.Dataset | Sequence[EncodedPrompt] | None" = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         peft_config: "LoraConfig | None" = None,
         quantization_config: object | None = None,
@@ -191,6 +199,8 @@ class ABFTTrainer(Trainer):
             from transformers import AutoTokenizer
 
             processing_class = AutoTokenizer.from_pretrained(model.config.name_or_path)
+        if hasattr(train_dataset, "column_names"):
+            train_dataset = training_pool(train_dataset, args.text_column, args.label_column, args.template)
         self.task_name = train_dataset.task.name if isinstance(train_dataset, TaskData) else None
         if isinstance(train_dataset, TaskData):
             words = label_tokens(processing_class, train_dataset.task, args.protocol)
