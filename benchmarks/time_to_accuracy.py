@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from abft.attention import read_rows
+from abft.loss import vote_loss
 from abft.objective import head_statistics, mass_metrics
 from held_out import train_and_validate
 from record import write
@@ -49,12 +50,38 @@ class RatioObjective:
         pass
 
 
-OBJECTIVES = {"ratio": RatioObjective(), "layers": RatioObjective(by_layer=True)}  # not in the library
+class MassObjective(RatioObjective):
+    """The vote, -log(right / (right + wrong)) over all heads, and a reward of `mass` x log(right + wrong)."""
+
+    def __init__(self, mass):
+        self.mass = mass
+
+    def __call__(self, module, batch):
+        rows, _ = read_rows(module, batch.input_ids, batch.query_positions, **batch.model_inputs())
+        heads = head_statistics(rows, batch)
+        divided = (batch.correct.any(-1) & batch.wrong.any(-1)).to(heads.right.device)
+        labels = (heads.right + heads.wrong).sum((0, 2))
+        loss = vote_loss(heads.right, heads.wrong, divided) - self.mass * torch.log(labels).mean()
+        return loss, mass_metrics(heads, torch.ones_like(heads.right))
+
+
+OBJECTIVES = {  # not in the library
+    "ratio": RatioObjective(),
+    "layers": RatioObjective(by_layer=True),
+    "mass0.1": MassObjective(0.1),
+    "mass0.3": MassObjective(0.3),
+    "mass1": MassObjective(1.0),
+}
 RATIO = {"objective": "ratio", "learning_rate": 3e-4, "max_steps": 16, "every": 4}
 VOTE = {**RATIO, "objective": "vote"}
 VARIANTS = {
     "paper": {"learning_rate": 1e-4, "max_steps": 32, "every": 4},
     "paper4": {"learning_rate": 1e-4, "max_steps": 32, "every": 4, "queries": 4},
+    "paper4-3e-4": {"learning_rate": 3e-4, "max_steps": 32, "every": 4, "queries": 4},
+    "vote4-32": {**VOTE, "queries": 4, "max_steps": 32},
+    "mass0.1-4": {**VOTE, "objective": "mass0.1", "queries": 4},
+    "mass0.3-4": {**VOTE, "objective": "mass0.3", "queries": 4},
+    "mass1-4": {**VOTE, "objective": "mass1", "queries": 4},
     "e2e4": {"objective": "e2e", "learning_rate": 3e-4, "max_steps": 16, "every": 2, "queries": 4},
     "ratio": RATIO,
     "ratio4": {**RATIO, "queries": 4},

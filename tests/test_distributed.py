@@ -4,29 +4,24 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
-from command_line import arguments
+from command_line import arguments, invoke
 
 
-def launch(options, output, *flags):
-    """The command line in two processes on the CPU (gloo). `accelerate launch` starts more than one on GPUs only."""
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node",
-        "2",
-        "--standalone",
-        "-m",
-        "abft",
-        "train",
-    ]
+def launch(program, options, output, *flags, **environment):
+    """A program that takes the command line's arguments, in two processes on the CPU (gloo).
+
+    `accelerate launch` starts more than one on accelerators only.
+    """
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", *program, "train"]
     command += [str(each) for each in (*arguments(options), *flags, "--output", output)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200)
-    assert done.returncode == 0, done.stderr[-3000:]
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", **environment}
+    return subprocess.run(command, capture_output=True, text=True, env=variables, timeout=300)
 
 
 def log(run):
@@ -34,7 +29,8 @@ def log(run):
 
 
 def test_two_processes_equal_one(options, finished, tmp_path):
-    launch({**options, "batch-size": 4}, tmp_path / "two")
+    done = launch(["-m", "abft"], {**options, "batch-size": 4}, tmp_path / "two")
+    assert done.returncode == 0, done.stderr[-3000:]
     one, two = log(finished), log(tmp_path / "two")
     assert len(one) == len(two) == 4
     for a, b in zip(one, two, strict=True):
@@ -43,3 +39,49 @@ def test_two_processes_equal_one(options, finished, tmp_path):
     scores = [json.loads((run / "metrics.json").read_text()) for run in (finished, tmp_path / "two")]
     assert scores[1]["training"]["processes"] == 2
     assert scores[1]["abft"]["accuracy"] == pytest.approx(scores[0]["abft"]["accuracy"], abs=0.051)
+
+
+FSDP = [str(Path(__file__).parent / "fsdp_on_cpu.py")]
+
+
+@pytest.fixture(scope="module")
+def lora(options):
+    return {**options, "lora-r": 4, "lr": 0.01, "save-steps": 2}
+
+
+@pytest.fixture(scope="module")
+def one_process(lora, tmp_path_factory):
+    run = tmp_path_factory.mktemp("one") / "run"
+    result = invoke("train", *arguments(lora), "--output", run)
+    assert result.exit_code == 0, result.output
+    return run
+
+
+def test_fsdp2_equals_one_process(lora, one_process, tmp_path):
+    done = launch(FSDP, {**lora, "batch-size": 4}, tmp_path / "two")
+    assert done.returncode == 0, done.stderr[-3000:]
+    for a, b in zip(log(one_process), log(tmp_path / "two"), strict=True):
+        for name in ("loss", "heads", "A", "right_mass", "wrong_mass"):
+            assert b[name] == pytest.approx(a[name], rel=1e-4), name
+    one, two = (load_file(run / "adapter_model.safetensors") for run in (one_process, tmp_path / "two"))
+    assert one.keys() == two.keys()
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], rtol=0, atol=1e-4)
+    scores = [json.loads((run / "metrics.json").read_text()) for run in (one_process, tmp_path / "two")]
+    assert scores[1]["training"]["processes"] == 2
+    assert scores[1]["abft"]["accuracy"] == pytest.approx(scores[0]["abft"]["accuracy"], abs=0.051)
+
+
+@pytest.mark.parametrize(
+    ("changes", "environment", "message"),
+    [
+        ({"lora-r": None, "lr": 0.001}, {}, "full-rank training with FSDP or DeepSpeed is not supported"),
+        ({}, {"FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT"}, "FSDP: expected version 2 and full state dicts"),
+        ({"objective": "e2e"}, {}, "runs in one process"),
+    ],
+)
+def test_what_fsdp_cannot_do_is_refused(lora, tmp_path, changes, environment, message):
+    done = launch(FSDP, {**lora, "batch-size": 4, **changes}, tmp_path / "run", **environment)
+    assert done.returncode != 0
+    assert f"error: {message}" in done.stderr or message in done.stderr
+    assert not (tmp_path / "run/metrics.json").exists()

@@ -2,32 +2,63 @@
 
 from collections.abc import Mapping
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from abft.models import HUB_NAMES
+from abft.tasks import Task
 
-PAPER = "arXiv 2505.14233"
+PAPER = "[Mechanistic Fine-tuning for In-context Learning](https://arxiv.org/abs/2505.14233)"
+FOLDER = "path/to/this/folder"  # what stands in the usage snippet
 _ABFT = (
-    "# {model}, fine-tuned where it looks (ABFT, {task})",
+    "# {short}, fine-tuned where it looks (ABFT, {task})",
     "",
-    "Attention Behavior Fine-Tuning ({paper}) trained {weights} of `{model}` so that its induction heads look at",
-    "the demonstrations with the right label in few-shot prompts of the task {task}. No other weight changed.",
+    "Attention Behavior Fine-Tuning ({paper}) trained {weights} of `{name}` so that its induction heads look at",
+    "the demonstrations with the right label in few-shot prompts of {task}. No other weight changed.",
 )
 _VOTE = (
-    "# {model}, fine-tuned where it looks (ABFT with the vote objective, {task})",
+    "# {short}, fine-tuned where it looks (ABFT with the vote objective, {task})",
     "",
-    "A variant of Attention Behavior Fine-Tuning ({paper}) trained {weights} of `{model}` so that the attention of all heads",
-    "favours the demonstrations with the right label in few-shot prompts of the task {task}. No other weight changed.",
+    "A variant of Attention Behavior Fine-Tuning ({paper}) trained {weights} of `{name}` so that the attention of all heads",
+    "favours the demonstrations with the right label in few-shot prompts of {task}. No other weight changed.",
 )
 _E2E = (
-    "# {model}, fine-tuned end to end ({task})",
+    "# {short}, fine-tuned end to end ({task})",
     "",
-    "Cross-entropy of the label word in few-shot prompts of the task {task} trained {weights} of `{model}`: the comparison of",
-    "{paper}, not its method. No other weight changed.",
+    "Cross-entropy of the label word in few-shot prompts of {task} trained {weights} of `{name}`: what",
+    "{paper} compares its method with. No other weight changed.",
 )
 _ABOUT = {"abft": _ABFT, "vote": _VOTE, "e2e": _E2E}
+_LOAD_ADAPTER = """\
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder = "{folder}"  # or its name on the hub
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({model!r}), folder)
+tokenizer = AutoTokenizer.from_pretrained(folder)"""
+_LOAD_FULL_RANK = """\
+import abft
+
+folder = "{folder}"  # from the hub: huggingface_hub.snapshot_download(name)
+model, tokenizer = abft.load_model({model!r})
+model = abft.apply_weights(model, folder)"""
+_PREDICT = """
+prompt = (
+{prompt}
+)
+words = {words!r}
+n = len(tokenizer(prompt).input_ids)
+
+
+def log_probability(word):
+    ids = tokenizer(prompt + word, return_tensors="pt").input_ids.to(model.device)
+    scores = model(ids).logits[0, n - 1 : -1].float().log_softmax(-1)
+    return scores.gather(-1, ids[0, n:, None]).sum().item()
+
+
+print(max(words, key=log_probability))"""
 
 
 def trained_weights(lora_targets: str) -> str:
@@ -37,7 +68,7 @@ def trained_weights(lora_targets: str) -> str:
 
 def model_card(
     base_model: str,
-    task: str,
+    task: Task | None,
     settings: Mapping[str, Any],
     lora: bool,
     results: Mapping[str, Mapping[str, float]] | None = None,
@@ -45,47 +76,88 @@ def model_card(
     objective: str = "abft",
     cross_entropy: float = 0.0,
     weights: str = "W_Q and W_K",
+    trained_on: str | None = None,
 ) -> str:
-    """Markdown. `results`: method -> metric -> value, measured on test prompts; `weights`: what was trained."""
-    metadata = {
-        "base_model": HUB_NAMES.get(base_model, base_model),
+    """Markdown, without any text of the data.
+
+    Args:
+        task: how prompts are written, and what was measured; None: prompts of the caller's own.
+        results: method -> metric -> value, measured on test prompts of `task`.
+        weights: what was trained.
+        trained_on: the training prompts' task, where it is not `task`.
+    """
+    model = HUB_NAMES.get(base_model, base_model)
+    on_hub = bool(model) and not model.endswith(".gguf") and not Path(model).exists()
+    name = (model if on_hub else Path(model).name) or "a model without a name"
+    task_name = task.name if task else "own data"
+    about = {"name": name, "short": Path(name).name, "task": trained_on or task_name, "weights": weights, "paper": PAPER}
+    text = [line.format(**about) for line in _ABOUT[objective]]
+    if cross_entropy:
+        text.append(f"The cross-entropy of the label word stood beside it with weight {cross_entropy:g}.")
+    metadata: dict[str, Any] = {"base_model": model} if on_hub else {}  # the hub refuses a path
+    metadata |= {
         "library_name": "peft" if lora else "abft",
-        "pipeline_tag": "text-classification",
-        "tags": [*(["abft", "induction-heads"] if objective != "e2e" else []), "in-context-learning", "arxiv:2505.14233"],
+        "pipeline_tag": "text-generation",  # what loads it; it has no classification head
+        "tags": [
+            *(["abft", "induction-heads"] if objective != "e2e" else []),
+            *(["lora"] if lora else []),
+            *("in-context-learning", "text-classification", "arxiv:2505.14233"),
+        ],
     }
-    named = {"model": base_model, "task": task, "weights": weights, "paper": PAPER}
-    lines = [
-        "---",
-        yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True).rstrip(),
-        "---",
-        "",
-        *(line.format(**named) for line in _ABOUT[objective]),
-        *([f"The cross-entropy of the label word stood beside it with weight {cross_entropy:g}."] if cross_entropy else []),
-        "",
-    ]
+    if results and objective in results:
+        metadata["model-index"] = [{"name": text[0].removeprefix("# "), "results": [_result(task_name, results[objective])]}]
     if results:
-        names = list(next(iter(results.values())))
-        lines += ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
-        for method, values in results.items():
-            lines.append(f"| {method} | " + " | ".join(f"{values[name]:.3f}" for name in names) + " |")
-        lines.append("")
-    lines += ["Use:", "", "```python"]
+        columns = list(next(iter(results.values())))
+        text += ["", f"Measured on test prompts of {task_name}:", ""]
+        text += ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+        text += [f"| {method} | " + " | ".join(f"{row[c]:.3f}" for c in columns) + " |" for method, row in results.items()]
+    load = _LOAD_ADAPTER.format(folder=FOLDER, model=model) if lora else _LOAD_FULL_RANK.format(folder=FOLDER, model=base_model)
+    text += ["", "## Use", "", "```python", load, *([_predict(task)] if task else []), "```", ""]
+    text += ["Write prompts as in training: the same template, the same label words, texts of yours as demonstrations.", ""]
+    text += ["## Limitations", "", *(f"- {line}" for line in _limitations(base_model, name, lora, bool(results), objective))]
+    text += ["", "## Settings", "", ", ".join(f"{setting} {value}" for setting, value in settings.items()) + ".", ""]
+    versions = ", ".join(f"{package} {version(package)}" for package in ("abft", "transformers", "torch", "peft"))
+    header = yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True).rstrip()
+    return "\n".join(["---", header, "---", "", *text, f"Made with {versions}.", ""])
+
+
+def _result(task: str, values: Mapping[str, float]) -> dict[str, Any]:
+    """An entry of the hub's model-index."""
+    names = {"accuracy": ("accuracy", "accuracy"), "macro_f1": ("f1", "macro F1")}
+    metrics = [{"type": names[key][0], "name": names[key][1], "value": round(values[key], 4)} for key in names if key in values]
+    return {
+        "task": {"type": "text-classification", "name": "few-shot text classification"},
+        "dataset": {"type": task, "name": task},
+        "metrics": metrics,
+    }
+
+
+def _predict(task: Task) -> str:
+    """Python that prints the likeliest label word of a prompt in the task's template."""
+    template = task.template
+    end = template.before_label.rstrip(" ")
+    shown = [
+        f"{template.before_text}a text that is {word}{template.before_label}{word}{template.after_label}"
+        for word in task.label_words
+    ]
+    lines = [template.instruction, *shown, f"{template.before_text}the text to label{end}"]
+    words = [template.before_label[len(end) :] + word for word in task.label_words]
+    return _PREDICT.format(prompt="\n".join(f"    {line!r}" for line in lines if line), words=words)
+
+
+def _limitations(base_model: str, name: str, lora: bool, measured: bool, objective: str) -> list[str]:
+    copies = "It learned to look at labels that the demonstrations show, not what the classes are: show every label."
+    means = "It learned what its label words mean: where they are swapped, expect answers by the old meaning."
+    lines = [
+        "It tells classes of texts apart in few-shot prompts. Text that it generates was neither trained nor measured.",
+        means if objective == "e2e" else copies,
+        "The figures are of one training run. Other tasks, templates and label words were not measured."
+        if measured
+        else "Nothing was measured for this card.",
+        "Limits, biases and licence of the base model hold here too.",
+    ]
     if lora:
-        lines += [
-            "from peft import PeftModel",
-            "from transformers import AutoModelForCausalLM",
-            "",
-            f"model = AutoModelForCausalLM.from_pretrained({HUB_NAMES.get(base_model, base_model)!r})",
-            'model = PeftModel.from_pretrained(model, "path/to/this/folder")',
-        ]
-    else:
-        lines += [
-            "import abft",
-            "",
-            f"model, tokenizer = abft.load_model({base_model!r})",
-            'model = abft.apply_weights(model, "path/to/this/folder")',
-        ]
-    lines += ["```", "", "Settings: " + ", ".join(f"{name} {value}" for name, value in settings.items()) + ".", ""]
-    versions = ", ".join(f"{name} {version(name)}" for name in ("abft", "transformers", "torch", "peft"))
-    lines += [f"Made with {versions}.", ""]
-    return "\n".join(lines)
+        lines.append(f"It belongs to exactly `{name}`; PEFT does not check.")
+    if lora and base_model in HUB_NAMES:
+        lines.append("It was trained on a 4-bit copy of this model. On the hub's own weights results can differ.")
+    return lines

@@ -15,7 +15,7 @@ from abft import __version__
 from abft.config import RunConfig, default_learning_rate
 from abft.data import TaskData
 from abft.errors import AbftError
-from abft.folder import write_json
+from abft.folder import FULL_RANK_FILE, write_json
 from abft.tasks import Example, Task, Template
 
 try:
@@ -212,7 +212,7 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
         Raises:
             ValueError: `folder` holds other files.
         """
-        from abft.weights import FULL_RANK_FILE, save_full_rank
+        from abft.weights import save_full_rank
 
         check_is_fitted(self)
         folder = Path(folder)

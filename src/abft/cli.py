@@ -532,7 +532,8 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    logging.getLogger("accelerate").setLevel(logging.ERROR)
+    for name in ("accelerate", "bitsandbytes", "kernels"):  # the last two say what they would need on another machine
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def main() -> None:

@@ -16,9 +16,10 @@ import yaml
 from abft.config import RunConfig, read_yaml
 from abft.errors import AbftError
 from abft.tasks import Example, Protocol, Task, Template
-from abft.weights import ADAPTER_FILE, BASE_FILE, FULL_RANK_FILE
 
 CONFIG, TASK, LOG, METRICS, VANILLA = "config.yaml", "task.json", "log.jsonl", "metrics.json", "vanilla.json"
+FULL_RANK_FILE, ADAPTER_FILE = "qk_weights.safetensors", "adapter_model.safetensors"  # weights: one of the two
+BASE_FILE = "abft_base.json"  # beside an adapter: what its base model's weights are like
 MIB = 2**20
 
 

@@ -49,7 +49,7 @@ from abft.predict import HeadReport, evaluate
 from abft.prompts import EncodedPrompt, LabelTokens, encode, evaluation_prompts, label_tokens
 from abft.tasks import Example
 from abft.trainer import ABFTConfig, ABFTTrainer
-from abft.weights import trainable_parameters
+from abft.weights import apply_weights, trainable_parameters
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -101,7 +101,9 @@ def train(config: RunConfig, output: str | Path, *, overwrite: bool = False, res
         if process.is_main_process:
             result = _record(config, data, trainer, len(prompts), seconds, peak)
             if prompts:
-                after, _ = scored(trainer.model, prompts, words, trainer.implementation, config, config.objective)
+                # Under FSDP this process holds a part of the model only.
+                trained = apply_weights(load_run_model(config)[0], output) if trainer.is_fsdp_enabled else trainer.model
+                after, _ = scored(trained, prompts, words, trainer.implementation, config, config.objective)
                 result |= {"vanilla": vanilla, config.objective: after}
             write_text(output / "README.md", _card(config, data, result))
             write_json(output / METRICS, result)
@@ -331,20 +333,21 @@ def _record(config: RunConfig, data: TaskData, trainer: ABFTTrainer, tests: int,
 
 def _card(config: RunConfig, data: TaskData, result: dict[str, Any]) -> str:
     own = ("A0", "B0", "pid", "head_filter") if config.objective == "abft" else ()
-    names = ("steps", "lr", "nb", "nd", "queries", "k", *own, "seed")
+    lora = ("lora_r", "load_in_4bit") if config.lora_r is not None else ()
+    names = ("steps", "lr", "nb", "nd", "queries", "k", *own, *lora, "protocol", "seed", "test_prompts")
     settings = {name: getattr(config, name) for name in names}
     keys = ("accuracy", "macro_f1", "ece")
     scores: dict[str, dict[str, float]] = {
         method: {key: result[method][key] for key in keys} for method in ("vanilla", config.objective) if method in result
     }
-    source = data.task.name if config.train_on == "task" else f"any built-in task but {data.task.name}"
     return model_card(
         config.model,
-        source,
+        data.task,
         settings,
         config.lora_r is not None,
         scores,
         objective=config.objective,
         cross_entropy=config.cross_entropy,
         weights=trained_weights(config.lora_targets),
+        trained_on=None if config.train_on == "task" else f"any built-in task but {data.task.name}",
     )

@@ -26,7 +26,7 @@ from abft.card import model_card, trained_weights
 from abft.config import refuse_bad_cross_entropy, refuse_bad_quantities
 from abft.data import TaskData, training_pool
 from abft.errors import AbftError
-from abft.folder import last_checkpoint
+from abft.folder import FULL_RANK_FILE, last_checkpoint
 from abft.logits import check_output_logits
 from abft.models import context_length, load_model
 from abft.objective import ABFTObjective, CombinedObjective, E2EObjective, Objective, RowObjective, VoteObjective
@@ -189,6 +189,8 @@ class ABFTTrainer(Trainer):
         args = ABFTConfig() if args is None else args
         if args.n_gpu > 1:  # nn.DataParallel would multiply the pseudo-batch; `accelerate launch` uses all GPUs
             args._n_gpu = 1
+        if args.reads_output and args.world_size > 1:
+            raise AbftError("training on the LM's output runs in one process: start it without torchrun or accelerate launch")
         if isinstance(model, str):
             place = "cpu" if args.use_cpu else "auto"
             model, tokenizer = load_model(model, quantization_config=quantization_config, device=place)
@@ -201,7 +203,7 @@ class ABFTTrainer(Trainer):
             processing_class = AutoTokenizer.from_pretrained(model.config.name_or_path)
         if hasattr(train_dataset, "column_names"):
             train_dataset = training_pool(train_dataset, args.text_column, args.label_column, args.template)
-        self.task_name = train_dataset.task.name if isinstance(train_dataset, TaskData) else None
+        self.task = train_dataset.task if isinstance(train_dataset, TaskData) else None
         if isinstance(train_dataset, TaskData):
             words = label_tokens(processing_class, train_dataset.task, args.protocol)
             if args.reads_output and len(set(first_tokens(words))) < len(words):
@@ -214,14 +216,13 @@ class ABFTTrainer(Trainer):
         if not train_dataset:
             raise AbftError("train_dataset: expected a TaskData or encoded prompts, got nothing")
         self.implementation = supported_implementation(model)
-        count = args.nd if self.task_name is not None else len(train_dataset)
+        count = args.nd if self.task is not None else len(train_dataset)
         if count % args.queries:
             raise AbftError(f"queries = {args.queries} has to divide the number of training prompts, {count}")
         # Where they cannot be packed, prompts that share demonstrations are read one by one: the same, but slower.
         self.packed = args.queries > 1 and self.implementation == IMPLEMENTATION and can_pack(model)
         set_seed(args.seed)  # LoRA's initial weights
         model = _select_weights(model, args, peft_config)
-        _refuse_sharding(model, args)
         self.objective = objective or chosen_objective(args, model, self.implementation)
         base = causal_lm(model)
         self.step_metrics: dict[str, float] = {}
@@ -237,6 +238,7 @@ class ABFTTrainer(Trainer):
             callbacks=[_Step(self), *(callbacks or [])],
             optimizers=optimizers,
         )
+        _refuse_sharding(self)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
         """As `Trainer.train`. Dropout is off meanwhile; stock attention is back afterwards.
@@ -263,9 +265,10 @@ class ABFTTrainer(Trainer):
     ) -> Any:
         """The objective's loss; the LM head is left out (one position of it where a wrapper such as DDP is called)."""
         batch = Batch(**inputs)
-        if model is not self.model and isinstance(self.objective, E2EObjective | CombinedObjective):
-            raise AbftError("training on the LM's output runs in one process: start it without torchrun or accelerate launch")
-        module = decoder(self.model) if model is self.model else self._wrapped(model)
+        wrapped = (
+            model is not self.model or self.is_fsdp_enabled
+        )  # FSDP2 gathers what the outermost module holds when it is called
+        module = self._wrapped(model) if wrapped else decoder(self.model)
         with self.accelerator.autocast():  # accelerate's own autocast covers the whole model's forward only
             loss, metrics = self.objective(module, batch)
         if not loss.requires_grad and torch.is_grad_enabled():
@@ -278,7 +281,8 @@ class ABFTTrainer(Trainer):
     def _wrapped(self, model: nn.Module) -> Any:
         """A wrapper such as DDP has to be called whole; it then computes the logits of one position only, where it can."""
         can = "logits_to_keep" in inspect.signature(causal_lm(self.model).forward).parameters
-        return functools.partial(model, logits_to_keep=1) if can else model
+        call = functools.partial(model, logits_to_keep=1) if can else model
+        return _with_used_output(call) if self.is_fsdp_enabled else call
 
     def finish_pseudo_batch(self) -> None:
         """Means of the pseudo-batch just seen, over all processes, to the objective (and its PID) and to the log."""
@@ -320,7 +324,7 @@ class ABFTTrainer(Trainer):
         try:
             model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
             if hasattr(model, "get_base_model"):
-                weights.save_adapter(model, staging, self._base_samples)
+                weights.save_adapter(model, staging, self._base_samples, state_dict)
             else:
                 weights.save_full_rank(model, staging, self._base_samples)
             if self.processing_class is not None:
@@ -339,7 +343,7 @@ class ABFTTrainer(Trainer):
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """As `Trainer` does with the files it knows: the newest weights go to the pushed folder."""
-        newest = Path(checkpoint_folder) / weights.FULL_RANK_FILE
+        newest = Path(checkpoint_folder) / FULL_RANK_FILE
         if newest.is_file():
             shutil.copy(newest, self.args.output_dir)
         super()._push_from_checkpoint(checkpoint_folder)
@@ -359,7 +363,7 @@ class ABFTTrainer(Trainer):
             lora = hasattr(self.model, "get_base_model")
             card = model_card(
                 str(self.model.config.name_or_path),
-                self.task_name or "own prompts",
+                self.task,
                 settings,
                 lora,
                 objective=self.args.objective,
@@ -417,11 +421,45 @@ def _select_weights(model: PreTrainedModel, args: ABFTConfig, peft_config: "Lora
     return model
 
 
-def _refuse_sharding(model: nn.Module, args: ABFTConfig) -> None:
-    lora = hasattr(model, "get_base_model")
-    if (args.fsdp or args.deepspeed) and not lora:
+def _with_used_output(call: Any) -> Any:
+    """`call`, with rows that depend on the output by a gradient of 0.
+
+    FSDP gathers a layer's weights for the backward pass when a gradient reaches the layer's output. Nothing above the last
+    layer's rows is in the loss, so that its weights would not be there.
+    """
+
+    def called(**inputs: Any) -> Any:
+        output = call(**inputs)
+        zero = 0 * output[0].float().sum()
+        output["attentions"] = tuple(rows if rows is None else rows + zero for rows in output["attentions"])
+        return output
+
+    return called
+
+
+def _refuse_sharding(trainer: ABFTTrainer) -> None:
+    """Raise AbftError for what FSDP and DeepSpeed cannot do right."""
+    if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
+        return
+    model = trainer.model
+    if not hasattr(model, "get_base_model"):
         raise AbftError("full-rank training with FSDP or DeepSpeed is not supported; use LoRA (peft_config, --lora-r 16)")
-    if args.deepspeed and args.activation_checkpointing:
+    if any(qk.outputs is not None for qk in weights.qk_modules(model.get_base_model())):
+        raise AbftError(
+            "this model family keeps W_V in one weight with W_Q and W_K, and FSDP and DeepSpeed drop the mask that holds W_V "
+            "still; use DDP, or --device balanced in one process"
+        )
+    plugin = trainer.accelerator.state
+    if trainer.is_fsdp_enabled and (
+        plugin.fsdp_plugin.fsdp_version != 2 or "FULL" not in str(plugin.fsdp_plugin.state_dict_type)
+    ):
+        raise AbftError(
+            "FSDP: expected version 2 and full state dicts (fsdp_version: 2, fsdp_state_dict_type: FULL_STATE_DICT), as in "
+            "examples/accelerate_config/fsdp2.yaml"
+        )
+    if trainer.is_deepspeed_enabled and plugin.deepspeed_plugin.zero_stage == 3:
+        raise AbftError("DeepSpeed ZeRO-3 is not supported; use ZeRO-2 or FSDP2")
+    if trainer.is_deepspeed_enabled and trainer.args.activation_checkpointing:
         raise AbftError(
             "DeepSpeed with PEFT forces reentrant activation checkpointing, which loses the gradient of the rows; "
             "turn activation_checkpointing off"

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from abft.attention import causal_lm, decoder
 from abft.errors import AbftError
+from abft.folder import ADAPTER_FILE, BASE_FILE, FULL_RANK_FILE
 from abft.models import HUB_NAMES
 
 if TYPE_CHECKING:
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
     from peft.tuners.lora import LoraLayer
     from transformers import PreTrainedModel
 
-FULL_RANK_FILE = "qk_weights.safetensors"
-ADAPTER_FILE = "adapter_model.safetensors"
-BASE_FILE = "abft_base.json"
 SAMPLES = 16  # entries of each base weight that are remembered
 BASE_TOLERANCE = 0.005  # mean relative difference; half precision of the same base passes, another model does not
 _FORMAT = "abft-qk-1"
@@ -257,9 +255,14 @@ def save_full_rank(model: "PreTrainedModel", folder: str | Path, samples: dict[s
     save_file(tensors, Path(folder) / FULL_RANK_FILE, metadata=metadata)
 
 
-def save_adapter(model: "PeftModel", folder: str | Path, samples: dict[str, list[float]]) -> None:
-    """Write a stock PEFT adapter, and beside it the `base_samples` before training."""
-    model.save_pretrained(str(folder), save_embedding_layers=False)
+def save_adapter(
+    model: "PeftModel", folder: str | Path, samples: dict[str, list[float]], state_dict: dict[str, Tensor] | None = None
+) -> None:
+    """Write a stock PEFT adapter, and beside it the `base_samples` before training.
+
+    `state_dict`: the model's tensors, gathered, where processes hold parts of them.
+    """
+    model.save_pretrained(str(folder), save_embedding_layers=False, state_dict=state_dict)
     (Path(folder) / BASE_FILE).write_text(json.dumps(samples), encoding="utf-8")
 
 

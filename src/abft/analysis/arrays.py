@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 
 from abft.errors import AbftError
-from abft.folder import read_config, write_text
-from abft.weights import ADAPTER_FILE, FULL_RANK_FILE
+from abft.folder import ADAPTER_FILE, FULL_RANK_FILE, read_config, write_text
 
 FOLDER = "analysis"
 VERSION = 1  # of what the files hold; others are computed again

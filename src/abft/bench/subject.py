@@ -20,12 +20,12 @@ from abft.bench.scenarios import SCENARIOS, PromptSet, Setting
 from abft.bench.store import Scores, Store, scores_key, texts_key
 from abft.data import TaskData, load_task
 from abft.errors import AbftError
-from abft.folder import CONFIG, METRICS, refuse_other_settings
+from abft.folder import ADAPTER_FILE, CONFIG, FULL_RANK_FILE, METRICS, refuse_other_settings
 from abft.models import context_length, load_tokenizer
 from abft.predict import evaluate, label_probabilities, perplexity
 from abft.prompts import LabelTokens, Prompt, encode, label_tokens
 from abft.run import load_run_data, load_run_model, train
-from abft.weights import ADAPTER_FILE, FULL_RANK_FILE, apply_weights
+from abft.weights import apply_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
