@@ -178,9 +178,9 @@ def explored(runs):
         settings = run["settings"]
         step = settings["per_device_train_batch_size"] * settings["gradient_accumulation_steps"]
         at = {int(number) * step: f"{100 * found['accuracy']:.1f}" for number, found in run["validation"].items()}
-        seen = [at.get(prompts, "") for prompts in (128, 256, 384, 512)]
+        seen = [at.get(prompts, "") for prompts in (128, 256, 512, 768, 1024)]
         rows.append([run["task"], f"`{run['variant']}`", f"{100 * run['before']['accuracy']:.1f}", *seen])
-    return table(["task", "variant", "before", "128 prompts", "256", "384", "512"], rows)
+    return table(["task", "variant", "before", "128 prompts", "256", "512", "768", "1,024"], rows)
 
 
 def startup(record):

@@ -4,6 +4,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import datasets
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, PeftModel
@@ -13,7 +14,8 @@ from abft.errors import AbftError
 from abft.folder import last_checkpoint
 from abft.objective import ABFTObjective
 from abft.pid import PIDController
-from abft.prompts import encode, training_prompts
+from abft.predict import LabelScorer
+from abft.prompts import encode, label_tokens, training_prompts, write_prompt
 from abft.trainer import ABFTConfig, ABFTTrainer
 from abft.weights import apply_weights, trainable_parameters
 from tiny import FAMILIES, tiny_model
@@ -391,6 +393,21 @@ def test_a_plain_table_of_texts_and_labels(tmp_path, bpe, review_data):
         ABFTTrainer(tiny_model("llama"), config(tmp_path), table, bpe)
     with pytest.raises(AbftError, match="one label only"):
         ABFTTrainer(tiny_model("llama"), config(tmp_path, **columns), table.filter(lambda row: row["stars"] == rows[0][1]), bpe)
+
+
+def test_demonstrations_are_read_again_after_training(tmp_path, review_data, bpe):
+    """transformers' default optimizer is fused and raises no tensor's version by itself."""
+    model = tiny_model("llama")
+    words = label_tokens(bpe, review_data.task)
+    shown, asked = review_data.demonstrations[:4], review_data.test[:6]
+    prompts = encode(bpe, [write_prompt(review_data.task, shown, query, "consistent") for query in asked])
+    shared = max(prompts[0].label_positions) + 1
+    scorer = LabelScorer(model, words)
+    before = scorer(prompts, shared=shared)
+    ABFTTrainer(model, config(tmp_path, learning_rate=0.1), review_data, bpe).train()
+    after = scorer(prompts, shared=shared)
+    assert abs(after - before).max() > 1e-4
+    np.testing.assert_allclose(after, LabelScorer(model, words)(prompts, shared=shared), atol=1e-6)
 
 
 def test_abft_does_not_train_other_weights(tmp_path, review_data, bpe):
