@@ -3,6 +3,7 @@
 Neither the demonstrations nor the test queries of the benchmark are touched.
 """
 
+import functools
 import json
 import tempfile
 import time
@@ -18,21 +19,23 @@ TRAIN, DEMONSTRATIONS = 0.75, 0.125  # shares of the pool: for training prompts,
 
 
 class _Validate(TrainerCallback):
-    """Accuracy and heads on the held-out prompts every few steps, and the seconds trained until then."""
+    """Accuracy and heads on the held-out prompts every few steps, and the (CPU) seconds trained until then."""
 
     def __init__(self, score, every):
         self.score, self.every, self.scores = score, every, {}
-        self.seconds, self.started = 0.0, 0.0
+        self.clocks = {"seconds": time.perf_counter, "cpu_seconds": time.process_time}
+        self.trained, self.started = dict.fromkeys(self.clocks, 0.0), {}
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.started = time.perf_counter()
+        self.started = {name: clock() for name, clock in self.clocks.items()}
 
     def on_step_end(self, args, state, control, **kwargs):
-        self.seconds += time.perf_counter() - self.started
+        for name, clock in self.clocks.items():
+            self.trained[name] += clock() - self.started[name]
         if state.global_step % self.every == 0 or state.global_step == state.max_steps:
-            self.scores[state.global_step] = {**self.score(), "seconds": self.seconds}
+            self.scores[state.global_step] = {**self.score(), **self.trained}
             print(state.global_step, json.dumps(self.scores[state.global_step]), flush=True)
-        self.started = time.perf_counter()
+        self.started = {name: clock() for name, clock in self.clocks.items()}
 
 
 def split(data):
@@ -72,12 +75,21 @@ def train_and_validate(model_name, task, settings, *, every, prompts, objective=
     """
     data = split(load_task(task))
     model, tokenizer = load_model(model_name)
-    encoded = encode(tokenizer, evaluation_prompts(data, prompts, settings.get("k", 4)))
-    targets = [prompt.target for prompt in encoded]
+    tests = encode(tokenizer, evaluation_prompts(data, prompts, settings.get("k", 4)))
     words = label_tokens(tokenizer, data.task)
+    source = functools.partial(dense, data, tokenizer, words) if dense_queries else lambda arguments: data
+    return measured_training(model, tokenizer, source, tests, words, settings, every, objective)
+
+
+def measured_training(model, tokenizer, source, tests, words, settings, every, objective=None):
+    """Train, and return the settings, the validation on `tests` (encoded prompts) before and during it, and the log.
+
+    `source` takes the `ABFTConfig` and returns what the trainer trains on; `words`: the labels' tokens.
+    """
+    targets = [prompt.target for prompt in tests]
 
     def score():
-        probabilities, heads = evaluate(model, encoded, words, "abft_rows")
+        probabilities, heads = evaluate(model, tests, words, "abft_rows")
         right = "".join(str(int(found == target)) for found, target in zip(probabilities.argmax(1), targets, strict=True))
         return {"accuracy": accuracy(probabilities, targets), "heads": heads.heads, "right": right}
 
@@ -85,8 +97,7 @@ def train_and_validate(model_name, task, settings, *, every, prompts, objective=
     validate = _Validate(score, every)
     with tempfile.TemporaryDirectory() as folder:
         arguments = ABFTConfig(output_dir=folder, save_strategy="no", report_to="none", disable_tqdm=True, **settings)
-        source = dense(data, tokenizer, words, arguments) if dense_queries else data
-        trainer = ABFTTrainer(model, arguments, source, tokenizer, callbacks=[validate], objective=objective)
+        trainer = ABFTTrainer(model, arguments, source(arguments), tokenizer, callbacks=[validate], objective=objective)
         trainer.train()
     log = [{k: v for k, v in entry.items() if k != "epoch"} for entry in trainer.state.log_history if "heads" in entry]
     return {"settings": settings, "before": before, "validation": validate.scores, "log": log}

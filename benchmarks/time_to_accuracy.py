@@ -82,6 +82,7 @@ VARIANTS = {
     "mass0.1-4": {**VOTE, "objective": "mass0.1", "queries": 4},
     "mass0.3-4": {**VOTE, "objective": "mass0.3", "queries": 4},
     "mass1-4": {**VOTE, "objective": "mass1", "queries": 4},
+    "both4": {**VOTE, "queries": 4, "cross_entropy": 1.0},
     "e2e4": {"objective": "e2e", "learning_rate": 3e-4, "max_steps": 16, "every": 2, "queries": 4},
     "ratio": RATIO,
     "ratio4": {**RATIO, "queries": 4},
@@ -108,6 +109,7 @@ def main():
     parser.add_argument("--tasks", nargs="+", default=["SST2"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--steps", type=int, help="stop earlier than the variant does")
+    parser.add_argument("--every", type=int, help="steps between validations; default: by variant")
     parser.add_argument("--nb", type=int, default=32, help="training prompts in a step")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--prompts", type=int, default=192, help="held-out prompts")
@@ -127,7 +129,11 @@ def main():
                     del settings["objective"]
                 nb = settings.pop("nb", options.nb)
                 every = settings.pop("every")
-                how = {"every": every, "prompts": options.prompts, "dense_queries": settings.pop("dense", False)}
+                how = {
+                    "every": options.every or every,
+                    "prompts": options.prompts,
+                    "dense_queries": settings.pop("dense", False),
+                }
                 settings["max_steps"] = min(settings["max_steps"], options.steps or settings["max_steps"])
                 settings["per_device_train_batch_size"] = options.batch_size
                 settings["gradient_accumulation_steps"] = nb // options.batch_size

@@ -35,12 +35,13 @@ from abft import (
     label_tokens,
     load_model,
     load_task,
+    write_prompt,
 )
 from abft.attention import decoder, row_attention
 from abft.metrics import accuracy
 from abft.objective import VoteObjective
 from abft.predict import bucketed
-from abft.prompts import collate, write_prompt
+from abft.prompts import collate
 
 TASK = Task("retrieval", Template("text: {text} letter: {label}\n"), tuple("ABCD"), tuple("ABCD"))
 
@@ -59,7 +60,7 @@ def retrieval_prompts(tokenizer, examples, count, seed):
         parts = [halves(example) for example in generator.sample(examples, 4)]
         right = generator.randrange(4)
         shown = [Example(first, letter) for letter, (first, _) in enumerate(parts)]
-        (encoded,) = encode(tokenizer, [write_prompt(TASK, shown, Example(parts[right][1], right), "consistent")])
+        (encoded,) = encode(tokenizer, [write_prompt(TASK, shown, Example(parts[right][1], right))])
         correct = [letter == right for letter in range(4)]
         prompts.append((attention_target(encoded.input_ids, encoded.label_positions, correct, answers[right]), right))
     return prompts

@@ -198,11 +198,14 @@ def likeliest(model, tokenizer, task):
     return task.label_words[probabilities.argmax()], probabilities
 
 
-def test_the_card_of_a_lora_run_works_without_abft(lora, trained, review_data):
-    card = card_of(lora)
-    assert card.data.library_name == "peft"
-    assert {"abft", "lora", "arxiv:2505.14233"} <= set(card.data.tags)
-    code = snippet(card).replace(FOLDER, str(lora)) + "\nprint([log_probability(word) for word in words])"
+@pytest.mark.parametrize(("way", "library"), [("lora", "peft"), ("merged", "transformers")])
+def test_the_cards_of_a_lora_run_and_of_its_merged_model_work_without_abft(way, library, trained, review_data, request):
+    folder = request.getfixturevalue(way)
+    card = card_of(folder)
+    assert card.data.library_name == library
+    assert {"abft", "arxiv:2505.14233"} <= set(card.data.tags)
+    assert ("lora" in card.data.tags) == (way == "lora")
+    code = snippet(card).replace(FOLDER, str(folder)) + "\nprint([log_probability(word) for word in words])"
     word, scores = without_abft(code).splitlines()
     expected, probabilities = likeliest(*trained, review_data.task)
     assert word.strip() == expected
@@ -239,11 +242,20 @@ def test_a_cards_metadata_is_the_hubs(finished):
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("objective", ["abft", "vote", "e2e"])
 def test_cards_of_hub_models(task, objective):
-    text = model_card(EMBEDDED, TASKS[task], {"k": 4}, True, {objective: {"accuracy": 0.5}}, objective=objective)
+    text = model_card(EMBEDDED, TASKS[task], {"k": 4}, "adapter", {objective: {"accuracy": 0.5}}, objective=objective)
     card = ModelCard(text)
     assert card.data.base_model == "HuggingFaceTB/SmolLM2-135M-Instruct"
     assert [result.metric_value for result in card.data.eval_results] == [0.5]
     assert "4-bit copy" in card.text
     assert ("swapped" in card.text) == (objective == "e2e")
     compile(snippet(card), task, "exec")
-    assert ModelCard(model_card("openai-community/gpt2", None, {"k": 4}, False)).data.eval_results is None
+    assert ModelCard(model_card("openai-community/gpt2", None, {"k": 4}, "full_rank")).data.eval_results is None
+
+
+@pytest.mark.parametrize(
+    ("protocol", "end", "word"), [("consistent", "sentiment:", " positive"), ("staicc", "sentiment: ", "positive")]
+)
+def test_a_card_writes_prompts_as_its_protocol_does(protocol, end, word):
+    use = snippet(ModelCard(model_card(EMBEDDED, TASKS["SST2"], {"k": 4}, "merged", protocol=protocol)))
+    assert f"the text to label {end}'" in use
+    assert repr(word) in use.partition("words =")[2]

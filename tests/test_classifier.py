@@ -117,6 +117,21 @@ def test_saved_and_pickled_classifiers_are_the_same(trained, new, texts, labels,
     assert loaded.classes_.dtype == plain.classes_.dtype
 
 
+def test_saving_that_fails_leaves_what_was_saved(trained, new, texts, labels, tmp_path, monkeypatch):
+    folder = tmp_path / "saved"
+    trained.save(folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1
+
+    def full(*arguments, **options):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("abft.weights.save_full_rank", full)
+    with pytest.raises(OSError, match="no space"):
+        trained.save(folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
 def test_scikit_learn_drives_it(new, texts, labels):
     assert clone(new(k=3)).get_params() == new(k=3).get_params()
     assert len(cross_val_score(new(), texts, labels, cv=2)) == 2

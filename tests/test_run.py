@@ -158,6 +158,20 @@ def test_merge_is_a_stock_checkpoint(finished, model_folder, tmp_path):
     with torch.no_grad():
         torch.testing.assert_close(nothing(ids).logits, base(ids).logits)
     assert "not an empty folder" in refused("merge", finished, tmp_path / "merged")
+    assert "library_name: transformers" in (tmp_path / "merged/README.md").read_text()
+    assert not (tmp_path / "nothing/README.md").exists()  # the run's figures are not those of other factors
+
+
+def test_others_may_read_the_weights(finished, options, tmp_path):
+    expected = (finished / "config.yaml").stat().st_mode
+    assert invoke("train", *arguments(options, lora_r=4), "--output", tmp_path / "lora").exit_code == 0
+    assert invoke("merge", finished, tmp_path / "merged").exit_code == 0
+    for path in (
+        finished / "qk_weights.safetensors",
+        tmp_path / "lora/adapter_model.safetensors",
+        tmp_path / "merged/model.safetensors",
+    ):
+        assert path.stat().st_mode == expected
 
 
 def test_lora_run_merges(options, tmp_path):

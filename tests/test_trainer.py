@@ -319,6 +319,30 @@ def test_four_bit_base_with_lora(tmp_path, review_data, bpe, four_bit_model_fold
     assert all("lora_" in n and ("q_proj" in n or "k_proj" in n) for n in changed)
 
 
+def test_a_saved_adapter_has_its_card_and_its_revision(tmp_path, review_data, bpe):
+    lora = LoraConfig(r=2, revision="main")
+    trainer = ABFTTrainer(tiny_model("llama"), config(tmp_path), review_data, bpe, peft_config=lora)
+    trainer.save_model(str(tmp_path / "saved"))
+    card = (tmp_path / "saved/README.md").read_text()
+    assert "library_name: peft" in card
+    assert "More Information Needed" not in card
+    assert json.loads((tmp_path / "saved/adapter_config.json").read_text())["revision"] == "main"
+
+
+def test_tensorboard_shows_heads_and_loss(tmp_path, review_data, bpe, monkeypatch):
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "events"))
+    trainer = run(tmp_path, review_data, bpe, max_steps=2, report_to="tensorboard")
+    found = events.EventAccumulator(str(tmp_path / "events")).Reload()
+    logged = [entry for entry in trainer.state.log_history if "heads" in entry]
+    for name in ("loss", "heads", "A", "right_mass"):
+        assert [point.value for point in found.Scalars(f"train/{name}")] == pytest.approx([entry[name] for entry in logged])
+
+
+def test_no_memory_is_pinned_where_there_is_no_accelerator(tmp_path):
+    assert config(tmp_path).dataloader_pin_memory == torch.accelerator.is_available()
+
+
 def test_model_card(tmp_path, review_data, bpe):
     trainer = run(tmp_path, review_data, bpe, max_steps=1)
     trainer.create_model_card()

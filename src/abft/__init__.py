@@ -41,6 +41,7 @@ _HOMES = {
     "evaluation_prompts": "prompts",
     "train": "run",
     "training_prompts": "prompts",
+    "write_prompt": "prompts",
 }
 __all__ = [*_HOMES, "__version__"]
 
@@ -56,7 +57,7 @@ if TYPE_CHECKING:
     from abft.pid import PIDController
     from abft.predict import LabelScorer, evaluate, label_probabilities
     from abft.predictor import Predictor
-    from abft.prompts import Batch, attention_target, encode, evaluation_prompts, label_tokens, training_prompts
+    from abft.prompts import Batch, attention_target, encode, evaluation_prompts, label_tokens, training_prompts, write_prompt
     from abft.rows import attention_rows, induction_heads
     from abft.run import train
     from abft.tasks import Example, Task, Template

@@ -3,14 +3,15 @@
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
 from abft.models import HUB_NAMES
-from abft.tasks import Task
+from abft.tasks import Protocol, Task
 
 PAPER = "[Mechanistic Fine-tuning for In-context Learning](https://arxiv.org/abs/2505.14233)"
+Kind = Literal["full_rank", "adapter", "merged"]
 FOLDER = "path/to/this/folder"  # what stands in the usage snippet
 _ABFT = (
     "# {short}, fine-tuned where it looks (ABFT, {task})",
@@ -44,6 +45,14 @@ import abft
 folder = "{folder}"  # from the hub: huggingface_hub.snapshot_download(name)
 model, tokenizer = abft.load_model({model!r})
 model = abft.apply_weights(model, folder)"""
+_LOAD_MERGED = """\
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder = "{folder}"  # or its name on the hub
+model = AutoModelForCausalLM.from_pretrained(folder)
+tokenizer = AutoTokenizer.from_pretrained(folder)"""
+_LOAD = {"full_rank": _LOAD_FULL_RANK, "adapter": _LOAD_ADAPTER, "merged": _LOAD_MERGED}
+_LIBRARY = {"full_rank": "abft", "adapter": "peft", "merged": "transformers"}
 _PREDICT = """
 prompt = (
 {prompt}
@@ -70,9 +79,10 @@ def model_card(
     base_model: str,
     task: Task | None,
     settings: Mapping[str, Any],
-    lora: bool,
+    kind: Kind,
     results: Mapping[str, Mapping[str, float]] | None = None,
     *,
+    protocol: Protocol = "consistent",
     objective: str = "abft",
     cross_entropy: float = 0.0,
     weights: str = "W_Q and W_K",
@@ -82,6 +92,7 @@ def model_card(
 
     Args:
         task: how prompts are written, and what was measured; None: prompts of the caller's own.
+        kind: what lies beside the card: changed tensors, a PEFT adapter, or a whole model.
         results: method -> metric -> value, measured on test prompts of `task`.
         weights: what was trained.
         trained_on: the training prompts' task, where it is not `task`.
@@ -96,11 +107,11 @@ def model_card(
         text.append(f"The cross-entropy of the label word stood beside it with weight {cross_entropy:g}.")
     metadata: dict[str, Any] = {"base_model": model} if on_hub else {}  # the hub refuses a path
     metadata |= {
-        "library_name": "peft" if lora else "abft",
+        "library_name": _LIBRARY[kind],
         "pipeline_tag": "text-generation",  # what loads it; it has no classification head
         "tags": [
             *(["abft", "induction-heads"] if objective != "e2e" else []),
-            *(["lora"] if lora else []),
+            *(["lora"] if kind == "adapter" else []),
             *("in-context-learning", "text-classification", "arxiv:2505.14233"),
         ],
     }
@@ -111,10 +122,10 @@ def model_card(
         text += ["", f"Measured on test prompts of {task_name}:", ""]
         text += ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
         text += [f"| {method} | " + " | ".join(f"{row[c]:.3f}" for c in columns) + " |" for method, row in results.items()]
-    load = _LOAD_ADAPTER.format(folder=FOLDER, model=model) if lora else _LOAD_FULL_RANK.format(folder=FOLDER, model=base_model)
-    text += ["", "## Use", "", "```python", load, *([_predict(task)] if task else []), "```", ""]
+    load = _LOAD[kind].format(folder=FOLDER, model=model if kind == "adapter" else base_model)
+    text += ["", "## Use", "", "```python", load, *([_predict(task, protocol)] if task else []), "```", ""]
     text += ["Write prompts as in training: the same template, the same label words, texts of yours as demonstrations.", ""]
-    text += ["## Limitations", "", *(f"- {line}" for line in _limitations(base_model, name, lora, bool(results), objective))]
+    text += ["## Limitations", "", *(f"- {line}" for line in _limitations(base_model, name, kind, bool(results), objective))]
     text += ["", "## Settings", "", ", ".join(f"{setting} {value}" for setting, value in settings.items()) + ".", ""]
     versions = ", ".join(f"{package} {version(package)}" for package in ("abft", "transformers", "torch", "peft"))
     header = yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True).rstrip()
@@ -132,10 +143,10 @@ def _result(task: str, values: Mapping[str, float]) -> dict[str, Any]:
     }
 
 
-def _predict(task: Task) -> str:
+def _predict(task: Task, protocol: Protocol) -> str:
     """Python that prints the likeliest label word of a prompt in the task's template."""
     template = task.template
-    end = template.before_label.rstrip(" ")
+    end = template.after_query(protocol)
     shown = [
         f"{template.before_text}a text that is {word}{template.before_label}{word}{template.after_label}"
         for word in task.label_words
@@ -145,7 +156,7 @@ def _predict(task: Task) -> str:
     return _PREDICT.format(prompt="\n".join(f"    {line!r}" for line in lines if line), words=words)
 
 
-def _limitations(base_model: str, name: str, lora: bool, measured: bool, objective: str) -> list[str]:
+def _limitations(base_model: str, name: str, kind: Kind, measured: bool, objective: str) -> list[str]:
     copies = "It learned to look at labels that the demonstrations show, not what the classes are: show every label."
     means = "It learned what its label words mean: where they are swapped, expect answers by the old meaning."
     lines = [
@@ -156,8 +167,8 @@ def _limitations(base_model: str, name: str, lora: bool, measured: bool, objecti
         else "Nothing was measured for this card.",
         "Limits, biases and licence of the base model hold here too.",
     ]
-    if lora:
+    if kind == "adapter":
         lines.append(f"It belongs to exactly `{name}`; PEFT does not check.")
-    if lora and base_model in HUB_NAMES:
+    if kind == "adapter" and base_model in HUB_NAMES:
         lines.append("It was trained on a 4-bit copy of this model. On the hub's own weights results can differ.")
     return lines

@@ -3,6 +3,7 @@
 import functools
 import json
 import random
+import shutil
 import tempfile
 import warnings
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from abft import __version__
 from abft.config import RunConfig, default_learning_rate
 from abft.data import TaskData
 from abft.errors import AbftError
-from abft.folder import FULL_RANK_FILE, write_json
+from abft.folder import FULL_RANK_FILE, share, write_json
 from abft.tasks import Example, Task, Template
 
 try:
@@ -218,26 +219,37 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
         folder = Path(folder)
         if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / FILE).is_file()):
             raise AbftError(f"{folder} holds files that are no saved classifier; give a new or empty folder")
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / FILE).unlink(missing_ok=True)  # written last: its presence means that the folder is complete
-        (folder / FULL_RANK_FILE).unlink(missing_ok=True)
-        if self.best_step_:
-            save_full_rank(self._opened()[0].model, folder, self._base_samples)
+        model = self._opened()[0].model
+        staging = folder / ".partial"
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(parents=True)
+        try:
+            if self.best_step_:
+                save_full_rank(model, staging, self._base_samples)
+            write_json(staging / FILE, self._record())
+            share(staging)
+            for name in (FILE, FULL_RANK_FILE):  # without FILE nothing is taken for a saved classifier
+                (folder / name).unlink(missing_ok=True)
+            for name in (FULL_RANK_FILE, FILE):
+                if (staging / name).is_file():
+                    (staging / name).replace(folder / name)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+    def _record(self) -> dict[str, Any]:
+        """What `load` needs besides the weights, JSON-ready."""
         settings = self.get_params()
         settings["random_state"] = None  # a RandomState is no JSON, and nothing is drawn after `fit`
         settings["label_words"] = list((self.label_words or {}).items())  # JSON would turn integer keys into text
-        write_json(
-            folder / FILE,
-            {
-                "format": FORMAT,
-                "abft_version": __version__,
-                "settings": settings,
-                "classes": self.classes_.tolist(),
-                "demonstrations": self.demonstrations_,
-                "validation": list(self.validation_.items()),
-                "best_step": self.best_step_,
-            },
-        )
+        return {
+            "format": FORMAT,
+            "abft_version": __version__,
+            "settings": settings,
+            "classes": self.classes_.tolist(),
+            "demonstrations": self.demonstrations_,
+            "validation": list(self.validation_.items()),
+            "best_step": self.best_step_,
+        }
 
     @classmethod
     def load(cls, folder: str | Path) -> "ABFTClassifier":

@@ -38,6 +38,17 @@ def write_json(path: Path, value: object) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
+def share(folder: Path) -> None:
+    """Give the files of `folder` the permissions of any new file; safetensors writes files that nobody else may read."""
+    new = folder / ".new"
+    new.touch()
+    mode = new.stat().st_mode
+    new.unlink()
+    for path in folder.iterdir():
+        if path.is_file():
+            path.chmod(mode)
+
+
 def read_config(folder: str | Path) -> RunConfig:
     """The configuration of a run folder."""
     path = _config_path(folder)

@@ -7,15 +7,15 @@ from pathlib import Path
 
 from abft.config import RunConfig
 from abft.errors import AbftError
-from abft.folder import read_config, refuse_full_disk
-from abft.run import load_run_model
+from abft.folder import METRICS, read_config, read_record, read_task, refuse_full_disk, share, write_text
+from abft.run import load_run_model, run_card
 from abft.weights import apply_weights
 
 
 def merge(
     run: str | Path, output: str | Path, *, factor: float = 1.0, model: str | None = None, trust_remote_code: bool = False
 ) -> Path:
-    """Write theta0 + factor * (theta - theta0) as safetensors, with the tokenizer.
+    """Write theta0 + factor * (theta - theta0) as safetensors, with the tokenizer, and a model card if factor is 1.
 
     Args:
         run: the folder of a finished run (or any folder with such weights, if `model` is given).
@@ -42,6 +42,9 @@ def merge(
     try:
         merged.save_pretrained(staging)
         tokenizer.save_pretrained(staging)
+        if (run / METRICS).is_file() and factor == 1:  # else nobody knows what it was trained and measured for
+            write_text(staging / "README.md", run_card(config, read_task(run)[0], read_record(run), "merged"))
+        share(staging)
         if output.exists():
             output.rmdir()
         staging.replace(output)

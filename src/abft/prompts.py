@@ -110,8 +110,11 @@ class Batch:
         return {"position_ids": self.position_ids, "attention_mask": branch_mask(self.branch_ends)}
 
 
-def write_prompt(task: Task, demonstrations: Sequence[Example], query: Example, protocol: Protocol) -> Prompt:
-    """One prompt. `consistent`: the query ends without a trailing space. `staicc`: byte for byte StaICC's prompt."""
+def write_prompt(task: Task, demonstrations: Sequence[Example], query: Example, protocol: Protocol = "consistent") -> Prompt:
+    """One prompt, and where its labels stand.
+
+    `consistent`: the query ends without a trailing space. `staicc`: byte for byte StaICC's prompt.
+    """
     template = task.template
     text, spans = template.instruction, []
     for example in demonstrations:
@@ -120,7 +123,7 @@ def write_prompt(task: Task, demonstrations: Sequence[Example], query: Example, 
         spans.append((len(text), len(text) + len(word)))
         text += word + template.after_label
     text += template.before_text + query.text
-    text += template.before_label if protocol == "staicc" else template.before_label.rstrip(" ")
+    text += template.after_query(protocol)
     return Prompt(text, tuple(spans), tuple(example.label for example in demonstrations), query.label)
 
 

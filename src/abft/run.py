@@ -7,7 +7,7 @@ import json
 import resource
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallba
 from abft import __version__, metrics
 from abft.attention import Implementation
 from abft.callbacks import RunLog, StepBar, stop_on_interrupt
-from abft.card import model_card, trained_weights
+from abft.card import Kind, model_card, trained_weights
 from abft.config import DEFAULT_TASK, RunConfig, default_learning_rate
 from abft.data import TaskData, load_data, load_task
 from abft.errors import AbftError, RunInterrupted
@@ -47,7 +47,7 @@ from abft.metaicl import other_prompts
 from abft.models import context_length, four_bit, load_model
 from abft.predict import HeadReport, evaluate
 from abft.prompts import EncodedPrompt, LabelTokens, encode, evaluation_prompts, label_tokens
-from abft.tasks import Example
+from abft.tasks import Example, Task
 from abft.trainer import ABFTConfig, ABFTTrainer
 from abft.weights import apply_weights, trainable_parameters
 
@@ -105,7 +105,7 @@ def train(config: RunConfig, output: str | Path, *, overwrite: bool = False, res
                 trained = apply_weights(load_run_model(config)[0], output) if trainer.is_fsdp_enabled else trainer.model
                 after, _ = scored(trained, prompts, words, trainer.implementation, config, config.objective)
                 result |= {"vanilla": vanilla, config.objective: after}
-            write_text(output / "README.md", _card(config, data, result))
+            write_text(output / "README.md", run_card(config, data.task, result))
             write_json(output / METRICS, result)
     except RunInterrupted:
         raise
@@ -174,7 +174,6 @@ def make_trainer(
         activation_checkpointing=config.activation_checkpointing > 0,
         activation_checkpointing_kwargs={"every_n_layers": max(1, config.activation_checkpointing)},
         use_cpu=config.device == "cpu",
-        dataloader_pin_memory=torch.cuda.is_available(),
         report_to="none",
         disable_tqdm=True,
         k=config.k,
@@ -215,7 +214,8 @@ def _lora(config: RunConfig) -> "LoraConfig | None":
         return None
     from peft import LoraConfig
 
-    return LoraConfig(r=config.lora_r, lora_alpha=config.lora_r if config.lora_alpha is None else config.lora_alpha)
+    alpha = config.lora_r if config.lora_alpha is None else config.lora_alpha
+    return LoraConfig(r=config.lora_r, lora_alpha=alpha, revision=config.revision)
 
 
 def summarize(probabilities_NC: np.ndarray, prompts: Sequence[EncodedPrompt], heads: HeadReport) -> dict[str, float]:
@@ -331,7 +331,8 @@ def _record(config: RunConfig, data: TaskData, trainer: ABFTTrainer, tests: int,
     }
 
 
-def _card(config: RunConfig, data: TaskData, result: dict[str, Any]) -> str:
+def run_card(config: RunConfig, task: Task, result: Mapping[str, Any], kind: Kind | None = None) -> str:
+    """The model card of a run, from its configuration and what metrics.json holds; `kind` defaults to what the run saved."""
     own = ("A0", "B0", "pid", "head_filter") if config.objective == "abft" else ()
     lora = ("lora_r", "load_in_4bit") if config.lora_r is not None else ()
     names = ("steps", "lr", "nb", "nd", "queries", "k", *own, *lora, "protocol", "seed", "test_prompts")
@@ -342,12 +343,13 @@ def _card(config: RunConfig, data: TaskData, result: dict[str, Any]) -> str:
     }
     return model_card(
         config.model,
-        data.task,
+        task,
         settings,
-        config.lora_r is not None,
+        kind or ("full_rank" if config.lora_r is None else "adapter"),
         scores,
+        protocol=config.protocol,
         objective=config.objective,
         cross_entropy=config.cross_entropy,
         weights=trained_weights(config.lora_targets),
-        trained_on=None if config.train_on == "task" else f"any built-in task but {data.task.name}",
+        trained_on=None if config.train_on == "task" else f"any built-in task but {task.name}",
     )

@@ -45,6 +45,10 @@ class Template:
     def after_label(self) -> str:
         return self.pattern.partition("{label}")[2]
 
+    def after_query(self, protocol: "Protocol") -> str:
+        """What a prompt ends with, after the query's text."""
+        return self.before_label if protocol == "staicc" else self.before_label.rstrip(" ")
+
 
 @dataclass(frozen=True)
 class Task:

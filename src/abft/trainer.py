@@ -26,7 +26,7 @@ from abft.card import model_card, trained_weights
 from abft.config import refuse_bad_cross_entropy, refuse_bad_quantities
 from abft.data import TaskData, training_pool
 from abft.errors import AbftError
-from abft.folder import FULL_RANK_FILE, last_checkpoint
+from abft.folder import FULL_RANK_FILE, last_checkpoint, share
 from abft.logits import check_output_logits
 from abft.models import context_length, load_model
 from abft.objective import ABFTObjective, CombinedObjective, E2EObjective, Objective, RowObjective, VoteObjective
@@ -98,6 +98,8 @@ class ABFTConfig(TrainingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not torch.accelerator.is_available():
+            self.dataloader_pin_memory = False  # torch would warn that there is nothing to pin for
         refuse_bad_quantities(self.A0, self.B0, self.Cp, self.Ci, self.Cd, self.learning_rate, self.threshold)
         refuse_bad_cross_entropy(self.cross_entropy, self.objective)
         for name in ("k", "nd", "queries", "gradient_accumulation_steps", "per_device_train_batch_size"):
@@ -329,6 +331,8 @@ class ABFTTrainer(Trainer):
                 weights.save_full_rank(model, staging, self._base_samples)
             if self.processing_class is not None:
                 self.processing_class.save_pretrained(staging)
+            (staging / "README.md").write_text(self._card(), encoding="utf-8")  # PEFT leaves an unfilled form there
+            share(staging)
             for path in staging.iterdir():
                 path.replace(folder / path.name)
         finally:
@@ -351,26 +355,21 @@ class ABFTTrainer(Trainer):
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write README.md, the model card, to the output folder."""
         if self.is_world_process_zero():
-            names = (
-                "learning_rate",
-                "max_steps",
-                "k",
-                "nd",
-                "queries",
-                *(("A0", "B0", "pid") if self.args.objective == "abft" else ()),
-            )
-            settings = {name: getattr(self.args, name) for name in names}
-            lora = hasattr(self.model, "get_base_model")
-            card = model_card(
-                str(self.model.config.name_or_path),
-                self.task,
-                settings,
-                lora,
-                objective=self.args.objective,
-                cross_entropy=self.args.cross_entropy,
-                weights=trained_weights(self.args.lora_targets),
-            )
-            Path(self.args.output_dir, "README.md").write_text(card, encoding="utf-8")
+            Path(self.args.output_dir, "README.md").write_text(self._card(), encoding="utf-8")
+
+    def _card(self) -> str:
+        own = ("A0", "B0", "pid") if self.args.objective == "abft" else ()
+        settings = {name: getattr(self.args, name) for name in ("learning_rate", "max_steps", "k", "nd", "queries", *own)}
+        return model_card(
+            str(self.model.config.name_or_path),
+            self.task,
+            settings,
+            "adapter" if hasattr(self.model, "get_base_model") else "full_rank",
+            protocol=self.args.protocol,
+            objective=self.args.objective,
+            cross_entropy=self.args.cross_entropy,
+            weights=trained_weights(self.args.lora_targets),
+        )
 
 
 class _Step(TrainerCallback, ExportableState):
