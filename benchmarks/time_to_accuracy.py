@@ -83,6 +83,7 @@ VARIANTS = {
     "mass0.3-4": {**VOTE, "objective": "mass0.3", "queries": 4},
     "mass1-4": {**VOTE, "objective": "mass1", "queries": 4},
     "both4": {**VOTE, "queries": 4, "cross_entropy": 1.0},
+    "both4-linear": {**VOTE, "queries": 4, "cross_entropy": 1.0, "lr_scheduler_type": "linear"},
     "e2e4": {"objective": "e2e", "learning_rate": 3e-4, "max_steps": 16, "every": 2, "queries": 4},
     "ratio": RATIO,
     "ratio4": {**RATIO, "queries": 4},

@@ -28,14 +28,20 @@ def log(run):
     return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
 
 
+def refuse_difference(one, two):
+    """Losses, heads and, where there is one, the path of A."""
+    one, two = log(one), log(two)
+    assert len(one) == len(two) == 4
+    for a, b in zip(one, two, strict=True):
+        assert a.keys() == b.keys()
+        for name in a.keys() - {"step", "seconds"}:
+            assert b[name] == pytest.approx(a[name], rel=1e-4), name
+
+
 def test_two_processes_equal_one(options, finished, tmp_path):
     done = launch(["-m", "abft"], {**options, "batch-size": 4}, tmp_path / "two")
     assert done.returncode == 0, done.stderr[-3000:]
-    one, two = log(finished), log(tmp_path / "two")
-    assert len(one) == len(two) == 4
-    for a, b in zip(one, two, strict=True):
-        for name in ("loss", "heads", "A", "right_mass", "wrong_mass"):
-            assert b[name] == pytest.approx(a[name], rel=1e-4), name
+    refuse_difference(finished, tmp_path / "two")
     scores = [json.loads((run / "metrics.json").read_text()) for run in (finished, tmp_path / "two")]
     assert scores[1]["training"]["processes"] == 2
     assert scores[1]["abft"]["accuracy"] == pytest.approx(scores[0]["abft"]["accuracy"], abs=0.051)
@@ -60,9 +66,7 @@ def one_process(lora, tmp_path_factory):
 def test_fsdp2_equals_one_process(lora, one_process, tmp_path):
     done = launch(FSDP, {**lora, "batch-size": 4}, tmp_path / "two")
     assert done.returncode == 0, done.stderr[-3000:]
-    for a, b in zip(log(one_process), log(tmp_path / "two"), strict=True):
-        for name in ("loss", "heads", "A", "right_mass", "wrong_mass"):
-            assert b[name] == pytest.approx(a[name], rel=1e-4), name
+    refuse_difference(one_process, tmp_path / "two")
     one, two = (load_file(run / "adapter_model.safetensors") for run in (one_process, tmp_path / "two"))
     assert one.keys() == two.keys()
     for name in one:
@@ -72,12 +76,21 @@ def test_fsdp2_equals_one_process(lora, one_process, tmp_path):
     assert scores[1]["abft"]["accuracy"] == pytest.approx(scores[0]["abft"]["accuracy"], abs=0.051)
 
 
+@pytest.mark.parametrize(("program", "changes"), [(["-m", "abft"], {}), (FSDP, {"lora-r": 4})])
+def test_losses_of_the_output_are_the_same_in_two_processes(program, changes, options, tmp_path):
+    both = {**options, **changes, "objective": "vote", "cross-entropy": 2, "queries": 2, "batch-size": 4, "test-prompts": 0}
+    result = invoke("train", *arguments(both), "--output", tmp_path / "one")
+    assert result.exit_code == 0, result.output
+    done = launch(program, both, tmp_path / "two")
+    assert done.returncode == 0, done.stderr[-3000:]
+    refuse_difference(tmp_path / "one", tmp_path / "two")
+
+
 @pytest.mark.parametrize(
     ("changes", "environment", "message"),
     [
         ({"lora-r": None, "lr": 0.001}, {}, "full-rank training with FSDP or DeepSpeed is not supported"),
         ({}, {"FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT"}, "FSDP: expected version 2 and full state dicts"),
-        ({"objective": "e2e"}, {}, "runs in one process"),
     ],
 )
 def test_what_fsdp_cannot_do_is_refused(lora, tmp_path, changes, environment, message):

@@ -191,8 +191,6 @@ class ABFTTrainer(Trainer):
         args = ABFTConfig() if args is None else args
         if args.n_gpu > 1:  # nn.DataParallel would multiply the pseudo-batch; `accelerate launch` uses all GPUs
             args._n_gpu = 1
-        if args.reads_output and args.world_size > 1:
-            raise AbftError("training on the LM's output runs in one process: start it without torchrun or accelerate launch")
         if isinstance(model, str):
             place = "cpu" if args.use_cpu else "auto"
             model, tokenizer = load_model(model, quantization_config=quantization_config, device=place)
@@ -208,10 +206,10 @@ class ABFTTrainer(Trainer):
         self.task = train_dataset.task if isinstance(train_dataset, TaskData) else None
         if isinstance(train_dataset, TaskData):
             words = label_tokens(processing_class, train_dataset.task, args.protocol)
-            if args.reads_output and len(set(first_tokens(words))) < len(words):
+            if args.objective == "e2e" and len(set(first_tokens(words))) < len(words):
                 raise AbftError(
                     "cross-entropy is taken of a label's first token, and two labels begin with the same token. Train on "
-                    "attention alone, or map one of them to another word (--label-words 'LABEL=word')"
+                    "attention too (--objective vote), or map one of them to another word (--label-words 'LABEL=word')"
                 )
             prompts = training_prompts(train_dataset, args.nd, args.k, args.seed, args.protocol, args.queries)
             train_dataset = with_answers(encode(processing_class, prompts, args.protocol, context_length(model)), words)
@@ -281,10 +279,13 @@ class ABFTTrainer(Trainer):
         return (loss, {}) if return_outputs else loss
 
     def _wrapped(self, model: nn.Module) -> Any:
-        """A wrapper such as DDP has to be called whole; it then computes the logits of one position only, where it can."""
+        """A wrapper such as DDP has to be called whole; it then computes the logits of one position only, where it can.
+
+        What is returned gives hidden states, as the decoder would.
+        """
         can = "logits_to_keep" in inspect.signature(causal_lm(self.model).forward).parameters
         call = functools.partial(model, logits_to_keep=1) if can else model
-        return _with_used_output(call) if self.is_fsdp_enabled else call
+        return _with_hidden(_with_used_output(call) if self.is_fsdp_enabled else call, decoder(self.model))
 
     def finish_pseudo_batch(self) -> None:
         """Means of the pseudo-batch just seen, over all processes, to the objective (and its PID) and to the log."""
@@ -435,6 +436,22 @@ def _with_used_output(call: Any) -> Any:
         output = call(**inputs)
         zero = 0 * output[0].float().sum()
         output["attentions"] = tuple(rows if rows is None else rows + zero for rows in output["attentions"])
+        return output
+
+    return called
+
+
+def _with_hidden(call: Any, inner: nn.Module) -> Any:
+    """`call`, with the hidden states that the decoder `inner` returned in the place of the logits."""
+
+    def called(**inputs: Any) -> Any:
+        hidden: list[Tensor] = []
+        handle = inner.register_forward_hook(lambda module, arguments, output: hidden.append(output[0]))
+        try:
+            output = call(**inputs)
+        finally:
+            handle.remove()
+        output["logits"] = hidden[-1]
         return output
 
     return called
