@@ -43,6 +43,7 @@ from abft.objective import VoteObjective
 from abft.predict import bucketed
 from abft.prompts import collate
 
+QUERIES = 4  # behind the same passages, which are then read once
 TASK = Task("retrieval", Template("text: {text} letter: {label}\n"), tuple("ABCD"), tuple("ABCD"))
 
 
@@ -52,17 +53,20 @@ def halves(example):
 
 
 def retrieval_prompts(tokenizer, examples, count, seed):
-    """`count` prompts of four first parts and the second part of one; its passage is the right candidate."""
+    """`count` prompts of four first parts and the second part of one; its passage is the right candidate.
+
+    Every four that follow each other show the same passages and ask for each of them once.
+    """
     generator = random.Random(seed)
     answers = label_tokens(tokenizer, TASK)
     prompts = []
-    for _ in range(count):
+    for _ in range(count // QUERIES):
         parts = [halves(example) for example in generator.sample(examples, 4)]
-        right = generator.randrange(4)
         shown = [Example(first, letter) for letter, (first, _) in enumerate(parts)]
-        (encoded,) = encode(tokenizer, [write_prompt(TASK, shown, Example(parts[right][1], right))])
-        correct = [letter == right for letter in range(4)]
-        prompts.append((attention_target(encoded.input_ids, encoded.label_positions, correct, answers[right]), right))
+        for right in range(QUERIES):
+            (encoded,) = encode(tokenizer, [write_prompt(TASK, shown, Example(parts[right][1], right))])
+            correct = [letter == right for letter in range(4)]
+            prompts.append((attention_target(encoded.input_ids, encoded.label_positions, correct, answers[right]), right))
     return prompts
 
 
@@ -98,7 +102,7 @@ def main():
     print(f"before: {found['before']}", flush=True)
     settings = {"objective": options.objective, "learning_rate": options.learning_rate, "max_steps": options.steps}
     with tempfile.TemporaryDirectory() as folder:
-        arguments = ABFTConfig(folder, save_strategy="no", report_to="none", disable_tqdm=True, **settings)
+        arguments = ABFTConfig(folder, queries=QUERIES, save_strategy="no", report_to="none", disable_tqdm=True, **settings)
         ABFTTrainer(model, arguments, training, tokenizer).train()
     found["after"] = measured(model, tokenizer, tests)
     print(f"after:  {found['after']}")

@@ -70,6 +70,8 @@ def options(model_folder, reviews):
         "text-column": "review",
         "label-column": "stars",
         "template": "review: {text} sentiment: {label}\\n",
+        "objective": "abft",
+        "queries": 1,
         "nd": 32,
         "nb": 8,
         "steps": 4,

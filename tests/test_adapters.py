@@ -249,6 +249,8 @@ def test_cards_of_hub_models(task, objective):
     assert "4-bit copy" in card.text
     assert ("swapped" in card.text) == (objective == "e2e")
     compile(snippet(card), task, "exec")
+    both = model_card(EMBEDDED, TASKS[task], {"k": 4}, "adapter", objective="vote", cross_entropy=1.0)
+    assert "swapped" in both
     assert ModelCard(model_card("openai-community/gpt2", None, {"k": 4}, "full_rank")).data.eval_results is None
 
 

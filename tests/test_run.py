@@ -318,11 +318,43 @@ def test_end_to_end_run_is_named_as_what_it_is(options, tmp_path):
     assert shown["ece"] == pytest.approx(metrics["e2e"]["ece"], abs=1e-6)
 
 
-def test_a_run_with_the_vote_objective(options, tmp_path):
-    result = invoke("train", *arguments({**options, "objective": "vote"}), "--output", tmp_path / "run")
+def test_settings_left_open_follow_from_others():
+    assert (RunConfig().objective, RunConfig().cross_entropy, RunConfig().queries, RunConfig().steps) == ("vote", 1, 4, 16)
+    assert [RunConfig(objective=name).steps for name in ("vote", "abft", "e2e")] == [16, 32, 24]
+    assert [RunConfig(objective=name).cross_entropy for name in ("vote", "abft", "e2e")] == [1, 0, 0]
+    for changes in ({"nb": 10, "batch_size": 5}, {"nd": 510}, {"train_on": "others"}, {"batch_size": 2}):
+        assert RunConfig(**changes).queries == 1
+    assert RunConfig(nb=16, nd=64, batch_size=4).queries == 4
+    assert RunConfig(queries=2, steps=3, cross_entropy=0.5) == RunConfig.from_dict(
+        {"queries": 2, "steps": 3, "cross_entropy": 0.5}, "here"
+    )
+
+
+def test_a_run_with_default_settings(options, tmp_path):
+    """Nothing but model, data and sizes is given; label words may begin alike."""
+    own = ("model", "data", "text-column", "label-column", "template", "test-prompts", "device", "nd", "nb", "lr")
+    words = ["--label-words", "negative=positively not", "--label-words", "positive=positively so"]
+    flags = [*words, "--steps", 6, "--output", tmp_path / "run"]
+    result = invoke("train", *arguments({name: options[name] for name in own}), *flags)
     assert result.exit_code == 0, result.output
-    assert "VOTE" in result.stdout
-    assert "vote objective" in (tmp_path / "run/README.md").read_text()
+    config = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
+    assert (config["objective"], config["cross_entropy"], config["queries"], config["steps"]) == ("vote", 1.0, 4, 6)
+    card = (tmp_path / "run/README.md").read_text()
+    assert "cross-entropy of the label word stood beside it with weight 1" in card
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    assert losses[-1] < losses[0]
+    again = invoke("train", "--config", tmp_path / "run/config.yaml", "--output", tmp_path / "again", "--json")
+    assert json.loads(again.stdout)["vote"] == json.loads((tmp_path / "run/metrics.json").read_text())["vote"]
+
+
+def test_a_run_with_the_vote_objective(options, tmp_path):
+    flags = ["--cross-entropy", 0, "--output", tmp_path / "run"]
+    result = invoke("train", *arguments({**options, "objective": "vote"}), *flags)
+    assert result.exit_code == 0, result.output
+    assert "ABFT, vote" in result.stdout
+    card = (tmp_path / "run/README.md").read_text()
+    assert "vote objective" in card
+    assert "cross-entropy" not in card
     losses = [json.loads(line)["loss"] for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
     assert losses[-1] < losses[0]
 

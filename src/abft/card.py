@@ -125,7 +125,11 @@ def model_card(
     load = _LOAD[kind].format(folder=FOLDER, model=model if kind == "adapter" else base_model)
     text += ["", "## Use", "", "```python", load, *([_predict(task, protocol)] if task else []), "```", ""]
     text += ["Write prompts as in training: the same template, the same label words, texts of yours as demonstrations.", ""]
-    text += ["## Limitations", "", *(f"- {line}" for line in _limitations(base_model, name, kind, bool(results), objective))]
+    text += [
+        "## Limitations",
+        "",
+        *(f"- {line}" for line in _limitations(base_model, name, kind, bool(results), objective == "e2e" or cross_entropy > 0)),
+    ]
     text += ["", "## Settings", "", ", ".join(f"{setting} {value}" for setting, value in settings.items()) + ".", ""]
     versions = ", ".join(f"{package} {version(package)}" for package in ("abft", "transformers", "torch", "peft"))
     header = yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True).rstrip()
@@ -156,12 +160,12 @@ def _predict(task: Task, protocol: Protocol) -> str:
     return _PREDICT.format(prompt="\n".join(f"    {line!r}" for line in lines if line), words=words)
 
 
-def _limitations(base_model: str, name: str, kind: Kind, measured: bool, objective: str) -> list[str]:
+def _limitations(base_model: str, name: str, kind: Kind, measured: bool, reads_output: bool) -> list[str]:
     copies = "It learned to look at labels that the demonstrations show, not what the classes are: show every label."
     means = "It learned what its label words mean: where they are swapped, expect answers by the old meaning."
     lines = [
         "It tells classes of texts apart in few-shot prompts. Text that it generates was neither trained nor measured.",
-        means if objective == "e2e" else copies,
+        means if reads_output else copies,
         "The figures are of one training run. Other tasks, templates and label words were not measured."
         if measured
         else "Nothing was measured for this card.",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from abft import __version__
-from abft.config import RunConfig, default_learning_rate
+from abft.config import RunConfig, default_cross_entropy, default_learning_rate
 from abft.data import TaskData
 from abft.errors import AbftError
 from abft.folder import FULL_RANK_FILE, share, write_json
@@ -51,7 +51,7 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
         k: demonstrations in a prompt; default: 4, or as many as there are classes, up to 16.
         demonstration_sets: probabilities are averaged over so many sets of demonstrations. A set takes the classes in turn,
             in random order, and goes on in the next set where it stopped, so that all classes are shown about equally often.
-        objective: as in `RunConfig`.
+        objective, cross_entropy: as in `RunConfig`: by default the vote of all heads and the label word's cross-entropy.
         steps: most optimizer steps, of 32 prompts each; 0 = no training.
         learning_rate: default by model size.
         held_out: share of the texts that is not trained on, at least 8 and at most 256 of them.
@@ -76,6 +76,7 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
         k: int | None = None,
         demonstration_sets: int = 2,
         objective: Literal["abft", "vote", "e2e"] = "vote",
+        cross_entropy: float | None = None,
         steps: int = 16,
         learning_rate: float | None = None,
         held_out: float = 0.2,
@@ -90,6 +91,7 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
         self.k = k
         self.demonstration_sets = demonstration_sets
         self.objective = objective
+        self.cross_entropy = cross_entropy
         self.steps = steps
         self.learning_rate = learning_rate
         self.held_out = held_out
@@ -328,11 +330,13 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
         rate = self.learning_rate
         if rate is None:
             rate = default_learning_rate(first.model.num_parameters(), False, self.objective)
+        weight = default_cross_entropy(self.objective) if self.cross_entropy is None else self.cross_entropy
         keep = KeepBest(functools.partial(self._validated, held_out), max(1, self.steps // VALIDATIONS), PATIENCE)
         with tempfile.TemporaryDirectory() as folder:
             arguments = ABFTConfig(
                 output_dir=folder,
                 objective=self.objective,
+                cross_entropy=weight,
                 learning_rate=rate,
                 max_steps=self.steps,
                 k=k,

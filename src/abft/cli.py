@@ -71,13 +71,20 @@ def train(
     recipe: Recipe = None,
     nd: Annotated[int, typer.Option("--nd", help="Training prompts.", rich_help_panel=TRAINING)] = DEFAULTS.nd,
     queries: Annotated[
-        int, typer.Option(help="Training queries behind one set of demonstrations, read once.", rich_help_panel=TRAINING)
-    ] = DEFAULTS.queries,
+        int | None,
+        typer.Option(
+            help="Training queries behind one set of demonstrations, read once.",
+            show_default="4, or 1 where it does not divide nd, nb and batch size",
+            rich_help_panel=TRAINING,
+        ),
+    ] = None,
     nb: Annotated[
         int, typer.Option("--nb", help="Prompts in a pseudo-batch (one step).", rich_help_panel=TRAINING)
     ] = DEFAULTS.nb,
     batch_size: Annotated[int, typer.Option(help="Prompts in a forward pass.", rich_help_panel=TRAINING)] = DEFAULTS.batch_size,
-    steps: Annotated[int, typer.Option(help="Optimizer steps.", rich_help_panel=TRAINING)] = DEFAULTS.steps,
+    steps: Annotated[
+        int | None, typer.Option(help="Optimizer steps.", show_default="vote 16, abft 32, e2e 24", rich_help_panel=TRAINING)
+    ] = None,
     lr: Annotated[
         float | None, typer.Option(help="Learning rate.", show_default="by model size", rich_help_panel=TRAINING)
     ] = None,
@@ -94,14 +101,18 @@ def train(
     objective: Annotated[
         str,
         typer.Option(
-            help="abft, vote (of all heads for the right labels) or e2e (cross-entropy of the label word).",
+            help="vote (of all heads for the right labels), abft (the paper's) or e2e (cross-entropy of the label word).",
             rich_help_panel=METHOD,
         ),
     ] = DEFAULTS.objective,
     cross_entropy: Annotated[
-        float,
-        typer.Option(help="Weight of the label word's cross-entropy beside abft or vote; 0: none.", rich_help_panel=METHOD),
-    ] = DEFAULTS.cross_entropy,
+        float | None,
+        typer.Option(
+            help="Weight of the label word's cross-entropy beside abft or vote; 0: none.",
+            show_default="vote 1, abft 0",
+            rich_help_panel=METHOD,
+        ),
+    ] = None,
     train_on: Annotated[
         str, typer.Option(help="task; others: prompts of all other built-in tasks (MetaICL).", rich_help_panel=TRAINING)
     ] = DEFAULTS.train_on,
@@ -136,7 +147,7 @@ def train(
 
     `abft train --recipe paper --model openai-community/gpt2-xl --output runs/paper` (nothing but the paper's settings)
 
-    `abft train --objective e2e --steps 24 --output runs/sst2-e2e` (end to end, to compare with)
+    `abft train --objective e2e --output runs/sst2-e2e` (end to end, to compare with)
     """
     if overwrite and resume:
         raise AbftError("give --overwrite or --resume, not both")

@@ -17,6 +17,9 @@ DEFAULT_TASK = "SST2"
 RUNS = Path("runs")  # where run folders are made and looked for if none is named
 SMALL_MODEL = 500_000_000  # parameters; below it the paper's learning rate moves too little
 
+STEPS = {"vote": 16, "abft": 32, "e2e": 24}  # by objective; docs/defaults.md, and the paper's for abft
+QUERIES = 4  # behind one set of demonstrations, if nothing speaks against it
+
 PAPER: dict[str, Any] = {
     "objective": "abft",
     "cross_entropy": 0.0,
@@ -84,14 +87,15 @@ class RunConfig:
     """demonstrations in a prompt"""
     nd: int = 512
     """training prompts"""
-    queries: int = 1
-    """training queries behind one set of demonstrations, which is then read once; divides nd and batch_size"""
+    queries: int = None  # type: ignore[assignment]  # a number once the object is made
+    """training queries behind one set of demonstrations, which is then read once; divides nd, nb and batch_size. Default 4,
+    or 1 where 4 does not divide them"""
     nb: int = 32
     """prompts in a pseudo-batch, i.e. in one optimizer step"""
     batch_size: int = 8
     """prompts in one forward pass of training; divides nb"""
-    steps: int = 32
-    """optimizer steps"""
+    steps: int = None  # type: ignore[assignment]
+    """optimizer steps; default by objective: vote 16, abft 32, e2e 24"""
     lr: float | None = None
     """learning rate; default by model size (see `default_learning_rate`)"""
     lora_r: int | None = None
@@ -107,11 +111,11 @@ class RunConfig:
     activation_checkpointing: int = 0
     """recompute every n-th layer's activations in the backward pass: less memory, more time; 0 = off, 1 = every layer"""
 
-    objective: Literal["abft", "vote", "e2e"] = "abft"
-    """abft: each induction head's attention on label tokens (Eq. 1); vote: cross-entropy of all heads' attention on them;
-    e2e: cross-entropy of the label word, the paper's comparison"""
-    cross_entropy: float = 0.0
-    """weight of the label word's cross-entropy beside abft or vote; 0: none"""
+    objective: Literal["abft", "vote", "e2e"] = "vote"
+    """vote: cross-entropy of all heads' attention on label tokens; abft: the paper's, each induction head's attention on them
+    (Eq. 1); e2e: cross-entropy of the label word, the paper's comparison"""
+    cross_entropy: float = None  # type: ignore[assignment]
+    """weight of the label word's cross-entropy beside abft or vote; 0: none. Default 1 beside vote, else 0"""
     train_on: Literal["task", "others"] = "task"
     """others: prompts of the other built-in tasks, the task itself is never seen (MetaICL)"""
     A0: float = 0.5
@@ -141,6 +145,7 @@ class RunConfig:
     """a checkpoint every so many steps"""
 
     def __post_init__(self) -> None:
+        self._fill_in()
         for f in fields(self):
             value = getattr(self, f.name)
             if get_origin(f.type) is Literal and value not in get_args(f.type):
@@ -180,6 +185,13 @@ class RunConfig:
             )
         if self.lora_targets != "qk" and self.layers is not None:
             raise AbftError("layers goes with lora_targets = 'qk'; all-linear adapts every layer")
+        papers = ("A0", "B0", "Cp", "Ci", "Cd", "pid", "head_filter")
+        changed = [f.name for f in fields(self) if f.name in papers and getattr(self, f.name) != f.default]
+        if changed and self.objective != "abft":
+            raise AbftError(
+                f"{changed[0]} goes with objective 'abft' and has no effect on {self.objective!r}; add --objective abft, or "
+                "--recipe paper"
+            )
         if self.train_on == "others" and self.data is not None:
             raise AbftError("train_on = 'others' needs a built-in task; own data has no other tasks beside it")
         if not 0 <= self.seed < 2**32:
@@ -189,6 +201,19 @@ class RunConfig:
         if self.task is not None:
             task_named(self.task)  # refuses unknown tasks before anything heavy is imported
         self.layer_list()
+
+    def _fill_in(self) -> None:
+        """Settings that were left open and follow from others."""
+        counts = (self.nd, self.nb, self.batch_size)
+        shared = self.train_on == "task" and all(isinstance(count, int) and count % QUERIES == 0 for count in counts)
+        defaults = {
+            "queries": QUERIES if shared else 1,
+            "steps": STEPS.get(self.objective),
+            "cross_entropy": default_cross_entropy(self.objective),
+        }
+        for name, value in defaults.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
 
     @property
     def task_name(self) -> str | None:
@@ -258,6 +283,11 @@ def refuse_bad_cross_entropy(weight: float, objective: str) -> None:
         raise AbftError(f"cross_entropy = {weight}: expected a finite number of at least 0")
     if weight and objective == "e2e":
         raise AbftError("cross_entropy goes with the objectives abft and vote; e2e is nothing but cross-entropy")
+
+
+def default_cross_entropy(objective: str) -> float:
+    """Its weight beside an objective: chosen on training data (docs/defaults.md) for vote, none in the paper."""
+    return 1.0 if objective == "vote" else 0.0
 
 
 def refuse_unknown_keys(values: dict[str, Any], known: Sequence[str], origin: str) -> None:

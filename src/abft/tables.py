@@ -30,7 +30,10 @@ def print_result(result: dict[str, Any], output: Path) -> None:
         before, after = result["vanilla"], result[method]
         named = {"accuracy": "accuracy", "macro_f1": "macro-F1", "ece": "ECE", "heads": "heads over threshold"}
         rows = [(title, f"{before[key]:.3f}", f"{after[key]:.3f}") for key, title in named.items()]
-        print_table([(result["task"], "left"), ("vanilla", "right"), (method.upper(), "right")], rows)
+        print_table(
+            [(result["task"], "left"), ("vanilla", "right"), ("ABFT, vote" if method == "vote" else method.upper(), "right")],
+            rows,
+        )
         print(f"{result['model']}, {result['test_prompts']} test prompts, k = {result['k']}, seed {result['seed']}")
     print(
         f"training: {training['steps']} steps, {training['prompts']} prompts, {training['seconds']:.0f} seconds, "

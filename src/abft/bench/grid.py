@@ -14,11 +14,12 @@ from typing import Any
 
 from abft.bench.methods import METHODS, Named
 from abft.bench.scenarios import SCENARIOS
-from abft.config import RunConfig, read_yaml, refuse_unknown_keys
+from abft.config import PAPER, RunConfig, read_yaml, refuse_unknown_keys
 from abft.errors import AbftError
 from abft.tasks import TASKS, task_named
 
-VERSION = 1  # of cell files; a change of what is measured, or of a default of RunConfig, raises it
+VERSION = 1  # of cell files; a change of what is measured, or of BASELINE, raises it
+BASELINE = {**PAPER, "lr": None}  # what every cell begins with; the rate follows the model's size
 _CELL_FIELDS = ("model", "task", "data", "seed")  # set by the grid's axes
 _WITHOUT_EFFECT = ("device", "eval_batch_size", "save_steps", "trust_remote_code")  # on results
 _MODEL_FIELDS = ("model", "revision", "dtype", "load_in_4bit")
@@ -87,8 +88,8 @@ def _safe(name: str) -> str:
 
 
 def _changed(config: RunConfig, names: Sequence[str] | None = None) -> dict[str, Any]:
-    """What a configuration changes of the defaults and that has an effect; settings added later leave it as it is."""
-    defaults = RunConfig()
+    """What a configuration changes of the baseline and that has an effect; settings added later leave it as it is."""
+    defaults = RunConfig(**BASELINE)
     chosen = names or [f.name for f in fields(config) if f.name not in _WITHOUT_EFFECT]
     values = {name: getattr(config, name) for name in chosen}
     changed = {name: value for name, value in values.items() if value != getattr(defaults, name)}
@@ -158,7 +159,7 @@ class Grid:
     def _cell(
         self, model: Named, task: Named, method: Named, kind: str, scenario: str, variant: Mapping[str, Any], seed: int
     ) -> Cell:
-        values: dict[str, Any] = {"model": model.name, **self.settings, **model.settings}
+        values: dict[str, Any] = {**BASELINE, "model": model.name, **self.settings, **model.settings}
         values |= task.settings if "data" in task.settings else {"task": task.name, **task.settings}
         values |= {**(METHODS[kind].training or {}), **method.settings, **variant, "seed": seed}
         try:

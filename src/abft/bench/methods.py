@@ -34,6 +34,10 @@ METHODS: dict[str, Method] = {
     "abft_no_punishment": Method("ABFT, A = 0", {**_ABFT, "A0": 0.0, "pid": False}, ablation=True),
     "abft_no_reward": Method("ABFT, B = 0", {**_ABFT, "B0": 0.0}, ablation=True),
     "vote": Method("ABFT, vote of all heads", {"objective": "vote", "train_on": "task", "lora_targets": "qk"}),
+    "vote_and_cross_entropy": Method(
+        "ABFT, vote and cross-entropy",
+        {"objective": "vote", "cross_entropy": 1.0, "queries": 4, "steps": 16, "train_on": "task", "lora_targets": "qk"},
+    ),  # what `abft train` does by default
     "e2e": Method("E2E, W_Q and W_K", _E2E),
     "e2e_lora": Method("E2E, LoRA on W_Q and W_K", {**_E2E, "lora_r": 16}),
     "e2e_lora_all": Method("E2E, LoRA on all linear layers", {**_E2E, "lora_r": 16, "lora_targets": "all-linear"}),

@@ -65,7 +65,8 @@ def report(
     beside = [*([] if choices.e2e is None else [choices.e2e]), *compare]
     configs = {"this run": config, **{_name(folder, beside): read_config(folder) for folder in beside}}
     sizes = {name: one.nb for name, one in configs.items()}
-    comparable = [name for name, one in configs.items() if one.objective == config.objective]
+    loss = (config.objective, config.cross_entropy)
+    comparable = [name for name, one in configs.items() if (one.objective, one.cross_entropy) == loss]
     finished = (run / METRICS).is_file()
     record = read_record(run) if finished else {}
     vanilla = read_record(run, VANILLA) if (run / VANILLA).is_file() else None
@@ -76,7 +77,8 @@ def report(
     context = {
         "title": f"{config.task or Path(config.data or 'SST2').stem} · {Path(config.model).name}",
         "run": run.resolve().name,
-        "objective": {"abft": "ABFT", "vote": "ABFT, vote of all heads", "e2e": "end-to-end training"}[config.objective],
+        "objective": {"abft": "ABFT", "vote": "ABFT, vote of all heads", "e2e": "end-to-end training"}[config.objective]
+        + (" and cross-entropy of the label word" if config.cross_entropy else ""),
         "finished": finished,
         "headline": _headline(analyses.found.get("evaluation")),
         "scores": _scores(analyses.found.get("evaluation"), vanilla),
