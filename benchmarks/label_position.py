@@ -16,9 +16,9 @@ from held_out import measured_training, split
 from record import write
 
 NAMES = {  # label words, and what their tokens share
-    "shared start": ("SST2", ("very negative", "very positive")),
-    "shared end": ("SST2", ("negative review", "positive review")),
-    "six classes": ("TREC", ("a short form", "some thing", "a description", "human being", "some place", "a number")),
+    "shared_start": ("SST2", ("very negative", "very positive")),
+    "shared_end": ("SST2", ("negative review", "positive review")),
+    "six_classes": ("TREC", ("a short form", "some thing", "a description", "human being", "some place", "a number")),
 }
 """TREC's words are in the order of its labels: abbreviation, entity, description, person, location, number."""
 POSITIONS = ("first", "last", "all")
@@ -70,6 +70,10 @@ def main():
 
     for name in NAMES if "all" in options.names else options.names:
         for position in options.positions:
-            path = options.output / f"{name.replace(' ', '_')}-{position}-{options.seed}.json"
+            path = options.output / f"{name}-{position}-{options.seed}.json"
             if not path.is_file():
                 write(path, {"names": name, "position": position, **train(options.model, name, position, options)})
+
+
+if __name__ == "__main__":
+    main()

@@ -389,6 +389,22 @@ def test_half_written_weights_are_made_again(grid_values, tmp_path, left):
     assert numbers(out) == whole
 
 
+@pytest.mark.parametrize("name", ["accuracy", "ablations", "behaviour"])
+def test_stored_results_are_those_of_the_papers_settings(name):
+    """The defaults of a run may change; cells begin with the paper's settings, and what was measured stays valid."""
+    results = Path(__file__).parent.parent / "results"
+    for cell in read_grid(results / f"grids/{name}.yaml").cells():
+        stored = json.loads((results / f"bench/cells/{cell.name}.json").read_text())
+        assert stored["digest"] == cell.digest
+        if cell.kind == "abft":
+            assert (cell.config.objective, cell.config.queries, cell.config.steps, cell.config.cross_entropy) == (
+                "abft",
+                1,
+                32,
+                0,
+            )
+
+
 def test_jobs_share_weights(grid_values, tmp_path):
     grid = read_grid(write_grid(tmp_path, grid_values, scenarios=["standard", "training_size", "factors"]))
     grouped = jobs(grid.cells())
