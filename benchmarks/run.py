@@ -26,7 +26,7 @@ SIZES = {
         "saved_activations": ["saved_activations.py"],
         "eval": ["eval.py", "--rounds", "3", "--batch-sizes", "16"],
         "predict": ["predict.py", "--queries", "32"],
-        TIME_TO_ACCURACY: ["time_to_accuracy.py", "--tasks", "SST2", "MR", "FP", "--seeds", "0", "1", "2"],
+        TIME_TO_ACCURACY: ["time_to_accuracy.py", "--tasks", "SST2", "TREC", "FP", "--seeds", "0", "1", "2"],
     },
     "tiny": {
         "startup": ["startup.py", "--rounds", "1"],

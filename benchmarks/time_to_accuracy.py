@@ -1,6 +1,6 @@
 """Seconds of training until held-out prompts of the training pool reach an accuracy, by variant, task and seed.
 
-    python benchmarks/time_to_accuracy.py --variants paper vote4 --tasks SST2 MR FP --seeds 0 1 2
+    python benchmarks/time_to_accuracy.py --variants paper both4 --tasks SST2 TREC FP --seeds 0 1 2
 
 Every run is a file in the output folder; runs that are there are not repeated. Seconds count training steps only, not
 validation. Runs follow each other with the variants in turn, so that a slow hour slows all of them.
@@ -106,7 +106,7 @@ VARIANTS = {
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="SmolLM2-135M-Instruct")
-    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=["paper", "vote4"])
+    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=["paper", "both4"])
     parser.add_argument("--tasks", nargs="+", default=["SST2"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--steps", type=int, help="stop earlier than the variant does")

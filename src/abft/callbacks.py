@@ -61,7 +61,7 @@ class RunLog(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict | None = None, **kwargs: Any) -> None:
         if state.is_world_process_zero and logs and "heads" in logs:
-            names = ("loss", "heads", "right_mass", "wrong_mass", "A", "seconds")
+            names = ("loss", "cross_entropy", "heads", "right_mass", "wrong_mass", "A", "seconds")
             line = {"step": state.global_step, **{name: logs[name] for name in names if name in logs}}
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
