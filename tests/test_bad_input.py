@@ -51,6 +51,7 @@ def test_occupied_output_folders(options, finished, tmp_path):
         ({"label_words": "neutral=meh"}, "unknown labels"),
         ({"label_words": "negative=positive x", "objective": "e2e"}, "two labels begin with the same token"),
         ({"A0": 0.3, "objective": "vote"}, "A0 goes with objective 'abft' and has no effect on 'vote'"),
+        ({"objective": "ABFT"}, "objective = 'ABFT': expected one of abft, vote, e2e"),
         ({"Cp": 0.1, "objective": "e2e"}, "Cp goes with objective 'abft'"),
         ({"cross_entropy": -1}, "cross_entropy = -1.0"),
         ({"cross_entropy": 1, "objective": "e2e"}, "goes with the objectives abft and vote"),

@@ -130,6 +130,11 @@ def test_saving_that_fails_leaves_what_was_saved(trained, new, texts, labels, tm
     with pytest.raises(OSError, match="no space"):
         trained.save(folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    (folder / "classifier.json").unlink()  # as if the process had been killed between two files
+    (folder / ".partial").mkdir()
+    monkeypatch.undo()
+    trained.save(folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_scikit_learn_drives_it(new, texts, labels):

@@ -76,9 +76,14 @@ def test_fsdp2_equals_one_process(lora, one_process, tmp_path):
     assert scores[1]["abft"]["accuracy"] == pytest.approx(scores[0]["abft"]["accuracy"], abs=0.051)
 
 
-@pytest.mark.parametrize(("program", "changes"), [(["-m", "abft"], {}), (FSDP, {"lora-r": 4})])
+VOTE = {"objective": "vote", "cross-entropy": 2}
+
+
+@pytest.mark.parametrize(
+    ("program", "changes"), [(["-m", "abft"], VOTE), (FSDP, {**VOTE, "lora-r": 4}), (["-m", "abft"], {"objective": "e2e"})]
+)
 def test_losses_of_the_output_are_the_same_in_two_processes(program, changes, options, tmp_path):
-    both = {**options, **changes, "objective": "vote", "cross-entropy": 2, "queries": 2, "batch-size": 4, "test-prompts": 0}
+    both = {**options, **changes, "queries": 2, "batch-size": 4, "test-prompts": 0}
     result = invoke("train", *arguments(both), "--output", tmp_path / "one")
     assert result.exit_code == 0, result.output
     done = launch(program, both, tmp_path / "two")

@@ -158,7 +158,11 @@ def test_merge_is_a_stock_checkpoint(finished, model_folder, tmp_path):
     with torch.no_grad():
         torch.testing.assert_close(nothing(ids).logits, base(ids).logits)
     assert "not an empty folder" in refused("merge", finished, tmp_path / "merged")
-    assert "library_name: transformers" in (tmp_path / "merged/README.md").read_text()
+    card = (tmp_path / "merged/README.md").read_text()
+    assert "library_name: transformers" in card
+    assert "| abft |" in card
+    assert invoke("merge", finished, tmp_path / "named", "--model", model_folder).exit_code == 0
+    assert (tmp_path / "named/README.md").read_text() == card
     assert not (tmp_path / "nothing/README.md").exists()  # the run's figures are not those of other factors
 
 

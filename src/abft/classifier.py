@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from abft.predictor import Predictor
 
 FILE, FORMAT = "classifier.json", 1
+PARTIAL = ".partial"  # what is being written stands there
 SMALLEST_HELD_OUT = 8  # texts; fewer could not tell whether training helped
 LARGEST_HELD_OUT = 256
 VALIDATIONS = 8  # during training
@@ -219,10 +220,13 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
 
         check_is_fitted(self)
         folder = Path(folder)
-        if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / FILE).is_file()):
+        ours = {FILE, FULL_RANK_FILE, PARTIAL}
+        if folder.is_file() or (
+            folder.is_dir() and {path.name for path in folder.iterdir()} - ours and not (folder / FILE).is_file()
+        ):
             raise AbftError(f"{folder} holds files that are no saved classifier; give a new or empty folder")
         model = self._opened()[0].model
-        staging = folder / ".partial"
+        staging = folder / PARTIAL
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
         try:

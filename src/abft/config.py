@@ -145,11 +145,13 @@ class RunConfig:
     """a checkpoint every so many steps"""
 
     def __post_init__(self) -> None:
-        self._fill_in()
         for f in fields(self):
             value = getattr(self, f.name)
             if get_origin(f.type) is Literal and value not in get_args(f.type):
                 raise AbftError(f"{f.name} = {value!r}: expected one of {', '.join(get_args(f.type))}")
+        self._fill_in()
+        for f in fields(self):
+            value = getattr(self, f.name)
             if not _is_a(value, f.type):
                 raise AbftError(f"{f.name} = {value!r}: expected {_NAMES.get(f.type, f.type)}")
         for name in ("k", "nd", "nb", "queries", "batch_size", "steps", "eval_batch_size", "save_steps"):
@@ -185,13 +187,6 @@ class RunConfig:
             )
         if self.lora_targets != "qk" and self.layers is not None:
             raise AbftError("layers goes with lora_targets = 'qk'; all-linear adapts every layer")
-        papers = ("A0", "B0", "Cp", "Ci", "Cd", "pid", "head_filter")
-        changed = [f.name for f in fields(self) if f.name in papers and getattr(self, f.name) != f.default]
-        if changed and self.objective != "abft":
-            raise AbftError(
-                f"{changed[0]} goes with objective 'abft' and has no effect on {self.objective!r}; add --objective abft, or "
-                "--recipe paper"
-            )
         if self.train_on == "others" and self.data is not None:
             raise AbftError("train_on = 'others' needs a built-in task; own data has no other tasks beside it")
         if not 0 <= self.seed < 2**32:
@@ -208,7 +203,7 @@ class RunConfig:
         shared = self.train_on == "task" and all(isinstance(count, int) and count % QUERIES == 0 for count in counts)
         defaults = {
             "queries": QUERIES if shared else 1,
-            "steps": STEPS.get(self.objective),
+            "steps": STEPS[self.objective],
             "cross_entropy": default_cross_entropy(self.objective),
         }
         for name, value in defaults.items():
@@ -282,12 +277,23 @@ def refuse_bad_cross_entropy(weight: float, objective: str) -> None:
     if not (math.isfinite(weight) and weight >= 0):
         raise AbftError(f"cross_entropy = {weight}: expected a finite number of at least 0")
     if weight and objective == "e2e":
-        raise AbftError("cross_entropy goes with the objectives abft and vote; e2e is nothing but cross-entropy")
+        raise AbftError("cross_entropy goes with objectives abft and vote; e2e is nothing but cross-entropy: set it to 0")
 
 
 def default_cross_entropy(objective: str) -> float:
     """Its weight beside an objective: chosen on training data (docs/defaults.md) for vote, none in the paper."""
     return 1.0 if objective == "vote" else 0.0
+
+
+def refuse_without_effect(config: RunConfig) -> None:
+    """Raise AbftError for settings of the paper's objective beside another one."""
+    papers = ("A0", "B0", "Cp", "Ci", "Cd", "pid", "head_filter")
+    changed = [f.name for f in fields(config) if f.name in papers and getattr(config, f.name) != f.default]
+    if changed and config.objective != "abft":
+        raise AbftError(
+            f"{changed[0]} goes with objective 'abft' and has no effect on {config.objective!r}; add --objective abft, or "
+            "--recipe paper"
+        )
 
 
 def refuse_unknown_keys(values: dict[str, Any], known: Sequence[str], origin: str) -> None:

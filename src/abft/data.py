@@ -68,7 +68,7 @@ class TaskData:
             asked = "a query" if queries == 1 else f"{queries} queries"
             raise AbftError(
                 f"{self.task.name}: the training pool has {len(self.train)} examples, k = {k} demonstrations and {asked} need "
-                f"{k + queries}. Give more data{'' if queries == 1 else ', fewer queries'} or a smaller k."
+                f"{k + queries}. Give more data{'' if queries == 1 else ', --queries 1'} or a smaller k."
             )
         if len(self.demonstrations) < k:
             raise AbftError(

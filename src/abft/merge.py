@@ -33,6 +33,7 @@ def merge(
     if output.exists() and (output.is_file() or any(output.iterdir())):
         raise AbftError(f"output {output} exists and is not an empty folder")
     config = RunConfig(model=model) if model is not None else read_config(run)
+    card = _card(run, config.model) if factor == 1 and (run / METRICS).is_file() else None
     config = dataclasses.replace(config, load_in_4bit=False, trust_remote_code=trust_remote_code)
     base, tokenizer = load_run_model(config)
     merged = apply_weights(base, run, factor)
@@ -42,8 +43,8 @@ def merge(
     try:
         merged.save_pretrained(staging)
         tokenizer.save_pretrained(staging)
-        if (run / METRICS).is_file() and factor == 1:  # else nobody knows what it was trained and measured for
-            write_text(staging / "README.md", run_card(config, read_task(run)[0], read_record(run), "merged"))
+        if card is not None:  # of other factors nothing was measured
+            write_text(staging / "README.md", card)
         share(staging)
         if output.exists():
             output.rmdir()
@@ -51,3 +52,9 @@ def merge(
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return output
+
+
+def _card(run: Path, model: str) -> str:
+    """The model card of what a finished run becomes. What was measured on 4-bit weights does not hold for the merged ones."""
+    config = dataclasses.replace(read_config(run), model=model)
+    return run_card(config, read_task(run)[0], {} if config.load_in_4bit else read_record(run), "merged")

@@ -21,7 +21,7 @@ from abft import __version__, metrics
 from abft.attention import Implementation
 from abft.callbacks import RunLog, StepBar, stop_on_interrupt
 from abft.card import Kind, model_card, trained_weights
-from abft.config import DEFAULT_TASK, RunConfig, default_learning_rate
+from abft.config import DEFAULT_TASK, RunConfig, default_learning_rate, refuse_without_effect
 from abft.data import TaskData, load_data, load_task
 from abft.errors import AbftError, RunInterrupted
 from abft.folder import (
@@ -75,15 +75,17 @@ def train(config: RunConfig, output: str | Path, *, overwrite: bool = False, res
         refuse_other_settings(output, config)
         if (output / METRICS).is_file():
             return json.loads((output / METRICS).read_text(encoding="utf-8"))
-    elif not (overwrite and (output / CONFIG).is_file()):
-        refuse_occupied(output)
+    else:
+        refuse_without_effect(config)
+        if not (overwrite and (output / CONFIG).is_file()):
+            refuse_occupied(output)
     data = load_run_data(config)
     data.check(config.k, config.queries)
     model, tokenizer = load_run_model(config)
     words, prompts = encoded_tests(config, data, model, tokenizer)
     trainer = make_trainer(config, output, model, tokenizer, data)
     if config.queries > 1 and not trainer.packed and PartialState().is_main_process:
-        print("this model family cannot pack prompts: queries that share demonstrations are read one by one", file=sys.stderr)
+        print("this model family cannot pack prompts: queries are read one by one; take --queries 1", file=sys.stderr)
     refuse_small_disk(output, sum(p.numel() * 4 for p in trainer.model.parameters() if p.requires_grad))
 
     config = dataclasses.replace(config, lr=trainer.args.learning_rate)  # resolved, so that config.yaml holds it

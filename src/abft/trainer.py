@@ -332,7 +332,9 @@ class ABFTTrainer(Trainer):
                 weights.save_full_rank(model, staging, self._base_samples)
             if self.processing_class is not None:
                 self.processing_class.save_pretrained(staging)
-            (staging / "README.md").write_text(self._card(), encoding="utf-8")  # PEFT leaves an unfilled form there
+            card = staging / "README.md"
+            if card.is_file() or not (folder / "README.md").is_file():  # PEFT leaves an unfilled form there
+                card.write_text(self._card(), encoding="utf-8")
             share(staging)
             for path in staging.iterdir():
                 path.replace(folder / path.name)

@@ -147,8 +147,6 @@ class Grid:
             for task in self.tasks:
                 for method, kind in self.methods:
                     for scenario in self.scenarios:
-                        if SCENARIOS[scenario].needs == "abft" and kind != "abft":
-                            continue  # its variants are settings of that objective
                         for variant in SCENARIOS[scenario].variants:
                             cells = [self._cell(model, task, method, kind, scenario, variant, s) for s in self.seeds]
                             found += [cell for cell in cells if applies(cell)]
@@ -177,9 +175,10 @@ def applies(cell: Cell) -> bool:
     """Whether a scenario means something for a method."""
     needs, trained = SCENARIOS[cell.scenario].needs, cell.trained
     return (
-        needs in ("any", "abft")
+        needs == "any"
         or (needs == "own task" and (trained is None or trained.train_on == "task"))
         or (needs == "training" and trained is not None)
+        or (needs == "abft" and cell.kind == "abft")
     )
 
 

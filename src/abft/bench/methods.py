@@ -36,8 +36,8 @@ METHODS: dict[str, Method] = {
     "vote": Method("ABFT, vote of all heads", {"objective": "vote", "train_on": "task", "lora_targets": "qk"}),
     "vote_and_cross_entropy": Method(
         "ABFT, vote and cross-entropy",
-        {"objective": "vote", "cross_entropy": 1.0, "queries": 4, "steps": 16, "train_on": "task", "lora_targets": "qk"},
-    ),  # what `abft train` does by default
+        {"objective": "vote", "cross_entropy": 1.0, "train_on": "task", "lora_targets": "qk"},
+    ),  # the objective of `abft train`
     "e2e": Method("E2E, W_Q and W_K", _E2E),
     "e2e_lora": Method("E2E, LoRA on W_Q and W_K", {**_E2E, "lora_r": 16}),
     "e2e_lora_all": Method("E2E, LoRA on all linear layers", {**_E2E, "lora_r": 16, "lora_targets": "all-linear"}),
