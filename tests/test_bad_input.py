@@ -54,7 +54,7 @@ def test_occupied_output_folders(options, finished, tmp_path):
         ({"objective": "ABFT"}, "objective = 'ABFT': expected one of abft, vote, e2e"),
         ({"Cp": 0.1, "objective": "e2e"}, "Cp goes with objective 'abft'"),
         ({"cross_entropy": -1}, "cross_entropy = -1.0"),
-        ({"cross_entropy": 1, "objective": "e2e"}, "goes with the objectives abft and vote"),
+        ({"cross_entropy": 1, "objective": "e2e"}, "goes with objectives abft and vote"),
         ({"task": "SST2"}, "both task 'SST2' and data"),
         ({"dtype": "float13"}, "expected one of float32"),
         ({"dtype": "bfloat16"}, "full-rank training needs float32"),

