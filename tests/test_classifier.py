@@ -156,6 +156,15 @@ def test_the_random_state_decides(new, texts, labels):
     assert shown(np.random.RandomState(1)) == shown(1)
 
 
+def test_every_one_of_77_classes_is_shown(new, texts):
+    labels = [f"c{i % 77}" for i in range(154)]
+    classifier = new(steps=1, learning_rate=1e-4).fit([f"good {i}" for i in range(154)], labels)
+    assert [len(shown) for shown in classifier.demonstrations_] == [16] * 5  # k stays 16
+    assert {label for shown in classifier.demonstrations_ for _, label in shown} == set(labels)
+    assert classifier.predict_proba(texts[:3]).shape == (3, 77)
+    assert len(new(demonstration_sets=3).fit(texts, [f"class {i % 5}" for i in range(40)]).demonstrations_) == 3
+
+
 def test_demonstrations_are_balanced_and_parts_keep_every_class():
     examples = [Example(f"text {i}", i % 7 if i < 63 else 0) for i in range(90)]
     sets = demonstration_sets(examples, 5, 9, random.Random(0))

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 import random
 import shutil
 import tempfile
@@ -50,8 +51,9 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
         template: how a text and its label are written, with `{text}` and `{label}`.
         label_words: class -> the word that stands for it in prompts; default: the class as text.
         k: demonstrations in a prompt; default: 4, or as many as there are classes, up to 16.
-        demonstration_sets: probabilities are averaged over so many sets of demonstrations. A set takes the classes in turn,
-            in random order, and goes on in the next set where it stopped, so that all classes are shown about equally often.
+        demonstration_sets: probabilities are averaged over so many sets of demonstrations; default: 2, or as many as it takes
+            to show every class once. A set takes the classes in turn, in random order, and goes on in the next set where it
+            stopped, so that all classes are shown about equally often.
         objective, cross_entropy: as in `RunConfig`: by default the vote of all heads and the label word's cross-entropy.
         steps: most optimizer steps, of 32 prompts each; 0 = no training.
         learning_rate: default by model size.
@@ -75,7 +77,7 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
         template: str = RunConfig.template,
         label_words: dict[Any, str] | None = None,
         k: int | None = None,
-        demonstration_sets: int = 2,
+        demonstration_sets: int | None = None,
         objective: Literal["abft", "vote", "e2e"] = "vote",
         cross_entropy: float | None = None,
         steps: int = 16,
@@ -128,7 +130,8 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
         task = self._task()
         training, held_out = _parts(examples, self.held_out, generator)
         k = self._shown(training)
-        sets = demonstration_sets(training, k, self.demonstration_sets, generator)
+        count = max(2, math.ceil(len(self.classes_) / k)) if self.demonstration_sets is None else self.demonstration_sets
+        sets = demonstration_sets(training, k, count, generator)
         model, tokenizer = load_model(self.model, device=self.device)
         names = self.classes_.tolist()
         self.demonstrations_ = [[(example.text, names[example.label]) for example in shown] for shown in sets]
