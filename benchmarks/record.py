@@ -8,6 +8,7 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
+ROOT = Path(__file__).parent.parent
 PACKAGES = ("abft", "torch", "transformers", "peft")
 
 
@@ -34,7 +35,7 @@ def write(path, results):
     if path is None:
         return
     record = {
-        "command": shlex.join(["python", *sys.argv]),
+        "command": shlex.join(["python", *sys.argv]).replace(f"{ROOT.resolve()}/", ""),
         "machine": machine(),
         "versions": {name: version(name) for name in PACKAGES},
         **results,
