@@ -22,6 +22,7 @@ class Method:
 
 _ABFT: dict[str, Any] = {"objective": "abft", "train_on": "task", "lora_targets": "qk", "pid": True, "head_filter": True}
 _E2E: dict[str, Any] = {"objective": "e2e", "train_on": "task", "lora_targets": "qk"}
+_VOTE: dict[str, Any] = {"objective": "vote", "train_on": "task", "lora_targets": "qk"}
 
 METHODS: dict[str, Method] = {
     "vanilla": Method("vanilla"),
@@ -33,11 +34,8 @@ METHODS: dict[str, Method] = {
     "abft_no_pid_no_filter": Method("ABFT, no PID, no filter", {**_ABFT, "pid": False, "head_filter": False}, ablation=True),
     "abft_no_punishment": Method("ABFT, A = 0", {**_ABFT, "A0": 0.0, "pid": False}, ablation=True),
     "abft_no_reward": Method("ABFT, B = 0", {**_ABFT, "B0": 0.0}, ablation=True),
-    "vote": Method("ABFT, vote of all heads", {"objective": "vote", "train_on": "task", "lora_targets": "qk"}),
-    "vote_and_cross_entropy": Method(
-        "ABFT, vote and cross-entropy",
-        {"objective": "vote", "cross_entropy": 1.0, "train_on": "task", "lora_targets": "qk"},
-    ),  # the objective of `abft train`
+    "vote": Method("ABFT, vote of all heads", _VOTE),
+    "vote_and_cross_entropy": Method("ABFT, vote and cross-entropy", {**_VOTE, "cross_entropy": 1.0}),  # as `abft train`
     "e2e": Method("E2E, W_Q and W_K", _E2E),
     "e2e_lora": Method("E2E, LoRA on W_Q and W_K", {**_E2E, "lora_r": 16}),
     "e2e_lora_all": Method("E2E, LoRA on all linear layers", {**_E2E, "lora_r": 16, "lora_targets": "all-linear"}),
