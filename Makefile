@@ -19,7 +19,7 @@ demo: $(VENV)/.installed  ## ABFT on SmolLM2-135M-Instruct with SST2: about 5 mi
 test: $(VENV)/.installed  ## tests of the report need chromium and are skipped without it
 	$(BIN)/python -m pytest
 
-bench: $(VENV)/.installed  ## every figure of PERFORMANCE.md: about an hour; leave the machine alone meanwhile
+bench: $(VENV)/.installed  ## tables of PERFORMANCE.md: two hours, and hours of training runs; leave the machine alone meanwhile
 	$(BIN)/python benchmarks/run.py
 
 docs: $(VENV)/.installed  ## build/docs/index.html; needs no network, warnings are errors

@@ -16,7 +16,7 @@ import numpy as np
 
 from abft import evaluation_prompts, load_task
 
-METHODS = {"vanilla": "vanilla", "e2e": "E2E", "abft": "ABFT"}
+METHODS = {"vanilla": "vanilla", "e2e": "E2E", "abft": "ABFT", "vote_and_cross_entropy": "ABFT, vote and cross-entropy"}
 
 
 def main():

@@ -1,9 +1,9 @@
 """Time of training until held-out prompts of the training pool reach an accuracy, by variant, task and seed.
 
-    OMP_NUM_THREADS=1 python benchmarks/time_to_accuracy.py --variants paper both4 --tasks SST2 TREC FP --seeds 0 1 2
+    python benchmarks/time_to_accuracy.py --variants paper both4 --tasks SST2 TREC FP --seeds 0 1 2
 
 Every run is a file in the output folder; runs that are there are not repeated. Seconds count training steps only, not
-validation. With one thread the CPU seconds do not depend on what else the machine does.
+validation. Runs use one thread: their CPU seconds do not depend on what else the machine does.
 """
 
 import argparse
@@ -77,6 +77,7 @@ VOTE = {**RATIO, "objective": "vote"}
 BOTH4 = {**VOTE, "queries": 4, "cross_entropy": 1.0}
 VARIANTS = {
     "paper": {"learning_rate": 1e-4, "max_steps": 32, "every": 4},
+    "paper-without-pid": {"learning_rate": 1e-4, "max_steps": 32, "every": 8, "pid": False},
     "paper4": {"learning_rate": 1e-4, "max_steps": 32, "every": 4, "queries": 4},
     "paper4-3e-4": {"learning_rate": 3e-4, "max_steps": 32, "every": 4, "queries": 4},
     "vote4-32": {**VOTE, "queries": 4, "max_steps": 32},
@@ -85,6 +86,10 @@ VARIANTS = {
     "mass1-4": {**VOTE, "objective": "mass1", "queries": 4},
     "both4": BOTH4,
     "both4-linear": {**BOTH4, "lr_scheduler_type": "linear"},
+    "both4-warmup": {**BOTH4, "warmup_steps": 4},
+    "both4-clip": {**BOTH4, "max_grad_norm": 1.0},
+    "both4-beta2": {**BOTH4, "adam_beta2": 0.95},
+    **{f"both4-above{n}": {**BOTH4, "layers": list(range(n + 1, 30))} for n in (4, 9, 14, 19)},
     "e2e4": {"objective": "e2e", "learning_rate": 3e-4, "max_steps": 16, "every": 2, "queries": 4},
     "ratio": RATIO,
     "ratio4": {**RATIO, "queries": 4},
@@ -114,9 +119,10 @@ def main():
     parser.add_argument("--every", type=int, help="steps between validations; default: by variant")
     parser.add_argument("--nb", type=int, default=32, help="training prompts in a step")
     parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--prompts", type=int, default=192, help="held-out prompts")
+    parser.add_argument("--prompts", type=int, default=128, help="held-out prompts")
     parser.add_argument("--output", type=Path, default=Path("results/speed/time_to_accuracy"))
     options = parser.parse_args()
+    torch.set_num_threads(1)
 
     for seed in options.seeds:
         for task in options.tasks:

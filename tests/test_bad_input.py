@@ -7,7 +7,9 @@ import sys
 
 import pytest
 import torch
+import typer
 
+from abft.cli import app
 from command_line import arguments, invoke, refused
 
 
@@ -22,6 +24,7 @@ def test_occupied_output_folders(options, finished, tmp_path):
     assert (tmp_path / "mine/thesis.txt").read_text() == "precious"
     assert "is no run folder" in refused("train", "--resume", "--output", tmp_path / "nothing")
     assert "is a file" in refused("train", *arguments(options), "--output", tmp_path / "mine/thesis.txt")
+    assert "thesis.txt is a file" in refused("train", *arguments(options), "--output", tmp_path / "mine/thesis.txt/x")
     first = invoke("train", *arguments(options, test_prompts=0, steps=1), "--output", tmp_path / "o")
     assert first.exit_code == 0
     (tmp_path / "o/notes.txt").write_text("mine")
@@ -47,6 +50,8 @@ def test_occupied_output_folders(options, finished, tmp_path):
         ({"queries": 2, "train_on": "others"}, "one query each"),
         ({"layers": "0-9"}, "cannot be trained; this model's attention layers are 0-1"),
         ({"layers": "x"}, "expected numbers and ranges"),
+        ({"layers": "²"}, "expected numbers and ranges"),
+        ({"k": 1, "objective": "vote", "cross_entropy": 0}, "compares labels, k = 1 shows one"),
         ({"label_words": "stars"}, "expected LABEL=word"),
         ({"label_words": "neutral=meh"}, "unknown labels"),
         ({"label_words": "negative=positive x", "objective": "e2e"}, "two labels begin with the same token"),
@@ -76,6 +81,14 @@ def test_bad_input_is_refused_and_nothing_is_left(options, tmp_path, changes, me
     assert not output.exists() or not list(output.iterdir())
 
 
+def test_a_last_step_that_ruins_the_weights(options, tmp_path):
+    output = tmp_path / "run"
+    message = "the label probabilities are not finite: the weights are ruined"
+    assert message in refused("train", *arguments(options, lr=1e20, steps=1), "--output", output)
+    assert message in refused("train", "--resume", "--output", output)
+    assert invoke("train", *arguments(options, steps=1), "--output", output, "--overwrite").exit_code == 0
+
+
 def test_a_model_file_cut_short(options, model_folder, tmp_path):
     shutil.copytree(model_folder, tmp_path / "cut")
     weights = tmp_path / "cut/model.safetensors"
@@ -95,8 +108,8 @@ def test_a_run_folder_cannot_ask_for_remote_code(finished, tmp_path):
     shutil.copytree(finished, tmp_path / "run")
     text = (tmp_path / "run/config.yaml").read_text()
     (tmp_path / "run/config.yaml").write_text(text.replace("trust_remote_code: false", "trust_remote_code: true"))
-    context = type("Context", (), {"get_parameter_source": lambda self, name: None})()
-    assert config_of(context, {}, tmp_path / "run").trust_remote_code is False
+    context = typer.Context(typer.main.get_command(app))
+    assert config_of(context, {"trust_remote_code": False}, tmp_path / "run").trust_remote_code is False
 
 
 def test_names_with_brackets_are_printed_as_they_are(options, reviews, tmp_path):

@@ -331,6 +331,18 @@ def test_settings_of_untrained_methods_are_their_own(grid_values, tmp_path):
     assert records[0]["right_mass"] != records[1]["right_mass"]
 
 
+def test_settings_of_the_papers_objective_reach_no_other(grid_values, tmp_path):
+    values = {**grid_values["settings"], "A0": 0.3}
+    path = write_grid(
+        tmp_path, grid_values, methods=["abft", "vote", "e2e"], scenarios=["standard"], settings=values, seeds=[0]
+    )
+    assert {cell.method: cell.config.A0 for cell in read_grid(path).cells()} == {"abft": 0.3, "vote": 0.5, "e2e": 0.5}
+    path = write_grid(tmp_path, grid_values, methods=[{"name": "e2e", "A0": 0.3}], scenarios=["standard"])
+    assert "grid, method e2e, task reviews: A0 goes with objective 'abft'" in refused(
+        "bench", "--config", path, "--output", tmp_path / "out", "--dry-run"
+    )
+
+
 def test_settings_of_training_do_not_change_the_untouched_model(grid_values, tmp_path):
     few, many = (
         {

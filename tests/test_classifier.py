@@ -17,6 +17,7 @@ from sklearn.preprocessing import FunctionTransformer
 
 from abft import ABFTClassifier
 from abft.classifier import _parts, demonstration_sets
+from abft.data import text_key
 from abft.errors import AbftError
 from abft.tasks import Example
 
@@ -202,6 +203,21 @@ def test_bad_input(new, X, y, message):
         new().fit(X, y)
 
 
+def test_equal_texts_count_once(new, texts, labels, monkeypatch):
+    """A held-out text must not be trained on in another spelling."""
+    parts = []
+
+    def recorded(*given):
+        parts.append(_parts(*given))
+        return parts[-1]
+
+    monkeypatch.setattr("abft.classifier._parts", recorded)
+    new().fit([*texts, *(text.upper() + "!" for text in texts)], [*labels, *labels])
+    training, held_out = ({text_key(example.text) for example in part} for part in parts[0])
+    assert not training & held_out
+    assert len(training) + len(held_out) == len({text_key(text) for text in texts})
+
+
 def test_bad_use(new, trained, texts, labels, tmp_path):
     with pytest.raises(NotFittedError):
         new().predict(["a"])
@@ -213,6 +229,17 @@ def test_bad_use(new, trained, texts, labels, tmp_path):
         new(label_words={"nobody": "word"}).fit(texts, labels)
     with pytest.raises(AbftError, match="no model at"):
         new(model="./nowhere").fit(texts, labels)
+    for settings, message in (
+        ({"objective": "Vote"}, "objective = 'Vote': expected one of abft, vote, e2e"),
+        ({"objective": "e2e", "cross_entropy": 1.0}, "e2e is nothing but cross-entropy"),
+        ({"batch_size": -1}, "batch_size = -1"),
+        ({"k": 0}, "k = 0"),
+        ({"demonstration_sets": 0}, "demonstration_sets = 0"),
+        ({"steps": -1}, "steps = -1"),
+        ({"held_out": 1.5}, "held_out = 1.5"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            new(**settings).fit(texts, labels)
     with pytest.raises(AbftError, match="device"):
         new(device="tpu").fit(texts, labels)
     with pytest.raises(AbftError, match="no saved classifier"):

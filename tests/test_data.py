@@ -4,7 +4,7 @@ import io
 import datasets
 import pytest
 
-from abft.data import labelled_splits, lcg_indices, load_data, load_task, read_texts
+from abft.data import labelled_splits, lcg_indices, load_data, load_task, read_table, texts_of
 from abft.errors import AbftError
 from abft.tasks import TASKS
 
@@ -76,6 +76,14 @@ def test_class_labels_and_numbers_become_strings():
     assert load_data(table).task.labels == ("no", "yes")
     numbers = datasets.Dataset.from_dict({"text": [f"t{i}" for i in range(20)], "label": [0, 1] * 10})
     assert load_data(numbers).task.labels == ("0", "1")
+
+
+def test_cells_of_text_files_stay_as_they_are_written(tmp_path):
+    path = tmp_path / "zeros.csv"
+    path.write_text("text,label\n" + "".join(f"t{i},0{i % 2}\n" for i in range(20)) + "NA,00\n")
+    data = load_data(path)
+    assert data.task.labels == ("00", "01")
+    assert "NA" in set().union(*parts(data))
 
 
 def test_duplicates_are_kept_once_and_test_texts_leave_training(tmp_path):
@@ -157,6 +165,7 @@ def test_too_few_examples(tmp_path):
         data.check(4)
 
 
-def test_read_texts(reviews):
-    assert read_texts(reviews, "review")[1].endswith("number 1")
-    assert len(read_texts(reviews, "review")) == 120
+def test_texts_of_a_file(reviews):
+    texts = texts_of(read_table(reviews), "review", "reviews")
+    assert len(texts) == 120
+    assert texts[1].endswith("number 1")

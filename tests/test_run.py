@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 
 import pandas as pd
 import pytest
@@ -99,21 +99,24 @@ def test_train_and_predict_without_folders(options, reviews, tmp_path, monkeypat
     done = invoke("train", *arguments(options, steps=1))
     assert done.exit_code == 0, done.output
     assert (tmp_path / "runs" / reviews.stem / "metrics.json").is_file()
-    new = pd.read_csv(reviews).head(5).assign(number=range(5))
+    new = pd.read_csv(reviews).head(5).assign(number=[f"00{i}" for i in range(5)])
     new.to_csv("new.csv", index=False)
     for name in ("scored.csv", "scored.tsv", "scored.parquet"):
         done = invoke("predict", "--data", "new.csv", "--output", name)
         assert done.exit_code == 0, done.output
-    written = [pd.read_csv("scored.csv"), pd.read_csv("scored.tsv", sep="\t"), pd.read_parquet("scored.parquet")]
+    as_text = {"number": str}  # cells stay as they are written
+    tables = [pd.read_csv("scored.csv", dtype=as_text), pd.read_csv("scored.tsv", sep="\t", dtype=as_text)]
+    written = [*tables, pd.read_parquet("scored.parquet")]
     for scored in written:
         assert list(scored.columns[:-2]) == [*new.columns, "predicted_label"]
-        assert scored[list(new.columns)].equals(new)
+        assert scored[list(new.columns)].to_numpy().tolist() == new.to_numpy().tolist()
         probabilities = scored[["probability_negative", "probability_positive"]]
         assert probabilities.sum(1).to_numpy() == pytest.approx(1)
         assert ("probability_" + scored["predicted_label"] == probabilities.idxmax(1)).all()
     assert list(tmp_path.glob(".abft-*")) == []
     assert invoke("predict", "--text", "great", "--output", "one.csv").exit_code == 0
     assert pd.read_csv("one.csv")["text"].tolist() == ["great"]
+    assert "has a column 'predicted_label' already" in refused("predict", "--data", "scored.csv", "--output", "again.csv")
 
 
 def test_the_paper_recipe_is_the_papers(tmp_path, monkeypatch):
@@ -138,6 +141,37 @@ def test_the_paper_recipe_is_the_papers(tmp_path, monkeypatch):
     assert settings("--config", str(path)) == replace(paper, nd=256)
     assert settings("--config", str(path), "--recipe", "paper-lora") == replace(large, nd=256)
     assert "expected one of paper, paper-lora" in refused("train", "--recipe", "papers")
+
+
+def test_a_runs_config_file_beside_other_settings(tmp_path, monkeypatch):
+    """It sets everything, so that what else is asked for must not be lost in it, nor it in that."""
+    seen = []
+    monkeypatch.setattr("abft.run.train", lambda config, *rest, **options: seen.append(config))
+
+    def settings(*given):
+        assert invoke("train", *given).exit_code == 0
+        return seen[-1]
+
+    whole = tmp_path / "config.yaml"
+    for config in (RunConfig(), RunConfig(objective="abft", lr=1e-4, k=8)):
+        whole.write_text(yaml.safe_dump(asdict(config)))
+        assert settings("--config", whole) == config
+        for given in (("--config", whole, "--recipe", "paper"), ("--recipe", "paper", "--config", whole)):
+            assert "and the file of --config set different" in refused("train", *given)
+    whole.write_text(yaml.safe_dump(asdict(RunConfig(lr=3e-4))))
+    assert "give --steps, --lr, --cross-entropy too" in refused("train", "--config", whole, "--objective", "abft")
+    own = ("--steps", 8, "--lr", 1e-4, "--cross-entropy", 0.5)
+    assert settings("--config", whole, "--objective", "abft", *own) == RunConfig(
+        objective="abft", steps=8, lr=1e-4, cross_entropy=0.5
+    )
+    part = tmp_path / "part.yaml"
+    part.write_text("lora_r: null\nload_in_4bit: false\n")
+    assert (settings("--recipe", "paper-lora", "--config", part).lora_r, seen[-1].load_in_4bit) == (None, False)
+    part.write_text("data: x.csv\nlabel_words: {a=b: c}\n")
+    assert settings("--config", part).label_words == {"a=b": "c"}
+    assert settings("--config", part, "--label-words", "a=b=c").label_words == {"a": "b=c"}
+    part.write_text("data: x.csv\nlabel_words: {a: null}\n")
+    assert "label: word pairs of text" in refused("train", "--config", part)
 
 
 def test_merge_is_a_stock_checkpoint(finished, model_folder, tmp_path):

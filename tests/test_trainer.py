@@ -281,6 +281,8 @@ def test_no_heads_is_refused_in_the_first_step(tmp_path, review_data, bpe):
         ({"threshold": 1.5}, "threshold = 1.5"),
         ({"learning_rate": math.nan}, "learning rate = nan"),
         ({"Cp": math.inf}, "Cp = inf"),
+        ({"objective": "Vote"}, "objective = 'Vote': expected one of abft, vote, e2e"),
+        ({"protocol": "Staicc"}, "protocol = 'Staicc'"),
         ({"weight_decay": 0.1}, "weight_decay = 0.1"),
     ],
 )

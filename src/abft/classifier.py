@@ -15,7 +15,7 @@ import numpy as np
 
 from abft import __version__
 from abft.config import RunConfig, default_cross_entropy, default_learning_rate
-from abft.data import TaskData
+from abft.data import TaskData, unique
 from abft.errors import AbftError
 from abft.folder import FULL_RANK_FILE, share, write_json
 from abft.tasks import Example, Task, Template
@@ -45,6 +45,8 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
 
     `fit` trains W_Q and W_K so that attention heads look at the right demonstrations, and holds a part of the texts out to
     decide when to stop and whether training helped at all: if it did not, the untouched model is kept, with a warning.
+
+    Of texts that are equal but for case and punctuation the first counts, so that no held-out text is trained on.
 
     Args:
         model: hub id, folder, .gguf file or the embedded default.
@@ -116,16 +118,17 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
 
         Raises:
             ValueError: unequal lengths, a text that is empty or no text, fewer than two classes, a class with one text, classes
-                of mixed types, too few texts for the prompts.
+                of mixed types, too few texts for the prompts, settings that mean nothing.
         """
         from abft.models import load_model
 
+        self._refuse_bad_settings()
         texts = _texts(X)
         classes = _classes(y)
         check_consistent_length(texts, classes)
         self.classes_, labels = np.unique(classes, return_inverse=True)
-        examples = [Example(text, int(label)) for text, label in zip(texts, labels, strict=True)]
-        self._refuse_few(labels)
+        examples = unique([Example(text, int(label)) for text, label in zip(texts, labels, strict=True)])
+        self._refuse_few(examples)
         generator = random.Random(int(check_random_state(self.random_state).randint(2**31)))
         task = self._task()
         training, held_out = _parts(examples, self.held_out, generator)
@@ -169,10 +172,20 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
             raise ValueError(f"y holds classes that fit has not seen: {sorted(unknown, key=str)}")
         return super().score(X, y, sample_weight)
 
-    def _refuse_few(self, labels: np.ndarray) -> None:
+    def _refuse_bad_settings(self) -> None:
+        for name, least in (("k", 1), ("demonstration_sets", 1), ("batch_size", 1), ("steps", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name} = {value}: expected at least {least}")
+        if not 0 < self.held_out < 1:
+            raise ValueError(f"held_out = {self.held_out}: expected a share between 0 and 1")
+        # RunConfig refuses what these cannot be.
+        RunConfig(objective=self.objective, cross_entropy=self.cross_entropy, lr=self.learning_rate)  # type: ignore[arg-type]
+
+    def _refuse_few(self, examples: Sequence[Example]) -> None:
         if len(self.classes_) < 2:
             raise ValueError(f"y holds one class only ({self.classes_[0]!r}); a classifier needs at least 2 classes")
-        counts = np.bincount(labels)
+        counts = np.bincount([example.label for example in examples], minlength=len(self.classes_))
         if counts.min() < 2:
             lonely = self.classes_[counts < 2].tolist()
             raise ValueError(f"classes with one text: {lonely[:5]}; every class needs at least 2, one to show and one to ask")

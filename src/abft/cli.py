@@ -283,7 +283,7 @@ def predict(
             help="Write a file: .csv, .tsv, .parquet (the rows of --data and more columns) or .jsonl.", rich_help_panel=OUTPUT
         ),
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Texts in a forward pass.", rich_help_panel=OUTPUT)] = 16,
+    batch_size: Annotated[int, typer.Option(min=1, help="Texts in a forward pass.", rich_help_panel=OUTPUT)] = 16,
     as_json: Json = False,
 ) -> None:
     """Label new texts with a finished run. Reads lines from stdin if neither --text nor --data is given.
@@ -307,10 +307,15 @@ def predict(
         run = newest_run(RUNS)
         print(f"run: {run}", file=sys.stderr)
     refuse_unfinished(run)
+    table = None
     if data is not None:
-        from abft.data import read_texts
+        from abft.data import read_table, texts_of
+        from abft.folder import read_task
 
-        texts = read_texts(data, text_column or read_config(run).text_column)
+        table = read_table(data)
+        texts = texts_of(table, text_column or read_config(run).text_column, str(data))
+        if output is not None:
+            refuse_bad_output(output, table.column_names, read_task(run)[0].labels)
     else:
         texts = list(text) if text else [line.rstrip("\n") for line in sys.stdin if line.strip()]
     if not texts or not all(t.strip() for t in texts):
@@ -320,7 +325,7 @@ def predict(
 
     labelled = Predictor.from_run(run, trust_remote_code=trust_remote_code).predict(texts, batch_size=batch_size)
     if output is not None:
-        write_scored(output, texts, labelled, data)
+        write_scored(output, texts, labelled, table)
         print(f"wrote {output}", file=sys.stderr)
     elif as_json:
         print(json_lines(texts, labelled), end="")

@@ -15,6 +15,7 @@ from abft.errors import AbftError
 
 DEFAULTS = RunConfig()
 DEFAULT_TEMPLATE = DEFAULTS.template.replace("\n", "\\n")
+RECIPE_GIVEN, FILE_VALUES = "abft.recipe", "abft.config"  # where the context keeps them, in whichever order they come
 
 
 def read_config_file(ctx: typer.Context, path: Path | None) -> Path | None:
@@ -24,9 +25,8 @@ def read_config_file(ctx: typer.Context, path: Path | None) -> Path | None:
         own = [parameter.name or "" for parameter in ctx.command.params if parameter.name not in ("config", "help")]
         known = [*own, *(f.name for f in fields(RunConfig))]  # a run's config.yaml fits every command
         refuse_unknown_keys(values, known, str(path))
-        if isinstance(values.get("label_words"), dict):
-            values["label_words"] = [f"{label}={word}" for label, word in values["label_words"].items()]
-        ctx.default_map = {**(ctx.default_map or {}), **{k: v for k, v in values.items() if v is not None and k in own}}
+        ctx.meta[FILE_VALUES] = {name: value for name, value in values.items() if name in own}
+        _set_defaults(ctx)
     return path
 
 
@@ -35,9 +35,22 @@ def read_recipe(ctx: typer.Context, name: str | None) -> str | None:
     if name is not None and not ctx.resilient_parsing:
         if name not in RECIPES:
             raise AbftError(f"recipe = {name!r}: expected one of {', '.join(RECIPES)}")
-        given = ctx.default_map or {}
-        ctx.default_map = {**{k: v for k, v in RECIPES[name].items() if v is not None}, **given}
+        ctx.meta[RECIPE_GIVEN] = name
+        _set_defaults(ctx)
     return name
+
+
+def _set_defaults(ctx: typer.Context) -> None:
+    """The recipe's settings and over them the file's, where null stands for no setting."""
+    name, values = ctx.meta.get(RECIPE_GIVEN), ctx.meta.get(FILE_VALUES, {})
+    recipe = RECIPES[name] if name else {}
+    differing = [key for key, value in recipe.items() if key in values and values[key] != value]
+    if differing and "objective" in values and values.get("recipe") != name:  # a run's config.yaml, which sets everything
+        raise AbftError(f"--recipe {name} and the file of --config set different {', '.join(differing)}; give one of the two")
+    defaults = {key: value for key, value in {**recipe, **values}.items() if value is not None}
+    if isinstance(defaults.get("label_words"), dict):  # `_chosen` takes the mapping itself
+        defaults["label_words"] = [f"{label}={word}" for label, word in defaults["label_words"].items()]
+    ctx.default_map = defaults
 
 
 MODEL, DATA, METHOD, TRAINING, OUTPUT = "Model", "Task and data", "Method (arXiv 2505.14233)", "Training", "Output"
@@ -92,43 +105,65 @@ Resolution = Annotated[int, typer.Option(help="Points on each side of the basin'
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.", rich_help_panel=OUTPUT)]
 
 
-def _run_config(values: dict[str, Any]) -> RunConfig:
-    """The RunConfig among a command's arguments."""
-    names = {f.name for f in fields(RunConfig)}
-    chosen = {name: value for name, value in values.items() if name in names}
-    words = {}
-    for pair in chosen.get("label_words") or []:
-        label, equals, word = pair.partition("=")
-        if not equals:
-            raise AbftError(f"--label-words {pair!r}: expected LABEL=word")
-        words[label] = word
+def _chosen(ctx: typer.Context, values: dict[str, Any]) -> dict[str, Any]:
+    """RunConfig's values among a command's arguments."""
+    chosen = {f.name: values[f.name] for f in fields(RunConfig) if f.name in values}
+    words = ctx.meta.get(FILE_VALUES, {}).get("label_words")
+    if not isinstance(words, dict) or _source(ctx, "label_words") == "COMMANDLINE":
+        words = {}
+        for pair in chosen.get("label_words") or []:
+            label, equals, word = pair.partition("=")
+            if not equals:
+                raise AbftError(f"--label-words {pair!r}: expected LABEL=word")
+            words[label] = word
     chosen["label_words"] = words
     if "template" in chosen:
         chosen["template"] = chosen["template"].replace("\\n", "\n").replace("\\t", "\t")
     for name in ("model", "data", "test_data"):  # so that config.yaml works from every folder
         if chosen.get(name) and Path(chosen[name]).exists():
             chosen[name] = str(Path(chosen[name]).resolve())
-    return RunConfig(**chosen)
+    return chosen
+
+
+def _source(ctx: typer.Context, name: str) -> str:
+    """Where an option's value comes from: COMMANDLINE, DEFAULT_MAP (a file or a recipe) or DEFAULT."""
+    source = ctx.get_parameter_source(name)
+    return source.name if source else "DEFAULT"
 
 
 def was_given(ctx: typer.Context, name: str) -> bool:
     """Whether the user set an option, on the command line or in --config."""
-    source = ctx.get_parameter_source(name)
-    return source is not None and source.name != "DEFAULT"
+    return _source(ctx, name) != "DEFAULT"
+
+
+def _refuse_settings_of_another_objective(ctx: typer.Context, chosen: dict[str, Any]) -> None:
+    """What follows from an objective, read from a file, says nothing about another one."""
+    values = ctx.meta.get(FILE_VALUES, {})
+    if values.get("objective") in (None, chosen.get("objective")):
+        return
+    names = ("steps", "lr", "cross_entropy")
+    stale = [name for name in names if values.get(name) is not None and _source(ctx, name) != "COMMANDLINE"]
+    if stale:
+        options = ", ".join("--" + name.replace("_", "-") for name in stale)
+        raise AbftError(
+            f"the file of --config sets {', '.join(stale)} for objective {values['objective']!r}; with --objective "
+            f"{chosen['objective']} give {options} too"
+        )
 
 
 def config_of(ctx: typer.Context, values: dict[str, Any], run: Path | None) -> RunConfig:
     """The configuration of `run` (if given), changed by what the user set on the command line or in --config."""
-    config = _run_config(values)
+    chosen = _chosen(ctx, values)
+    _refuse_settings_of_another_objective(ctx, chosen)
     if run is None:
-        return config
+        return RunConfig(**chosen)
     from abft.folder import read_config
 
-    given = {f.name: getattr(config, f.name) for f in fields(config) if was_given(ctx, f.name)}
+    given = {name: value for name, value in chosen.items() if was_given(ctx, name)}
     if "task" in given or "data" in given:  # another task: nothing of the run's own data description holds
         own = ("task", "data", "text_column", "label_column", "test_data", "template", "label_words")
         given = {name: getattr(DEFAULTS, name) for name in own} | given
-    given["trust_remote_code"] = config.trust_remote_code  # a run folder from elsewhere cannot ask for it
+    given["trust_remote_code"] = chosen["trust_remote_code"]  # a run folder from elsewhere cannot ask for it
     return dataclasses.replace(read_config(run), **given)
 
 

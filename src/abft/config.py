@@ -42,6 +42,7 @@ PAPER: dict[str, Any] = {
     "head_filter": True,
     "threshold": None,
 }
+PAPERS_OWN = ("A0", "B0", "Cp", "Ci", "Cd", "pid", "head_filter")  # settings that only the paper's objective has
 RECIPES: dict[str, dict[str, Any]] = {
     "paper": PAPER,
     "paper-lora": {**PAPER, "lora_r": 16, "lr": 1e-4, "load_in_4bit": True},
@@ -51,7 +52,11 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything that decides the result of a run."""
+    """Everything that decides the result of a run.
+
+    Settings that were left open are filled in by those they follow from: `dataclasses.replace(config, objective="abft")` keeps
+    the steps and the cross-entropy of the other objective, `RunConfig(objective="abft")` does not.
+    """
 
     model: str = "SmolLM2-135M-Instruct"
     """hub id, folder, .gguf file or the embedded default"""
@@ -145,10 +150,7 @@ class RunConfig:
     """a checkpoint every so many steps"""
 
     def __post_init__(self) -> None:
-        for f in fields(self):
-            value = getattr(self, f.name)
-            if get_origin(f.type) is Literal and value not in get_args(f.type):
-                raise AbftError(f"{f.name} = {value!r}: expected one of {', '.join(get_args(f.type))}")
+        refuse_unknown_choices(self)
         self._fill_in()
         for f in fields(self):
             value = getattr(self, f.name)
@@ -193,6 +195,8 @@ class RunConfig:
             raise AbftError(f"seed = {self.seed}: expected a number from 0 to 2**32 - 1")
         refuse_bad_quantities(self.A0, self.B0, self.Cp, self.Ci, self.Cd, self.lr, self.threshold)
         refuse_bad_cross_entropy(self.cross_entropy, self.objective)
+        if self.objective == "vote" and not self.cross_entropy and self.k == 1:
+            raise AbftError("objective 'vote' compares labels, k = 1 shows one: its loss would be 0; give a larger k")
         if self.task is not None:
             task_named(self.task)  # refuses unknown tasks before anything heavy is imported
         self.layer_list()
@@ -222,7 +226,7 @@ class RunConfig:
         numbers: set[int] = set()
         for part in str(self.layers).split(","):
             first, dash, last = part.strip().partition("-")
-            if not first.isdigit() or (dash and not last.isdigit()):
+            if not first.isdecimal() or (dash and not last.isdecimal()):
                 raise AbftError(f'layers = {self.layers!r}: expected numbers and ranges such as "10-19,25"')
             numbers.update(range(int(first), int(last or first) + 1))
         return sorted(numbers)
@@ -259,6 +263,14 @@ def _is_a(value: object, kind: Any) -> bool:
     return isinstance(value, int | float) if kind is float else isinstance(value, kind)
 
 
+def refuse_unknown_choices(settings: Any) -> None:
+    """Raise AbftError for a value of a dataclass that its `Literal` does not list."""
+    for f in fields(settings):
+        value = getattr(settings, f.name)
+        if get_origin(f.type) is Literal and value not in get_args(f.type):
+            raise AbftError(f"{f.name} = {value!r}: expected one of {', '.join(get_args(f.type))}")
+
+
 def refuse_bad_quantities(
     A0: float, B0: float, Cp: float, Ci: float, Cd: float, lr: float | None, threshold: float | None
 ) -> None:
@@ -287,8 +299,7 @@ def default_cross_entropy(objective: str) -> float:
 
 def refuse_without_effect(config: RunConfig) -> None:
     """Raise AbftError for settings of the paper's objective beside another one."""
-    papers = ("A0", "B0", "Cp", "Ci", "Cd", "pid", "head_filter")
-    changed = [f.name for f in fields(config) if f.name in papers and getattr(config, f.name) != f.default]
+    changed = [f.name for f in fields(config) if f.name in PAPERS_OWN and getattr(config, f.name) != f.default]
     if changed and config.objective != "abft":
         raise AbftError(
             f"{changed[0]} goes with objective 'abft' and has no effect on {config.objective!r}; add --objective abft, or "

@@ -20,6 +20,7 @@ from abft.tasks import Example, Protocol, Task, Template
 CONFIG, TASK, LOG, METRICS, VANILLA = "config.yaml", "task.json", "log.jsonl", "metrics.json", "vanilla.json"
 FULL_RANK_FILE, ADAPTER_FILE = "qk_weights.safetensors", "adapter_model.safetensors"  # weights: one of the two
 BASE_FILE = "abft_base.json"  # beside an adapter: what its base model's weights are like
+BEFORE = {"queries": 1, "cross_entropy": 0.0}  # what runs had before these were settings; a config.yaml holds all of its time
 MIB = 2**20
 
 
@@ -52,7 +53,8 @@ def share(folder: Path) -> None:
 def read_config(folder: str | Path) -> RunConfig:
     """The configuration of a run folder."""
     path = _config_path(folder)
-    return RunConfig.from_dict(read_yaml(path), str(path))
+    values = {**BEFORE, **read_yaml(path)}
+    return RunConfig.from_dict(values, str(path))
 
 
 def _config_path(folder: str | Path) -> Path:
@@ -112,8 +114,9 @@ def newest_run(folder: Path) -> Path:
 
 def refuse_occupied(output: Path) -> None:
     """Raise AbftError if `output` cannot become a new run folder."""
-    if output.is_file():
-        raise AbftError(f"output {output} is a file; give a folder")
+    file = next((path for path in (output, *output.parents) if path.is_file()), None)
+    if file is not None:
+        raise AbftError(f"output {output}: {file} is a file; give a folder")
     if (output / CONFIG).is_file():
         raise AbftError(f"output folder {output} holds another run; use --overwrite to replace it or --resume to go on with it")
     if output.is_dir() and any(output.iterdir()):

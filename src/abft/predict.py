@@ -57,6 +57,8 @@ class HeadReport:
 
 def bucketed(prompts: Sequence[EncodedPrompt], batch_size: int) -> Iterator[list[int]]:
     """Indices of prompts in batches of similar length, longest first (memory trouble shows at once)."""
+    if batch_size < 1:
+        raise AbftError(f"batch_size = {batch_size}: expected at least 1")
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i].input_ids))
     for start in range(0, len(order), batch_size):
         yield order[start : start + batch_size]
@@ -76,9 +78,15 @@ def evaluate(
 ) -> tuple[np.ndarray, HeadReport]:
     """Label probabilities (N, C) float64 and head statistics of prompts with demonstrations, in one pass.
 
-    Changes `model` to eval mode. `head_gates` are factors (H,) for the outputs of a layer's heads, 0 = off, by the layer's
-    number in the model (not with eager attention). `progress` is called with the number of prompts done by each batch.
+    Changes `model` to eval mode. `implementation` is how rows are read: `supported_implementation(model)`. `fixed_threshold`
+    replaces k / (k + ln n) for all prompts. `head_gates` are factors (H,) for the outputs of a layer's heads, 0 = off, by the
+    layer's number in the model (not with eager attention). `progress` is called with the number of prompts done by each batch.
+
+    Raises:
+        AbftError: no prompts, or `head_gates` with a family whose heads cannot be switched off.
     """
+    if not prompts:
+        raise AbftError("no prompts to evaluate")
     model.eval()
     inner, whole = decoder(model), causal_lm(model)
     check_output_logits(whole, inner)
@@ -106,7 +114,7 @@ def evaluate(
             totals = sums if totals is None else [a + b for a, b in zip(totals, sums, strict=True)]
             if progress:
                 progress(len(indices))
-    assert totals is not None, "no prompts"
+    assert totals is not None
     return probabilities, HeadReport(*(total.numpy() / len(prompts) for total in totals))
 
 

@@ -132,7 +132,8 @@ def training_prompts(
 ) -> list[Prompt]:
     """nd prompts, each of k demonstrations and a query drawn without repetition from the training pool.
 
-    With `queries` > 1, every `queries` prompts that follow each other have the same demonstrations.
+    With `queries` > 1, every `queries` prompts that follow each other have the same demonstrations; a rest of nd that `queries`
+    does not divide is left out.
     """
     data.check(k, queries)
     generator = random.Random(seed)

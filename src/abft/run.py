@@ -34,6 +34,7 @@ from abft.folder import (
     create_run,
     disk_error,
     last_checkpoint,
+    read_config,
     refuse_occupied,
     refuse_other_settings,
     refuse_small_disk,
@@ -73,6 +74,7 @@ def train(config: RunConfig, output: str | Path, *, overwrite: bool = False, res
         raise AbftError("4-bit weights train through LoRA only: give lora_r as well (--lora-r 16)")
     if resume:
         refuse_other_settings(output, config)
+        config = dataclasses.replace(config, lr=read_config(output).lr)
         if (output / METRICS).is_file():
             return json.loads((output / METRICS).read_text(encoding="utf-8"))
     else:
@@ -221,7 +223,16 @@ def _lora(config: RunConfig) -> "LoraConfig | None":
 
 
 def summarize(probabilities_NC: np.ndarray, prompts: Sequence[EncodedPrompt], heads: HeadReport) -> dict[str, float]:
-    """accuracy, macro_f1, ece; heads over the threshold, and a head's mean attention on labels."""
+    """accuracy, macro_f1, ece; heads over the threshold, and a head's mean attention on labels.
+
+    Raises:
+        AbftError: probabilities that are not finite.
+    """
+    if not np.isfinite(probabilities_NC).all():
+        raise AbftError(
+            "the label probabilities are not finite: the weights are ruined. Start over with a smaller learning rate, or in "
+            "float32."
+        )
     targets = np.array([prompt.target for prompt in prompts])
     return {
         "accuracy": metrics.accuracy(probabilities_NC, targets),

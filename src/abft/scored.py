@@ -4,10 +4,13 @@ import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from abft.data import read_table
 from abft.errors import AbftError
 from abft.folder import write_text
+
+if TYPE_CHECKING:
+    import datasets
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 LABEL, PROBABILITY = "predicted_label", "probability_"
@@ -23,26 +26,33 @@ def json_lines(texts: Sequence[str], labelled: Labelled) -> str:
     )
 
 
-def refuse_bad_output(output: Path) -> None:
-    """Raise AbftError unless `output` is a new file, of a kind that can be written, in a folder that is there."""
+def refuse_bad_output(output: Path, columns: Sequence[str] = (), labels: Sequence[str] = ()) -> None:
+    """Raise AbftError unless `output` is a new file, of a kind that can be written, in a folder that is there.
+
+    Its columns, beside those of the source, are `predicted_label` and one for each of `labels`.
+    """
     if output.suffix.lower() not in SUFFIXES:
         raise AbftError(f"--output {output}: expected a file ending in {', '.join(SUFFIXES)}")
     if output.exists() or not output.parent.is_dir():
         raise AbftError(f"{output} {'exists' if output.exists() else 'is in no folder'}; give another --output")
+    own = {LABEL, *(PROBABILITY + label for label in labels)} & set(columns)
+    if own and output.suffix.lower() != ".jsonl":
+        raise AbftError(f"--data has a column {sorted(own)[0]!r} already, which --output would write; rename it")
 
 
-def write_scored(output: Path, texts: Sequence[str], labelled: Labelled, source: Path | None = None) -> None:
+def write_scored(output: Path, texts: Sequence[str], labelled: Labelled, table: "datasets.Dataset | None" = None) -> None:
     """Write a table at once or not at all, its kind by the file's ending.
 
     Args:
-        source: the file that the texts are a column of; tables keep its other columns. Without it there is a column "text".
+        table: what the texts are a column of; tables keep its other columns. Without it there is a column "text".
     """
     if output.suffix.lower() == ".jsonl":
         write_text(output, json_lines(texts, labelled))
         return
-    import datasets
+    if table is None:
+        import datasets
 
-    table = datasets.Dataset.from_dict({"text": list(texts)}) if source is None else read_table(source)
+        table = datasets.Dataset.from_dict({"text": list(texts)})
     scores = [probabilities for _, probabilities in labelled]
     new: dict[str, list] = {LABEL: [label for label, _ in labelled]}
     new |= {PROBABILITY + label: [row[label] for row in scores] for label in scores[0]}

@@ -14,7 +14,7 @@ from typing import Any
 
 from abft.bench.methods import METHODS, Named
 from abft.bench.scenarios import SCENARIOS
-from abft.config import PAPER, RunConfig, read_yaml, refuse_unknown_keys
+from abft.config import PAPER, PAPERS_OWN, RunConfig, read_yaml, refuse_unknown_keys, refuse_without_effect
 from abft.errors import AbftError
 from abft.tasks import TASKS, task_named
 
@@ -159,11 +159,16 @@ class Grid:
     def _cell(
         self, model: Named, task: Named, method: Named, kind: str, scenario: str, variant: Mapping[str, Any], seed: int
     ) -> Cell:
-        values: dict[str, Any] = {**BASELINE, "model": model.name, **self.settings, **model.settings}
-        values |= task.settings if "data" in task.settings else {"task": task.name, **task.settings}
-        values |= {**(METHODS[kind].training or {}), **method.settings, **variant, "seed": seed}
+        training = METHODS[kind].training or {}
+        shared = {**self.settings, **model.settings, **task.settings}
+        if training.get("objective", "abft") != "abft":
+            shared = {name: value for name, value in shared.items() if name not in PAPERS_OWN}
+        own = {} if "data" in task.settings else {"task": task.name}
+        values = {**BASELINE, "model": model.name, **own, **shared, **training, **method.settings, **variant, "seed": seed}
         try:
             config = RunConfig(**values)
+            if not variant:  # a variant's own settings leave out the methods that they mean nothing to: `applies`
+                refuse_without_effect(config)
         except AbftError as error:
             raise AbftError(f"grid, method {method.name}, task {task.name}: {error}") from None
         if config.test_prompts == 0:
