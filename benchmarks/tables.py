@@ -25,6 +25,7 @@ STEP_WAYS = {
 }
 VARIANT_WAYS = {"default": "the default loss", "compiled": "every decoder layer compiled"}
 GIB = 2**30
+DEFAULT = "both4"  # among the variants of time_to_accuracy.py
 GOALS = {"SST2": 0.85, "TREC": 0.6, "FP": 0.75}  # accuracy on held-out prompts
 
 
@@ -146,9 +147,10 @@ def reached(run, accuracy):
 
 
 def seconds_per_step(runs):
-    """CPU seconds of a training step: one thread, so that other work on the machine does not count."""
+    """CPU seconds of a training step: one thread, so that other work on the machine does not count. None: not measured."""
     ends = [list(run["validation"].items())[-1] for run in runs]
-    return statistics.median(found["cpu_seconds"] / int(step) for step, found in ends if "cpu_seconds" in found)
+    taken = [found["cpu_seconds"] / int(step) for step, found in ends if "cpu_seconds" in found]
+    return statistics.median(taken) if taken else None
 
 
 def times_faster(run, cost, paper, paper_cost, goal):
@@ -220,15 +222,25 @@ def time_to_accuracy(runs):
 
 
 def explored(runs):
-    """Accuracy on held-out prompts by training prompts seen: runs whose seconds were not taken side by side."""
+    """Accuracy on held-out prompts by training prompts seen, and what a step costs beside the default's of the same task."""
     rows = []
-    for run in sorted(runs, key=lambda run: (run["task"] != "SST2", run["task"], run["variant"])):
+    default = {
+        task: seconds_per_step(run for run in runs if (run["task"], run["variant"]) == (task, DEFAULT))
+        for task in {run["task"] for run in runs if run["variant"] == DEFAULT}
+    }
+    shown = [run for run in runs if run["variant"] != "paper"]
+    for run in sorted(shown, key=lambda run: (run["task"] != "SST2", run["task"], run["variant"], run["seed"])):
         settings = run["settings"]
         step = settings["per_device_train_batch_size"] * settings["gradient_accumulation_steps"]
         at = {int(number) * step: f"{100 * found['accuracy']:.1f}" for number, found in run["validation"].items()}
         seen = [at.get(prompts, "") for prompts in (128, 256, 512, 768, 1024)]
-        rows.append([run["task"], f"`{run['variant']}`", f"{100 * run['before']['accuracy']:.1f}", *seen])
-    return table(["task", "variant", "before", "128 prompts", "256", "512", "768", "1,024"], rows)
+        cost = seconds_per_step([run])
+        ratio = f"{cost / default[run['task']]:.2f}" if cost and run["task"] in default else ""
+        rows.append(
+            [run["task"], f"`{run['variant']}`", str(run["seed"]), f"{100 * run['before']['accuracy']:.1f}", *seen, ratio]
+        )
+    head = ["task", "variant", "seed", "before", "128 prompts", "256", "512", "768", "1,024", "cost of a step"]
+    return table(head, rows)
 
 
 def startup(record):
@@ -242,7 +254,7 @@ def machine(record):
     return f"{about['cpu']}, {about['cores']} cores, {about['memory_GiB']} GiB; {named}."
 
 
-TABLES = {
+TABLES = {  # what makes each, and the files or folders that it reads
     "machine": (machine, "step"),
     "limits": (limits, "limits"),
     "profile": (profile, "limits"),
@@ -252,18 +264,18 @@ TABLES = {
     "evaluation": (evaluation, "eval"),
     "predict": (predict, "predict"),
     "startup": (startup, "startup"),
-    "explored": (explored, "explored"),
+    "explored": (explored, "explored", "time_to_accuracy"),
     "time_to_accuracy": (time_to_accuracy, "time_to_accuracy"),
 }
 
 
 def written(name, folder):
     """The table `name` and the command that made its raw results."""
-    make, source = TABLES[name]
-    if (folder / source).is_dir():
-        runs = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((folder / source).glob("*.json"))]
-        return make(runs)
-    return make(json.loads((folder / f"{source}.json").read_text(encoding="utf-8")))
+    make, *sources = TABLES[name]
+    if (folder / sources[0]).is_dir():
+        paths = [path for source in sources for path in sorted((folder / source).glob("*.json"))]
+        return make([json.loads(path.read_text(encoding="utf-8")) for path in paths])
+    return make(json.loads((folder / f"{sources[0]}.json").read_text(encoding="utf-8")))
 
 
 def filled(page, folder):
@@ -278,7 +290,7 @@ def main():
     parser.add_argument("--print", action="store_true", dest="show", help="print the tables; leave the page as it is")
     options = parser.parse_args()
     if options.show:
-        for name, (_, source) in TABLES.items():
+        for name, (_, source, *_) in TABLES.items():
             if (options.results / source).is_dir() or (options.results / f"{source}.json").is_file():
                 print(f"{name}\n\n{written(name, options.results)}\n")
         return

@@ -77,7 +77,6 @@ VOTE = {**RATIO, "objective": "vote"}
 BOTH4 = {**VOTE, "queries": 4, "cross_entropy": 1.0}
 VARIANTS = {
     "paper": {"learning_rate": 1e-4, "max_steps": 32, "every": 4},
-    "paper-without-pid": {"learning_rate": 1e-4, "max_steps": 32, "every": 8, "pid": False},
     "paper4": {"learning_rate": 1e-4, "max_steps": 32, "every": 4, "queries": 4},
     "paper4-3e-4": {"learning_rate": 3e-4, "max_steps": 32, "every": 4, "queries": 4},
     "vote4-32": {**VOTE, "queries": 4, "max_steps": 32},
