@@ -87,6 +87,10 @@ def test_a_last_step_that_ruins_the_weights(options, tmp_path):
     assert message in refused("train", *arguments(options, lr=1e20, steps=1), "--output", output)
     assert message in refused("train", "--resume", "--output", output)
     assert invoke("train", *arguments(options, steps=1), "--output", output, "--overwrite").exit_code == 0
+    unseen = tmp_path / "unseen"
+    assert invoke("train", *arguments(options, lr=1e20, steps=1, test_prompts=0), "--output", unseen).exit_code == 0
+    assert "the label probabilities are not finite" in refused("predict", "--run", unseen, "--text", "great")
+    assert "the model's attention is not finite" in refused("eval", "--run", unseen, "--test-prompts", 4)
 
 
 def test_a_model_file_cut_short(options, model_folder, tmp_path):

@@ -337,7 +337,10 @@ def test_settings_of_the_papers_objective_reach_no_other(grid_values, tmp_path):
         tmp_path, grid_values, methods=["abft", "vote", "e2e"], scenarios=["standard"], settings=values, seeds=[0]
     )
     assert {cell.method: cell.config.A0 for cell in read_grid(path).cells()} == {"abft": 0.3, "vote": 0.5, "e2e": 0.5}
-    path = write_grid(tmp_path, grid_values, methods=[{"name": "e2e", "A0": 0.3}], scenarios=["standard"])
+    own = [{"name": "m", "method": "vote", "objective": "abft"}, {"name": "n", "method": "abft", "objective": "vote"}]
+    path = write_grid(tmp_path, grid_values, methods=own, scenarios=["standard"], settings=values)
+    assert {cell.method: cell.config.A0 for cell in read_grid(path).cells()} == {"m": 0.3, "n": 0.5}
+    path = write_grid(tmp_path, grid_values, methods=[{"name": "e2e", "A0": 0.3}], scenarios=["training_size"])
     assert "grid, method e2e, task reviews: A0 goes with objective 'abft'" in refused(
         "bench", "--config", path, "--output", tmp_path / "out", "--dry-run"
     )

@@ -216,6 +216,9 @@ def test_equal_texts_count_once(new, texts, labels, monkeypatch):
     training, held_out = ({text_key(example.text) for example in part} for part in parts[0])
     assert not training & held_out
     assert len(training) + len(held_out) == len({text_key(text) for text in texts})
+    signs = [f"{number} {sign}" for number in range(20) for sign in (":)", ":(")]
+    new().fit(signs, ["glad", "sad"] * 20)
+    assert sum(map(len, parts[1])) == 40  # equal but for signs, which tell the classes apart
 
 
 def test_bad_use(new, trained, texts, labels, tmp_path):
@@ -237,6 +240,8 @@ def test_bad_use(new, trained, texts, labels, tmp_path):
         ({"demonstration_sets": 0}, "demonstration_sets = 0"),
         ({"steps": -1}, "steps = -1"),
         ({"held_out": 1.5}, "held_out = 1.5"),
+        ({"k": 1, "cross_entropy": 0}, "k = 1 shows one"),
+        ({"objective": "e2e", "learning_rate": 1e20, "steps": 1}, "probabilities are not finite"),
     ):
         with pytest.raises(ValueError, match=message):
             new(**settings).fit(texts, labels)

@@ -1,11 +1,13 @@
 import contextlib
 import io
+from pathlib import Path
 
 import datasets
 import pytest
 
 from abft.data import labelled_splits, lcg_indices, load_data, load_task, read_table, texts_of
 from abft.errors import AbftError
+from abft.scored import write_scored
 from abft.tasks import TASKS
 
 
@@ -68,6 +70,12 @@ def test_every_format_gives_the_same(tmp_path, reviews):
     for name in ("reviews.jsonl", "reviews.parquet", "reviews.tsv"):
         assert load_data(tmp_path / name, "review", "stars") == expected
     assert load_data(table, "review", "stars", name="reviews") == expected
+
+
+def test_rows_longer_than_the_header_are_refused(tmp_path):
+    (tmp_path / "long.csv").write_text("text,label\n" + "".join(f"t{i},a,b\n" for i in range(20)))
+    with pytest.raises(AbftError, match="rows have more cells than the header"):
+        load_data(tmp_path / "long.csv")
 
 
 def test_class_labels_and_numbers_become_strings():
@@ -169,3 +177,14 @@ def test_texts_of_a_file(reviews):
     texts = texts_of(read_table(reviews), "review", "reviews")
     assert len(texts) == 120
     assert texts[1].endswith("number 1")
+
+
+@pytest.mark.parametrize("name", ["scored.csv", "scored.parquet"])
+def test_labelled_tables_keep_whole_numbers_with_gaps(name, tmp_path):
+    table = datasets.Dataset.from_dict({"id": [9007199254740993, None], "text": ["good", "bad"]})
+    write_scored(tmp_path / name, table["text"], [("x", {"x": 1.0})] * 2, table)
+    written = datasets.load_dataset(Path(name).suffix[1:], data_files=str(tmp_path / name), split="train")
+    assert written["predicted_label"] == ["x", "x"]
+    written = (tmp_path / name).read_text() if name.endswith("csv") else str(written["id"][0])
+    assert "9007199254740993" in written
+    assert "9007199254740993.0" not in written

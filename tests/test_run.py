@@ -170,8 +170,16 @@ def test_a_runs_config_file_beside_other_settings(tmp_path, monkeypatch):
     part.write_text("data: x.csv\nlabel_words: {a=b: c}\n")
     assert settings("--config", part).label_words == {"a=b": "c"}
     assert settings("--config", part, "--label-words", "a=b=c").label_words == {"a": "b=c"}
-    part.write_text("data: x.csv\nlabel_words: {a: null}\n")
-    assert "label: word pairs of text" in refused("train", "--config", part)
+    part.write_text("data: x.csv\nlabel_words: {0: negative, 1: positive}\n")
+    assert settings("--config", part).label_words == {"0": "negative", "1": "positive"}
+    for word in ("null", "yes"):
+        part.write_text(f"data: x.csv\nlabel_words: {{a: {word}}}\n")
+        assert "label: word pairs of text" in refused("train", "--config", part)
+    part.write_text("objective: abft\nsteps: 8\n")
+    assert settings("--config", part, "--recipe", "paper").steps == 8
+    old = {name: value for name, value in asdict(RunConfig()).items() if name not in ("queries", "cross_entropy")}
+    whole.write_text(yaml.safe_dump(old))
+    assert (settings("--config", whole).queries, seen[-1].cross_entropy) == (1, 0)
 
 
 def test_merge_is_a_stock_checkpoint(finished, model_folder, tmp_path):

@@ -5,6 +5,7 @@ name (without it transformers would silently pass no padding mask). Its output i
 the softmax rows of the asked query positions, which transformers collects into `outputs.attentions`.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -251,7 +252,9 @@ def supported_implementation(model: nn.Module) -> Implementation:
     if [tuple(rows.shape) for rows in ours] != expected:
         return "eager"
     tolerance = 1e-3 if next(inner.parameters()).dtype == torch.float32 else 5e-2  # peaked rows of trained models: 1.1e-4
-    difference = max((a.squeeze(2) - b).abs().max().item() for a, b in zip(ours, eager, strict=True))
+    difference = torch.stack([(a.squeeze(2) - b).abs().max().cpu() for a, b in zip(ours, eager, strict=True)]).max().item()
+    if math.isnan(difference):
+        raise AbftError("the model's attention is not finite: its weights are ruined, or half precision is too narrow for it")
     if not difference <= tolerance:
         raise AbftError(
             f"model family {family!r}: our attention rows differ from eager attention by {difference:.1e}, "

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from abft import __version__
-from abft.config import RunConfig, default_cross_entropy, default_learning_rate
-from abft.data import TaskData, unique
+from abft.config import RunConfig, default_cross_entropy, default_learning_rate, refuse_without_effect
+from abft.data import TaskData, text_key
 from abft.errors import AbftError
 from abft.folder import FULL_RANK_FILE, share, write_json
 from abft.tasks import Example, Task, Template
@@ -46,7 +46,7 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
     `fit` trains W_Q and W_K so that attention heads look at the right demonstrations, and holds a part of the texts out to
     decide when to stop and whether training helped at all: if it did not, the untouched model is kept, with a warning.
 
-    Of texts that are equal but for case and punctuation the first counts, so that no held-out text is trained on.
+    Of a class's texts that are equal but for case and punctuation the first counts: none is held out and trained on.
 
     Args:
         model: hub id, folder, .gguf file or the embedded default.
@@ -127,7 +127,7 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
         classes = _classes(y)
         check_consistent_length(texts, classes)
         self.classes_, labels = np.unique(classes, return_inverse=True)
-        examples = unique([Example(text, int(label)) for text, label in zip(texts, labels, strict=True)])
+        examples = _unique([Example(text, int(label)) for text, label in zip(texts, labels, strict=True)])
         self._refuse_few(examples)
         generator = random.Random(int(check_random_state(self.random_state).randint(2**31)))
         task = self._task()
@@ -179,8 +179,9 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
                 raise ValueError(f"{name} = {value}: expected at least {least}")
         if not 0 < self.held_out < 1:
             raise ValueError(f"held_out = {self.held_out}: expected a share between 0 and 1")
-        # RunConfig refuses what these cannot be.
-        RunConfig(objective=self.objective, cross_entropy=self.cross_entropy, lr=self.learning_rate)  # type: ignore[arg-type]
+        given = {"cross_entropy": self.cross_entropy, "lr": self.learning_rate}
+        numbers: dict[str, Any] = {name: float(value) for name, value in given.items() if value is not None}
+        refuse_without_effect(RunConfig(objective=self.objective, k=self.k or RunConfig.k, **numbers))
 
     def _refuse_few(self, examples: Sequence[Example]) -> None:
         if len(self.classes_) < 2:
@@ -261,6 +262,7 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
     def _record(self) -> dict[str, Any]:
         """What `load` needs besides the weights, JSON-ready."""
         settings = self.get_params()
+        settings = {name: value.item() if isinstance(value, np.generic) else value for name, value in settings.items()}
         settings["random_state"] = None  # a RandomState is no JSON, and nothing is drawn after `fit`
         settings["label_words"] = list((self.label_words or {}).items())  # JSON would turn integer keys into text
         return {
@@ -400,6 +402,11 @@ def demonstration_sets(examples: Sequence[Example], k: int, count: int, generato
         generator.shuffle(shown)
         sets.append(shown)
     return sets
+
+
+def _unique(examples: Sequence[Example]) -> list[Example]:
+    """Each class's first example of every text."""
+    return list({(text_key(e.text), e.label): e for e in reversed(examples)}.values())[::-1]
 
 
 def _parts(examples: Sequence[Example], share: float, generator: random.Random) -> tuple[list[Example], list[Example]]:

@@ -10,22 +10,22 @@ from typing import Annotated, Any
 
 import typer
 
-from abft.config import RECIPES, RunConfig, read_yaml, refuse_unknown_keys
+from abft.config import RECIPES, RunConfig, is_whole, read_yaml, refuse_unknown_keys, with_settings_of_its_time
 from abft.errors import AbftError
 
 DEFAULTS = RunConfig()
 DEFAULT_TEMPLATE = DEFAULTS.template.replace("\n", "\\n")
-RECIPE_GIVEN, FILE_VALUES = "abft.recipe", "abft.config"  # where the context keeps them, in whichever order they come
+RECIPE_GIVEN, FILE_VALUES, FILE_IS_WHOLE = "abft.recipe", "abft.config", "abft.config.whole"  # kept in the context
 
 
 def read_config_file(ctx: typer.Context, path: Path | None) -> Path | None:
     """Values of a YAML file become this command's defaults; the command line overrides them."""
     if path is not None and not ctx.resilient_parsing:
-        values = read_yaml(path)
+        values = with_settings_of_its_time(read_yaml(path))
         own = [parameter.name or "" for parameter in ctx.command.params if parameter.name not in ("config", "help")]
         known = [*own, *(f.name for f in fields(RunConfig))]  # a run's config.yaml fits every command
         refuse_unknown_keys(values, known, str(path))
-        ctx.meta[FILE_VALUES] = {name: value for name, value in values.items() if name in own}
+        ctx.meta[FILE_VALUES], ctx.meta[FILE_IS_WHOLE] = {n: v for n, v in values.items() if n in own}, is_whole(values)
         _set_defaults(ctx)
     return path
 
@@ -45,7 +45,7 @@ def _set_defaults(ctx: typer.Context) -> None:
     name, values = ctx.meta.get(RECIPE_GIVEN), ctx.meta.get(FILE_VALUES, {})
     recipe = RECIPES[name] if name else {}
     differing = [key for key, value in recipe.items() if key in values and values[key] != value]
-    if differing and "objective" in values and values.get("recipe") != name:  # a run's config.yaml, which sets everything
+    if differing and ctx.meta.get(FILE_IS_WHOLE):
         raise AbftError(f"--recipe {name} and the file of --config set different {', '.join(differing)}; give one of the two")
     defaults = {key: value for key, value in {**recipe, **values}.items() if value is not None}
     if isinstance(defaults.get("label_words"), dict):  # `_chosen` takes the mapping itself
@@ -109,7 +109,9 @@ def _chosen(ctx: typer.Context, values: dict[str, Any]) -> dict[str, Any]:
     """RunConfig's values among a command's arguments."""
     chosen = {f.name: values[f.name] for f in fields(RunConfig) if f.name in values}
     words = ctx.meta.get(FILE_VALUES, {}).get("label_words")
-    if not isinstance(words, dict) or _source(ctx, "label_words") == "COMMANDLINE":
+    if isinstance(words, dict) and _source(ctx, "label_words") != "COMMANDLINE":
+        words = {_text(label): _text(word) for label, word in words.items()}
+    else:
         words = {}
         for pair in chosen.get("label_words") or []:
             label, equals, word = pair.partition("=")
@@ -123,6 +125,11 @@ def _chosen(ctx: typer.Context, values: dict[str, Any]) -> dict[str, Any]:
         if chosen.get(name) and Path(chosen[name]).exists():
             chosen[name] = str(Path(chosen[name]).resolve())
     return chosen
+
+
+def _text(value: Any) -> Any:
+    """Numbers of a YAML file as text; `RunConfig` refuses what is no text then, as yes and no, which YAML reads as truth."""
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
 def _source(ctx: typer.Context, name: str) -> str:

@@ -195,8 +195,6 @@ class RunConfig:
             raise AbftError(f"seed = {self.seed}: expected a number from 0 to 2**32 - 1")
         refuse_bad_quantities(self.A0, self.B0, self.Cp, self.Ci, self.Cd, self.lr, self.threshold)
         refuse_bad_cross_entropy(self.cross_entropy, self.objective)
-        if self.objective == "vote" and not self.cross_entropy and self.k == 1:
-            raise AbftError("objective 'vote' compares labels, k = 1 shows one: its loss would be 0; give a larger k")
         if self.task is not None:
             task_named(self.task)  # refuses unknown tasks before anything heavy is imported
         self.layer_list()
@@ -298,7 +296,9 @@ def default_cross_entropy(objective: str) -> float:
 
 
 def refuse_without_effect(config: RunConfig) -> None:
-    """Raise AbftError for settings of the paper's objective beside another one."""
+    """Raise AbftError for settings of the paper's objective beside another one, and for a vote on one label."""
+    if config.objective == "vote" and not config.cross_entropy and config.k == 1:
+        raise AbftError("objective 'vote' compares labels, k = 1 shows one: its loss would be 0; give a larger k")
     changed = [f.name for f in fields(config) if f.name in PAPERS_OWN and getattr(config, f.name) != f.default]
     if changed and config.objective != "abft":
         raise AbftError(
@@ -328,6 +328,16 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise AbftError(f"{path}: expected keys and values, for example `lr: 0.0003`")
     return values
+
+
+def with_settings_of_its_time(values: dict[str, Any]) -> dict[str, Any]:
+    """A run's config.yaml, which holds all settings that there were, with what later ones stood at; other files as they are."""
+    return {"queries": 1, "cross_entropy": 0.0, **values} if is_whole(values) else values
+
+
+def is_whole(values: dict[str, Any]) -> bool:
+    """Whether these are all settings of a run, as its config.yaml holds them."""
+    return {"model", "objective", "steps", "seed", "k", "nb"} <= values.keys()
 
 
 def default_learning_rate(parameters: int, lora: bool, objective: str = "abft") -> float:

@@ -137,7 +137,7 @@ def load_task(name: str, protocol: Protocol = "consistent") -> TaskData:
     demonstrations, test = rest[:demonstration_number], rest[demonstration_number:]
     if protocol == "consistent":
         demonstrations = _without_texts_of(demonstrations, test)
-    return TaskData(task, tuple(_without_texts_of(unique(train), rest)), tuple(demonstrations), tuple(test))
+    return TaskData(task, tuple(_without_texts_of(_unique(train), rest)), tuple(demonstrations), tuple(test))
 
 
 def _without_texts_of(examples: Sequence[Example], others: Sequence[Example]) -> list[Example]:
@@ -145,7 +145,7 @@ def _without_texts_of(examples: Sequence[Example], others: Sequence[Example]) ->
     return [example for example in examples if text_key(example.text) not in seen]
 
 
-def unique(examples: Sequence[Example]) -> list[Example]:
+def _unique(examples: Sequence[Example]) -> list[Example]:
     """The first example of every text."""
     return list({text_key(example.text): example for example in reversed(examples)}.values())[::-1]
 
@@ -188,7 +188,7 @@ def load_data(
         raise AbftError(f"test data: labels {unknown} do not occur in {origin}; its labels are {list(labels)}")
 
     def shuffled(pairs: list[tuple[str, str]]) -> list[Example]:
-        examples = unique([Example(text, labels.index(label)) for text, label in pairs])
+        examples = _unique([Example(text, labels.index(label)) for text, label in pairs])
         random.Random(SPLIT_SEED).shuffle(examples)
         return examples
 
@@ -216,7 +216,7 @@ def training_pool(
     """
     rows = _rows(table, "train_dataset", text_column, label_column)
     task = _task_of(rows, "data", template, f"train_dataset: column {label_column!r}")
-    examples = tuple(unique([Example(text, task.labels.index(label)) for text, label in rows]))
+    examples = tuple(_unique([Example(text, task.labels.index(label)) for text, label in rows]))
     return TaskData(task, examples, examples, examples)
 
 
@@ -285,8 +285,12 @@ def read_table(path: Path) -> "datasets.Dataset":
         if kind == "csv":  # cells as they are written: 007 is no number
             separator = "\t" if path.suffix.lower() == ".tsv" else ","
             frame = pandas.read_csv(path, sep=separator, dtype=str, keep_default_na=False)
+            if not isinstance(frame.index, pandas.RangeIndex):
+                raise AbftError(f"{path}: rows have more cells than the header")
             return datasets.Dataset.from_pandas(frame, preserve_index=False)
         return datasets.load_dataset(kind, data_files=glob.escape(str(path)), split="train")
+    except AbftError:
+        raise
     except Exception as error:
         if "corresponds to no data" in str(error):
             raise AbftError(f"{path}: no rows") from None

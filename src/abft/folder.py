@@ -13,14 +13,13 @@ from typing import Any
 
 import yaml
 
-from abft.config import RunConfig, read_yaml
+from abft.config import RunConfig, read_yaml, with_settings_of_its_time
 from abft.errors import AbftError
 from abft.tasks import Example, Protocol, Task, Template
 
 CONFIG, TASK, LOG, METRICS, VANILLA = "config.yaml", "task.json", "log.jsonl", "metrics.json", "vanilla.json"
 FULL_RANK_FILE, ADAPTER_FILE = "qk_weights.safetensors", "adapter_model.safetensors"  # weights: one of the two
 BASE_FILE = "abft_base.json"  # beside an adapter: what its base model's weights are like
-BEFORE = {"queries": 1, "cross_entropy": 0.0}  # what runs had before these were settings; a config.yaml holds all of its time
 MIB = 2**20
 
 
@@ -53,8 +52,7 @@ def share(folder: Path) -> None:
 def read_config(folder: str | Path) -> RunConfig:
     """The configuration of a run folder."""
     path = _config_path(folder)
-    values = {**BEFORE, **read_yaml(path)}
-    return RunConfig.from_dict(values, str(path))
+    return RunConfig.from_dict(with_settings_of_its_time(read_yaml(path)), str(path))
 
 
 def _config_path(folder: str | Path) -> Path:

@@ -64,6 +64,15 @@ def bucketed(prompts: Sequence[EncodedPrompt], batch_size: int) -> Iterator[list
         yield order[start : start + batch_size]
 
 
+def refuse_ruined(probabilities: np.ndarray) -> None:
+    """Raise AbftError for probabilities that are not finite: whatever is made of them would mean nothing."""
+    if not np.isfinite(probabilities).all():
+        raise AbftError(
+            "the label probabilities are not finite: the weights are ruined, or half precision is too narrow. Start over with "
+            "a smaller learning rate, or in float32."
+        )
+
+
 @torch.no_grad()
 def evaluate(
     model: PreTrainedModel,
@@ -161,6 +170,9 @@ class LabelScorer:
 
         `shared`: keep no more than so many tokens, because later prompts will share no more; default: all that these prompts
         begin with alike, and nothing of a single one. `progress` is called with the number of prompts done by each batch.
+
+        Raises:
+            AbftError: probabilities that are not finite.
         """
         probabilities = np.zeros((len(prompts), len(self.labels.labels)))
         if not prompts:
@@ -179,6 +191,7 @@ class LabelScorer:
                 probabilities[indices] = self.labels.probabilities(self.whole, hidden_PD)
                 if progress:
                     progress(len(indices))
+        refuse_ruined(probabilities)
         return probabilities
 
     @property

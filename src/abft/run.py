@@ -46,7 +46,7 @@ from abft.folder import (
 )
 from abft.metaicl import other_prompts
 from abft.models import context_length, four_bit, load_model
-from abft.predict import HeadReport, evaluate
+from abft.predict import HeadReport, evaluate, refuse_ruined
 from abft.prompts import EncodedPrompt, LabelTokens, encode, evaluation_prompts, label_tokens
 from abft.tasks import Example, Task
 from abft.trainer import ABFTConfig, ABFTTrainer
@@ -228,11 +228,7 @@ def summarize(probabilities_NC: np.ndarray, prompts: Sequence[EncodedPrompt], he
     Raises:
         AbftError: probabilities that are not finite.
     """
-    if not np.isfinite(probabilities_NC).all():
-        raise AbftError(
-            "the label probabilities are not finite: the weights are ruined. Start over with a smaller learning rate, or in "
-            "float32."
-        )
+    refuse_ruined(probabilities_NC)
     targets = np.array([prompt.target for prompt in prompts])
     return {
         "accuracy": metrics.accuracy(probabilities_NC, targets),

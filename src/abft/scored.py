@@ -49,6 +49,8 @@ def write_scored(output: Path, texts: Sequence[str], labelled: Labelled, table: 
     if output.suffix.lower() == ".jsonl":
         write_text(output, json_lines(texts, labelled))
         return
+    import pandas
+
     if table is None:
         import datasets
 
@@ -56,7 +58,8 @@ def write_scored(output: Path, texts: Sequence[str], labelled: Labelled, table: 
     scores = [probabilities for _, probabilities in labelled]
     new: dict[str, list] = {LABEL: [label for label, _ in labelled]}
     new |= {PROBABILITY + label: [row[label] for row in scores] for label in scores[0]}
-    frame = table.to_pandas().assign(**new)
+    whole = table.with_format("arrow")[:]  # pandas' own types would make whole numbers with gaps floats
+    frame = whole.to_pandas(types_mapper=pandas.ArrowDtype).assign(**new)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=".abft-") as folder:
         partial = Path(folder) / output.name
         if output.suffix.lower() == ".parquet":

@@ -102,7 +102,8 @@ def _content(path: str) -> str | None:
     """What tells a changed local file or model folder from the one that was measured; None for names of a hub."""
     place = Path(path)
     if place.is_file() and place.suffix != ".gguf":
-        return hashlib.sha256(place.read_bytes()).hexdigest()[:16]
+        read_as = b"cells as text" if place.suffix.lower() in (".csv", ".tsv") else b""
+        return hashlib.sha256(read_as + place.read_bytes()).hexdigest()[:16]
     files = [place] if place.is_file() else sorted([*place.glob("*.safetensors"), *place.glob("*.json")])
     return _hash([[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files]) if files else None
 
@@ -159,16 +160,16 @@ class Grid:
     def _cell(
         self, model: Named, task: Named, method: Named, kind: str, scenario: str, variant: Mapping[str, Any], seed: int
     ) -> Cell:
-        training = METHODS[kind].training or {}
+        training = {**(METHODS[kind].training or {}), **method.settings}
         shared = {**self.settings, **model.settings, **task.settings}
         if training.get("objective", "abft") != "abft":
             shared = {name: value for name, value in shared.items() if name not in PAPERS_OWN}
         own = {} if "data" in task.settings else {"task": task.name}
-        values = {**BASELINE, "model": model.name, **own, **shared, **training, **method.settings, **variant, "seed": seed}
+        values = {**BASELINE, "model": model.name, **own, **shared, **training, "seed": seed}
         try:
-            config = RunConfig(**values)
-            if not variant:  # a variant's own settings leave out the methods that they mean nothing to: `applies`
-                refuse_without_effect(config)
+            if METHODS[kind].training is not None:
+                refuse_without_effect(RunConfig(**values))
+            config = RunConfig(**{**values, **variant})
         except AbftError as error:
             raise AbftError(f"grid, method {method.name}, task {task.name}: {error}") from None
         if config.test_prompts == 0:
