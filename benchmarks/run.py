@@ -22,7 +22,7 @@ SIZES = {
         "startup": ["startup.py"],
         "limits": ["limits.py"],
         "step": ["step.py", "--rounds", "2"],
-        "variants": ["step.py", "--ways", "packed", "default", "compiled"],
+        "variants": ["step.py", "--ways", "packed", "default", "compiled", "--shapes", "95x8", "--rounds", "2"],
         "memory": ["step.py", "--shapes", "512x1", "1024x1", "2048x1", "4096x1", "8192x1", *MEMORY],
         "saved_activations": ["saved_activations.py"],
         "eval": ["eval.py", "--rounds", "3", "--batch-sizes", "16"],
