@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from abft import __version__
-from abft.config import RunConfig, default_cross_entropy, default_learning_rate, refuse_without_effect
-from abft.data import TaskData, text_key
+from abft.config import RunConfig, default_cross_entropy, default_learning_rate, refuse_below, refuse_without_effect
+from abft.data import TaskData, text_key, unique
 from abft.errors import AbftError
 from abft.folder import FULL_RANK_FILE, share, write_json
 from abft.tasks import Example, Task, Template
@@ -127,7 +127,8 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
         classes = _classes(y)
         check_consistent_length(texts, classes)
         self.classes_, labels = np.unique(classes, return_inverse=True)
-        examples = _unique([Example(text, int(label)) for text, label in zip(texts, labels, strict=True)])
+        examples = [Example(text, int(label)) for text, label in zip(texts, labels, strict=True)]
+        examples = unique(examples, lambda example: (text_key(example.text), example.label))
         self._refuse_few(examples)
         generator = random.Random(int(check_random_state(self.random_state).randint(2**31)))
         task = self._task()
@@ -173,10 +174,8 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
         return super().score(X, y, sample_weight)
 
     def _refuse_bad_settings(self) -> None:
-        for name, least in (("k", 1), ("demonstration_sets", 1), ("batch_size", 1), ("steps", 0)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"{name} = {value}: expected at least {least}")
+        refuse_below(1, self, "k", "demonstration_sets", "batch_size")
+        refuse_below(0, self, "steps")
         if not 0 < self.held_out < 1:
             raise ValueError(f"held_out = {self.held_out}: expected a share between 0 and 1")
         given = {"cross_entropy": self.cross_entropy, "lr": self.learning_rate}
@@ -402,11 +401,6 @@ def demonstration_sets(examples: Sequence[Example], k: int, count: int, generato
         generator.shuffle(shown)
         sets.append(shown)
     return sets
-
-
-def _unique(examples: Sequence[Example]) -> list[Example]:
-    """Each class's first example of every text."""
-    return list({(text_key(e.text), e.label): e for e in reversed(examples)}.values())[::-1]
 
 
 def _parts(examples: Sequence[Example], share: float, generator: random.Random) -> tuple[list[Example], list[Example]]:

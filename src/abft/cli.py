@@ -297,7 +297,7 @@ def predict(
     `abft predict --run runs/mine --data new.csv --text-column review --output labels.jsonl`
     """
     from abft.folder import newest_run, read_config, refuse_unfinished
-    from abft.scored import json_lines, refuse_bad_output, write_scored
+    from abft.scored import json_lines, refuse_bad_output, refuse_taken_columns, write_scored
 
     if text and data:
         raise AbftError("give --text or --data, not both")
@@ -315,7 +315,7 @@ def predict(
         table = read_table(data)
         texts = texts_of(table, text_column or read_config(run).text_column, str(data))
         if output is not None:
-            refuse_bad_output(output, table.column_names, read_task(run)[0].labels)
+            refuse_taken_columns(output, table.column_names, read_task(run)[0].labels)
     else:
         texts = list(text) if text else [line.rstrip("\n") for line in sys.stdin if line.strip()]
     if not texts or not all(t.strip() for t in texts):

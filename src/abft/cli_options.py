@@ -15,19 +15,23 @@ from abft.errors import AbftError
 
 DEFAULTS = RunConfig()
 DEFAULT_TEMPLATE = DEFAULTS.template.replace("\n", "\\n")
-RECIPE_GIVEN, FILE_VALUES, FILE_IS_WHOLE = "abft.recipe", "abft.config", "abft.config.whole"  # kept in the context
+RECIPE_GIVEN, FILE_VALUES = "abft.recipe", "abft.config"  # kept in the context, whichever comes first
 
 
 def read_config_file(ctx: typer.Context, path: Path | None) -> Path | None:
     """Values of a YAML file become this command's defaults; the command line overrides them."""
     if path is not None and not ctx.resilient_parsing:
         values = with_settings_of_its_time(read_yaml(path))
-        own = [parameter.name or "" for parameter in ctx.command.params if parameter.name not in ("config", "help")]
-        known = [*own, *(f.name for f in fields(RunConfig))]  # a run's config.yaml fits every command
+        known = [*_own_names(ctx), *(f.name for f in fields(RunConfig))]  # a run's config.yaml fits every command
         refuse_unknown_keys(values, known, str(path))
-        ctx.meta[FILE_VALUES], ctx.meta[FILE_IS_WHOLE] = {n: v for n, v in values.items() if n in own}, is_whole(values)
+        ctx.meta[FILE_VALUES] = values
         _set_defaults(ctx)
     return path
+
+
+def _own_names(ctx: typer.Context) -> list[str]:
+    """The options of this command that a file may set."""
+    return [parameter.name or "" for parameter in ctx.command.params if parameter.name not in ("config", "help")]
 
 
 def read_recipe(ctx: typer.Context, name: str | None) -> str | None:
@@ -45,9 +49,10 @@ def _set_defaults(ctx: typer.Context) -> None:
     name, values = ctx.meta.get(RECIPE_GIVEN), ctx.meta.get(FILE_VALUES, {})
     recipe = RECIPES[name] if name else {}
     differing = [key for key, value in recipe.items() if key in values and values[key] != value]
-    if differing and ctx.meta.get(FILE_IS_WHOLE):
+    if differing and is_whole(values):
         raise AbftError(f"--recipe {name} and the file of --config set different {', '.join(differing)}; give one of the two")
-    defaults = {key: value for key, value in {**recipe, **values}.items() if value is not None}
+    own = _own_names(ctx)
+    defaults = {key: value for key, value in {**recipe, **values}.items() if key in own and value is not None}
     if isinstance(defaults.get("label_words"), dict):  # `_chosen` takes the mapping itself
         defaults["label_words"] = [f"{label}={word}" for label, word in defaults["label_words"].items()]
     ctx.default_map = defaults
@@ -146,7 +151,7 @@ def was_given(ctx: typer.Context, name: str) -> bool:
 def _refuse_settings_of_another_objective(ctx: typer.Context, chosen: dict[str, Any]) -> None:
     """What follows from an objective, read from a file, says nothing about another one."""
     values = ctx.meta.get(FILE_VALUES, {})
-    if values.get("objective") in (None, chosen.get("objective")):
+    if "objective" not in chosen or values.get("objective") in (None, chosen["objective"]):
         return
     names = ("steps", "lr", "cross_entropy")
     stale = [name for name in names if values.get(name) is not None and _source(ctx, name) != "COMMANDLINE"]

@@ -156,9 +156,7 @@ class RunConfig:
             value = getattr(self, f.name)
             if not _is_a(value, f.type):
                 raise AbftError(f"{f.name} = {value!r}: expected {_NAMES.get(f.type, f.type)}")
-        for name in ("k", "nd", "nb", "queries", "batch_size", "steps", "eval_batch_size", "save_steps"):
-            if getattr(self, name) < 1:
-                raise AbftError(f"{name} = {getattr(self, name)}: expected at least 1")
+        refuse_below(1, self, "k", "nd", "nb", "queries", "batch_size", "steps", "eval_batch_size", "save_steps")
         if self.test_prompts < 0:
             raise AbftError(f"test_prompts = {self.test_prompts}: expected 0 (no evaluation) or more")
         if self.nb % self.batch_size and self.nb > self.batch_size:
@@ -179,10 +177,7 @@ class RunConfig:
                 raise AbftError(f"{', '.join(lonely)} given without data; these describe own data (--data FILE)")
         if self.activation_checkpointing < 0:
             raise AbftError(f"activation_checkpointing = {self.activation_checkpointing}: expected 0 (off) or every n-th layer")
-        for name in ("lora_r", "lora_alpha"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise AbftError(f"{name} = {value}: expected at least 1")
+        refuse_below(1, self, "lora_r", "lora_alpha")
         if self.lora_targets != "qk" and (self.objective != "e2e" or self.lora_r is None):
             raise AbftError(
                 f"lora_targets = {self.lora_targets!r} goes with lora_r and objective e2e; ABFT trains W_Q and W_K only"
@@ -267,6 +262,14 @@ def refuse_unknown_choices(settings: Any) -> None:
         value = getattr(settings, f.name)
         if get_origin(f.type) is Literal and value not in get_args(f.type):
             raise AbftError(f"{f.name} = {value!r}: expected one of {', '.join(get_args(f.type))}")
+
+
+def refuse_below(least: int, settings: Any, *names: str) -> None:
+    """Raise AbftError for the first of an object's values `names` that is smaller; None is none."""
+    for name in names:
+        value = getattr(settings, name)
+        if value is not None and value < least:
+            raise AbftError(f"{name} = {value}: expected at least {least}")
 
 
 def refuse_bad_quantities(

@@ -9,7 +9,7 @@ import functools
 import glob
 import io
 import random
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -137,7 +137,7 @@ def load_task(name: str, protocol: Protocol = "consistent") -> TaskData:
     demonstrations, test = rest[:demonstration_number], rest[demonstration_number:]
     if protocol == "consistent":
         demonstrations = _without_texts_of(demonstrations, test)
-    return TaskData(task, tuple(_without_texts_of(_unique(train), rest)), tuple(demonstrations), tuple(test))
+    return TaskData(task, tuple(_without_texts_of(unique(train), rest)), tuple(demonstrations), tuple(test))
 
 
 def _without_texts_of(examples: Sequence[Example], others: Sequence[Example]) -> list[Example]:
@@ -145,9 +145,10 @@ def _without_texts_of(examples: Sequence[Example], others: Sequence[Example]) ->
     return [example for example in examples if text_key(example.text) not in seen]
 
 
-def _unique(examples: Sequence[Example]) -> list[Example]:
-    """The first example of every text."""
-    return list({text_key(example.text): example for example in reversed(examples)}.values())[::-1]
+def unique(examples: Sequence[Example], key: Callable[[Example], Hashable] | None = None) -> list[Example]:
+    """The first example of every key, by default of every text."""
+    key = key or (lambda example: text_key(example.text))
+    return list({key(example): example for example in reversed(examples)}.values())[::-1]
 
 
 def load_data(
@@ -188,7 +189,7 @@ def load_data(
         raise AbftError(f"test data: labels {unknown} do not occur in {origin}; its labels are {list(labels)}")
 
     def shuffled(pairs: list[tuple[str, str]]) -> list[Example]:
-        examples = _unique([Example(text, labels.index(label)) for text, label in pairs])
+        examples = unique([Example(text, labels.index(label)) for text, label in pairs])
         random.Random(SPLIT_SEED).shuffle(examples)
         return examples
 
@@ -216,7 +217,7 @@ def training_pool(
     """
     rows = _rows(table, "train_dataset", text_column, label_column)
     task = _task_of(rows, "data", template, f"train_dataset: column {label_column!r}")
-    examples = tuple(_unique([Example(text, task.labels.index(label)) for text, label in rows]))
+    examples = tuple(unique([Example(text, task.labels.index(label)) for text, label in rows]))
     return TaskData(task, examples, examples, examples)
 
 
@@ -282,21 +283,20 @@ def read_table(path: Path) -> "datasets.Dataset":
     datasets.disable_progress_bars()
     kind = READERS[path.suffix.lower()]
     try:
-        if kind == "csv":  # cells as they are written: 007 is no number
-            separator = "\t" if path.suffix.lower() == ".tsv" else ","
-            frame = pandas.read_csv(path, sep=separator, dtype=str, keep_default_na=False)
-            if not isinstance(frame.index, pandas.RangeIndex):
-                raise AbftError(f"{path}: rows have more cells than the header")
-            return datasets.Dataset.from_pandas(frame, preserve_index=False)
-        return datasets.load_dataset(kind, data_files=glob.escape(str(path)), split="train")
-    except AbftError:
-        raise
+        if kind != "csv":
+            return datasets.load_dataset(kind, data_files=glob.escape(str(path)), split="train")
+        # Cells as they are written: 007 is no number.
+        separator = "\t" if path.suffix.lower() == ".tsv" else ","
+        frame = pandas.read_csv(path, sep=separator, dtype=str, keep_default_na=False)
     except Exception as error:
         if "corresponds to no data" in str(error):
             raise AbftError(f"{path}: no rows") from None
         cause = error.__cause__ or error
         reason = (str(cause).splitlines() or [type(cause).__name__])[0][:160]
         raise AbftError(f"{path} could not be read as {kind}: {reason}") from None
+    if not isinstance(frame.index, pandas.RangeIndex):
+        raise AbftError(f"{path}: rows have more cells than the header")
+    return datasets.Dataset.from_pandas(frame, preserve_index=False)
 
 
 def _strings(table: "datasets.Dataset", column: str, source: str, what: str) -> list[str]:

@@ -26,15 +26,16 @@ def json_lines(texts: Sequence[str], labelled: Labelled) -> str:
     )
 
 
-def refuse_bad_output(output: Path, columns: Sequence[str] = (), labels: Sequence[str] = ()) -> None:
-    """Raise AbftError unless `output` is a new file, of a kind that can be written, in a folder that is there.
-
-    Its columns, beside those of the source, are `predicted_label` and one for each of `labels`.
-    """
+def refuse_bad_output(output: Path) -> None:
+    """Raise AbftError unless `output` is a new file, of a kind that can be written, in a folder that is there."""
     if output.suffix.lower() not in SUFFIXES:
         raise AbftError(f"--output {output}: expected a file ending in {', '.join(SUFFIXES)}")
     if output.exists() or not output.parent.is_dir():
         raise AbftError(f"{output} {'exists' if output.exists() else 'is in no folder'}; give another --output")
+
+
+def refuse_taken_columns(output: Path, columns: Sequence[str], labels: Sequence[str]) -> None:
+    """Raise AbftError if the source has a column that the table `output` will have for the prediction."""
     own = {LABEL, *(PROBABILITY + label for label in labels)} & set(columns)
     if own and output.suffix.lower() != ".jsonl":
         raise AbftError(f"--data has a column {sorted(own)[0]!r} already, which --output would write; rename it")

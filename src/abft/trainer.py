@@ -23,7 +23,7 @@ from transformers.trainer_utils import TrainOutput
 from abft import weights
 from abft.attention import IMPLEMENTATION, Implementation, can_pack, causal_lm, decoder, row_attention, supported_implementation
 from abft.card import model_card, trained_weights
-from abft.config import refuse_bad_cross_entropy, refuse_bad_quantities, refuse_unknown_choices
+from abft.config import refuse_bad_cross_entropy, refuse_bad_quantities, refuse_below, refuse_unknown_choices
 from abft.data import TaskData, training_pool
 from abft.errors import AbftError
 from abft.folder import FULL_RANK_FILE, last_checkpoint, share
@@ -104,9 +104,7 @@ class ABFTConfig(TrainingArguments):
         refuse_unknown_choices(self)
         refuse_bad_quantities(self.A0, self.B0, self.Cp, self.Ci, self.Cd, self.learning_rate, self.threshold)
         refuse_bad_cross_entropy(self.cross_entropy, self.objective)
-        for name in ("k", "nd", "queries", "gradient_accumulation_steps", "per_device_train_batch_size"):
-            if getattr(self, name) < 1:
-                raise AbftError(f"{name} = {getattr(self, name)}: expected at least 1")
+        refuse_below(1, self, "k", "nd", "queries", "gradient_accumulation_steps", "per_device_train_batch_size")
         if self.per_device_train_batch_size % self.queries:
             raise AbftError(
                 f"queries = {self.queries} has to divide per_device_train_batch_size = {self.per_device_train_batch_size}"
