@@ -48,7 +48,7 @@ def against(seconds, others):
 def step(record):
     rows = []
     for shape in record["results"]:
-        seconds = {way: [statistics.mean(m["seconds"]) for m in found] for way, found in shape["ways"].items()}
+        seconds = step_seconds(shape)
         memory = {way: statistics.median(m["peak_bytes"] for m in found) for way, found in shape["ways"].items()}
         for way in seconds:
             rows.append(
@@ -65,10 +65,15 @@ def step(record):
     return table(head, rows)
 
 
+def step_seconds(shape):
+    """Mean seconds of a step, by way and round."""
+    return {way: [statistics.mean(m["seconds"]) for m in found] for way, found in shape["ways"].items()}
+
+
 def variants(record):
     rows = []
     for shape in record["results"]:
-        seconds = {way: [statistics.mean(m["seconds"]) for m in found] for way, found in shape["ways"].items()}
+        seconds = step_seconds(shape)
         rows += [
             [f"{shape['tokens']:,} x {shape['batch_size']}", VARIANT_WAYS[way], spread(against(taken, seconds["packed"]))]
             for way, taken in seconds.items()
@@ -192,8 +197,6 @@ def time_to_accuracy(runs):
             ]
             limit = "at least " if any(not reached(paper[seed], goal) for seed in both) else ""
             right = {v: [[int(c) for c in last[v][seed]["right"]] for seed in both] for v in (name, "paper")}
-            difference, samples = paired_bootstrap(right[name], right["paper"], range(len(right[name][0])))
-            low, high = interval(samples)
             rows.append(
                 [
                     f"{task}, {100 * goal:.1f}%",
@@ -204,7 +207,7 @@ def time_to_accuracy(runs):
                     "" if name == "paper" or not ratios else limit + spread(ratios),
                     "" if name == "paper" or None in as_far else spread(as_far),
                     f"{100 * statistics.mean(end['accuracy'] for end in last[name].values()):.1f}",
-                    "" if name == "paper" else f"{100 * difference:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]",
+                    "" if name == "paper" else difference(right[name], right["paper"]),
                 ]
             )
     head = [
@@ -243,6 +246,35 @@ def explored(runs):
     return table(head, rows)
 
 
+def against_default(runs):
+    """Accuracy of each variant minus the default's on the same prompts, tasks and seeds, at the last validation of both."""
+    default = {(run["task"], run["seed"]): run for run in runs if run["variant"] == DEFAULT}
+    pairs = {}
+    for run in runs:
+        other = default.get((run["task"], run["seed"]))
+        if other and run["variant"] not in ("paper", DEFAULT):
+            step = max(run["validation"].keys() & other["validation"].keys(), key=int)
+            own, its = ([int(c) for c in each["validation"][step].get("right", "")] for each in (run, other))
+            if len(own) == len(its):  # the same prompts
+                pairs.setdefault(run["variant"], []).append((run["task"], own, its))
+    rows = []
+    for name, found in sorted(pairs.items()):
+        cells = []
+        for tasks in (*((task,) for task in GOALS), tuple(GOALS)):
+            chosen = [(own, its) for task, own, its in found if task in tasks]
+            own, its = ([right for pair in chosen for right in pair[side]] for side in (0, 1))
+            cells.append(f"{len(chosen)}: {difference([own], [its])}" if chosen else "")
+        rows.append([f"`{name}`", *cells])
+    return table(["variant", *GOALS, "all"], rows)
+
+
+def difference(ours, theirs):
+    """Mean difference in points and its 95% interval, of rights and wrongs by run and prompt."""
+    mean, samples = paired_bootstrap(ours, theirs, range(len(ours[0])))
+    low, high = interval(samples)
+    return f"{100 * mean:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+
+
 def startup(record):
     rows = [[f"`{name}`", f"{statistics.median(taken):.2f}", f"{min(taken):.2f}"] for name, taken in record["seconds"].items()]
     return table(["", "seconds, median", "least"], rows)
@@ -265,6 +297,7 @@ TABLES = {  # what makes each, and the files or folders that it reads
     "predict": (predict, "predict"),
     "startup": (startup, "startup"),
     "explored": (explored, "explored", "time_to_accuracy"),
+    "against_default": (against_default, "explored", "time_to_accuracy"),
     "time_to_accuracy": (time_to_accuracy, "time_to_accuracy"),
 }
 

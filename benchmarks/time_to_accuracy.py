@@ -85,7 +85,7 @@ VARIANTS = {
     "mass1-4": {**VOTE, "objective": "mass1", "queries": 4},
     "both4": BOTH4,
     "both4-linear": {**BOTH4, "lr_scheduler_type": "linear"},
-    "both4-warmup": {**BOTH4, "warmup_steps": 4},
+    "both4-warmup": {**BOTH4, "lr_scheduler_type": "constant_with_warmup", "warmup_steps": 4},
     "both4-clip": {**BOTH4, "max_grad_norm": 1.0},
     "both4-beta2": {**BOTH4, "adam_beta2": 0.95},
     **{f"both4-above{n}": {**BOTH4, "layers": list(range(n + 1, 30))} for n in (4, 9, 14, 19)},
