@@ -1,4 +1,5 @@
-"""Choose learning rate and number of steps on training data only: a part of the training pool is held out for it.
+"""Choose learning rate and number of steps on training data only: a part of the training pool is
+held out for it.
 
 python benchmarks/choose_learning_rate.py --task SST2 --output results/learning_rate_sst2.json
 """
@@ -25,9 +26,18 @@ def main():
 
     results = []
     for rate in options.rates:
-        settings = {"learning_rate": rate, "max_steps": options.steps, "seed": options.seed, "objective": options.objective}
-        run = train_and_validate(options.model, options.task, settings, every=options.every, prompts=options.prompts)
-        results.append({"learning_rate": rate, **{k: run[k] for k in ("before", "validation", "log")}})
+        settings = {
+            "learning_rate": rate,
+            "max_steps": options.steps,
+            "seed": options.seed,
+            "objective": options.objective,
+        }
+        run = train_and_validate(
+            options.model, options.task, settings, every=options.every, prompts=options.prompts
+        )
+        results.append(
+            {"learning_rate": rate, **{k: run[k] for k in ("before", "validation", "log")}}
+        )
         names = ("model", "task", "objective", "seed", "prompts")
         record = {name: getattr(options, name) for name in names}
         options.output.write_text(json.dumps({**record, "runs": results}, indent=1))

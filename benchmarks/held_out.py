@@ -11,15 +11,30 @@ from dataclasses import replace
 
 from transformers import TrainerCallback
 
-from abft import ABFTConfig, ABFTTrainer, encode, evaluate, evaluation_prompts, label_tokens, load_model, load_task
-from abft.metrics import accuracy
-from abft.prompts import EncodedPrompt, training_prompts, with_answers
+from abft import (
+    ABFTConfig,
+    ABFTTrainer,
+    encode,
+    evaluate,
+    evaluation_prompts,
+    label_tokens,
+    load_model,
+    load_task,
+)
+from abft.data.encoding import EncodedPrompt, with_answers
+from abft.data.prompts import training_prompts
+from abft.scoring.metrics import accuracy
 
-TRAIN, DEMONSTRATIONS = 0.75, 0.125  # shares of the pool: for training prompts, for demonstrations of validation prompts
+TRAIN, DEMONSTRATIONS = (
+    0.75,
+    0.125,
+)  # shares of the pool: for training prompts, for demonstrations of validation prompts
 
 
 class _Validate(TrainerCallback):
-    """Accuracy and heads on the held-out prompts every few steps, and the (CPU) seconds trained until then."""
+    """Accuracy and heads on the held-out prompts every few steps, and the (CPU) seconds trained
+    until then.
+    """
 
     def __init__(self, score, every):
         self.score, self.every, self.scores = score, every, {}
@@ -46,8 +61,9 @@ def split(data):
 
 
 def dense(data, tokenizer, words, arguments):
-    """Training prompts, and behind each set of demonstrations its own beginnings: every demonstration after the first is a
-    query too. In a pack they cost no token. Changes `arguments`: packs and micro-batches grow.
+    """Training prompts, and behind each set of demonstrations its own beginnings: every
+    demonstration after the first is a query too. In a pack they cost no token. Changes `arguments`:
+    packs and micro-batches grow.
     """
     m, k = arguments.queries, arguments.k
     shared = training_prompts(data, arguments.nd, k, arguments.seed, arguments.protocol, m)
@@ -60,16 +76,25 @@ def dense(data, tokenizer, words, arguments):
             label, end = group[0].label_classes[j], group[0].label_positions[j]
             prompts.append(
                 EncodedPrompt(
-                    group[0].input_ids[:end], group[0].label_positions[:j], group[0].label_classes[:j], label, words[label]
+                    group[0].input_ids[:end],
+                    group[0].label_positions[:j],
+                    group[0].label_classes[:j],
+                    label,
+                    words[label],
                 )
             )
     arguments.queries = m + k - 1
-    arguments.per_device_train_batch_size = arguments.per_device_train_batch_size // m * arguments.queries
+    arguments.per_device_train_batch_size = (
+        arguments.per_device_train_batch_size // m * arguments.queries
+    )
     return prompts
 
 
-def train_and_validate(model_name, task, settings, *, every, prompts, objective=None, dense_queries=False):
-    """Train with `settings` (of `ABFTConfig`) and return the validation before and during it, and the training log.
+def train_and_validate(
+    model_name, task, settings, *, every, prompts, objective=None, dense_queries=False
+):
+    """Train with `settings` (of `ABFTConfig`) and return the validation before and during it, and
+    the training log.
 
     `objective`, if given, replaces the one that the settings name. `dense_queries`: see `dense`.
     """
@@ -77,27 +102,49 @@ def train_and_validate(model_name, task, settings, *, every, prompts, objective=
     model, tokenizer = load_model(model_name)
     tests = encode(tokenizer, evaluation_prompts(data, prompts, settings.get("k", 4)))
     words = label_tokens(tokenizer, data.task)
-    source = functools.partial(dense, data, tokenizer, words) if dense_queries else lambda arguments: data
+    source = (
+        functools.partial(dense, data, tokenizer, words)
+        if dense_queries
+        else lambda arguments: data
+    )
     return measured_training(model, tokenizer, source, tests, words, settings, every, objective)
 
 
 def measured_training(model, tokenizer, source, tests, words, settings, every, objective=None):
-    """Train, and return the settings, the validation on `tests` (encoded prompts) before and during it, and the log.
+    """Train, and return the settings, the validation on `tests` (encoded prompts) before and during
+    it, and the log.
 
-    `source` takes the `ABFTConfig` and returns what the trainer trains on; `words`: the labels' tokens.
+    `source` takes the `ABFTConfig` and returns what the trainer trains on; `words`: the labels'
+    tokens.
     """
     targets = [prompt.target for prompt in tests]
 
     def score():
         probabilities, heads = evaluate(model, tests, words, "abft_rows")
-        right = "".join(str(int(found == target)) for found, target in zip(probabilities.argmax(1), targets, strict=True))
+        right = "".join(
+            str(int(found == target))
+            for found, target in zip(probabilities.argmax(1), targets, strict=True)
+        )
         return {"accuracy": accuracy(probabilities, targets), "heads": heads.heads, "right": right}
 
     before = score()
     validate = _Validate(score, every)
     with tempfile.TemporaryDirectory() as folder:
-        arguments = ABFTConfig(output_dir=folder, save_strategy="no", report_to="none", disable_tqdm=True, **settings)
-        trainer = ABFTTrainer(model, arguments, source(arguments), tokenizer, callbacks=[validate], objective=objective)
+        arguments = ABFTConfig(
+            output_dir=folder, save_strategy="no", report_to="none", disable_tqdm=True, **settings
+        )
+        trainer = ABFTTrainer(
+            model,
+            arguments,
+            source(arguments),
+            tokenizer,
+            callbacks=[validate],
+            objective=objective,
+        )
         trainer.train()
-    log = [{k: v for k, v in entry.items() if k != "epoch"} for entry in trainer.state.log_history if "heads" in entry]
+    log = [
+        {k: v for k, v in entry.items() if k != "epoch"}
+        for entry in trainer.state.log_history
+        if "heads" in entry
+    ]
     return {"settings": settings, "before": before, "validation": validate.scores, "log": log}

@@ -1,10 +1,12 @@
-"""What an installation costs: packages and megabytes beyond torch, and seconds to import, for abft and SetFit.
+"""What an installation costs: packages and megabytes beyond torch, and seconds to import, for abft
+and SetFit.
 
     python benchmarks/install.py --output results/speed/install.json
 
-Each gets a fresh environment with the torch of constraints.txt; everything else is what pip takes today. Megabytes are file
-sizes in site-packages, before anything was imported. Seconds are whole new processes, in turns; the first turn, which may find
-a cold disk, is left out. `import abft` puts torch and transformers off until they are used; `ABFTTrainer` and SetFit load them.
+Each gets a fresh environment with the torch of constraints.txt; everything else is what pip takes
+today. Megabytes are file sizes in site-packages, before anything was imported. Seconds are whole
+new processes, in turns; the first turn, which may find a cold disk, is left out. `import abft` puts
+torch and transformers off until they are used; `ABFTTrainer` and SetFit load them.
 """
 
 import argparse
@@ -19,7 +21,11 @@ from pathlib import Path
 from record import write
 
 ROOT = Path(__file__).parent.parent
-TORCH = next(line for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines() if line.startswith("torch=="))
+TORCH = next(
+    line
+    for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    if line.startswith("torch==")
+)
 REQUIREMENTS = {"abft": f"{ROOT}", "abft[classifier]": f"{ROOT}[classifier]", "setfit": "setfit"}
 IMPORTS = {
     "abft": ["pass", "import abft"],
@@ -31,7 +37,12 @@ IMPORTS = {
 def installed(environment):
     """What is there: versions by package, and the bytes of site-packages."""
     python = environment / "bin" / "python"
-    listed = subprocess.run([python, "-m", "pip", "list", "--format", "json"], check=True, capture_output=True, text=True)
+    listed = subprocess.run(
+        [python, "-m", "pip", "list", "--format", "json"],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
     (folder,) = (environment / "lib").glob("python*/site-packages")
     return {
         "versions": {package["name"]: package["version"] for package in json.loads(listed.stdout)},
@@ -63,7 +74,15 @@ def costs(found):
 
 
 def table(results):
-    head = ["", "packages", "MB", "packages with torch", "MB with torch", "import", "seconds, median"]
+    head = [
+        "",
+        "packages",
+        "MB",
+        "packages with torch",
+        "MB with torch",
+        "import",
+        "seconds, median",
+    ]
     rows = [head, ["---"] * len(head)]
     for name, found in results.items():
         sizes = [str(found["packages"]), f"{found['megabytes']:.0f}"]
@@ -75,7 +94,9 @@ def table(results):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()

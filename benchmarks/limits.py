@@ -2,9 +2,9 @@
 
     python benchmarks/limits.py --output results/speed/limits.json
 
-Two numbers limit a step: its floating-point operations over the rate at which this machine multiplies float32 matrices of the
-model's own shapes, and the bytes that it has to move over the machine's bandwidth. Both are measured here, in turns with the
-step. Then the step is profiled.
+Two numbers limit a step: its floating-point operations over the rate at which this machine
+multiplies float32 matrices of the model's own shapes, and the bytes that it has to move over the
+machine's bandwidth. Both are measured here, in turns with the step. Then the step is profiled.
 """
 
 import argparse
@@ -17,17 +17,30 @@ import torch
 from torch import nn
 
 from abft import ABFTObjective, Batch, PIDController, load_model
-from abft.attention import decoder, row_attention
-from abft.prompts import collate
-from abft.weights import train_full_rank
+from abft.data.batches import collate
+from abft.model.attention import decoder, row_attention
+from abft.model.qk_weights import train_full_rank
 from record import write
 from step import THRESHOLD, random_prompts
 
 KINDS = {  # operators by what they do; the first that fits
     "matrix products": ("aten::mm", "aten::addmm"),
     "attention": ("scaled_dot_product",),
-    "attention rows": ("aten::bmm", "aten::_softmax", "aten::gather", "aten::scatter", "aten::masked_fill"),
-    "copies, fills, concatenations": ("aten::copy_", "aten::fill_", "aten::zero_", "aten::cat", "aten::index", "aten::stack"),
+    "attention rows": (
+        "aten::bmm",
+        "aten::_softmax",
+        "aten::gather",
+        "aten::scatter",
+        "aten::masked_fill",
+    ),
+    "copies, fills, concatenations": (
+        "aten::copy_",
+        "aten::fill_",
+        "aten::zero_",
+        "aten::cat",
+        "aten::index",
+        "aten::stack",
+    ),
 }
 OPTIMIZER = "Optimizer.step"
 
@@ -35,26 +48,46 @@ OPTIMIZER = "Optimizer.step"
 def needed_products(model):
     """Multiply-adds a token: forward, gradients through frozen weights, gradients of W_Q and W_K.
 
-    The loss depends on the last layer's W_Q and W_K only: its value, output and MLP weights are not needed. Gradients do not
-    pass below the first layer's W_Q and W_K, nor through V, O and MLP above the last rows.
+    The loss depends on the last layer's W_Q and W_K only: its value, output and MLP weights are not
+    needed. Gradients do not pass below the first layer's W_Q and W_K, nor through V, O and MLP
+    above the last rows.
     """
     layers = decoder(model).layers
-    names = {name: module.weight.numel() for name, module in layers[0].named_modules() if isinstance(module, nn.Linear)}
+    names = {
+        name: module.weight.numel()
+        for name, module in layers[0].named_modules()
+        if isinstance(module, nn.Linear)
+    }
     qk = sum(size for name, size in names.items() if name.endswith(("q_proj", "k_proj")))
     rest = sum(names.values()) - qk
     deep = len(layers) - 1
-    return {"forward": deep * (qk + rest) + qk, "backward": deep * (qk + rest), "weights": (deep + 1) * qk}
+    return {
+        "forward": deep * (qk + rest) + qk,
+        "backward": deep * (qk + rest),
+        "weights": (deep + 1) * qk,
+    }
 
 
 def attention_operations(model, batch_size, tokens):
-    """Of the two products of causal attention in the forward pass and the five of the backward pass, without the last layer."""
-    layers, width = len(decoder(model).layers) - 1, model.config.num_attention_heads * model.config.head_dim
+    """Of the two products of causal attention in the forward pass and the five of the backward
+    pass, without the last layer.
+    """
+    layers, width = (
+        len(decoder(model).layers) - 1,
+        model.config.num_attention_heads * model.config.head_dim,
+    )
     return layers * batch_size * 7 * 2 * tokens * (tokens + 1) / 2 * width
 
 
 def product_rate(model, tokens):
-    """FLOP/s of the float32 products of one forward and one backward pass through the decoder's linear layers."""
-    weights = [module.weight.detach() for module in decoder(model).modules() if isinstance(module, nn.Linear)]
+    """FLOP/s of the float32 products of one forward and one backward pass through the decoder's
+    linear layers.
+    """
+    weights = [
+        module.weight.detach()
+        for module in decoder(model).modules()
+        if isinstance(module, nn.Linear)
+    ]
     inputs = {width: torch.randn(tokens, width) for weight in weights for width in weight.shape}
     outputs = {width: torch.empty(tokens, width) for width in inputs}
     started = time.perf_counter()
@@ -78,7 +111,10 @@ def bandwidth(mebibytes=512, rounds=3):
 def kind_of(operator):
     if operator.startswith(OPTIMIZER):
         return "optimizer"
-    return next((kind for kind, parts in KINDS.items() if any(part in operator for part in parts)), "element by element")
+    return next(
+        (kind for kind, parts in KINDS.items() if any(part in operator for part in parts)),
+        "element by element",
+    )
 
 
 def profiled(step):
@@ -97,9 +133,13 @@ def profiled(step):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="SmolLM2-135M-Instruct")
-    parser.add_argument("--shapes", nargs="+", default=["95x8", "1000x4"], help="tokens x prompts in a batch")
+    parser.add_argument(
+        "--shapes", nargs="+", default=["95x8", "1000x4"], help="tokens x prompts in a batch"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
@@ -107,7 +147,9 @@ def main():
     model, _ = load_model(options.model)
     train_full_rank(model)
     model.train()
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-6, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad], lr=1e-6, weight_decay=0.0
+    )
     objective = ABFTObjective(PIDController(), fixed_threshold=THRESHOLD)
     results = []
     for shape in options.shapes:
@@ -129,9 +171,14 @@ def main():
             started = time.perf_counter()
             step()
             seconds.append(time.perf_counter() - started)
-        products = {name: 2 * count * tokens * batch_size for name, count in needed_products(model).items()}
+        products = {
+            name: 2 * count * tokens * batch_size for name, count in needed_products(model).items()
+        }
         operations = {**products, "attention": attention_operations(model, batch_size, tokens)}
-        shares = [sum(operations.values()) / rate / taken for rate, taken in zip(rates, seconds, strict=True)]
+        shares = [
+            sum(operations.values()) / rate / taken
+            for rate, taken in zip(rates, seconds, strict=True)
+        ]
         row = {
             "tokens": tokens,
             "batch_size": batch_size,
@@ -144,7 +191,8 @@ def main():
         }
         results.append(row)
         print(
-            f"{shape}: {sum(operations.values()) / 1e9:.0f} GFLOP in {statistics.median(seconds):.2f} s, "
+            f"{shape}: {sum(operations.values()) / 1e9:.0f} GFLOP in "
+            f"{statistics.median(seconds):.2f} s, "
             f"{100 * statistics.median(shares):.0f}% of the rate of matrix products "
             f"({statistics.median(rates) / 1e9:.0f} GFLOP/s)",
             flush=True,

@@ -1,10 +1,12 @@
-"""More classes than demonstrations in a prompt: how many sets of demonstrations should `ABFTClassifier` average over?
+"""More classes than demonstrations in a prompt: how many sets of demonstrations should
+`ABFTClassifier` average over?
 
     python benchmarks/many_classes.py --output results/many_classes.json
 
-The texts of several built-in tasks make one task of all their classes. Only training pools are used: a part to fit, another to
-measure.
-Accuracy by number of sets, without training and with it; with s sets of k demonstrations, s k classes are shown somewhere.
+The texts of several built-in tasks make one task of all their classes. Only training pools are
+used: a part to fit, another to measure.
+Accuracy by number of sets, without training and with it; with s sets of k demonstrations, s k
+classes are shown somewhere.
 """
 
 import argparse
@@ -36,7 +38,9 @@ def texts_and_labels(seed):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--k", type=int, default=4)
     parser.add_argument("--sets", type=int, default=8, help="at most")
     parser.add_argument("--steps", type=int, default=16)
@@ -52,16 +56,27 @@ def main():
     found = {"classes": sorted(set(labels)), "k": options.k}
     for name, steps in (("untrained", 0), ("trained", options.steps)):
         classifier = ABFTClassifier(
-            k=options.k, demonstration_sets=options.sets, steps=steps, random_state=options.seed, progress=False
+            k=options.k,
+            demonstration_sets=options.sets,
+            steps=steps,
+            random_state=options.seed,
+            progress=False,
         )
         with warnings.catch_warnings(action="ignore"):
             classifier.fit(texts, labels)
         by_set = np.stack([predictor.probabilities(tests) for predictor in classifier._opened()])
         right = np.searchsorted(classifier.classes_, answers)
-        accuracy = {s: float((by_set[:s].mean(0).argmax(1) == right).mean()) for s in range(1, options.sets + 1)}
+        accuracy = {
+            s: float((by_set[:s].mean(0).argmax(1) == right).mean())
+            for s in range(1, options.sets + 1)
+        }
         shown = [{label for _, label in one} for one in classifier.demonstrations_]
         by_shown = {
-            word: float((by_set[0].argmax(1) == right)[[(answer in shown[0]) == is_shown for answer in answers]].mean())
+            word: float(
+                (by_set[0].argmax(1) == right)[
+                    [(answer in shown[0]) == is_shown for answer in answers]
+                ].mean()
+            )
             for word, is_shown in (("shown", True), ("not shown", False))
         }
         found[name] = {

@@ -1,9 +1,10 @@
-"""Prediction with kept demonstrations against re-reading the whole prompt: queries per second, side by side in one run.
+"""Prediction with kept demonstrations against re-reading the whole prompt: queries per second, side
+by side in one run.
 
     python benchmarks/predict.py --output results/speed/predict.json
 
-The same texts behind the same demonstrations, in batches of the same size; the probabilities have to agree to 1e-5. The ways
-take turns, so that a slow machine slows both.
+The same texts behind the same demonstrations, in batches of the same size; the probabilities have
+to agree to 1e-5. The ways take turns, so that a slow machine slows both.
 """
 
 import argparse
@@ -14,13 +15,15 @@ from pathlib import Path
 import numpy as np
 
 from abft import Example, encode, label_tokens, load_model, load_task
-from abft.predict import LabelScorer
-from abft.prompts import write_prompt
+from abft.data.prompts import write_prompt
+from abft.scoring.scorer import LabelScorer
 from record import write
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="SmolLM2-135M-Instruct")
     parser.add_argument("--task", default="SST2")
     parser.add_argument("--demonstrations", type=int, nargs="+", default=[4, 16, 64])
@@ -34,11 +37,19 @@ def main():
     data = load_task(options.task)
     words = label_tokens(tokenizer, data.task)
     results = []
-    if not 1 <= min(options.demonstrations) <= max(options.demonstrations) <= len(data.demonstrations):
+    if (
+        not 1
+        <= min(options.demonstrations)
+        <= max(options.demonstrations)
+        <= len(data.demonstrations)
+    ):
         parser.error(f"--demonstrations: expected 1 to {len(data.demonstrations)}")
     for k in options.demonstrations:
         texts = [example.text for example in data.test[: options.queries]]
-        written = [write_prompt(data.task, data.demonstrations[:k], Example(text, 0), "consistent") for text in texts]
+        written = [
+            write_prompt(data.task, data.demonstrations[:k], Example(text, 0), "consistent")
+            for text in texts
+        ]
         prompts = encode(tokenizer, written)
         shared = prompts[0].label_positions[-1] + 1
         score = LabelScorer(model, words)
@@ -60,13 +71,17 @@ def main():
                 started = time.perf_counter()
                 way()
                 seconds[name].append(time.perf_counter() - started)
-        ratios = [whole / kept for whole, kept in zip(seconds["whole"], seconds["kept"], strict=True)]
+        ratios = [
+            whole / kept for whole, kept in zip(seconds["whole"], seconds["kept"], strict=True)
+        ]
         row = {
             "k": k,
             "tokens": statistics.mean(len(prompt.input_ids) for prompt in prompts),
             "query_tokens": statistics.mean(len(prompt.input_ids) - shared for prompt in prompts),
             "reading_demonstrations_seconds": first - statistics.median(seconds["kept"]),
-            "queries_per_second": {name: len(texts) / statistics.median(taken) for name, taken in seconds.items()},
+            "queries_per_second": {
+                name: len(texts) / statistics.median(taken) for name, taken in seconds.items()
+            },
             "ratio": statistics.median(ratios),
             "ratios": ratios,
             "largest_difference": float(difference),
@@ -79,7 +94,10 @@ def main():
             f"{row['ratio']:.1f}x ({min(ratios):.1f}-{max(ratios):.1f})",
             flush=True,
         )
-    settings = {name: getattr(options, name) for name in ("model", "task", "queries", "batch_size", "rounds")}
+    settings = {
+        name: getattr(options, name)
+        for name in ("model", "task", "queries", "batch_size", "rounds")
+    }
     write(options.output, {**settings, "results": results})
 
 

@@ -11,13 +11,15 @@ from pathlib import Path
 import torch
 
 from abft import ABFTObjective, Batch, PIDController, load_model
-from abft.attention import decoder, row_attention
-from abft.weights import train_full_rank
+from abft.model.attention import decoder, row_attention
+from abft.model.qk_weights import train_full_rank
 from record import write
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--tokens", type=int, default=1000)
     parser.add_argument("--batch-size", type=int, default=2)
     parser.add_argument("--output", type=Path)
@@ -29,7 +31,9 @@ def main():
     B, n = options.batch_size, options.tokens
     correct = torch.tensor([[True, False, True, False]]).expand(B, -1)
     positions = (torch.arange(1, 5) * (n // 6)).expand(B, -1)
-    batch = Batch(torch.randint(3, 40_000, (B, n)), torch.full((B,), n - 1), positions, correct, ~correct)
+    batch = Batch(
+        torch.randint(3, 40_000, (B, n)), torch.full((B,), n - 1), positions, correct, ~correct
+    )
     owned = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept, mebibytes = {}, Counter()
 
@@ -42,11 +46,24 @@ def main():
         return tensor
 
     objective = ABFTObjective(PIDController(), fixed_threshold=0.001)
-    with row_attention(model), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with (
+        row_attention(model),
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+    ):
         loss, _ = objective(decoder(model), batch)
     assert loss.requires_grad
-    mlp = sum(size for kind, size in mebibytes.items() if kind.startswith(f"({B}, {n}, {model.config.intermediate_size})"))
-    result = {"tokens": n, "batch_size": B, "total": mebibytes.total(), "mlp": mlp, "kinds": dict(mebibytes.most_common(12))}
+    mlp = sum(
+        size
+        for kind, size in mebibytes.items()
+        if kind.startswith(f"({B}, {n}, {model.config.intermediate_size})")
+    )
+    result = {
+        "tokens": n,
+        "batch_size": B,
+        "total": mebibytes.total(),
+        "mlp": mlp,
+        "kinds": dict(mebibytes.most_common(12)),
+    }
     print(json.dumps(result, indent=1))
     write(options.output, result)
 

@@ -2,7 +2,8 @@
 
     python benchmarks/startup.py --output results/speed/startup.json
 
-Each in a new process, in turns; the first run of each, which may find a cold disk or convert the model, is left out.
+Each in a new process, in turns; the first run of each, which may find a cold disk or convert the
+model, is left out.
 """
 
 import argparse
@@ -20,19 +21,26 @@ COMMANDS = {
     "abft --help": [str(Path(sys.executable).with_name("abft")), "--help"],
     "import abft": [sys.executable, "-c", "import abft"],
     "import torch": [sys.executable, "-c", "import torch"],
-    "import torch, transformers": [sys.executable, "-c", "import torch; from transformers import PreTrainedModel, Trainer"],
+    "import torch, transformers": [
+        sys.executable,
+        "-c",
+        "import torch; from transformers import PreTrainedModel, Trainer",
+    ],
     "load_model": [sys.executable, "-c", "import abft; abft.load_model('SmolLM2-135M-Instruct')"],
     LOADING: [
         sys.executable,
         "-c",
-        "import time; from transformers import AutoTokenizer, LlamaForCausalLM; import abft; start = time.perf_counter(); "
+        "import time; from transformers import AutoTokenizer, LlamaForCausalLM; import abft; "
+        "start = time.perf_counter(); "
         "abft.load_model('SmolLM2-135M-Instruct'); print(time.perf_counter() - start)",
     ],
 }
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()

@@ -30,7 +30,9 @@ GOALS = {"SST2": 0.85, "TREC": 0.6, "FP": 0.75}  # accuracy on held-out prompts
 
 
 def table(head, rows):
-    return "\n".join(["| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *rows]])
+    return "\n".join(
+        ["| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *rows]]
+    )
 
 
 def spread(ratios):
@@ -49,25 +51,41 @@ def step(record):
     rows = []
     for shape in record["results"]:
         seconds = step_seconds(shape)
-        memory = {way: statistics.median(m["peak_bytes"] for m in found) for way, found in shape["ways"].items()}
+        memory = {
+            way: statistics.median(m["peak_bytes"] for m in found)
+            for way, found in shape["ways"].items()
+        }
         for way in seconds:
             rows.append(
                 [
                     f"{shape['tokens']:,} x {shape['batch_size']}",
                     STEP_WAYS[way],
                     f"{shape['batch_size'] / statistics.median(seconds[way]):.2f}",
-                    *("" if way == other else spread(against(seconds[way], seconds[other])) for other in ("plain", "sft")),
+                    *(
+                        "" if way == other else spread(against(seconds[way], seconds[other]))
+                        for other in ("plain", "sft")
+                    ),
                     f"{memory[way] / GIB:.2f} GiB",
                     "" if way == "plain" else f"{memory[way] / memory['plain']:.2f}x",
                 ]
             )
-    head = ["tokens x batch", "way", "prompts/s", "speed against plain", "against TRL", "peak memory", "of plain's"]
+    head = [
+        "tokens x batch",
+        "way",
+        "prompts/s",
+        "speed against plain",
+        "against TRL",
+        "peak memory",
+        "of plain's",
+    ]
     return table(head, rows)
 
 
 def step_seconds(shape):
     """Mean seconds of a step, by way and round."""
-    return {way: [statistics.mean(m["seconds"]) for m in found] for way, found in shape["ways"].items()}
+    return {
+        way: [statistics.mean(m["seconds"]) for m in found] for way, found in shape["ways"].items()
+    }
 
 
 def variants(record):
@@ -75,7 +93,11 @@ def variants(record):
     for shape in record["results"]:
         seconds = step_seconds(shape)
         rows += [
-            [f"{shape['tokens']:,} x {shape['batch_size']}", VARIANT_WAYS[way], spread(against(taken, seconds["packed"]))]
+            [
+                f"{shape['tokens']:,} x {shape['batch_size']}",
+                VARIANT_WAYS[way],
+                spread(against(taken, seconds["packed"])),
+            ]
             for way, taken in seconds.items()
             if way != "packed"
         ]
@@ -86,11 +108,28 @@ def memory(record):
     rows = []
     for shape in record["results"]:
         peaks = {way: found[0]["peak_bytes"] for way, found in shape["ways"].items()}
-        cells = [f"{peaks[way] / GIB:.2f}" if way in peaks else "" for way in ("abft", "half", "plain")]
-        ratios = [f"{peaks[way] / peaks['plain']:.2f}x" if "plain" in peaks else "" for way in ("abft", "half")]
-        rows.append([f"{shape['tokens']:,}", *cells, f"{peaks['abft'] / shape['tokens'] / 2**20:.2f}", *ratios])
+        cells = [
+            f"{peaks[way] / GIB:.2f}" if way in peaks else "" for way in ("abft", "half", "plain")
+        ]
+        ratios = [
+            f"{peaks[way] / peaks['plain']:.2f}x" if "plain" in peaks else ""
+            for way in ("abft", "half")
+        ]
+        rows.append(
+            [
+                f"{shape['tokens']:,}",
+                *cells,
+                f"{peaks['abft'] / shape['tokens'] / 2**20:.2f}",
+                *ratios,
+            ]
+        )
     names = ("abft", "every second layer recomputed")
-    head = ["tokens", *(f"{name}, GiB" for name in (*names, "plain")), "abft, MiB a token", *(f"{n} / plain" for n in names)]
+    head = [
+        "tokens",
+        *(f"{name}, GiB" for name in (*names, "plain")),
+        "abft, MiB a token",
+        *(f"{n} / plain" for n in names),
+    ]
     return table(head, rows)
 
 
@@ -108,7 +147,14 @@ def limits(record):
                 f"**{100 * shape['share_of_product_rate']:.0f}%**",
             ]
         )
-    head = ["tokens x batch", "GFLOP a step", "matrix rate, GFLOP/s", "bandwidth, GB/s", "training, GFLOP/s", "share"]
+    head = [
+        "tokens x batch",
+        "GFLOP a step",
+        "matrix rate, GFLOP/s",
+        "bandwidth, GB/s",
+        "training, GFLOP/s",
+        "share",
+    ]
     return table(head, rows)
 
 
@@ -116,14 +162,24 @@ def profile(record):
     kinds = sorted({kind for shape in record["results"] for kind in shape["profile"]})
     first = record["results"][0]["profile"]
     kinds.sort(key=lambda kind: -first.get(kind, 0))
-    shares = [{k: v / sum(shape["profile"].values()) for k, v in shape["profile"].items()} for shape in record["results"]]
+    shares = [
+        {k: v / sum(shape["profile"].values()) for k, v in shape["profile"].items()}
+        for shape in record["results"]
+    ]
     rows = [[kind, *(f"{100 * share.get(kind, 0):.1f}%" for share in shares)] for kind in kinds]
-    return table(["share of a step", *(f"{s['tokens']:,} x {s['batch_size']}" for s in record["results"])], rows)
+    return table(
+        ["share of a step", *(f"{s['tokens']:,} x {s['batch_size']}" for s in record["results"])],
+        rows,
+    )
 
 
 def evaluation(record):
     rows = [
-        [name, f"{way['prompts_per_second']:.1f}", spread(way["ratios"]) if name != "StaICC" else "1"]
+        [
+            name,
+            f"{way['prompts_per_second']:.1f}",
+            spread(way["ratios"]) if name != "StaICC" else "1",
+        ]
         for name, way in record["ways"].items()
     ]
     return table(["way", "prompts/s", "ratio"], rows)
@@ -142,25 +198,38 @@ def predict(record):
         ]
         for row in record["results"]
     ]
-    head = ["k", "tokens", "the query's", "whole prompts, queries/s", "kept demonstrations", "ratio", "largest difference"]
+    head = [
+        "k",
+        "tokens",
+        "the query's",
+        "whole prompts, queries/s",
+        "kept demonstrations",
+        "ratio",
+        "largest difference",
+    ]
     return table(head, rows)
 
 
 def reached(run, accuracy):
     """Steps of training until the first validation with this accuracy; None if there was none."""
-    return next((int(step) for step, found in run["validation"].items() if found["accuracy"] >= accuracy), None)
+    return next(
+        (int(step) for step, found in run["validation"].items() if found["accuracy"] >= accuracy),
+        None,
+    )
 
 
 def seconds_per_step(runs):
-    """CPU seconds of a training step: one thread, so that other work on the machine does not count. None: not measured."""
+    """CPU seconds of a training step: one thread, so that other work on the machine does not count.
+    None: not measured.
+    """
     ends = [list(run["validation"].items())[-1] for run in runs]
     taken = [found["cpu_seconds"] / int(step) for step, found in ends if "cpu_seconds" in found]
     return statistics.median(taken) if taken else None
 
 
 def times_faster(run, cost, paper, paper_cost, goal):
-    """How much sooner a run reaches an accuracy than the recipe, which counts with all its steps if it never does; None if
-    the run does not.
+    """How much sooner a run reaches an accuracy than the recipe, which counts with all its steps if
+    it never does; None if the run does not.
     """
     steps, whole = reached(run, goal), int(list(paper["validation"])[-1])
     return paper_cost * (reached(paper, goal) or whole) / (cost * steps) if steps else None
@@ -169,7 +238,8 @@ def times_faster(run, cost, paper, paper_cost, goal):
 def time_to_accuracy(runs):
     """Each task's variants against the paper's recipe.
 
-    A recipe that does not get there counts with all its steps: "times faster" is then a lower limit.
+    A recipe that does not get there counts with all its steps: "times faster" is then a lower
+    limit.
     """
     rows = []
     for task in dict.fromkeys(run["task"] for run in runs):
@@ -188,7 +258,10 @@ def time_to_accuracy(runs):
             steps = {seed: reached(run, goal) for seed, run in found.items()}
             arrived = [cost[name] * count for count in steps.values() if count]
             both = [seed for seed in found if seed in paper]
-            ratios = [times_faster(found[seed], cost[name], paper[seed], cost["paper"], goal) for seed in both]
+            ratios = [
+                times_faster(found[seed], cost[name], paper[seed], cost["paper"], goal)
+                for seed in both
+            ]
             ratios = [ratio for ratio in ratios if ratio]
             ends = [last["paper"][seed]["accuracy"] for seed in both]  # what the recipe comes to
             as_far = [
@@ -196,7 +269,10 @@ def time_to_accuracy(runs):
                 for seed, end in zip(both, ends, strict=True)
             ]
             limit = "at least " if any(not reached(paper[seed], goal) for seed in both) else ""
-            right = {v: [[int(c) for c in last[v][seed]["right"]] for seed in both] for v in (name, "paper")}
+            right = {
+                v: [[int(c) for c in last[v][seed]["right"]] for seed in both]
+                for v in (name, "paper")
+            }
             rows.append(
                 [
                     f"{task}, {100 * goal:.1f}%",
@@ -225,36 +301,67 @@ def time_to_accuracy(runs):
 
 
 def explored(runs):
-    """Accuracy on held-out prompts by training prompts seen, and what a step costs beside the default's of the same task."""
+    """Accuracy on held-out prompts by training prompts seen, and what a step costs beside the
+    default's of the same task.
+    """
     rows = []
     default = {
-        task: seconds_per_step(run for run in runs if (run["task"], run["variant"]) == (task, DEFAULT))
+        task: seconds_per_step(
+            run for run in runs if (run["task"], run["variant"]) == (task, DEFAULT)
+        )
         for task in {run["task"] for run in runs if run["variant"] == DEFAULT}
     }
     shown = [run for run in runs if run["variant"] != "paper"]
-    for run in sorted(shown, key=lambda run: (run["task"] != "SST2", run["task"], run["variant"], run["seed"])):
+    for run in sorted(
+        shown, key=lambda run: (run["task"] != "SST2", run["task"], run["variant"], run["seed"])
+    ):
         settings = run["settings"]
         step = settings["per_device_train_batch_size"] * settings["gradient_accumulation_steps"]
-        at = {int(number) * step: f"{100 * found['accuracy']:.1f}" for number, found in run["validation"].items()}
+        at = {
+            int(number) * step: f"{100 * found['accuracy']:.1f}"
+            for number, found in run["validation"].items()
+        }
         seen = [at.get(prompts, "") for prompts in (128, 256, 512, 768, 1024)]
         cost = seconds_per_step([run])
         ratio = f"{cost / default[run['task']]:.2f}" if cost and run["task"] in default else ""
         rows.append(
-            [run["task"], f"`{run['variant']}`", str(run["seed"]), f"{100 * run['before']['accuracy']:.1f}", *seen, ratio]
+            [
+                run["task"],
+                f"`{run['variant']}`",
+                str(run["seed"]),
+                f"{100 * run['before']['accuracy']:.1f}",
+                *seen,
+                ratio,
+            ]
         )
-    head = ["task", "variant", "seed", "before", "128 prompts", "256", "512", "768", "1,024", "cost of a step"]
+    head = [
+        "task",
+        "variant",
+        "seed",
+        "before",
+        "128 prompts",
+        "256",
+        "512",
+        "768",
+        "1,024",
+        "cost of a step",
+    ]
     return table(head, rows)
 
 
 def against_default(runs):
-    """Accuracy of each variant minus the default's on the same prompts, tasks and seeds, at the last validation of both."""
+    """Accuracy of each variant minus the default's on the same prompts, tasks and seeds, at the
+    last validation of both.
+    """
     default = {(run["task"], run["seed"]): run for run in runs if run["variant"] == DEFAULT}
     pairs = {}
     for run in runs:
         other = default.get((run["task"], run["seed"]))
         if other and run["variant"] not in ("paper", DEFAULT):
             step = max(run["validation"].keys() & other["validation"].keys(), key=int)
-            own, its = ([int(c) for c in each["validation"][step].get("right", "")] for each in (run, other))
+            own, its = (
+                [int(c) for c in each["validation"][step].get("right", "")] for each in (run, other)
+            )
             if len(own) == len(its):  # the same prompts
                 pairs.setdefault(run["variant"], []).append((run["task"], own, its))
     rows = []
@@ -276,7 +383,10 @@ def difference(ours, theirs):
 
 
 def startup(record):
-    rows = [[f"`{name}`", f"{statistics.median(taken):.2f}", f"{min(taken):.2f}"] for name, taken in record["seconds"].items()]
+    rows = [
+        [f"`{name}`", f"{statistics.median(taken):.2f}", f"{min(taken):.2f}"]
+        for name, taken in record["seconds"].items()
+    ]
     return table(["", "seconds, median", "least"], rows)
 
 
@@ -313,18 +423,29 @@ def written(name, folder):
 
 def filled(page, folder):
     """The page with every table written anew."""
-    return MARK.sub(lambda found: found.group(1) + written(found.group(2), folder) + "\n" + found.group(3), page)
+    return MARK.sub(
+        lambda found: found.group(1) + written(found.group(2), folder) + "\n" + found.group(3), page
+    )
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--results", type=Path, default=ROOT / "results" / "speed")
     parser.add_argument("--page", type=Path, default=ROOT / "PERFORMANCE.md")
-    parser.add_argument("--print", action="store_true", dest="show", help="print the tables; leave the page as it is")
+    parser.add_argument(
+        "--print",
+        action="store_true",
+        dest="show",
+        help="print the tables; leave the page as it is",
+    )
     options = parser.parse_args()
     if options.show:
         for name, (_, source, *_) in TABLES.items():
-            if (options.results / source).is_dir() or (options.results / f"{source}.json").is_file():
+            if (options.results / source).is_dir() or (
+                options.results / f"{source}.json"
+            ).is_file():
                 print(f"{name}\n\n{written(name, options.results)}\n")
         return
     try:

@@ -1,9 +1,11 @@
-"""Time of training until held-out prompts of the training pool reach an accuracy, by variant, task and seed.
+"""Time of training until held-out prompts of the training pool reach an accuracy, by variant, task
+and seed.
 
     python benchmarks/time_to_accuracy.py --variants paper both4 --tasks SST2 TREC FP --seeds 0 1 2
 
-Every run is a file in the output folder; runs that are there are not repeated. Seconds count training steps only, not
-validation. Runs use one thread: their CPU seconds do not depend on what else the machine does.
+Every run is a file in the output folder; runs that are there are not repeated. Seconds count
+training steps only, not validation. Runs use one thread: their CPU seconds do not depend on what
+else the machine does.
 """
 
 import argparse
@@ -11,9 +13,9 @@ from pathlib import Path
 
 import torch
 
-from abft.attention import read_rows
-from abft.loss import vote_loss
-from abft.objective import head_statistics, mass_metrics
+from abft.method.losses import vote_loss
+from abft.method.objectives import head_statistics, mass_metrics
+from abft.model.attention import read_rows
 from held_out import train_and_validate
 from record import write
 
@@ -21,9 +23,11 @@ TINY = 1e-6
 
 
 class RatioObjective:
-    """Cross-entropy over label tokens, -log(right / (right + wrong)), of prompts that hold both kinds.
+    """Cross-entropy over label tokens, -log(right / (right + wrong)), of prompts that hold both
+    kinds.
 
-    Each induction head has a loss of its own, or, `by_layer`, all heads of a layer together; the sum is trained.
+    Each induction head has a loss of its own, or, `by_layer`, all heads of a layer together; the
+    sum is trained.
     """
 
     def __init__(self, by_layer=False):
@@ -51,7 +55,9 @@ class RatioObjective:
 
 
 class MassObjective(RatioObjective):
-    """The vote, -log(right / (right + wrong)) over all heads, and a reward of `mass` x log(right + wrong)."""
+    """The vote, -log(right / (right + wrong)) over all heads, and a reward of `mass` x log(right +
+    wrong).
+    """
 
     def __init__(self, mass):
         self.mass = mass
@@ -109,7 +115,9 @@ VARIANTS = {
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="SmolLM2-135M-Instruct")
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=["paper", "both4"])
     parser.add_argument("--tasks", nargs="+", default=["SST2"])
@@ -141,7 +149,9 @@ def main():
                     "prompts": options.prompts,
                     "dense_queries": settings.pop("dense", False),
                 }
-                settings["max_steps"] = min(settings["max_steps"], options.steps or settings["max_steps"])
+                settings["max_steps"] = min(
+                    settings["max_steps"], options.steps or settings["max_steps"]
+                )
                 settings["per_device_train_batch_size"] = options.batch_size
                 settings["gradient_accumulation_steps"] = nb // options.batch_size
                 run = train_and_validate(options.model, task, settings, objective=objective, **how)

@@ -2,13 +2,18 @@
 
 from typer.testing import CliRunner
 
-from abft.cli import app
+from abft.cli.commands import app
 from abft.errors import AbftError
 
 
 def arguments(options, **changes):
     merged = {**options, **{name.replace("_", "-"): value for name, value in changes.items()}}
-    return [part for name, value in merged.items() if value is not None for part in (f"--{name}", str(value))]
+    return [
+        part
+        for name, value in merged.items()
+        if value is not None
+        for part in (f"--{name}", str(value))
+    ]
 
 
 def invoke(*args):

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from abft.data import TaskData, load_data
+from abft.data.datasets import load_data
+from abft.data.splits import TaskData
 from command_line import arguments, invoke
 from tiny import tiny_model, tokenizer
 
@@ -54,7 +55,9 @@ def model_folder(tmp_path_factory, bpe) -> Path:
 
 @pytest.fixture(scope="session")
 def four_bit_model_folder(tmp_path_factory, bpe) -> Path:
-    """A Llama whose weights fill 4-bit blocks of 64 entries, which bitsandbytes needs on CPUs with AVX512-BF16."""
+    """A Llama whose weights fill 4-bit blocks of 64 entries, which bitsandbytes needs on CPUs with
+    AVX512-BF16.
+    """
     folder = tmp_path_factory.mktemp("model") / "wider-llama"
     tiny_model("llama", hidden_size=64).save_pretrained(folder)
     bpe.save_pretrained(folder)
@@ -96,5 +99,8 @@ def finished(options, tmp_path_factory):
 def e2e(options, tmp_path_factory):
     """An end-to-end run of the same model and data."""
     folder = tmp_path_factory.mktemp("runs") / "e2e"
-    assert invoke("train", *arguments({**options, "objective": "e2e"}), "--output", folder).exit_code == 0
+    assert (
+        invoke("train", *arguments({**options, "objective": "e2e"}), "--output", folder).exit_code
+        == 0
+    )
     return folder

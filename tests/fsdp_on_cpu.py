@@ -1,4 +1,6 @@
-"""The command line under FSDP2 in processes on the CPU (gloo), which accelerate offers to accelerators only."""
+"""The command line under FSDP2 in processes on the CPU (gloo), which accelerate offers to
+accelerators only.
+"""
 
 import os
 
@@ -9,7 +11,10 @@ os.environ["ACCELERATE_USE_CPU"] = "true"
 os.environ.setdefault("ACCELERATE_USE_FSDP", "true")
 os.environ.setdefault("FSDP_VERSION", "2")
 os.environ.setdefault("FSDP_STATE_DICT_TYPE", "FULL_STATE_DICT")
-os.environ |= {"FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP", "FSDP_RESHARD_AFTER_FORWARD": "true"}
+os.environ |= {
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+}
 stock = PartialState.__init__
 
 
@@ -21,6 +26,6 @@ def as_an_accelerator(self, *arguments, **options):
 
 PartialState.__init__ = as_an_accelerator
 
-from abft.cli import main  # noqa: E402
+from abft.cli.commands import main  # noqa: E402
 
 main()

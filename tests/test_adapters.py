@@ -1,4 +1,6 @@
-"""What a run leaves, used without abft: PEFT, pipelines, lm-evaluation-harness, llama.cpp's converter, the hub's cards."""
+"""What a run leaves, used without abft: PEFT, pipelines, lm-evaluation-harness, llama.cpp's
+converter, the hub's cards.
+"""
 
 import importlib.util
 import json
@@ -14,16 +16,19 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
 import abft
-from abft.card import FOLDER, model_card
-from abft.models import EMBEDDED, load_tokenizer
-from abft.predict import label_probabilities
-from abft.prompts import encode, label_tokens, write_prompt
-from abft.tasks import TASKS, Example
+from abft.data.builtin import TASKS
+from abft.data.encoding import encode, label_tokens
+from abft.data.prompts import write_prompt
+from abft.data.tasks import Example
+from abft.model.loading import EMBEDDED, load_tokenizer
+from abft.scoring.scorer import label_probabilities
+from abft.training.model_card import FOLDER, model_card
 from command_line import arguments, invoke
 from tiny import tiny_model
 
 PROMPTS = (
-    "review: bad and sad sentiment: negative\nreview: joy and good sentiment: positive\nreview: great and joy sentiment:",
+    "review: bad and sad sentiment: negative\nreview: joy and good sentiment: positive\nreview: "
+    "great and joy sentiment:",
     "review: good sentiment: positive\nreview: poor and sad, number 7 sentiment:",
 )
 WITHOUT_ABFT = """
@@ -53,7 +58,8 @@ tokenizer = AutoTokenizer.from_pretrained(lora)
 
 def logits(model):
     with torch.no_grad():
-        return torch.cat([model(**tokenizer(prompt, return_tensors="pt")).logits[0] for prompt in prompts])
+        encoded = [tokenizer(prompt, return_tensors="pt") for prompt in prompts]
+        return torch.cat([model(**inputs).logits[0] for inputs in encoded])
 
 adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), lora)
 found = {"base": logits(AutoModelForCausalLM.from_pretrained(base)), "beside": logits(adapted)}
@@ -61,7 +67,8 @@ found["unloaded"] = logits(adapted.merge_and_unload())
 found["auto"] = logits(AutoModelForCausalLM.from_pretrained(lora))
 found["merged"] = logits(AutoModelForCausalLM.from_pretrained(merged))
 for name, folder in {"pipeline": merged, "lora pipeline": lora}.items():
-    said = pipeline("text-generation", model=folder)(prompts, max_new_tokens=1, do_sample=False, return_tensors=True)
+    generate = pipeline("text-generation", model=folder)
+    said = generate(prompts, max_new_tokens=1, do_sample=False, return_tensors=True)
     found[name] = torch.tensor([row[0]["generated_token_ids"][-1] for row in said])
 save_file(found, output)
 """
@@ -70,7 +77,13 @@ save_file(found, output)
 def without_abft(code, *args):
     """What Python code prints in a process of its own, in which abft cannot be imported."""
     command = [sys.executable, "-c", WITHOUT_ABFT + code, *map(str, args)]
-    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        command,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -146,9 +159,13 @@ doc_to_target: label
 metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
 """
     )
-    command = f"lm_eval --model hf --model_args pretrained={model_folder},peft={lora} --tasks reviews --device cpu"
+    command = f"lm_eval --model hf --model_args pretrained={model_folder},peft={lora}"
+    command += " --tasks reviews --device cpu"
     command += f" --include_path {tmp_path} --output_path {tmp_path / 'scores'} --log_samples"
-    without_abft("import runpy\nsys.argv = sys.argv[1:]\nrunpy.run_module('lm_eval', run_name='__main__')", *command.split())
+    without_abft(
+        "import runpy\nsys.argv = sys.argv[1:]\nrunpy.run_module('lm_eval', run_name='__main__')",
+        *command.split(),
+    )
     samples = next((tmp_path / "scores").rglob("samples_reviews_*.jsonl")).read_text().splitlines()
     model, tokenizer = trained
     words = [tokenizer(f" {word}").input_ids for word in ("positive", "negative")]
@@ -156,12 +173,16 @@ metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
     for sample in map(json.loads, samples):
         positive, negative = (float(choice[0]) for choice in sample["filtered_resps"])
         ours = logits(model, tokenizer, [f"review: {sample['doc']['review']} sentiment:"])[0][-1]
-        assert positive - negative == pytest.approx((ours[words[0]] - ours[words[1]]).item(), abs=1e-3)
+        assert positive - negative == pytest.approx(
+            (ours[words[0]] - ours[words[1]]).item(), abs=1e-3
+        )
     assert len(samples) == len(texts)
 
 
 def test_llama_cpp_converts_a_merged_run(options, tmp_path, monkeypatch):
-    """The file is read back: llama.cpp reorders the rows of W_Q and W_K, which are what was trained."""
+    """The file is read back: llama.cpp reorders the rows of W_Q and W_K, which are what was
+    trained.
+    """
     converter = Path(os.environ.get("ABFT_LLAMA_CPP", "nowhere")) / "convert_hf_to_gguf.py"
     if not converter.is_file():
         pytest.skip("set ABFT_LLAMA_CPP to a folder of llama.cpp that holds convert_hf_to_gguf.py")
@@ -172,11 +193,24 @@ def test_llama_cpp_converts_a_merged_run(options, tmp_path, monkeypatch):
     base = tiny_model("llama", vocab_size=len(tokenizer))
     base.save_pretrained(tmp_path / "base")
     tokenizer.save_pretrained(tmp_path / "base")
-    folder = merge(train(tmp_path / "run", {**options, "model": tmp_path / "base"}, "--no-filter"), tmp_path / "merged")
-    command = [sys.executable, converter, folder, "--outfile", tmp_path / "merged.gguf", "--outtype", "f32"]
+    folder = merge(
+        train(tmp_path / "run", {**options, "model": tmp_path / "base"}, "--no-filter"),
+        tmp_path / "merged",
+    )
+    command = [
+        sys.executable,
+        converter,
+        folder,
+        "--outfile",
+        tmp_path / "merged.gguf",
+        "--outtype",
+        "f32",
+    ]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    plain, back = (abft.load_model(str(path), device="cpu") for path in (folder, tmp_path / "merged.gguf"))
+    plain, back = (
+        abft.load_model(str(path), device="cpu") for path in (folder, tmp_path / "merged.gguf")
+    )
     for prompt, ours, theirs in zip(PROMPTS, logits(*plain), logits(*back), strict=True):
         torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-4)
         assert (ours - logits(base, tokenizer, [prompt])[0]).abs().max() > 0.1
@@ -191,21 +225,32 @@ def snippet(card):
 
 
 def likeliest(model, tokenizer, task):
-    """The label word that abft finds likeliest in the prompt of a card, and the label words' probabilities."""
+    """The label word that abft finds likeliest in the prompt of a card, and the label words'
+    probabilities.
+    """
     shown = [Example(f"a text that is {word}", i) for i, word in enumerate(task.label_words)]
-    prompts = encode(tokenizer, [write_prompt(task, shown, Example("the text to label", 0), "consistent")])
-    probabilities = label_probabilities(model, prompts, label_tokens(tokenizer, task, "consistent"))[0]
+    prompts = encode(
+        tokenizer, [write_prompt(task, shown, Example("the text to label", 0), "consistent")]
+    )
+    probabilities = label_probabilities(
+        model, prompts, label_tokens(tokenizer, task, "consistent")
+    )[0]
     return task.label_words[probabilities.argmax()], probabilities
 
 
 @pytest.mark.parametrize(("way", "library"), [("lora", "peft"), ("merged", "transformers")])
-def test_the_cards_of_a_lora_run_and_of_its_merged_model_work_without_abft(way, library, trained, review_data, request):
+def test_the_cards_of_a_lora_run_and_of_its_merged_model_work_without_abft(
+    way, library, trained, review_data, request
+):
     folder = request.getfixturevalue(way)
     card = card_of(folder)
     assert card.data.library_name == library
     assert {"abft", "arxiv:2505.14233"} <= set(card.data.tags)
     assert ("lora" in card.data.tags) == (way == "lora")
-    code = snippet(card).replace(FOLDER, str(folder)) + "\nprint([log_probability(word) for word in words])"
+    code = (
+        snippet(card).replace(FOLDER, str(folder))
+        + "\nprint([log_probability(word) for word in words])"
+    )
     word, scores = without_abft(code).splitlines()
     expected, probabilities = likeliest(*trained, review_data.task)
     assert word.strip() == expected
@@ -223,7 +268,9 @@ def test_the_card_of_a_full_rank_run_works(finished, model_folder, review_data, 
 
 
 def test_a_cards_metadata_is_the_hubs(finished):
-    """Measured values stand in the model index; a local path, which the hub refuses, stands nowhere as the base model."""
+    """Measured values stand in the model index; a local path, which the hub refuses, stands nowhere
+    as the base model.
+    """
     measured = json.loads((finished / "metrics.json").read_text())["abft"]
     card = card_of(finished)
     results = {result.metric_type: result for result in card.data.eval_results}
@@ -235,29 +282,52 @@ def test_a_cards_metadata_is_the_hubs(finished):
     assert card.data.base_model is None
     assert card.data.license is None
     assert "number 1" not in card.text  # no text of the data
-    for part in ("(https://arxiv.org/abs/2505.14233)", "## Use", "## Limitations", "steps 4, lr 0.01", "transformers 5"):
+    for part in (
+        "(https://arxiv.org/abs/2505.14233)",
+        "## Use",
+        "## Limitations",
+        "steps 4, lr 0.01",
+        "transformers 5",
+    ):
         assert part in card.text
 
 
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("objective", ["abft", "vote", "e2e"])
 def test_cards_of_hub_models(task, objective):
-    text = model_card(EMBEDDED, TASKS[task], {"k": 4}, "adapter", {objective: {"accuracy": 0.5}}, objective=objective)
+    text = model_card(
+        EMBEDDED,
+        TASKS[task],
+        {"k": 4},
+        "adapter",
+        {objective: {"accuracy": 0.5}},
+        objective=objective,
+    )
     card = ModelCard(text)
     assert card.data.base_model == "HuggingFaceTB/SmolLM2-135M-Instruct"
     assert [result.metric_value for result in card.data.eval_results] == [0.5]
     assert "4-bit copy" in card.text
     assert ("swapped" in card.text) == (objective == "e2e")
     compile(snippet(card), task, "exec")
-    both = model_card(EMBEDDED, TASKS[task], {"k": 4}, "adapter", objective="vote", cross_entropy=1.0)
+    both = model_card(
+        EMBEDDED, TASKS[task], {"k": 4}, "adapter", objective="vote", cross_entropy=1.0
+    )
     assert "swapped" in both
-    assert ModelCard(model_card("openai-community/gpt2", None, {"k": 4}, "full_rank")).data.eval_results is None
+    assert (
+        ModelCard(
+            model_card("openai-community/gpt2", None, {"k": 4}, "full_rank")
+        ).data.eval_results
+        is None
+    )
 
 
 @pytest.mark.parametrize(
-    ("protocol", "end", "word"), [("consistent", "sentiment:", " positive"), ("staicc", "sentiment: ", "positive")]
+    ("protocol", "end", "word"),
+    [("consistent", "sentiment:", " positive"), ("staicc", "sentiment: ", "positive")],
 )
 def test_a_card_writes_prompts_as_its_protocol_does(protocol, end, word):
-    use = snippet(ModelCard(model_card(EMBEDDED, TASKS["SST2"], {"k": 4}, "merged", protocol=protocol)))
+    use = snippet(
+        ModelCard(model_card(EMBEDDED, TASKS["SST2"], {"k": 4}, "merged", protocol=protocol))
+    )
     assert f"the text to label {end}'" in use
     assert repr(word) in use.partition("words =")[2]

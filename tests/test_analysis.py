@@ -1,4 +1,6 @@
-"""Analyses of finished runs: against the training log, the run's metrics, eager rows and models changed by hand."""
+"""Analyses of finished runs: against the training log, the run's metrics, eager rows and models
+changed by hand.
+"""
 
 import dataclasses
 import json
@@ -14,10 +16,10 @@ from abft.analysis.causality import head_gates
 from abft.analysis.evaluation import evaluation
 from abft.analysis.examples import chosen_prompts, top_heads
 from abft.analysis.study import bar_of, open_study, refuse_as_e2e
-from abft.attention import decoder, read_rows, row_attention
-from abft.config import RunConfig
+from abft.data.prompts import training_prompts
 from abft.errors import AbftError
-from abft.prompts import training_prompts
+from abft.model.attention import decoder, read_rows, row_attention
+from abft.runs.config import RunConfig
 from command_line import arguments, invoke, refused
 
 
@@ -43,7 +45,9 @@ def test_everything_is_found_and_documented(analyses, run):
         assert set(analyses.found[name]) == set(documented)
         with np.load(run / "analysis" / f"{name}.npz", allow_pickle=False) as file:
             assert set(file.files) == {*documented, "made_from"}
-        assert all(f"`{array}`" in (run / "analysis" / "README.md").read_text() for array in documented)
+        assert all(
+            f"`{array}`" in (run / "analysis" / "README.md").read_text() for array in documented
+        )
 
 
 def test_evaluation_equals_the_runs_own(analyses, run):
@@ -53,7 +57,9 @@ def test_evaluation_equals_the_runs_own(analyses, run):
         predicted = found["probabilities_MNC"][m].argmax(1)
         assert (predicted == found["targets_N"]).mean() == own[name]["accuracy"]
         assert found["induction_rate_MLH"][m].sum() == pytest.approx(own[name]["heads"])
-        assert found["right_mass_MLH"][m].mean() == pytest.approx(own[name]["mean_right_mass"], abs=1e-6)
+        assert found["right_mass_MLH"][m].mean() == pytest.approx(
+            own[name]["mean_right_mass"], abs=1e-6
+        )
 
 
 def test_head_map_equals_the_training_log(options, tmp_path):
@@ -76,18 +82,30 @@ def test_unseen_labels_are_never_right(analyses, study):
 
 
 def test_the_basin_holds_the_models(analyses, run, e2e):
-    vanilla, abft = (json.loads((run / "metrics.json").read_text())[name]["accuracy"] for name in ("vanilla", "abft"))
+    vanilla, abft = (
+        json.loads((run / "metrics.json").read_text())[name]["accuracy"]
+        for name in ("vanilla", "abft")
+    )
     other = json.loads((e2e / "metrics.json").read_text())["e2e"]["accuracy"]
     line, plane = analyses.found["line"], analyses.found["plane"]
     along = dict(zip(line["a_A"].tolist(), line["accuracy_A"].tolist(), strict=True))
     assert (along[0.0], along[1.0]) == (vanilla, abft)
-    at = {(e, a): plane["accuracy_EA"][i, j] for i, e in enumerate(plane["e_E"]) for j, a in enumerate(plane["a_A"])}
+    at = {
+        (e, a): plane["accuracy_EA"][i, j]
+        for i, e in enumerate(plane["e_E"])
+        for j, a in enumerate(plane["a_A"])
+    }
     assert (at[0.0, 0.0], at[0.0, 1.0], at[1.0, 0.0]) == (vanilla, abft, other)
 
 
 def test_no_change_has_norm_zero(options, tmp_path):
     folder = tmp_path / "run"
-    assert invoke("train", *arguments({**options, "lr": 1e-30, "steps": 1}), "--output", folder).exit_code == 0
+    assert (
+        invoke(
+            "train", *arguments({**options, "lr": 1e-30, "steps": 1}), "--output", folder
+        ).exit_code
+        == 0
+    )
     found = analyze(folder, Choices(points=2, test_prompts=4)).found
     assert not found["changes"]["norm_RLP"].any()
     assert not found["changes"]["effective_rank_RLP"].any()
@@ -101,7 +119,9 @@ def test_norms_of_changes(analyses, study):
     for layer in range(2):
         for role, leaf in enumerate(("q_proj", "k_proj")):
             matrix = change[f"model.layers.{layer}.self_attn.{leaf}"]
-            assert found["norm_RLP"][0, layer, role] == pytest.approx(matrix.norm().item(), rel=1e-4)
+            assert found["norm_RLP"][0, layer, role] == pytest.approx(
+                matrix.norm().item(), rel=1e-4
+            )
             assert 1 <= found["effective_rank_RLP"][0, layer, role] <= min(matrix.shape)
 
 
@@ -109,7 +129,9 @@ def test_switching_off_no_head_changes_nothing(study, analyses):
     prompts = study.prompts
     with bar_of("test", 60) as bar:
         plain, _ = study.evaluate({"run": 1.0}, prompts, bar)
-        none, _ = study.evaluate({"run": 1.0}, prompts, bar, head_gates(study.layers, 4, np.array([], int)))
+        none, _ = study.evaluate(
+            {"run": 1.0}, prompts, bar, head_gates(study.layers, 4, np.array([], int))
+        )
     assert np.array_equal(plain, none)
     found = analyses.found["causality"]
     assert (found["heads_off_MS"][:, 0] == 0).all()
@@ -123,7 +145,9 @@ def test_switching_off_no_head_changes_nothing(study, analyses):
 def test_a_head_that_is_off_equals_zero_columns_of_the_output_projection(study):
     prompts, head, layer = study.prompts, 1, 0
     with bar_of("test", 40) as bar:
-        gated, _ = study.evaluate({}, prompts, bar, head_gates(study.layers, 4, np.array([layer * 4 + head])))
+        gated, _ = study.evaluate(
+            {}, prompts, bar, head_gates(study.layers, 4, np.array([layer * 4 + head]))
+        )
         weight = study.space.model.model.layers[layer].self_attn.o_proj.weight
         before = weight.detach().clone()
         with torch.no_grad():
@@ -144,11 +168,18 @@ def test_rows_of_examples_are_eager_rows(analyses, study):
         prompt = study.prompts[number]
         assert str(found["texts_P"][p]) == study.written[number].text
         with torch.no_grad(), row_attention(study.space.model, "eager"):
-            rows, _ = read_rows(inner, torch.tensor([prompt.input_ids]), torch.tensor([len(prompt.input_ids) - 1]), "eager")
+            rows, _ = read_rows(
+                inner,
+                torch.tensor([prompt.input_ids]),
+                torch.tensor([len(prompt.input_ids) - 1]),
+                "eager",
+            )
         mine = found["attention_MJT"][1, :, ends[p] - found["tokens_P"][p] : ends[p]]
         for j, (layer, head) in enumerate(found["heads_J2"]):
             assert np.abs(mine[j] - rows[layer][0, head].numpy()).max() < 1e-3
-        for (start, end), label in zip(found["label_spans_PK2"][p], found["label_classes_PK"][p], strict=True):
+        for (start, end), label in zip(
+            found["label_spans_PK2"][p], found["label_classes_PK"][p], strict=True
+        ):
             assert str(found["texts_P"][p])[start:end] == study.data.task.label_words[label]
 
 
@@ -171,7 +202,11 @@ def test_only_what_is_missing_damaged_or_outdated_is_computed_again(run, e2e, an
     times = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.npz")}
     again = analyze(run, Choices(e2e=e2e, points=20, resolution=3))
     assert "line.npz is damaged" in caplog.text
-    changed = {path.name for path in folder.glob("*.npz") if times.get(path.name) != path.stat().st_mtime_ns}
+    changed = {
+        path.name
+        for path in folder.glob("*.npz")
+        if times.get(path.name) != path.stat().st_mtime_ns
+    }
     assert changed == {"line.npz", "causality.npz", "changes.npz", "plane.npz"}
     assert np.array_equal(again.found["line"]["accuracy_A"], analyses.found["line"]["accuracy_A"])
     assert not list(folder.glob(".*"))
@@ -186,7 +221,9 @@ def test_heads_of_families_without_the_interface_cannot_be_switched_off(study):
 def test_a_run_without_a_task_is_one_of_the_default_task(e2e, tmp_path):
     def run_of(name, **settings):
         folder = shutil.copytree(e2e, tmp_path / name)
-        (folder / "config.yaml").write_text(yaml.safe_dump(dataclasses.asdict(RunConfig(**settings))))
+        (folder / "config.yaml").write_text(
+            yaml.safe_dump(dataclasses.asdict(RunConfig(**settings)))
+        )
         return folder
 
     ours = run_of("ours")
@@ -227,7 +264,18 @@ def test_a_base_model_that_moved(run, model_folder, tmp_path):
     config = (moved / "config.yaml").read_text()
     (moved / "config.yaml").write_text(config.replace(str(model_folder), str(tmp_path / "gone")))
     assert "gone" in refused("analyze", moved, "--points", 2, "--test-prompts", 4)
-    result = invoke("analyze", moved, "--points", 2, "--test-prompts", 4, "--model", model_folder, "--device", "cpu")
+    result = invoke(
+        "analyze",
+        moved,
+        "--points",
+        2,
+        "--test-prompts",
+        4,
+        "--model",
+        model_folder,
+        "--device",
+        "cpu",
+    )
     assert result.exit_code == 0, result.output
 
 

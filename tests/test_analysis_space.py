@@ -7,7 +7,8 @@ from peft import LoraConfig
 from abft.analysis.changes import effective_rank
 from abft.analysis.space import WeightSpace
 from abft.errors import AbftError
-from abft.weights import K, Q, add_lora, apply_weights, base_samples, qk_modules, save_adapter, save_full_rank, train_full_rank
+from abft.model.checkpoints import apply_weights, base_samples, save_adapter, save_full_rank
+from abft.model.qk_weights import K, Q, add_lora, qk_modules, train_full_rank
 from tiny import tiny_model
 
 IDS = torch.arange(3, 15)[None]
@@ -28,7 +29,9 @@ def trained(family, kind, folder, seed):
         for qk in qk_modules(model.get_base_model()):
             if qk.outputs is not None:
                 with torch.no_grad():
-                    model.get_base_model().get_submodule(qk.name).lora_B["default"].weight[~qk.outputs] = 0
+                    model.get_base_model().get_submodule(qk.name).lora_B["default"].weight[
+                        ~qk.outputs
+                    ] = 0
         save_adapter(model, folder, samples)
     else:
         train_full_rank(model)
@@ -37,16 +40,21 @@ def trained(family, kind, folder, seed):
             mask = torch.ones(len(qk.roles), dtype=torch.bool) if qk.outputs is None else qk.outputs
             change = 0.1 * torch.randn(weight.shape)
             with torch.no_grad():
-                weight += change * (mask if hasattr(model.get_submodule(qk.name), "nf") else mask[:, None])
+                weight += change * (
+                    mask if hasattr(model.get_submodule(qk.name), "nf") else mask[:, None]
+                )
         save_full_rank(model, folder, samples)
     return folder
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox"])
-@pytest.mark.parametrize("kinds", [("full", "full"), ("lora", "lora"), ("full", "lora"), ("lora", "full")])
+@pytest.mark.parametrize(
+    "kinds", [("full", "full"), ("lora", "lora"), ("full", "lora"), ("lora", "full")]
+)
 def test_points_equal_merged_models(family, kinds, tmp_path):
     folders = {
-        name: trained(family, kind, tmp_path / name, seed) for seed, (name, kind) in enumerate(zip("ab", kinds, strict=True))
+        name: trained(family, kind, tmp_path / name, seed)
+        for seed, (name, kind) in enumerate(zip("ab", kinds, strict=True))
     }
     space = WeightSpace(tiny_model(family), folders)
     with torch.no_grad():
@@ -89,13 +97,16 @@ def test_changes_equal_differences(family, kind, tmp_path):
 @pytest.mark.parametrize("kinds", [("full", "lora"), ("lora", "full")])
 def test_changes_of_runs_of_both_kinds(kinds, tmp_path):
     folders = {
-        name: trained("gpt2", kind, tmp_path / name, seed) for seed, (name, kind) in enumerate(zip("ab", kinds, strict=True))
+        name: trained("gpt2", kind, tmp_path / name, seed)
+        for seed, (name, kind) in enumerate(zip("ab", kinds, strict=True))
     }
     space = WeightSpace(tiny_model("gpt2"), folders)
     for name, folder in folders.items():
         before, after = tiny_model("gpt2"), apply_weights(tiny_model("gpt2"), folder)
         for qk, change in space.changes(name):
-            difference = (after.get_submodule(qk.name).weight - before.get_submodule(qk.name).weight).T
+            difference = (
+                after.get_submodule(qk.name).weight - before.get_submodule(qk.name).weight
+            ).T
             assert (change - difference).abs().max() < 1e-5
 
 

@@ -6,9 +6,10 @@ import pytest
 import torch
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
-from abft import attention
-from abft.attention import IMPLEMENTATION, decoder, read_rows, row_attention, supported_implementation
 from abft.errors import AbftError
+from abft.model import attention
+from abft.model.attention import IMPLEMENTATION, decoder, read_rows, row_attention
+from abft.model.capabilities import supported_implementation
 from tiny import FAMILIES, LEGACY, tiny_model
 
 LENGTHS = (9, 17, 13)
@@ -33,7 +34,14 @@ def padded(side: str):
 def eager_rows(model, ids, mask, positions):
     position_ids = (mask.cumsum(-1) - 1).clamp(min=0)
     with row_attention(model, "eager"):
-        return read_rows(decoder(model), ids, positions, "eager", attention_mask=mask, **_positions(model, position_ids))
+        return read_rows(
+            decoder(model),
+            ids,
+            positions,
+            "eager",
+            attention_mask=mask,
+            **_positions(model, position_ids),
+        )
 
 
 def _positions(model, position_ids):
@@ -43,7 +51,9 @@ def _positions(model, position_ids):
 def our_rows(model, ids, mask, positions):
     position_ids = (mask.cumsum(-1) - 1).clamp(min=0)
     with row_attention(model):
-        return read_rows(decoder(model), ids, positions, attention_mask=mask, **_positions(model, position_ids))
+        return read_rows(
+            decoder(model), ids, positions, attention_mask=mask, **_positions(model, position_ids)
+        )
 
 
 @pytest.mark.parametrize("side", ["none", "left", "right"])
@@ -64,7 +74,9 @@ def test_rows_and_gradients_equal_eager(family, side):
     (eager, eager_gradient, eager_hidden), (ours, our_gradient, our_hidden) = results
     assert ours.dtype == torch.float32
     assert (ours - eager).abs().max() <= 2e-6
-    torch.testing.assert_close(ours.sum(-1) <= 1 + 1e-5, torch.ones_like(ours.sum(-1), dtype=torch.bool))
+    torch.testing.assert_close(
+        ours.sum(-1) <= 1 + 1e-5, torch.ones_like(ours.sum(-1), dtype=torch.bool)
+    )
     assert eager_gradient.norm() > 0
     assert (our_gradient - eager_gradient).norm() <= 2e-5 * eager_gradient.norm()
     torch.testing.assert_close(our_hidden, eager_hidden, rtol=1e-4, atol=1e-5)
@@ -155,7 +167,13 @@ def test_sparse_indexers_and_recurrent_models_are_refused():
 
 
 def test_models_without_a_decoder_and_rows_outside_the_context_are_refused():
-    llama4 = tiny_model("llama4_text", **FAMILIES["llama"], intermediate_size_mlp=64, num_local_experts=2, head_dim=8)
+    llama4 = tiny_model(
+        "llama4_text",
+        **FAMILIES["llama"],
+        intermediate_size_mlp=64,
+        num_local_experts=2,
+        head_dim=8,
+    )
     with pytest.raises(AbftError, match="no decoder apart from its LM head"):
         supported_implementation(llama4)
     ids, _, positions = padded("none")
@@ -202,7 +220,9 @@ def test_no_square_matrix_is_saved_for_backward():
 
 @pytest.mark.parametrize(("error", "refused"), [(5e-4, False), (5e-3, True)])
 def test_rounding_of_peaked_rows_is_no_wrong_row(error, refused, monkeypatch):
-    """A trained float32 model's peaked rows differed by 1.1e-4 between two right ways to compute them."""
+    """A trained float32 model's peaked rows differed by 1.1e-4 between two right ways to compute
+    them.
+    """
     exact = attention.softmax_rows
     monkeypatch.setattr(attention, "softmax_rows", lambda *arguments: exact(*arguments) + error)
     if refused:

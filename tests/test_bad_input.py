@@ -9,27 +9,50 @@ import pytest
 import torch
 import typer
 
-from abft.cli import app
+from abft.cli.commands import app
 from command_line import arguments, invoke, refused
 
 
 def test_occupied_output_folders(options, finished, tmp_path):
-    assert "holds another run; use --overwrite" in refused("train", *arguments(options), "--output", finished)
-    assert "lr, seed differ" in refused("train", "--resume", "--lr", 5, "--seed", 3, "--output", finished)
-    assert json.loads(invoke("train", "--resume", "--output", finished, "--json").stdout)["training"]["steps"] == 4
+    assert "holds another run; use --overwrite" in refused(
+        "train", *arguments(options), "--output", finished
+    )
+    assert "lr, seed differ" in refused(
+        "train", "--resume", "--lr", 5, "--seed", 3, "--output", finished
+    )
+    assert (
+        json.loads(invoke("train", "--resume", "--output", finished, "--json").stdout)["training"][
+            "steps"
+        ]
+        == 4
+    )
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/thesis.txt").write_text("precious")
     for flag in ([], ["--overwrite"]):
-        assert "no abft run" in refused("train", *arguments(options), "--output", tmp_path / "mine", *flag)
+        assert "no abft run" in refused(
+            "train", *arguments(options), "--output", tmp_path / "mine", *flag
+        )
     assert (tmp_path / "mine/thesis.txt").read_text() == "precious"
     assert "is no run folder" in refused("train", "--resume", "--output", tmp_path / "nothing")
-    assert "is a file" in refused("train", *arguments(options), "--output", tmp_path / "mine/thesis.txt")
-    assert "thesis.txt is a file" in refused("train", *arguments(options), "--output", tmp_path / "mine/thesis.txt/x")
-    first = invoke("train", *arguments(options, test_prompts=0, steps=1), "--output", tmp_path / "o")
+    assert "is a file" in refused(
+        "train", *arguments(options), "--output", tmp_path / "mine/thesis.txt"
+    )
+    assert "thesis.txt is a file" in refused(
+        "train", *arguments(options), "--output", tmp_path / "mine/thesis.txt/x"
+    )
+    first = invoke(
+        "train", *arguments(options, test_prompts=0, steps=1), "--output", tmp_path / "o"
+    )
     assert first.exit_code == 0
     (tmp_path / "o/notes.txt").write_text("mine")
     (tmp_path / "o/.partial").mkdir()
-    second = invoke("train", *arguments(options, test_prompts=0, steps=2), "--output", tmp_path / "o", "--overwrite")
+    second = invoke(
+        "train",
+        *arguments(options, test_prompts=0, steps=2),
+        "--output",
+        tmp_path / "o",
+        "--overwrite",
+    )
     assert second.exit_code == 0, second.output
     assert json.loads((tmp_path / "o/metrics.json").read_text())["training"]["steps"] == 2
     assert (tmp_path / "o/notes.txt").read_text() == "mine"
@@ -54,8 +77,14 @@ def test_occupied_output_folders(options, finished, tmp_path):
         ({"k": 1, "objective": "vote", "cross_entropy": 0}, "compares labels, k = 1 shows one"),
         ({"label_words": "stars"}, "expected LABEL=word"),
         ({"label_words": "neutral=meh"}, "unknown labels"),
-        ({"label_words": "negative=positive x", "objective": "e2e"}, "two labels begin with the same token"),
-        ({"A0": 0.3, "objective": "vote"}, "A0 goes with objective 'abft' and has no effect on 'vote'"),
+        (
+            {"label_words": "negative=positive x", "objective": "e2e"},
+            "two labels begin with the same token",
+        ),
+        (
+            {"A0": 0.3, "objective": "vote"},
+            "A0 goes with objective 'abft' and has no effect on 'vote'",
+        ),
         ({"objective": "ABFT"}, "objective = 'ABFT': expected one of abft, vote, e2e"),
         ({"Cp": 0.1, "objective": "e2e"}, "Cp goes with objective 'abft'"),
         ({"cross_entropy": -1}, "cross_entropy = -1.0"),
@@ -86,34 +115,55 @@ def test_a_last_step_that_ruins_the_weights(options, tmp_path):
     message = "the label probabilities are not finite: the weights are ruined"
     assert message in refused("train", *arguments(options, lr=1e20, steps=1), "--output", output)
     assert message in refused("train", "--resume", "--output", output)
-    assert invoke("train", *arguments(options, steps=1), "--output", output, "--overwrite").exit_code == 0
+    assert (
+        invoke("train", *arguments(options, steps=1), "--output", output, "--overwrite").exit_code
+        == 0
+    )
     unseen = tmp_path / "unseen"
-    assert invoke("train", *arguments(options, lr=1e20, steps=1, test_prompts=0), "--output", unseen).exit_code == 0
-    assert "the label probabilities are not finite" in refused("predict", "--run", unseen, "--text", "great")
-    assert "the model's attention is not finite" in refused("eval", "--run", unseen, "--test-prompts", 4)
+    assert (
+        invoke(
+            "train", *arguments(options, lr=1e20, steps=1, test_prompts=0), "--output", unseen
+        ).exit_code
+        == 0
+    )
+    assert "the label probabilities are not finite" in refused(
+        "predict", "--run", unseen, "--text", "great"
+    )
+    assert "the model's attention is not finite" in refused(
+        "eval", "--run", unseen, "--test-prompts", 4
+    )
 
 
 def test_a_model_file_cut_short(options, model_folder, tmp_path):
     shutil.copytree(model_folder, tmp_path / "cut")
     weights = tmp_path / "cut/model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    message = refused("train", *arguments(options, model=tmp_path / "cut"), "--output", tmp_path / "run")
+    message = refused(
+        "train", *arguments(options, model=tmp_path / "cut"), "--output", tmp_path / "run"
+    )
     assert "could not be loaded" in message
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
 def test_cuda_asked_for_where_there_is_none(options, tmp_path):
-    assert "has no CUDA" in refused("train", *arguments(options, device="cuda"), "--output", tmp_path / "run")
+    assert "has no CUDA" in refused(
+        "train", *arguments(options, device="cuda"), "--output", tmp_path / "run"
+    )
 
 
 def test_a_run_folder_cannot_ask_for_remote_code(finished, tmp_path):
-    from abft.cli_options import config_of
+    from abft.cli.options import config_of
 
     shutil.copytree(finished, tmp_path / "run")
     text = (tmp_path / "run/config.yaml").read_text()
-    (tmp_path / "run/config.yaml").write_text(text.replace("trust_remote_code: false", "trust_remote_code: true"))
+    (tmp_path / "run/config.yaml").write_text(
+        text.replace("trust_remote_code: false", "trust_remote_code: true")
+    )
     context = typer.Context(typer.main.get_command(app))
-    assert config_of(context, {"trust_remote_code": False}, tmp_path / "run").trust_remote_code is False
+    assert (
+        config_of(context, {"trust_remote_code": False}, tmp_path / "run").trust_remote_code
+        is False
+    )
 
 
 def test_names_with_brackets_are_printed_as_they_are(options, reviews, tmp_path):
@@ -127,10 +177,16 @@ def test_names_with_brackets_are_printed_as_they_are(options, reviews, tmp_path)
 def test_bad_config_files(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text("stepz: 3\n")
-    assert "unknown key 'stepz'; did you mean 'steps'?" in refused("train", "--config", path, "--output", tmp_path / "o")
+    assert "unknown key 'stepz'; did you mean 'steps'?" in refused(
+        "train", "--config", path, "--output", tmp_path / "o"
+    )
     path.write_text("- a\n")
-    assert "expected keys and values" in refused("train", "--config", path, "--output", tmp_path / "o")
-    assert "no such file" in refused("train", "--config", tmp_path / "none.yaml", "--output", tmp_path / "o")
+    assert "expected keys and values" in refused(
+        "train", "--config", path, "--output", tmp_path / "o"
+    )
+    assert "no such file" in refused(
+        "train", "--config", tmp_path / "none.yaml", "--output", tmp_path / "o"
+    )
     path.write_text("steps: many\n")
     result = invoke("train", "--config", path, "--output", tmp_path / "o")
     assert result.exit_code == 2
@@ -149,14 +205,16 @@ def test_unfinished_and_damaged_runs(options, finished, tmp_path):
 def test_full_disk(options, tmp_path, monkeypatch):
     full = shutil._ntuple_diskusage(10**9, 10**9 - 1000, 1000)
     monkeypatch.setattr("shutil.disk_usage", lambda path: full)
-    assert "0 MiB free, about" in refused("train", *arguments(options), "--output", tmp_path / "run")
+    assert "0 MiB free, about" in refused(
+        "train", *arguments(options), "--output", tmp_path / "run"
+    )
 
 
 def test_disk_that_fills_while_training(options, tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("abft.weights.save_file", full)
+    monkeypatch.setattr("abft.model.qk_weights.save_file", full)
     message = refused("train", *arguments(options), "--output", tmp_path / "run")
     assert "No space left on device" in message
     assert f"abft train --resume --output {tmp_path / 'run'}" in message
@@ -166,7 +224,16 @@ def test_disk_that_fills_while_training(options, tmp_path, monkeypatch):
 
 def test_main_prints_one_line_and_no_traceback(tmp_path):
     done = subprocess.run(
-        [sys.executable, "-m", "abft.cli", "train", "--task", "sst-2", "--output", tmp_path / "o"],
+        [
+            sys.executable,
+            "-m",
+            "abft.cli.commands",
+            "train",
+            "--task",
+            "sst-2",
+            "--output",
+            tmp_path / "o",
+        ],
         capture_output=True,
         text=True,
     )

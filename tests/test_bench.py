@@ -19,7 +19,7 @@ from abft.bench.report import tables
 from abft.bench.results import Results, difference, mean_over_tasks
 from abft.bench.store import Scores, Store
 from abft.bench.subject import Subject
-from abft.metrics import accuracy
+from abft.scoring.metrics import accuracy
 from command_line import invoke, refused
 
 TRAINED = ["abft", "e2e"]
@@ -41,7 +41,15 @@ def grid_values(model_folder, reviews):
         "methods": ["vanilla", "contextual_calibration", *TRAINED],
         "scenarios": TESTED,
         "seeds": [0, 1],
-        "settings": {"nd": 16, "nb": 8, "steps": 2, "lr": 0.01, "threshold": 0.03, "test_prompts": 16, "device": "cpu"},
+        "settings": {
+            "nd": 16,
+            "nb": 8,
+            "steps": 2,
+            "lr": 0.01,
+            "threshold": 0.03,
+            "test_prompts": 16,
+            "device": "cpu",
+        },
         "calibration_prompts": 8,
     }
 
@@ -76,14 +84,23 @@ def test_every_cell_has_a_file_and_every_method_a_row(benchmark, grid_values):
     path, folder, printed = benchmark
     grid = read_grid(path)
     assert len(grid.cells()) == len(grid_values["methods"]) * len(TESTED) * 2
-    assert {p.stem for p in (folder / "cells").glob("*.json")} == {cell.name for cell in grid.cells()}
+    assert {p.stem for p in (folder / "cells").glob("*.json")} == {
+        cell.name for cell in grid.cells()
+    }
     table = json.loads((folder / "tables" / "grid" / "tables.json").read_text())[0]
     assert table["columns"] == ["method", "reviews"]
-    assert [row[0] for row in table["rows"]][4:] == ["vanilla", "contextual calibration", "ABFT", "E2E, W_Q and W_K"]
+    assert [row[0] for row in table["rows"]][4:] == [
+        "vanilla",
+        "contextual calibration",
+        "ABFT",
+        "E2E, W_Q and W_K",
+    ]
     assert "### Accuracy in %, tiny" in printed
     rows = (folder / "tables" / "grid" / "results.csv").read_text().splitlines()
     assert rows[0] == "model,task,method,scenario,variant,seed,metric,value"
-    assert any(row.startswith("tiny,reviews,abft,standard,,1,trainable_parameters,") for row in rows)
+    assert any(
+        row.startswith("tiny,reviews,abft,standard,,1,trainable_parameters,") for row in rows
+    )
 
 
 def test_metrics_follow_from_the_predictions(benchmark):
@@ -93,7 +110,9 @@ def test_metrics_follow_from_the_predictions(benchmark):
         record = store.read(cell)
         if cell.scenario == "standard":
             said = record["predictions"]["standard"]
-            assert record["metrics"]["accuracy"] == np.mean(np.array(said["predicted"]) == said["targets"])
+            assert record["metrics"]["accuracy"] == np.mean(
+                np.array(said["predicted"]) == said["targets"]
+            )
             assert record["heads"] > 0
             assert (record["training"] is not None) == (cell.method in TRAINED)
 
@@ -104,23 +123,37 @@ def test_seeds_change_the_training_and_never_the_test_prompts(benchmark):
     cells = {(c.method, c.scenario, c.seed): c for c in grid.cells()}
     for scenario in ("standard", "zero_shot"):
         targets = {
-            json.dumps(store.read(c)["predictions"][scenario]["targets"]) for c in cells.values() if c.scenario == scenario
+            json.dumps(store.read(c)["predictions"][scenario]["targets"])
+            for c in cells.values()
+            if c.scenario == scenario
         }
         assert len(targets) == 1
     assert cells["abft", "standard", 0].weights != cells["abft", "standard", 1].weights
-    assert store.read(cells["vanilla", "standard", 0])["metrics"] == store.read(cells["vanilla", "standard", 1])["metrics"]
-    texts = [(store.weights(cells["abft", "standard", seed]) / "log.jsonl").read_text() for seed in (0, 1)]
+    assert (
+        store.read(cells["vanilla", "standard", 0])["metrics"]
+        == store.read(cells["vanilla", "standard", 1])["metrics"]
+    )
+    texts = [
+        (store.weights(cells["abft", "standard", seed]) / "log.jsonl").read_text()
+        for seed in (0, 1)
+    ]
     losses = [[json.loads(line)["loss"] for line in text.splitlines()] for text in texts]
     assert losses[0] != losses[1]
 
 
 def test_one_vanilla_pass_serves_all_methods_that_need_it(benchmark, monkeypatch, tmp_path):
     path, _, _ = benchmark
-    cells = [c for c in read_grid(path).cells() if c.weights is None and c.scenario in ("standard", "posterior_bias")]
+    cells = [
+        c
+        for c in read_grid(path).cells()
+        if c.weights is None and c.scenario in ("standard", "posterior_bias")
+    ]
     assert {c.method for c in cells} == {"vanilla", "contextual_calibration"}
     passes = []
     scored = Subject._scored
-    monkeypatch.setattr(Subject, "_scored", lambda self, *a: passes.append(a[-1]) or scored(self, *a))
+    monkeypatch.setattr(
+        Subject, "_scored", lambda self, *a: passes.append(a[-1]) or scored(self, *a)
+    )
     store = Store(tmp_path)
     store.prepare(path)
     subject = Subject(store, cells[0])
@@ -141,7 +174,9 @@ def test_a_longer_grid_reuses_what_is_there(benchmark, grid_values, monkeypatch,
     _, folder, _ = benchmark
     measured = []
     measure = Subject.measure
-    monkeypatch.setattr(Subject, "measure", lambda self, cell: measured.append(cell.name) or measure(self, cell))
+    monkeypatch.setattr(
+        Subject, "measure", lambda self, cell: measured.append(cell.name) or measure(self, cell)
+    )
     monkeypatch.setattr("abft.bench.subject.train", lambda *a, **k: pytest.fail("trained again"))
     path = write_grid(tmp_path, grid_values, scenarios=[*TESTED, "contextual_bias"])
     assert invoke("bench", "--config", path, "--output", folder).exit_code == 0
@@ -192,11 +227,21 @@ def test_damaged_scores_are_computed_again(tmp_path, caplog):
 
 
 def test_a_failed_cell_is_recorded_and_does_not_stop_the_grid(grid_values, tmp_path):
-    broken = {"name": "broken", "method": "abft", "threshold": 0.99}  # no head passes: training refuses
-    path = write_grid(tmp_path, grid_values, methods=[broken, "vanilla"], scenarios=["standard"], seeds=[0])
+    broken = {
+        "name": "broken",
+        "method": "abft",
+        "threshold": 0.99,
+    }  # no head passes: training refuses
+    path = write_grid(
+        tmp_path, grid_values, methods=[broken, "vanilla"], scenarios=["standard"], seeds=[0]
+    )
     result = invoke("bench", "--config", path, "--output", tmp_path / "out")
     assert "1 of 2 cells failed" in str(result.exception)
-    failed = json.loads((tmp_path / "out" / "cells" / "tiny__reviews__broken__standard__seed0.failed.json").read_text())
+    failed = json.loads(
+        (
+            tmp_path / "out" / "cells" / "tiny__reviews__broken__standard__seed0.failed.json"
+        ).read_text()
+    )
     assert "no attention head passed the threshold" in failed["error"]
     assert "Traceback" in failed["trace"]
     assert "| vanilla |" in result.stdout
@@ -209,26 +254,46 @@ def test_dry_run_lists_cells_and_writes_nothing(grid_values, tmp_path, benchmark
     assert result.exit_code == 0, result.output
     assert "32 cells, 0 done, 32 left" in result.stdout
     assert not (tmp_path / "out").exists()
-    listed = json.loads(invoke("bench", "--config", path, "--output", benchmark[1], "--dry-run", "--json").stdout)
+    listed = json.loads(
+        invoke("bench", "--config", path, "--output", benchmark[1], "--dry-run", "--json").stdout
+    )
     assert all(entry["done"] and entry["seconds"] == 0 for entry in listed)
 
 
 def test_dry_run_counts_shared_work_once(grid_values, tmp_path):
     path = write_grid(tmp_path, grid_values, seeds=[0])
-    listed = json.loads(invoke("bench", "--config", path, "--output", tmp_path / "out", "--dry-run", "--json").stdout)
+    listed = json.loads(
+        invoke(
+            "bench", "--config", path, "--output", tmp_path / "out", "--dry-run", "--json"
+        ).stdout
+    )
     seconds = {entry["cell"].removeprefix("tiny__reviews__"): entry["seconds"] for entry in listed}
     assert seconds["vanilla__standard__seed0"] > 0
     assert seconds["vanilla__posterior_bias__seed0"] == 0  # the standard prompts again
     assert seconds["abft__posterior_bias__seed0"] == 0
-    assert seconds["abft__standard__seed0"] > 1.5 * seconds["vanilla__standard__seed0"]  # and the training
+    assert (
+        seconds["abft__standard__seed0"] > 1.5 * seconds["vanilla__standard__seed0"]
+    )  # and the training
     assert seconds["contextual_calibration__standard__seed0"] > 0
 
 
 def test_killed_and_restarted_gives_the_same_numbers(grid_values, tmp_path, benchmark):
     path = write_grid(tmp_path, grid_values)
-    command = [sys.executable, "-m", "abft.cli", "bench", "--config", str(path), "--output", str(tmp_path / "out")]
+    command = [
+        sys.executable,
+        "-m",
+        "abft.cli.commands",
+        "bench",
+        "--config",
+        str(path),
+        "--output",
+        str(tmp_path / "out"),
+    ]
     process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     cells = tmp_path / "out" / "cells"
     limit = time.time() + 240
@@ -242,12 +307,20 @@ def test_killed_and_restarted_gives_the_same_numbers(grid_values, tmp_path, benc
     assert not list(cells.glob(".*"))
     result = invoke("bench", "--config", path, "--output", tmp_path / "out")
     assert result.exit_code == 0, result.output
-    reference = {name: record for name, record in numbers(benchmark[1]).items() if "contextual_bias" not in name}
+    reference = {
+        name: record
+        for name, record in numbers(benchmark[1]).items()
+        if "contextual_bias" not in name
+    }
     assert numbers(tmp_path / "out") == reference
 
 
-def test_interrupted_grid_keeps_finished_cells_and_writes_their_tables(grid_values, tmp_path, monkeypatch):
-    path = write_grid(tmp_path, grid_values, methods=["vanilla", "abft"], scenarios=["standard"], seeds=[0])
+def test_interrupted_grid_keeps_finished_cells_and_writes_their_tables(
+    grid_values, tmp_path, monkeypatch
+):
+    path = write_grid(
+        tmp_path, grid_values, methods=["vanilla", "abft"], scenarios=["standard"], seeds=[0]
+    )
     measure = Subject.measure
 
     def interrupted(self, cell):
@@ -264,7 +337,14 @@ def test_interrupted_grid_keeps_finished_cells_and_writes_their_tables(grid_valu
 
 
 def test_weights_are_removed_if_asked(grid_values, tmp_path):
-    path = write_grid(tmp_path, grid_values, methods=["abft"], scenarios=["standard"], seeds=[0], keep_weights=False)
+    path = write_grid(
+        tmp_path,
+        grid_values,
+        methods=["abft"],
+        scenarios=["standard"],
+        seeds=[0],
+        keep_weights=False,
+    )
     assert invoke("bench", "--config", path, "--output", tmp_path / "out").exit_code == 0
     assert not [path for path in (tmp_path / "out" / "weights").iterdir() if path.is_dir()]
     assert len(list((tmp_path / "out" / "cells").iterdir())) == 1
@@ -275,28 +355,39 @@ def test_two_benchmarks_do_not_share_a_folder_at_the_same_time(benchmark):
 
     path, folder, _ = benchmark
     with FileLock(folder / ".lock"):
-        assert "another `abft bench` is running" in refused("bench", "--config", path, "--output", folder)
+        assert "another `abft bench` is running" in refused(
+            "bench", "--config", path, "--output", folder
+        )
 
 
 def test_results_of_calibration_differ_from_vanilla_and_keep_its_heads(benchmark):
     path, folder, _ = benchmark
     results = Results(read_grid(path), Store(folder))
-    (a, _), (b, _) = (results.records("tiny", "reviews", m, "standard") for m in ("vanilla", "contextual_calibration"))
+    (a, _), (b, _) = (
+        results.records("tiny", "reviews", m, "standard")
+        for m in ("vanilla", "contextual_calibration")
+    )
     assert a["heads"] == b["heads"]
     assert a["predictions"] != b["predictions"] or a["metrics"] != b["metrics"]
     names = [table.name.removesuffix("-tiny") for table in tables(results)]
-    expected = "accuracy differences all_differences heads macro_f1 ece cost consistency posterior_bias"
+    expected = (
+        "accuracy differences all_differences heads macro_f1 ece cost consistency posterior_bias"
+    )
     assert names == expected.split()
 
 
-def test_changed_data_or_model_files_are_measured_again(grid_values, tmp_path, reviews, model_folder):
+def test_changed_data_or_model_files_are_measured_again(
+    grid_values, tmp_path, reviews, model_folder
+):
     from abft.bench import grid as module
 
     table, model = tmp_path / "reviews.csv", tmp_path / "model"
     shutil.copy(reviews, table)
     shutil.copytree(model_folder, model)
     task = {**grid_values["tasks"][0], "data": str(table)}
-    path = write_grid(tmp_path, grid_values, models=[{"name": "tiny", "model": str(model)}], tasks=[task])
+    path = write_grid(
+        tmp_path, grid_values, models=[{"name": "tiny", "model": str(model)}], tasks=[task]
+    )
 
     def digests():
         module._content.cache_clear()
@@ -334,13 +425,27 @@ def test_settings_of_untrained_methods_are_their_own(grid_values, tmp_path):
 def test_settings_of_the_papers_objective_reach_no_other(grid_values, tmp_path):
     values = {**grid_values["settings"], "A0": 0.3}
     path = write_grid(
-        tmp_path, grid_values, methods=["abft", "vote", "e2e"], scenarios=["standard"], settings=values, seeds=[0]
+        tmp_path,
+        grid_values,
+        methods=["abft", "vote", "e2e"],
+        scenarios=["standard"],
+        settings=values,
+        seeds=[0],
     )
-    assert {cell.method: cell.config.A0 for cell in read_grid(path).cells()} == {"abft": 0.3, "vote": 0.5, "e2e": 0.5}
-    own = [{"name": "m", "method": "vote", "objective": "abft"}, {"name": "n", "method": "abft", "objective": "vote"}]
+    assert {cell.method: cell.config.A0 for cell in read_grid(path).cells()} == {
+        "abft": 0.3,
+        "vote": 0.5,
+        "e2e": 0.5,
+    }
+    own = [
+        {"name": "m", "method": "vote", "objective": "abft"},
+        {"name": "n", "method": "abft", "objective": "vote"},
+    ]
     path = write_grid(tmp_path, grid_values, methods=own, scenarios=["standard"], settings=values)
     assert {cell.method: cell.config.A0 for cell in read_grid(path).cells()} == {"m": 0.3, "n": 0.5}
-    path = write_grid(tmp_path, grid_values, methods=[{"name": "e2e", "A0": 0.3}], scenarios=["training_size"])
+    path = write_grid(
+        tmp_path, grid_values, methods=[{"name": "e2e", "A0": 0.3}], scenarios=["training_size"]
+    )
     assert "grid, method e2e, task reviews: A0 goes with objective 'abft'" in refused(
         "bench", "--config", path, "--output", tmp_path / "out", "--dry-run"
     )
@@ -350,7 +455,9 @@ def test_settings_of_training_do_not_change_the_untouched_model(grid_values, tmp
     few, many = (
         {
             cell.method: cell.digest
-            for cell in read_grid(write_grid(tmp_path, grid_values, settings={**grid_values["settings"], "steps": n})).cells()
+            for cell in read_grid(
+                write_grid(tmp_path, grid_values, settings={**grid_values["settings"], "steps": n})
+            ).cells()
         }
         for n in (2, 3)
     )
@@ -362,9 +469,15 @@ def test_settings_of_training_do_not_change_the_untouched_model(grid_values, tmp
 def test_training_on_other_tasks_is_not_measured_out_of_domain(tmp_path, grid_values):
     mine = {"name": "mine", "method": "e2e_lora", "train_on": "others"}
     path = write_grid(
-        tmp_path, grid_values, tasks=["SST2"], methods=["abft", "metaicl", mine], scenarios=["standard", "out_of_domain"]
+        tmp_path,
+        grid_values,
+        tasks=["SST2"],
+        methods=["abft", "metaicl", mine],
+        scenarios=["standard", "out_of_domain"],
     )
-    assert {cell.method for cell in read_grid(path).cells() if cell.scenario == "out_of_domain"} == {"abft"}
+    assert {
+        cell.method for cell in read_grid(path).cells() if cell.scenario == "out_of_domain"
+    } == {"abft"}
 
 
 def test_weights_stay_inside_the_folder(grid_values, tmp_path, reviews):
@@ -397,7 +510,9 @@ def test_half_written_weights_are_made_again(grid_values, tmp_path, left):
         (folder / "metrics.json").unlink()
     shutil.rmtree(out / "cells")
     shutil.rmtree(out / "scores")
-    assert invoke("bench", "--config", path, "--output", out).exit_code != 0  # no benchmark's folder any more
+    assert (
+        invoke("bench", "--config", path, "--output", out).exit_code != 0
+    )  # no benchmark's folder any more
     (out / "cells").mkdir()
     result = invoke("bench", "--config", path, "--output", out)
     assert result.exit_code == 0, result.output
@@ -406,13 +521,20 @@ def test_half_written_weights_are_made_again(grid_values, tmp_path, left):
 
 @pytest.mark.parametrize("name", ["accuracy", "ablations", "behaviour", "default"])
 def test_stored_results_are_those_of_the_papers_settings(name):
-    """The defaults of a run may change; cells begin with the paper's settings, and what was measured stays valid."""
+    """The defaults of a run may change; cells begin with the paper's settings, and what was
+    measured stays valid.
+    """
     results = Path(__file__).parent.parent / "results"
     for cell in read_grid(results / f"grids/{name}.yaml").cells():
         stored = json.loads((results / f"bench/cells/{cell.name}.json").read_text())
         assert stored["digest"] == cell.digest
         if cell.kind == "abft":
-            assert (cell.config.objective, cell.config.queries, cell.config.steps, cell.config.cross_entropy) == (
+            assert (
+                cell.config.objective,
+                cell.config.queries,
+                cell.config.steps,
+                cell.config.cross_entropy,
+            ) == (
                 "abft",
                 1,
                 32,
@@ -421,16 +543,23 @@ def test_stored_results_are_those_of_the_papers_settings(name):
 
 
 def test_jobs_share_weights(grid_values, tmp_path):
-    grid = read_grid(write_grid(tmp_path, grid_values, scenarios=["standard", "training_size", "factors"]))
+    grid = read_grid(
+        write_grid(tmp_path, grid_values, scenarios=["standard", "training_size", "factors"])
+    )
     grouped = jobs(grid.cells())
     assert sum(map(len, grouped)) == len(grid.cells())
     assert len({job[0].job for job in grouped}) == len(grouped)
     assert all(len({cell.job for cell in job}) == 1 for job in grouped)
     by_name = {cell.name: cell for cell in grid.cells()}
-    same = [by_name[f"tiny__reviews__abft__{s}__seed0"] for s in ("standard", "factors-A0=0.5-B0=1.0-pid=True")]
+    same = [
+        by_name[f"tiny__reviews__abft__{s}__seed0"]
+        for s in ("standard", "factors-A0=0.5-B0=1.0-pid=True")
+    ]
     assert same[0].weights == same[1].weights
     assert same[0].digest != same[1].digest
-    assert not any(cell.method == "vanilla" and cell.scenario != "standard" for cell in grid.cells())
+    assert not any(
+        cell.method == "vanilla" and cell.scenario != "standard" for cell in grid.cells()
+    )
     assert not any(cell.method == "e2e" and cell.scenario == "factors" for cell in grid.cells())
 
 
@@ -482,7 +611,9 @@ def test_bad_grids_are_refused_in_one_line(grid_values, tmp_path, changes, messa
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("text", ["", "[1, 2]", "seeds: [2021-13-45]", "models: [" * 3000, "a: b: c"])
+@pytest.mark.parametrize(
+    "text", ["", "[1, 2]", "seeds: [2021-13-45]", "models: [" * 3000, "a: b: c"]
+)
 def test_what_is_no_grid_is_refused_in_one_line(tmp_path, text):
     path = tmp_path / "grid.yaml"
     path.write_text(text)
@@ -491,9 +622,15 @@ def test_what_is_no_grid_is_refused_in_one_line(tmp_path, text):
 
 def test_bad_commands_are_refused(grid_values, tmp_path):
     path = write_grid(tmp_path, grid_values)
-    assert "no such file" in refused("bench", "--config", tmp_path / "no.yaml", "--output", tmp_path / "out")
-    assert "expected serial or ray" in refused("bench", "--config", path, "--output", tmp_path / "out", "--engine", "dask")
-    assert "goes with --engine ray" in refused("bench", "--config", path, "--output", tmp_path / "out", "--ray-address", "a:1")
+    assert "no such file" in refused(
+        "bench", "--config", tmp_path / "no.yaml", "--output", tmp_path / "out"
+    )
+    assert "expected serial or ray" in refused(
+        "bench", "--config", path, "--output", tmp_path / "out", "--engine", "dask"
+    )
+    assert "goes with --engine ray" in refused(
+        "bench", "--config", path, "--output", tmp_path / "out", "--ray-address", "a:1"
+    )
     assert "is a file" in refused("bench", "--config", path, "--output", path)
     assert "no benchmark" in refused("bench", "--config", path, "--output", tmp_path)
 
@@ -501,10 +638,15 @@ def test_bad_commands_are_refused(grid_values, tmp_path):
 def test_no_ray(grid_values, tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name, *a: None)
     path = write_grid(tmp_path, grid_values)
-    assert "pip install 'abft[ray]'" in refused("bench", "--config", path, "--output", tmp_path / "out", "--engine", "ray")
+    assert "pip install 'abft[ray]'" in refused(
+        "bench", "--config", path, "--output", tmp_path / "out", "--engine", "ray"
+    )
 
 
-@pytest.mark.parametrize(("address", "message"), [("127.0.0.1:9", "no Ray cluster answers"), ("nowhere", "expected host:port")])
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [("127.0.0.1:9", "no Ray cluster answers"), ("nowhere", "expected host:port")],
+)
 def test_a_ray_address_that_does_not_answer(grid_values, tmp_path, address, message):
     path = write_grid(tmp_path, grid_values)
     options = ("--output", tmp_path / "out", "--engine", "ray", "--ray-address", address)
@@ -521,11 +663,24 @@ def test_a_killed_ray_worker_does_not_stop_the_grid(grid_values, tmp_path, bench
         "import sys, abft.bench.ray_engine as engine, ray\n"
         "init = ray.init\n"
         "ray.init = lambda **options: init(**{**options, 'num_cpus': 2})\n"
-        "from abft.cli import main\nsys.argv[0] = 'abft'\nmain()\n"
+        "from abft.cli.commands import main\nsys.argv[0] = 'abft'\nmain()\n"
     )
-    command = [sys.executable, "-c", code, "bench", "--config", str(path), "--output", str(tmp_path / "out"), "--engine", "ray"]
+    command = [
+        sys.executable,
+        "-c",
+        code,
+        "bench",
+        "--config",
+        str(path),
+        "--output",
+        str(tmp_path / "out"),
+        "--engine",
+        "ray",
+    ]
     environment = {**os.environ, "RAY_worker_niceness": "0"}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
     victim, limit = None, time.time() + 240
     while victim is None and time.time() < limit:
         assert process.poll() is None, process.stderr.read()
@@ -535,7 +690,11 @@ def test_a_killed_ray_worker_does_not_stop_the_grid(grid_values, tmp_path, bench
     os.kill(victim, signal.SIGKILL)
     _, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
-    reference = {name: r for name, r in numbers(benchmark[1]).items() if "standard" in name or "zero_shot" in name}
+    reference = {
+        name: r
+        for name, r in numbers(benchmark[1]).items()
+        if "standard" in name or "zero_shot" in name
+    }
     assert numbers(tmp_path / "out") == reference
 
 
@@ -543,7 +702,9 @@ def training_workers(driver, folder):
     """Ray workers that are in a job whose training has begun and is not finished."""
     import psutil
 
-    begun = [p for p in folder.glob("weights/*/config.yaml") if not (p.parent / "metrics.json").exists()]
+    begun = [
+        p for p in folder.glob("weights/*/config.yaml") if not (p.parent / "metrics.json").exists()
+    ]
     if not begun:
         return []
     family = psutil.Process(driver).children(recursive=True)
@@ -558,7 +719,11 @@ def test_accuracy_of_the_table_is_the_mean_of_its_cells(benchmark):
     assert row[1] == f"{100 * np.mean(values):.1f} ± {100 * np.std(values, ddof=1):.1f}"
     said = results.records("tiny", "reviews", "abft", "standard")[0]["predictions"]["standard"]
     assert values[0] == accuracy(np.eye(2)[said["predicted"]], np.array(said["targets"]))
-    assert Path(folder / "tables" / "grid" / "accuracy-tiny.csv").read_text().startswith("method,reviews\n")
+    assert (
+        Path(folder / "tables" / "grid" / "accuracy-tiny.csv")
+        .read_text()
+        .startswith("method,reviews\n")
+    )
 
 
 def test_missing_cells_are_said_and_never_mixed_up(benchmark):
@@ -566,7 +731,9 @@ def test_missing_cells_are_said_and_never_mixed_up(benchmark):
     grid = read_grid(path)
     results = Results(grid, Store(folder))
     both = results.values("tiny", "reviews", "abft", "standard", "accuracy")
-    results.finished = [(cell, r) for cell, r in results.finished if (cell.method, cell.seed) != ("abft", 0)]
+    results.finished = [
+        (cell, r) for cell, r in results.finished if (cell.method, cell.seed) != ("abft", 0)
+    ]
     assert results.values("tiny", "reviews", "abft", "standard", "accuracy") == {1: both[1]}
     row = next(row for row in tables(results)[0].rows if row[0] == "ABFT")
     assert row[1] == f"{100 * both[1]:.1f} (n = 1)"
@@ -581,10 +748,14 @@ def test_missing_cells_are_said_and_never_mixed_up(benchmark):
 def test_differences_are_taken_on_the_same_prompts(benchmark):
     path, folder, _ = benchmark
     results = Results(read_grid(path), Store(folder))
-    for scenario, prompts in (("standard", "standard"), ("demonstration_consistency", "demonstrations")):
+    for scenario, prompts in (
+        ("standard", "standard"),
+        ("demonstration_consistency", "demonstrations"),
+    ):
         value, samples = difference(results, "tiny", "reviews", "abft", scenario, prompts)
         means = [
-            np.mean(list(results.values("tiny", "reviews", m, scenario, "accuracy").values())) for m in ("abft", "vanilla")
+            np.mean(list(results.values("tiny", "reviews", m, scenario, "accuracy").values()))
+            for m in ("abft", "vanilla")
         ]
         assert value == pytest.approx(means[0] - means[1])
         assert samples.min() <= value <= samples.max()

@@ -7,15 +7,16 @@ import io
 import numpy as np
 import pytest
 
-import abft.data
+import abft.data.datasets
 from abft.bench.calibration import calibrated, calibration_prompts, prior
 from abft.bench.rewrites import alternate_templates, renamed
 from abft.bench.scenarios import PAPER_TASKS, SCENARIOS, Setting
-from abft.data import load_task, text_key
+from abft.data.builtin import TASKS, load_task
+from abft.data.encoding import encode, label_tokens
+from abft.data.other_tasks import other_tasks
+from abft.data.prompts import training_prompts
+from abft.data.splits import text_key
 from abft.errors import AbftError
-from abft.metaicl import other_tasks
-from abft.prompts import encode, label_tokens, training_prompts
-from abft.tasks import TASKS
 
 
 @contextlib.contextmanager
@@ -30,11 +31,20 @@ with quiet():
 
 
 def setting(name, tokenizer=None, protocol="staicc", count=1024, k=4):
-    return Setting(load_task(name, protocol), k, count, protocol, lambda other: load_task(other, protocol), tokenizer)
+    return Setting(
+        load_task(name, protocol),
+        k,
+        count,
+        protocol,
+        lambda other: load_task(other, protocol),
+        tokenizer,
+    )
 
 
 def predicted(prompts, classes):
-    """Probabilities that depend on the prompt's text alone; powers of two, so that their sum is exactly 1."""
+    """Probabilities that depend on the prompt's text alone; powers of two, so that their sum is
+    exactly 1.
+    """
     rows = []
     for text in prompts:
         digest = hashlib.sha256(text.encode()).digest()
@@ -56,14 +66,16 @@ class Spy:
 
 
 def theirs(kind, name, tests=512, **options):
-    sizes = [1024, abft.data._STAICC_DEMONSTRATIONS.get(name, 4096), tests]
+    sizes = [1024, abft.data.builtin._STAICC_DEMONSTRATIONS.get(name, 4096), tests]
     with quiet():
-        data = getattr(hgf_dataset_loader, abft.data._STAICC_LOADERS[name])()
+        data = getattr(hgf_dataset_loader, abft.data.builtin._STAICC_LOADERS[name])()
         return getattr(StaICC, kind)(original_dataset=data, k=4, dividing=sizes, **options)
 
 
 def run_both(kind, name, scenario, **options):
-    """StaICC's result and ours on the same predictions; the prompts have to be the same, byte for byte."""
+    """StaICC's result and ours on the same predictions; the prompts have to be the same, byte for
+    byte.
+    """
     spy, experiment = Spy(), theirs(kind, name, **options)
     with quiet(), np.errstate(all="ignore"):
         result, success = experiment.auto_run(forward_inference=spy, batched_inference=True)
@@ -76,18 +88,22 @@ def run_both(kind, name, scenario, **options):
 
 @pytest.mark.parametrize("name", ["SST2", "TREC", "FP", "TEE"])
 def test_template_consistency_is_staiccs(name):
-    result, ours, _, _ = run_both("template_sensitivity_experimentor", name, "template_consistency", tests=100)
+    result, ours, _, _ = run_both(
+        "template_sensitivity_experimentor", name, "template_consistency", tests=100
+    )
     assert ours["consistency"] == pytest.approx(result["sensitivity"]["consistency"], abs=1e-12)
 
 
 @pytest.mark.parametrize("name", TASKS)
 def test_alternate_templates_are_staiccs(name):
     with quiet():
-        loader = getattr(hgf_dataset_loader, abft.data._STAICC_LOADERS[name])()
+        loader = getattr(hgf_dataset_loader, abft.data.builtin._STAICC_LOADERS[name])()
     alternates = loader.get_alternate_template()
     tasks = alternate_templates(load_task(name, "staicc").task)
     assert {t.template.instruction for t in tasks} == set(alternates["instruction"])
-    assert {t.template.before_text for t in tasks} == {prefix[0] for prefix in alternates["input_text_prefixes"]}
+    assert {t.template.before_text for t in tasks} == {
+        prefix[0] for prefix in alternates["input_text_prefixes"]
+    }
     assert {t.template.before_label.lstrip(" ") for t in tasks} == set(alternates["label_prefix"])
     assert {t.template.after_label for t in tasks} == set(alternates["label_affix"])
     assert len({(t.template.pattern, t.template.instruction) for t in tasks}) == 9
@@ -95,7 +111,9 @@ def test_alternate_templates_are_staiccs(name):
 
 @pytest.mark.parametrize("name", ["SST2", "FP"])
 def test_demonstration_consistency_is_staiccs(name):
-    result, ours, _, _ = run_both("demonstration_sensitivity_experimentor", name, "demonstration_consistency")
+    result, ours, _, _ = run_both(
+        "demonstration_sensitivity_experimentor", name, "demonstration_consistency"
+    )
     assert ours["consistency"] == pytest.approx(result["sensitivity"]["consistency"], abs=1e-12)
 
 
@@ -103,8 +121,12 @@ def test_demonstration_consistency_is_staiccs(name):
 def test_label_noise_is_staiccs_but_for_its_axis(name):
     result, ours, _, _ = run_both("GLER_experimentor", name, "label_noise")
     accuracies = [result[str(i)]["accuracy"] for i in range(5)]
-    assert [ours[f"noise={rate:g}"] for rate in (0, 0.25, 0.5, 0.75, 1)] == pytest.approx(accuracies)
-    slope, _ = functional.linear_regression([1, 0.75, 0.5, 0.25, 0], accuracies)  # x = share of right labels
+    assert [ours[f"noise={rate:g}"] for rate in (0, 0.25, 0.5, 0.75, 1)] == pytest.approx(
+        accuracies
+    )
+    slope, _ = functional.linear_regression(
+        [1, 0.75, 0.5, 0.25, 0], accuracies
+    )  # x = share of right labels
     assert ours["gler"] == pytest.approx(slope, abs=1e-12)
     # StaICC's own x runs 1, 0.75, 0.25, -0.5, -1.5 instead.
     assert result["sensitivity"]["accuracy"][0] == pytest.approx(
@@ -115,7 +137,9 @@ def test_label_noise_is_staiccs_but_for_its_axis(name):
 
 @pytest.mark.parametrize("kind", ["contextual", "domain"])
 def test_prior_biases_are_staiccs(kind):
-    result, ours, _, probabilities = run_both("prior_bias_experimentor", "TREC", f"{kind}_bias", bias_type=kind)
+    result, ours, _, probabilities = run_both(
+        "prior_bias_experimentor", "TREC", f"{kind}_bias", bias_type=kind
+    )
     mean = probabilities[0].mean(0)
     assert mean == pytest.approx(np.array(result["distribution"]), abs=1e-12)
     expected = -sum(p * np.log(p) for p in mean)
@@ -124,7 +148,9 @@ def test_prior_biases_are_staiccs(kind):
     if sum(result["distribution"]) == 1:  # else StaICC takes a softmax of the probabilities first
         assert ours["entropy"] == pytest.approx(result["entropy"], abs=1e-12)
     else:
-        assert result["entropy"] == pytest.approx(functional.entropy(functional.softmax(result["distribution"])), abs=1e-9)
+        assert result["entropy"] == pytest.approx(
+            functional.entropy(functional.softmax(result["distribution"])), abs=1e-9
+        )
 
 
 def test_posterior_bias_is_staiccs():
@@ -138,14 +164,24 @@ def test_label_noise_with_few_demonstrations_is_fitted_to_what_was_written():
     clean = sets[0].prompts
     for s, wrong in zip(sets, (0, 1, 2), strict=True):
         for a, b in zip(clean, s.prompts, strict=True):
-            assert sum(x != y for x, y in zip(a.label_classes, b.label_classes, strict=True)) == wrong
+            assert (
+                sum(x != y for x, y in zip(a.label_classes, b.label_classes, strict=True)) == wrong
+            )
     right = [np.eye(2)[s.targets] for s in sets]
-    falling = [right[0], np.eye(2)[np.where(np.arange(40) < 20, sets[1].targets, 1 - sets[1].targets)], 1 - right[2]]
-    assert SCENARIOS["label_noise"].measure(sets, falling)["gler"] == pytest.approx(1)  # 100%, 50%, 0%
+    falling = [
+        right[0],
+        np.eye(2)[np.where(np.arange(40) < 20, sets[1].targets, 1 - sets[1].targets)],
+        1 - right[2],
+    ]
+    assert SCENARIOS["label_noise"].measure(sets, falling)["gler"] == pytest.approx(
+        1
+    )  # 100%, 50%, 0%
 
 
 def test_unseen_labels_by_default_are_drawn_from_the_other_labels():
-    (unseen,) = SCENARIOS["unseen_label"].write(setting("TREC", protocol="consistent", count=300, k=16))
+    (unseen,) = SCENARIOS["unseen_label"].write(
+        setting("TREC", protocol="consistent", count=300, k=16)
+    )
     assert all(prompt.target not in prompt.label_classes for prompt in unseen.prompts)
     assert len({prompt.label_classes for prompt in unseen.prompts}) > 250
 
@@ -154,7 +190,9 @@ def test_unseen_labels_give_up_in_time():
     data = load_task("SST2", "staicc")
     few = [e for e in data.demonstrations if e.label == 0][:16]
     pool = tuple(few + [e for e in data.demonstrations if e.label == 1])
-    lopsided = abft.data.TaskData(data.task, data.train, pool, tuple(e for e in data.test if e.label == 1))
+    lopsided = abft.data.splits.TaskData(
+        data.task, data.train, pool, tuple(e for e in data.test if e.label == 1)
+    )
     with pytest.raises(AbftError, match="consistent protocol"):
         SCENARIOS["unseen_label"].write(Setting(lopsided, 16, 4, "staicc", load_task, None))
 
@@ -175,7 +213,7 @@ def test_unseen_labels_are_staiccs(name):
 def test_unseen_label_needs_other_labels():
     data = load_task("SST2")
     only = tuple(e for e in data.demonstrations if e.label == 1)
-    broken = abft.data.TaskData(data.task, data.train, only, data.test)
+    broken = abft.data.splits.TaskData(data.task, data.train, only, data.test)
     with pytest.raises(AbftError, match="another label"):
         SCENARIOS["unseen_label"].write(Setting(broken, 4, 16, "consistent", load_task, None))
 
@@ -243,7 +281,9 @@ def test_out_of_domain_asks_all_other_tasks_and_never_a_training_text():
 @pytest.mark.parametrize("protocol", ["consistent", "staicc"])
 def test_no_test_text_is_in_a_training_or_calibration_prompt(name, protocol):
     data = load_task(name, protocol)
-    held_out = {text_key(example.text) for example in (*data.test, *data.demonstrations)} - {""}  # one tweet is empty
+    held_out = {text_key(example.text) for example in (*data.test, *data.demonstrations)} - {
+        ""
+    }  # one tweet is empty
     prompts = training_prompts(data, 200, 4, seed=3, protocol=protocol)
     for kind in ("contextual", "domain", "batch"):
         prompts += calibration_prompts(kind, data, 100, 4, 3, protocol)
@@ -253,15 +293,26 @@ def test_no_test_text_is_in_a_training_or_calibration_prompt(name, protocol):
     for prompt in prompts:
         start = 0
         for span in prompt.label_spans:
-            text = prompt.text[start : span[0]].removeprefix(template.before_text).removesuffix(template.before_label)
+            text = (
+                prompt.text[start : span[0]]
+                .removeprefix(template.before_text)
+                .removesuffix(template.before_label)
+            )
             assert text in pool
             start = span[1] + len(template.after_label)
         query = prompt.text[start:].removeprefix(template.before_text)
         assert (
-            text_key(query.removesuffix(template.before_label).removesuffix(template.before_label.rstrip(" "))) not in held_out
+            text_key(
+                query.removesuffix(template.before_label).removesuffix(
+                    template.before_label.rstrip(" ")
+                )
+            )
+            not in held_out
         )
     if protocol == "consistent":
-        assert not {text_key(e.text) for e in data.test} & {text_key(e.text) for e in data.demonstrations}
+        assert not {text_key(e.text) for e in data.test} & {
+            text_key(e.text) for e in data.demonstrations
+        }
 
 
 @pytest.mark.parametrize("name", ["SST2", "MR", "SST5", "SUBJ", "TREC"])
@@ -294,7 +345,12 @@ def test_calibration_prompts_differ_in_their_queries_only():
         prompts = calibration_prompts(kind, data, 30, 4, seed=0)
         assert all(len(prompt.label_spans) == 4 for prompt in prompts)
         queries[kind] = [
-            p.text[p.label_spans[-1][1] :].strip().removeprefix("question:").removesuffix("target:").strip() for p in prompts
+            p.text[p.label_spans[-1][1] :]
+            .strip()
+            .removeprefix("question:")
+            .removesuffix("target:")
+            .strip()
+            for p in prompts
         ]
         assert calibration_prompts(kind, data, 30, 4, seed=0) == prompts
         assert calibration_prompts(kind, data, 30, 4, seed=1) != prompts
@@ -305,10 +361,17 @@ def test_calibration_prompts_differ_in_their_queries_only():
 
 
 def test_word_tokens_of_every_template_are_found(bpe):
-    """Alternate templates work in the consistent protocol: the label token is the one inside demonstrations."""
+    """Alternate templates work in the consistent protocol: the label token is the one inside
+    demonstrations.
+    """
     for task in alternate_templates(TASKS["SST2"]):
-        data = abft.data.TaskData(task, *[getattr(load_task("SST2"), part) for part in ("train", "demonstrations", "test")])
+        data = abft.data.splits.TaskData(
+            task,
+            *[getattr(load_task("SST2"), part) for part in ("train", "demonstrations", "test")],
+        )
         words = label_tokens(bpe, task)
         (only,) = SCENARIOS["standard"].write(Setting(data, 4, 3, "consistent", load_task, bpe))
         for prompt in encode(bpe, only.prompts):
-            assert [prompt.input_ids[p] for p in prompt.label_positions] == [words[c] for c in prompt.label_classes]
+            assert [prompt.input_ids[p] for p in prompt.label_positions] == [
+                words[c] for c in prompt.label_classes
+            ]

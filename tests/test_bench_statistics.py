@@ -41,7 +41,9 @@ def test_pairing_narrows_and_clusters_widen_the_interval():
     paired = width(a, b, np.arange(400))
     assert paired < 0.7 * width(a, generator.permutation(b), np.arange(400))
     twice = np.concatenate([a, a]), np.concatenate([b, b])
-    assert width(*twice, np.arange(800) % 400) == pytest.approx(paired, rel=0.15)  # the same queries again are no news
+    assert width(*twice, np.arange(800) % 400) == pytest.approx(
+        paired, rel=0.15
+    )  # the same queries again are no news
     assert width(*twice, np.arange(800)) < 0.8 * paired
 
 

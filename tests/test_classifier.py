@@ -17,9 +17,9 @@ from sklearn.preprocessing import FunctionTransformer
 
 from abft import ABFTClassifier
 from abft.classifier import _parts, demonstration_sets
-from abft.data import text_key
+from abft.data.splits import text_key
+from abft.data.tasks import Example
 from abft.errors import AbftError
-from abft.tasks import Example
 
 pytestmark = pytest.mark.filterwarnings("ignore:training did not help")
 
@@ -39,7 +39,14 @@ def new(model_folder):
     """A classifier on the tiny model."""
 
     def make(**settings):
-        settings = {"model": str(model_folder), "device": "cpu", "steps": 0, "random_state": 0, "progress": False, **settings}
+        settings = {
+            "model": str(model_folder),
+            "device": "cpu",
+            "steps": 0,
+            "random_state": 0,
+            "progress": False,
+            **settings,
+        }
         return ABFTClassifier(**settings)
 
     return make
@@ -69,10 +76,14 @@ def test_training_that_does_not_help_leaves_the_model_as_it_was(new, texts, labe
     with pytest.warns(UserWarning, match="untouched model is kept"):
         stuck = new(steps=4, learning_rate=0.0).fit(texts, labels)
     assert stuck.best_step_ == 0
-    np.testing.assert_array_equal(stuck.predict_proba(texts), new().fit(texts, labels).predict_proba(texts))
+    np.testing.assert_array_equal(
+        stuck.predict_proba(texts), new().fit(texts, labels).predict_proba(texts)
+    )
     harmed = new(steps=4, learning_rate=10.0, objective="e2e").fit(texts, labels)
     best = harmed.validation_[harmed.best_step_]
-    assert best == max(harmed.validation_.values(), key=lambda found: (found["accuracy"], -found["log_loss"]))
+    assert best == max(
+        harmed.validation_.values(), key=lambda found: (found["accuracy"], -found["log_loss"])
+    )
 
 
 def test_every_kind_of_column(new, texts, labels):
@@ -95,7 +106,9 @@ def test_every_kind_of_column(new, texts, labels):
     assert classifier.classes_.tolist() == [0, 1]
     np.testing.assert_array_equal(classifier.predict_proba(texts), expected)
     assert set(classifier.predict(texts).tolist()) <= {0, 1}
-    whole = new().fit(texts, np.array(numbers) + 9)  # 9 and 10: one is two tokens, none begins the other
+    whole = new().fit(
+        texts, np.array(numbers) + 9
+    )  # 9 and 10: one is two tokens, none begins the other
     np.testing.assert_allclose(whole.predict_proba(texts).sum(1), 1)
 
 
@@ -107,18 +120,28 @@ def test_saved_and_pickled_classifiers_are_the_same(trained, new, texts, labels,
     assert loaded.validation_ == trained.validation_
     assert loaded.best_step_ == trained.best_step_
     loaded.save(tmp_path / "again")
-    np.testing.assert_array_equal(ABFTClassifier.load(tmp_path / "again").predict_proba(texts), expected)
-    np.testing.assert_array_equal(pickle.loads(pickle.dumps(trained)).predict_proba(texts), expected)
+    np.testing.assert_array_equal(
+        ABFTClassifier.load(tmp_path / "again").predict_proba(texts), expected
+    )
+    np.testing.assert_array_equal(
+        pickle.loads(pickle.dumps(trained)).predict_proba(texts), expected
+    )
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(loaded)).predict_proba(texts), expected)
-    np.testing.assert_array_equal(trained.predict_proba(texts), expected)  # pickling changed nothing
-    plain = new(label_words={0: "bad", 1: "good"}).fit(texts, [int(label == "positive") for label in labels])
+    np.testing.assert_array_equal(
+        trained.predict_proba(texts), expected
+    )  # pickling changed nothing
+    plain = new(label_words={0: "bad", 1: "good"}).fit(
+        texts, [int(label == "positive") for label in labels]
+    )
     plain.save(tmp_path / "plain")
     loaded = ABFTClassifier.load(tmp_path / "plain")
     np.testing.assert_array_equal(loaded.predict_proba(texts), plain.predict_proba(texts))
     assert loaded.classes_.dtype == plain.classes_.dtype
 
 
-def test_saving_that_fails_leaves_what_was_saved(trained, new, texts, labels, tmp_path, monkeypatch):
+def test_saving_that_fails_leaves_what_was_saved(
+    trained, new, texts, labels, tmp_path, monkeypatch
+):
     folder = tmp_path / "saved"
     trained.save(folder)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -127,7 +150,7 @@ def test_saving_that_fails_leaves_what_was_saved(trained, new, texts, labels, tm
     def full(*arguments, **options):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("abft.weights.save_full_rank", full)
+    monkeypatch.setattr("abft.model.checkpoints.save_full_rank", full)
     with pytest.raises(OSError, match="no space"):
         trained.save(folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
@@ -143,7 +166,10 @@ def test_scikit_learn_drives_it(new, texts, labels):
     assert len(cross_val_score(new(), texts, labels, cv=2)) == 2
     search = GridSearchCV(new(), {"k": [2, 4]}, cv=2).fit(texts, labels)
     assert search.best_params_["k"] in (2, 4)
-    steps = [("strip", FunctionTransformer(lambda X: [text.strip() for text in X])), ("classify", new())]
+    steps = [
+        ("strip", FunctionTransformer(lambda X: [text.strip() for text in X])),
+        ("classify", new()),
+    ]
     assert set(Pipeline(steps).fit(texts, labels).predict(texts)) <= {"negative", "positive"}
     calibrated = CalibratedClassifierCV(new(), cv=2).fit(texts, labels)
     np.testing.assert_allclose(calibrated.predict_proba(texts).sum(1), 1)
@@ -163,7 +189,14 @@ def test_every_one_of_77_classes_is_shown(new, texts):
     assert [len(shown) for shown in classifier.demonstrations_] == [16] * 5  # k stays 16
     assert {label for shown in classifier.demonstrations_ for _, label in shown} == set(labels)
     assert classifier.predict_proba(texts[:3]).shape == (3, 77)
-    assert len(new(demonstration_sets=3).fit(texts, [f"class {i % 5}" for i in range(40)]).demonstrations_) == 3
+    assert (
+        len(
+            new(demonstration_sets=3)
+            .fit(texts, [f"class {i % 5}" for i in range(40)])
+            .demonstrations_
+        )
+        == 3
+    )
 
 
 def test_demonstrations_are_balanced_and_parts_keep_every_class():
@@ -172,7 +205,9 @@ def test_demonstrations_are_balanced_and_parts_keep_every_class():
     assert all(len(shown) == 5 == len({example.label for example in shown}) for shown in sets)
     counts = Counter(example.label for shown in sets for example in shown)
     assert max(counts.values()) - min(counts.values()) <= 1
-    assert len({example.text for shown in sets for example in shown}) == 45  # no text twice while there are others
+    assert (
+        len({example.text for shown in sets for example in shown}) == 45
+    )  # no text twice while there are others
     rare = [Example("a", 0), Example("b", 0), *(Example(f"c{i}", 1) for i in range(30))]
     for share in (0.1, 0.3, 0.5):
         training, held_out = _parts(rare, share, random.Random(1))

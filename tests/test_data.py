@@ -5,10 +5,11 @@ from pathlib import Path
 import datasets
 import pytest
 
-from abft.data import labelled_splits, lcg_indices, load_data, load_task, read_table, texts_of
+from abft.cli.predictions import write_scored
+from abft.data.builtin import TASKS, load_task
+from abft.data.datasets import labelled_splits, load_data, read_table, texts_of
+from abft.data.splits import lcg_indices
 from abft.errors import AbftError
-from abft.scored import write_scored
-from abft.tasks import TASKS
 
 
 def parts(data):
@@ -32,17 +33,19 @@ def test_builtin_tasks_do_not_overlap(name):
 
 @pytest.mark.parametrize("name", ["SST2", "FP", "TEE"])
 def test_splits_equal_staicc(name):
-    import abft.data
+    import abft.data.datasets
 
     with contextlib.redirect_stdout(io.StringIO()):
         from StaICC.util import dataset_interface, hgf_dataset_loader
 
-    loader = getattr(hgf_dataset_loader, abft.data._STAICC_LOADERS[name])()
-    demonstration_number = abft.data._STAICC_DEMONSTRATIONS.get(name, 4096)
+    loader = getattr(hgf_dataset_loader, abft.data.builtin._STAICC_LOADERS[name])()
+    demonstration_number = abft.data.builtin._STAICC_DEMONSTRATIONS.get(name, 4096)
     theirs = dataset_interface.triplet_dataset(loader, 1024, demonstration_number, 512)
     ours = load_task(name, "staicc")
     assert [(e.text, e.label) for e in ours.test] == [(x[0][0], x[1]) for x in theirs.test.table]
-    assert [(e.text, e.label) for e in ours.demonstrations] == [(x[0][0], x[1]) for x in theirs.demonstration.table]
+    assert [(e.text, e.label) for e in ours.demonstrations] == [
+        (x[0][0], x[1]) for x in theirs.demonstration.table
+    ]
     pool = [(x[0][0], x[1]) for x in theirs.calibration.table]
     assert set(pool) >= {(e.text, e.label) for e in ours.train}
     sampler = dataset_interface.demonstration_sampler(4, demonstration_number, 50)
@@ -79,10 +82,16 @@ def test_rows_longer_than_the_header_are_refused(tmp_path):
 
 
 def test_class_labels_and_numbers_become_strings():
-    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])})
-    table = datasets.Dataset.from_dict({"text": [f"t{i}" for i in range(20)], "label": [0, 1] * 10}, features=features)
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])}
+    )
+    table = datasets.Dataset.from_dict(
+        {"text": [f"t{i}" for i in range(20)], "label": [0, 1] * 10}, features=features
+    )
     assert load_data(table).task.labels == ("no", "yes")
-    numbers = datasets.Dataset.from_dict({"text": [f"t{i}" for i in range(20)], "label": [0, 1] * 10})
+    numbers = datasets.Dataset.from_dict(
+        {"text": [f"t{i}" for i in range(20)], "label": [0, 1] * 10}
+    )
     assert load_data(numbers).task.labels == ("0", "1")
 
 
@@ -114,10 +123,14 @@ def test_a_sorted_test_set_is_not_cut_to_one_class(reviews, tmp_path):
 
 
 def test_unlabelled_hub_splits_are_passed_over():
-    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])})
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])}
+    )
 
     def split(labels):
-        return datasets.Dataset.from_dict({"text": [f"t{i}" for i in range(len(labels))], "label": labels}, features=features)
+        return datasets.Dataset.from_dict(
+            {"text": [f"t{i}" for i in range(len(labels))], "label": labels}, features=features
+        )
 
     train, hidden, validation = split([0, 1] * 4), split([-1] * 4), split([1, 0, 1])
     splits = datasets.DatasetDict({"train": train, "test": hidden, "validation": validation})
@@ -167,7 +180,9 @@ def test_unknown_test_labels(tmp_path, reviews):
 
 
 def test_too_few_examples(tmp_path):
-    (tmp_path / "few.csv").write_text("text,label\n" + "\n".join(f"t{i},{'ab'[i % 2]}" for i in range(8)))
+    (tmp_path / "few.csv").write_text(
+        "text,label\n" + "\n".join(f"t{i},{'ab'[i % 2]}" for i in range(8))
+    )
     data = load_data(tmp_path / "few.csv")
     with pytest.raises(AbftError, match="k = 4 demonstrations and a query need 5"):
         data.check(4)
@@ -183,7 +198,9 @@ def test_texts_of_a_file(reviews):
 def test_labelled_tables_keep_whole_numbers_with_gaps(name, tmp_path):
     table = datasets.Dataset.from_dict({"id": [9007199254740993, None], "text": ["good", "bad"]})
     write_scored(tmp_path / name, table["text"], [("x", {"x": 1.0})] * 2, table)
-    written = datasets.load_dataset(Path(name).suffix[1:], data_files=str(tmp_path / name), split="train")
+    written = datasets.load_dataset(
+        Path(name).suffix[1:], data_files=str(tmp_path / name), split="train"
+    )
     assert written["predicted_label"] == ["x", "x"]
     written = (tmp_path / name).read_text() if name.endswith("csv") else str(written["id"][0])
     assert "9007199254740993" in written

@@ -18,7 +18,16 @@ def launch(program, options, output, *flags, **environment):
 
     `accelerate launch` starts more than one on accelerators only.
     """
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", *program, "train"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "--standalone",
+        *program,
+        "train",
+    ]
     command += [str(each) for each in (*arguments(options), *flags, "--output", output)]
     variables = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", **environment}
     return subprocess.run(command, capture_output=True, text=True, env=variables, timeout=300)
@@ -42,7 +51,9 @@ def test_two_processes_equal_one(options, finished, tmp_path):
     done = launch(["-m", "abft"], {**options, "batch-size": 4}, tmp_path / "two")
     assert done.returncode == 0, done.stderr[-3000:]
     refuse_difference(finished, tmp_path / "two")
-    scores = [json.loads((run / "metrics.json").read_text()) for run in (finished, tmp_path / "two")]
+    scores = [
+        json.loads((run / "metrics.json").read_text()) for run in (finished, tmp_path / "two")
+    ]
     assert scores[1]["training"]["processes"] == 2
     assert scores[1]["abft"]["accuracy"] == pytest.approx(scores[0]["abft"]["accuracy"], abs=0.051)
 
@@ -67,11 +78,15 @@ def test_fsdp2_equals_one_process(lora, one_process, tmp_path):
     done = launch(FSDP, {**lora, "batch-size": 4}, tmp_path / "two")
     assert done.returncode == 0, done.stderr[-3000:]
     refuse_difference(one_process, tmp_path / "two")
-    one, two = (load_file(run / "adapter_model.safetensors") for run in (one_process, tmp_path / "two"))
+    one, two = (
+        load_file(run / "adapter_model.safetensors") for run in (one_process, tmp_path / "two")
+    )
     assert one.keys() == two.keys()
     for name in one:
         torch.testing.assert_close(two[name], one[name], rtol=0, atol=1e-4)
-    scores = [json.loads((run / "metrics.json").read_text()) for run in (one_process, tmp_path / "two")]
+    scores = [
+        json.loads((run / "metrics.json").read_text()) for run in (one_process, tmp_path / "two")
+    ]
     assert scores[1]["training"]["processes"] == 2
     assert scores[1]["abft"]["accuracy"] == pytest.approx(scores[0]["abft"]["accuracy"], abs=0.051)
 
@@ -80,7 +95,8 @@ VOTE = {"objective": "vote", "cross-entropy": 2}
 
 
 @pytest.mark.parametrize(
-    ("program", "changes"), [(["-m", "abft"], VOTE), (FSDP, {**VOTE, "lora-r": 4}), (["-m", "abft"], {"objective": "e2e"})]
+    ("program", "changes"),
+    [(["-m", "abft"], VOTE), (FSDP, {**VOTE, "lora-r": 4}), (["-m", "abft"], {"objective": "e2e"})],
 )
 def test_losses_of_the_output_are_the_same_in_two_processes(program, changes, options, tmp_path):
     both = {**options, **changes, "queries": 2, "batch-size": 4, "test-prompts": 0}
@@ -94,8 +110,16 @@ def test_losses_of_the_output_are_the_same_in_two_processes(program, changes, op
 @pytest.mark.parametrize(
     ("changes", "environment", "message"),
     [
-        ({"lora-r": None, "lr": 0.001}, {}, "full-rank training with FSDP or DeepSpeed is not supported"),
-        ({}, {"FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT"}, "FSDP: expected version 2 and full state dicts"),
+        (
+            {"lora-r": None, "lr": 0.001},
+            {},
+            "full-rank training with FSDP or DeepSpeed is not supported",
+        ),
+        (
+            {},
+            {"FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT"},
+            "FSDP: expected version 2 and full state dicts",
+        ),
     ],
 )
 def test_what_fsdp_cannot_do_is_refused(lora, tmp_path, changes, environment, message):

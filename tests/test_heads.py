@@ -2,7 +2,7 @@ import math
 
 import torch
 
-from abft.heads import induction_mask, threshold
+from abft.method.heads import induction_mask, threshold
 
 
 def test_threshold_is_k_over_k_plus_ln_n():
@@ -11,7 +11,9 @@ def test_threshold_is_k_over_k_plus_ln_n():
 
 
 def test_mask_compares_the_sum_over_all_labels_per_prompt():
-    alpha = torch.tensor([[[[0.2, 0.2], [0.3, 0.3]], [[0.2, 0.2], [0.3, 0.3]]]])  # L=1, B=2, H=2, K=2
+    alpha = torch.tensor(
+        [[[[0.2, 0.2], [0.3, 0.3]], [[0.2, 0.2], [0.3, 0.3]]]]
+    )  # L=1, B=2, H=2, K=2
     mask = induction_mask(alpha, torch.tensor([0.5, 0.3]))
     assert mask.tolist() == [[[False, True], [True, True]]]
 

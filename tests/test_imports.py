@@ -30,7 +30,13 @@ LEVELS = [
     {"bench.ray_engine"},
     {"bench.engine"},
     {"analysis.study"},
-    {"analysis.evaluation", "analysis.examples", "analysis.changes", "analysis.basin", "analysis.causality"},
+    {
+        "analysis.evaluation",
+        "analysis.examples",
+        "analysis.changes",
+        "analysis.basin",
+        "analysis.causality",
+    },
     {"analysis.analyze"},
     {"report.charts"},
     {"report.inner_charts"},
@@ -39,7 +45,12 @@ LEVELS = [
     {"cli"},
     {"__main__"},
 ]
-PURE = {"heads": {"torch"}, "loss": {"torch"}, "pid": {"dataclasses"}, "metrics": {"numpy", "collections.abc"}}
+PURE = {
+    "heads": {"torch"},
+    "loss": {"torch"},
+    "pid": {"dataclasses"},
+    "metrics": {"numpy", "collections.abc"},
+}
 
 
 def imports(path, top_level_only=False):
@@ -54,7 +65,10 @@ def imports(path, top_level_only=False):
 
 def test_imports_go_one_way():
     level = {name: i for i, names in enumerate(LEVELS) for name in names}
-    files = {".".join(path.relative_to(SOURCE).with_suffix("").parts): path for path in SOURCE.rglob("*.py")}
+    files = {
+        ".".join(path.relative_to(SOURCE).with_suffix("").parts): path
+        for path in SOURCE.rglob("*.py")
+    }
     files = {name: path for name, path in files.items() if not name.endswith("__init__")}
     assert set(files) == set(level)
     for name, path in files.items():
@@ -69,13 +83,16 @@ def test_the_method_is_pure():
 
 
 def test_four_files_hold_the_method_on_few_pages():
-    lines = sum(len((SOURCE / f"{n}.py").read_text().splitlines()) for n in ("objective", "loss", "heads", "pid"))
+    lines = sum(
+        len((SOURCE / f"{n}.py").read_text().splitlines())
+        for n in ("objective", "loss", "heads", "pid")
+    )
     assert lines < 350
 
 
 def test_help_imports_nothing_heavy():
     code = (
-        "import sys\nfrom typer.testing import CliRunner\nfrom abft.cli import app\n"
+        "import sys\nfrom typer.testing import CliRunner\nfrom abft.cli.commands import app\n"
         "assert CliRunner().invoke(app, ['train', '--help']).exit_code == 0\n"
         "heavy = {'torch', 'transformers', 'peft', 'datasets', 'numpy'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from abft.loss import head_loss, label_mass, vote_loss
+from abft.method.losses import head_loss, label_mass, vote_loss
 
 
 def test_eq_1_by_hand():
@@ -13,7 +13,9 @@ def test_eq_1_by_hand():
     right, wrong = label_mass(alpha, correct, ~correct)
     torch.testing.assert_close(right, torch.tensor([[[0.4]]]))
     torch.testing.assert_close(wrong, torch.tensor([[[0.25]]]))
-    torch.testing.assert_close(head_loss(right, wrong, 0.5, 1.0), torch.tensor([[[0.5 * 0.25 + 1.0 * 0.6]]]))
+    torch.testing.assert_close(
+        head_loss(right, wrong, 0.5, 1.0), torch.tensor([[[0.5 * 0.25 + 1.0 * 0.6]]])
+    )
     torch.testing.assert_close(head_loss(right, wrong, 0.0, 1.0), torch.tensor([[[0.6]]]))
     torch.testing.assert_close(head_loss(right, wrong, 2.0, 0.0), torch.tensor([[[0.5]]]))
 
@@ -47,12 +49,16 @@ def masses(prompts=3):
 def test_the_vote_by_hand():
     right, wrong = masses()
     totals = right.detach().sum((0, 2)), wrong.detach().sum((0, 2))
-    expected = [-math.log(r / (r + w)) for r, w in zip(*map(torch.Tensor.tolist, totals), strict=True)]
+    expected = [
+        -math.log(r / (r + w)) for r, w in zip(*map(torch.Tensor.tolist, totals), strict=True)
+    ]
     loss = vote_loss(right, wrong, torch.tensor([True, False, True]))
     assert loss.item() == pytest.approx((expected[0] + expected[2]) / 3)
     everyone = torch.tensor([True, True, True])
     assert vote_loss(right, right, everyone).item() == pytest.approx(math.log(2))
-    assert vote_loss(3 * right, 3 * wrong, everyone).item() == pytest.approx(vote_loss(right, wrong, everyone).item())
+    assert vote_loss(3 * right, 3 * wrong, everyone).item() == pytest.approx(
+        vote_loss(right, wrong, everyone).item()
+    )
 
 
 def test_the_vote_is_eq_1_with_balanced_factors():
@@ -67,7 +73,10 @@ def test_the_vote_is_eq_1_with_balanced_factors():
 
 
 def test_prompts_without_a_vote_teach_nothing():
-    right, wrong = torch.zeros(1, 2, 3), torch.rand(1, 2, 3)  # the first prompt shows no right label
+    right, wrong = (
+        torch.zeros(1, 2, 3),
+        torch.rand(1, 2, 3),
+    )  # the first prompt shows no right label
     right[:, 1] = 0.2
     right.requires_grad_()
     wrong.requires_grad_()

@@ -1,11 +1,10 @@
 import pytest
 
-from abft.config import RunConfig
-from abft.data import load_task
+from abft.data.builtin import TASKS, load_task
+from abft.data.encoding import label_tokens
+from abft.data.other_tasks import other_prompts
 from abft.errors import AbftError
-from abft.metaicl import other_prompts
-from abft.prompts import label_tokens
-from abft.tasks import TASKS
+from abft.runs.config import RunConfig
 
 
 def test_every_other_task_gives_its_share(bpe):
@@ -14,7 +13,11 @@ def test_every_other_task_gives_its_share(bpe):
     answers = {token: name for name, task in TASKS.items() for token in label_tokens(bpe, task)}
     seen = {answers[prompt.answer] for prompt in prompts}
     assert not seen & {"TREC"}
-    assert all(prompt.input_ids[position] in answers for prompt in prompts for position in prompt.label_positions)
+    assert all(
+        prompt.input_ids[position] in answers
+        for prompt in prompts
+        for position in prompt.label_positions
+    )
     assert all(len(prompt.label_positions) == 2 for prompt in prompts)
     starts = {bpe.decode(prompt.input_ids[:12]).split(":")[0] for prompt in prompts}
     assert starts == {"sentence", "review", "news", "tweet"}  # TREC's would be "question"

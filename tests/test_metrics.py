@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score
 
-from abft.metrics import accuracy, expected_calibration_error, macro_f1
+from abft.scoring.metrics import accuracy, expected_calibration_error, macro_f1
 
 
 def sample(n=1000, classes=4, seed=0):
@@ -24,8 +24,12 @@ def test_equal_staicc_where_staicc_is_right():
     functional = pytest.importorskip("StaICC.util.functional")
     probabilities, targets = sample()
     listed = probabilities.tolist(), targets.tolist()
-    assert accuracy(probabilities, targets) == pytest.approx(functional.accuracy(listed[1], listed[0]))
-    assert macro_f1(probabilities, targets) == pytest.approx(functional.macro_F1(listed[1], listed[0]))
+    assert accuracy(probabilities, targets) == pytest.approx(
+        functional.accuracy(listed[1], listed[0])
+    )
+    assert macro_f1(probabilities, targets) == pytest.approx(
+        functional.macro_F1(listed[1], listed[0])
+    )
     with contextlib.redirect_stdout(io.StringIO()):
         theirs = functional.expected_calibration_error_1(listed[1], listed[0])
     # StaICC takes a second softmax of probabilities, because a float sum is not exactly 1.

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from abft.errors import AbftError
-from abft.models import EMBEDDED, context_length, load_model, resolve
+from abft.model.loading import EMBEDDED, context_length, load_model, resolve
 from tiny import tiny_model
 
 

@@ -6,11 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from abft.attention import decoder, row_attention
+from abft.data.batches import Batch, collate
+from abft.data.encoding import encode, label_tokens, with_answers
+from abft.data.prompts import training_prompts
 from abft.errors import AbftError
-from abft.objective import ABFTObjective, CombinedObjective, E2EObjective, VoteObjective
-from abft.pid import PIDController
-from abft.prompts import Batch, collate, encode, label_tokens, training_prompts, with_answers
+from abft.method.objectives import ABFTObjective, CombinedObjective, E2EObjective, VoteObjective
+from abft.method.pid import PIDController
+from abft.model.attention import decoder, row_attention
 from tiny import tiny_model
 
 
@@ -48,7 +50,10 @@ def test_equals_the_paper_by_brute_force(prompts, settings):
     model = tiny_model("llama")
     expected, expected_heads = brute_force(model, prompts, A=0.7, B=1.1, **settings)
     objective = ABFTObjective(
-        PIDController(0.7), 1.1, fixed_threshold=settings.get("T"), head_filter=settings.get("head_filter", True)
+        PIDController(0.7),
+        1.1,
+        fixed_threshold=settings.get("T"),
+        head_filter=settings.get("head_filter", True),
     )
     with row_attention(model):
         loss, metrics = objective(decoder(model), Batch(**collate(prompts)))
@@ -58,23 +63,38 @@ def test_equals_the_paper_by_brute_force(prompts, settings):
 
 def test_the_vote_counts_every_head(prompts):
     model = tiny_model("llama")
-    prompts = [replace(prompts[0], label_classes=(prompts[0].target,) * 4), *prompts[1:]]  # the first has no wrong label
+    prompts = [
+        replace(prompts[0], label_classes=(prompts[0].target,) * 4),
+        *prompts[1:],
+    ]  # the first has no wrong label
     rights, everything = [], []
     for prompt in prompts:
         model.set_attn_implementation("eager")
         with torch.no_grad():
-            rows = torch.stack(model(torch.tensor([prompt.input_ids]), output_attentions=True).attentions)[:, 0, :, -1]
+            rows = torch.stack(
+                model(torch.tensor([prompt.input_ids]), output_attentions=True).attentions
+            )[:, 0, :, -1]
         on_labels = [rows[..., at].sum().item() for at in prompt.label_positions]
-        rights.append(sum(a for a, c in zip(on_labels, prompt.label_classes, strict=True) if c == prompt.target))
+        rights.append(
+            sum(
+                a
+                for a, c in zip(on_labels, prompt.label_classes, strict=True)
+                if c == prompt.target
+            )
+        )
         everything.append(sum(on_labels))
     both = [0 < sum(c == p.target for c in p.label_classes) < len(p.label_classes) for p in prompts]
     assert both == [False] + [True] * (len(prompts) - 1)
-    terms = [-math.log(r / e) for r, e, mixed in zip(rights, everything, both, strict=True) if mixed]
+    terms = [
+        -math.log(r / e) for r, e, mixed in zip(rights, everything, both, strict=True) if mixed
+    ]
     with row_attention(model):
         loss, metrics = VoteObjective()(decoder(model), Batch(**collate(prompts)))
     assert loss.item() == pytest.approx(sum(terms) / len(prompts), rel=1e-4)
     assert metrics["right_mass"].item() == pytest.approx(sum(rights) / len(prompts), rel=1e-4)
-    assert metrics["wrong_mass"].item() == pytest.approx((sum(everything) - sum(rights)) / len(prompts), rel=1e-4)
+    assert metrics["wrong_mass"].item() == pytest.approx(
+        (sum(everything) - sum(rights)) / len(prompts), rel=1e-4
+    )
 
 
 def test_gradient_against_finite_differences(prompts):
@@ -105,7 +125,9 @@ def test_gradient_against_finite_differences(prompts):
 def test_every_layer_keeps_a_gradient_although_no_head_passes(prompts):
     model = tiny_model("llama")
     with row_attention(model):
-        loss, _ = ABFTObjective(PIDController(), fixed_threshold=0.999)(decoder(model), Batch(**collate(prompts)))
+        loss, _ = ABFTObjective(PIDController(), fixed_threshold=0.999)(
+            decoder(model), Batch(**collate(prompts))
+        )
     loss.backward()
     for layer in model.model.layers:
         assert layer.self_attn.q_proj.weight.grad is not None
@@ -140,7 +162,9 @@ def plain_cross_entropy(model, prompts):
 def test_end_to_end_equals_plain_cross_entropy(prompts, bpe, review_data, family):
     model = tiny_model(family)
     answered = with_answers(prompts, label_tokens(bpe, review_data.task))
-    assert [p.answer for p in answered] == [bpe(" " + review_data.task.label_words[p.target])["input_ids"][0] for p in answered]
+    assert [p.answer for p in answered] == [
+        bpe(" " + review_data.task.label_words[p.target])["input_ids"][0] for p in answered
+    ]
     model.zero_grad()
     expected = plain_cross_entropy(model, answered)
     expected.backward()
@@ -156,7 +180,9 @@ def test_end_to_end_equals_plain_cross_entropy(prompts, bpe, review_data, family
             assert torch.allclose(parameter.grad, gradients[name], rtol=1e-3, atol=1e-5), name
     with row_attention(model):
         _, same = ABFTObjective(PIDController())(decoder(model), Batch(**collate(answered)))
-    assert {name: value.item() for name, value in metrics.items()} == pytest.approx({n: v.item() for n, v in same.items()})
+    assert {name: value.item() for name, value in metrics.items()} == pytest.approx(
+        {n: v.item() for n, v in same.items()}
+    )
     assert objective.after_step({"heads": 0.0}) == {}  # no head is needed
     objective.restore(objective.state())
 
@@ -186,12 +212,16 @@ def test_a_combined_objective_is_the_weighted_sum(prompts, bpe, review_data, att
     assert loss == pytest.approx(loss_a + 2.5 * loss_b, rel=1e-5)
     assert torch.allclose(gradient, gradient_a + 2.5 * gradient_b, rtol=1e-4, atol=1e-7)
     assert metrics.pop("cross_entropy").item() == pytest.approx(loss_b)
-    assert {name: value.item() for name, value in metrics.items()} == {n: v.item() for n, v in metrics_a.items()}
+    assert {name: value.item() for name, value in metrics.items()} == {
+        n: v.item() for n, v in metrics_a.items()
+    }
 
 
 def test_a_combined_objective_keeps_the_controller():
     def combined():
-        return CombinedObjective(ABFTObjective(PIDController()), E2EObjective(tiny_model("llama")), 1.0)
+        return CombinedObjective(
+            ABFTObjective(PIDController()), E2EObjective(tiny_model("llama")), 1.0
+        )
 
     objective, plain = combined(), ABFTObjective(PIDController())
     for heads in (10.0, 12.0, 15.0, 11.0):

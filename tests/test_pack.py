@@ -5,11 +5,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from abft.attention import can_pack, decoder, row_attention
+from abft.data.batches import Batch, PseudoBatchSampler, collate
+from abft.data.encoding import encode, label_tokens, with_answers
+from abft.data.packing import pack
+from abft.data.prompts import training_prompts
 from abft.errors import AbftError
-from abft.objective import ABFTObjective, E2EObjective, VoteObjective
-from abft.pid import PIDController
-from abft.prompts import Batch, PseudoBatchSampler, collate, encode, label_tokens, pack, training_prompts, with_answers
+from abft.method.objectives import ABFTObjective, E2EObjective, VoteObjective
+from abft.method.pid import PIDController
+from abft.model.attention import decoder, row_attention
+from abft.model.capabilities import can_pack
 from tiny import FAMILIES, LEGACY, tiny_model
 
 PACKING = {"llama", "qwen2", "qwen3", "phi3", "gpt2", "gpt_neox", "opt", "olmo2", "deepseek_v3"}
@@ -40,7 +44,9 @@ def test_loss_and_gradients_equal_those_of_plain_prompts(prompts, family, kind):
         with row_attention(model):
             loss, metrics = objective(decoder(model), Batch(**collate(prompts, queries)))
         loss.backward()
-        results.append((loss.item(), {name: m.item() for name, m in metrics.items()}, gradients(model)))
+        results.append(
+            (loss.item(), {name: m.item() for name, m in metrics.items()}, gradients(model))
+        )
     (plain, plain_metrics, expected), (packed, packed_metrics, got) = results
     assert packed == pytest.approx(plain, rel=1e-5)
     assert packed_metrics == pytest.approx(plain_metrics, rel=1e-4)
@@ -85,7 +91,12 @@ def test_prompts_that_begin_with_one_another(prompts):
     """Every demonstration as a query of its own: the tree is one branch."""
     whole = prompts[0]
     shorter = [
-        replace(whole, input_ids=whole.input_ids[:at], label_positions=whole.label_positions[:i], label_classes=classes[:i])
+        replace(
+            whole,
+            input_ids=whole.input_ids[:at],
+            label_positions=whole.label_positions[:i],
+            label_classes=classes[:i],
+        )
         for classes in [whole.label_classes]
         for i, at in list(enumerate(whole.label_positions))[1:]
     ]
@@ -101,7 +112,9 @@ def test_prompts_that_begin_with_one_another(prompts):
 
 def test_lengths_are_those_of_the_prompts(prompts):
     for queries in (1, 4):
-        assert Batch(**collate(prompts, queries)).lengths.tolist() == [len(prompt.input_ids) for prompt in prompts]
+        assert Batch(**collate(prompts, queries)).lengths.tolist() == [
+            len(prompt.input_ids) for prompt in prompts
+        ]
 
 
 def test_eager_attention_refuses_packed_prompts(prompts):
@@ -117,7 +130,9 @@ def test_queries_share_their_demonstrations_and_never_repeat(review_data):
         group = written[start : start + 3]
         assert len({p.text[: p.label_spans[-1][1]] for p in group}) == 1
         assert len({p.text for p in group}) == 3
-    assert training_prompts(review_data, 5, 4, seed=0) == training_prompts(review_data, 5, 4, seed=0, queries=1)
+    assert training_prompts(review_data, 5, 4, seed=0) == training_prompts(
+        review_data, 5, 4, seed=0, queries=1
+    )
     with pytest.raises(AbftError, match="queries need"):
         training_prompts(review_data, 2000, 4, seed=0, queries=2000)
 

@@ -1,6 +1,6 @@
 import pytest
 
-from abft.pid import PIDController
+from abft.method.pid import PIDController
 
 
 def closed_form(ms, A0, Cp, Ci, Cd):
@@ -19,14 +19,18 @@ def closed_form(ms, A0, Cp, Ci, Cd):
 def test_equals_eq_3():
     ms = [17, 20, 25.5, 22, 30, 18, 19, 19]
     controller = PIDController(2.0, 0.03, 0.005, 0.007)
-    assert [controller.update(m) for m in ms] == pytest.approx(closed_form(ms, 2.0, 0.03, 0.005, 0.007), abs=1e-12)
+    assert [controller.update(m) for m in ms] == pytest.approx(
+        closed_form(ms, 2.0, 0.03, 0.005, 0.007), abs=1e-12
+    )
 
 
 def test_by_hand():
     controller = PIDController()
     assert controller.update(10) == 0.5
     assert controller.update(12) == 0.5
-    assert controller.update(15) == pytest.approx(0.5 + 0.03 * 3 + 0.005 * 5 + 0.005 * (15 - 24 + 10))
+    assert controller.update(15) == pytest.approx(
+        0.5 + 0.03 * 3 + 0.005 * 5 + 0.005 * (15 - 24 + 10)
+    )
 
 
 def test_never_negative():

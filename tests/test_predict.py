@@ -5,14 +5,17 @@ import numpy as np
 import pytest
 import torch
 
-from abft.attention import supported_implementation
-from abft.data import load_task
+from abft.data.builtin import load_task
+from abft.data.encoding import encode, label_tokens
+from abft.data.prompts import Prompt, evaluation_prompts, training_prompts, write_prompt
+from abft.data.tasks import Example
 from abft.errors import AbftError
-from abft.metrics import accuracy, macro_f1
-from abft.predict import LabelScorer, common_prefix, evaluate, label_probabilities, perplexity
-from abft.predictor import Predictor
-from abft.prompts import Prompt, encode, evaluation_prompts, label_tokens, training_prompts, write_prompt
-from abft.tasks import Example
+from abft.model.capabilities import supported_implementation
+from abft.runs.predictor import Predictor
+from abft.scoring.evaluate import evaluate
+from abft.scoring.metrics import accuracy, macro_f1
+from abft.scoring.perplexity import perplexity
+from abft.scoring.scorer import LabelScorer, common_prefix, label_probabilities
 from tiny import FAMILIES, LEGACY, tiny_model
 
 
@@ -35,7 +38,10 @@ def count_tokens(model):
     """A list that gets the number of token ids of every later call of the decoder."""
     counts = []
     model.get_decoder().register_forward_pre_hook(
-        lambda module, args, kwargs: counts.append((args[0] if args else kwargs["input_ids"]).numel()), with_kwargs=True
+        lambda module, args, kwargs: counts.append(
+            (args[0] if args else kwargs["input_ids"]).numel()
+        ),
+        with_kwargs=True,
     )
     return counts
 
@@ -44,19 +50,26 @@ def count_tokens(model):
 def test_probabilities_equal_the_full_model_one_prompt_at_a_time(family, prompts, bpe, review_data):
     extra = {}
     if family in ("cohere", "granite"):
-        extra = {**FAMILIES["llama"], **({"logit_scale": 0.3} if family == "cohere" else {"logits_scaling": 3.0})}
+        extra = {
+            **FAMILIES["llama"],
+            **({"logit_scale": 0.3} if family == "cohere" else {"logits_scaling": 3.0}),
+        }
     model = tiny_model(family, **extra)
     words = label_tokens(bpe, review_data.task)
     expected = full_model_probabilities(model, prompts, words)
     implementation = supported_implementation(model)
     measured, _ = evaluate(model, prompts, words, implementation, batch_size=4)
     np.testing.assert_allclose(measured, expected, atol=2e-5)
-    np.testing.assert_allclose(label_probabilities(model, prompts, words, batch_size=4), expected, atol=2e-5)
+    np.testing.assert_allclose(
+        label_probabilities(model, prompts, words, batch_size=4), expected, atol=2e-5
+    )
     assert np.ptp(expected[:, 0]) > 1e-3  # not all the same
 
 
 def chain_rule(model, prompts, labels):
-    """One prompt and label at a time: the product of the tokens' probabilities, from all logits; then shares of the sum."""
+    """One prompt and label at a time: the product of the tokens' probabilities, from all logits;
+    then shares of the sum.
+    """
     rows = []
     for prompt in prompts:
         products = []
@@ -69,22 +82,36 @@ def chain_rule(model, prompts, labels):
     return np.stack(rows)
 
 
-LONG_LABELS = [(300, 20, 7), (40, 9), (300, 21), (55, 20)]  # token ids; the first and the third begin alike
+LONG_LABELS = [
+    (300, 20, 7),
+    (40, 9),
+    (300, 21),
+    (55, 20),
+]  # token ids; the first and the third begin alike
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "mistral", "cohere"])
 def test_labels_of_several_tokens_follow_the_chain_rule(family, prompts, bpe, review_data):
-    model = tiny_model(family, **({**FAMILIES["llama"], "logit_scale": 0.3} if family == "cohere" else {}))
+    model = tiny_model(
+        family, **({**FAMILIES["llama"], "logit_scale": 0.3} if family == "cohere" else {})
+    )
     expected = chain_rule(model, prompts, LONG_LABELS)
     assert (np.ptp(expected, axis=0) > 0.01 * expected.mean(0)).all()
     implementation = supported_implementation(model)
     measured, report = evaluate(model, prompts, LONG_LABELS, implementation, batch_size=4)
     np.testing.assert_allclose(measured, expected, rtol=1e-3)
-    np.testing.assert_allclose(label_probabilities(model, prompts, LONG_LABELS, batch_size=4), expected, rtol=1e-3)
+    np.testing.assert_allclose(
+        label_probabilities(model, prompts, LONG_LABELS, batch_size=4), expected, rtol=1e-3
+    )
     _, plain = evaluate(model, prompts, label_tokens(bpe, review_data.task), implementation)
-    np.testing.assert_allclose(report.right_mass_LH, plain.right_mass_LH, atol=1e-6)  # heads see the prompt alone
+    np.testing.assert_allclose(
+        report.right_mass_LH, plain.right_mass_LH, atol=1e-6
+    )  # heads see the prompt alone
     np.testing.assert_allclose(report.induction_rate_LH, plain.induction_rate_LH)
-    written = [write_prompt(review_data.task, review_data.train[:4], query, "consistent") for query in review_data.test[:9]]
+    written = [
+        write_prompt(review_data.task, review_data.train[:4], query, "consistent")
+        for query in review_data.test[:9]
+    ]
     encoded = encode(bpe, written)
     score = LabelScorer(model, LONG_LABELS)
     for some in (encoded, encoded[:1]):
@@ -96,14 +123,19 @@ def test_labels_of_several_tokens_follow_the_chain_rule(family, prompts, bpe, re
 def test_shared_demonstrations_give_the_same(family, bpe, review_data):
     model = tiny_model(family)
     words = label_tokens(bpe, review_data.task)
-    written = [write_prompt(review_data.task, review_data.train[:4], query, "consistent") for query in review_data.test[:9]]
+    written = [
+        write_prompt(review_data.task, review_data.train[:4], query, "consistent")
+        for query in review_data.test[:9]
+    ]
     encoded = encode(bpe, written)
     assert common_prefix(encoded) > 40
     expected = full_model_probabilities(model, encoded, words)
     calls = count_tokens(model)
     measured = label_probabilities(model, encoded, words, batch_size=4)
     everything = sum(len(prompt.input_ids) for prompt in encoded)
-    assert (sum(calls) < everything / 2) == (family != "mistral")  # a sliding window's cache is not shared
+    assert (sum(calls) < everything / 2) == (
+        family != "mistral"
+    )  # a sliding window's cache is not shared
     np.testing.assert_allclose(measured, expected, atol=2e-5)
 
 
@@ -116,10 +148,14 @@ def test_unknown_logit_arithmetic_is_refused(prompts):
 
 def test_head_report_counts(prompts, bpe, review_data):
     model = tiny_model("llama")
-    _, report = evaluate(model, prompts, label_tokens(bpe, review_data.task), "abft_rows", fixed_threshold=0.0)
+    _, report = evaluate(
+        model, prompts, label_tokens(bpe, review_data.task), "abft_rows", fixed_threshold=0.0
+    )
     assert report.induction_rate_LH.shape == (2, 4)
     assert report.heads == 8  # every head has some mass
-    _, none = evaluate(model, prompts, label_tokens(bpe, review_data.task), "abft_rows", fixed_threshold=0.999)
+    _, none = evaluate(
+        model, prompts, label_tokens(bpe, review_data.task), "abft_rows", fixed_threshold=0.999
+    )
     assert none.heads == 0
     assert (report.right_mass_LH + report.wrong_mass_LH <= 1).all()
 
@@ -150,7 +186,9 @@ def test_equals_staicc_benchmark_object(bpe):
         texts = encode(bpe, [Prompt(text, (), (), 0) for text in prompt], "staicc")
         return label_probabilities(model, texts, words, batch_size=64).tolist()
 
-    benchmark = experimentor.single_experimentor(original_dataset=hgf_dataset_loader.glue_sst2(), k=4)
+    benchmark = experimentor.single_experimentor(
+        original_dataset=hgf_dataset_loader.glue_sst2(), k=4
+    )
     with contextlib.redirect_stdout(io.StringIO()):
         result, _ = benchmark(forward, batched_inference=True)
     assert 0.3 < result["accuracy"] < 0.7
@@ -163,7 +201,10 @@ def test_predictor_returns_labels_and_probabilities(bpe, review_data):
     predictor = Predictor(tiny_model("llama"), bpe, task, review_data.demonstrations[:4])
     results = predictor.predict(["good and great", "bad"])
     for label, probabilities in results:
-        assert set(probabilities) == {"negative", "positive"}  # labels of the data, not words of the prompt
+        assert set(probabilities) == {
+            "negative",
+            "positive",
+        }  # labels of the data, not words of the prompt
         assert label == max(probabilities, key=probabilities.get)
         assert sum(probabilities.values()) == pytest.approx(1)
 
@@ -181,10 +222,15 @@ def test_kept_demonstrations_change_no_probability(bpe, review_data, family, imp
     for texts in (["good and great"], ["good", "good and bad", "good"], ["x"]):
         tokens.clear()
         results = predictor.predict(texts)
-        prompts = encode(bpe, [write_prompt(task, demonstrations, Example(text, 0), "consistent") for text in texts])
+        prompts = encode(
+            bpe,
+            [write_prompt(task, demonstrations, Example(text, 0), "consistent") for text in texts],
+        )
         ran = sum(tokens)
         measured = [[probabilities[label] for label in task.labels] for _, probabilities in results]
-        np.testing.assert_allclose(measured, full_model_probabilities(model, prompts, words), atol=1e-5)
+        np.testing.assert_allclose(
+            measured, full_model_probabilities(model, prompts, words), atol=1e-5
+        )
     assert (ran < 16) == (family != "gemma2")  # the third call ran the query's tokens only
     assert predictor.predict([]) == []
 
@@ -204,11 +250,14 @@ def test_demonstrations_are_run_again_after_the_weights_changed(bpe, review_data
 
 @pytest.mark.parametrize("tokens", [1, 30])
 def test_long_rests_are_packed_in_parts(bpe, review_data, monkeypatch, tokens):
-    monkeypatch.setattr("abft.predict.PACK_TOKENS", tokens)
+    monkeypatch.setattr("abft.scoring.scorer.PACK_TOKENS", tokens)
     model = tiny_model("llama")
     words = label_tokens(bpe, review_data.task)
     queries = [Example("good " * n, 0) for n in (1, 9, 3)]
-    encoded = encode(bpe, [write_prompt(review_data.task, review_data.train[:4], q, "consistent") for q in queries])
+    encoded = encode(
+        bpe,
+        [write_prompt(review_data.task, review_data.train[:4], q, "consistent") for q in queries],
+    )
     counts = count_tokens(model)
     measured = label_probabilities(model, encoded, words)
     assert len(counts) > 5  # two probes, the demonstrations, at least two packs
@@ -220,7 +269,10 @@ def test_positions_that_depend_on_length_are_read_whole(bpe, review_data):
     rope = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0}
     model = tiny_model("llama", rope_parameters=rope, max_position_embeddings=40)
     words = label_tokens(bpe, review_data.task)
-    (prompt,) = encode(bpe, [write_prompt(review_data.task, review_data.train[:4], review_data.test[0], "consistent")])
+    (prompt,) = encode(
+        bpe,
+        [write_prompt(review_data.task, review_data.train[:4], review_data.test[0], "consistent")],
+    )
     assert len(prompt.input_ids) > 40
     expected = full_model_probabilities(model, [prompt], words)
     np.testing.assert_allclose(LabelScorer(model, words)([prompt], shared=35), expected, atol=1e-6)

@@ -4,21 +4,12 @@ import io
 import pytest
 import torch
 
-from abft.data import load_task
+from abft.data.batches import Batch, PseudoBatchSampler, collate
+from abft.data.builtin import TASKS, load_task
+from abft.data.encoding import encode, first_tokens, label_tokens
+from abft.data.prompts import Prompt, evaluation_prompts, training_prompts, write_prompt
+from abft.data.tasks import Example, Task, Template
 from abft.errors import AbftError
-from abft.prompts import (
-    Batch,
-    Prompt,
-    PseudoBatchSampler,
-    collate,
-    encode,
-    evaluation_prompts,
-    first_tokens,
-    label_tokens,
-    training_prompts,
-    write_prompt,
-)
-from abft.tasks import TASKS, Example, Task, Template
 from tiny import tokenizer
 
 KINDS = ("bpe", "sentencepiece", "wordpiece")
@@ -42,19 +33,21 @@ def test_every_label_position_decodes_to_its_label_word(any_tokenizer, name):
             word = data.task.label_words[label]
             assert prompt.text[start:end] == word
             assert any_tokenizer.decode([encoded.input_ids[position]]).strip() == word
-            assert encoded.input_ids[position] == words[label]  # what is scored is what stands in the demonstrations
+            assert (
+                encoded.input_ids[position] == words[label]
+            )  # what is scored is what stands in the demonstrations
         assert any_tokenizer.decode(encoded.input_ids[-1:]).strip() == ":"  # the query position
 
 
 @pytest.mark.parametrize("name", TASKS)
 def test_staicc_prompts_equal_staicc_byte_for_byte(name):
-    import abft.data
+    import abft.data.datasets
 
     with contextlib.redirect_stdout(io.StringIO()):
         from StaICC.util import experimentor, hgf_dataset_loader
 
-    loader = getattr(hgf_dataset_loader, abft.data._STAICC_LOADERS[name])()
-    sizes = [1024, abft.data._STAICC_DEMONSTRATIONS.get(name, 4096), 512]
+    loader = getattr(hgf_dataset_loader, abft.data.builtin._STAICC_LOADERS[name])()
+    sizes = [1024, abft.data.builtin._STAICC_DEMONSTRATIONS.get(name, 4096), 512]
     theirs = experimentor.single_experimentor(original_dataset=loader, k=4, dividing=sizes)
     data = load_task(name, "staicc")
     ours = evaluation_prompts(data, 1024, 4, "staicc")
@@ -67,9 +60,13 @@ def test_staicc_prompts_equal_staicc_byte_for_byte(name):
 
 def test_staicc_protocol_scores_the_last_sub_token(bpe):
     data = load_task("SST2", "staicc")
-    assert label_tokens(bpe, data.task, "staicc") == [bpe(word)["input_ids"][-1] for word in data.task.label_words]
+    assert label_tokens(bpe, data.task, "staicc") == [
+        bpe(word)["input_ids"][-1] for word in data.task.label_words
+    ]
     (encoded,) = encode(bpe, evaluation_prompts(data, 1, 4, "staicc"), "staicc")
-    assert encoded.input_ids == tuple(bpe(evaluation_prompts(data, 1, 4, "staicc")[0].text)["input_ids"])
+    assert encoded.input_ids == tuple(
+        bpe(evaluation_prompts(data, 1, 4, "staicc")[0].text)["input_ids"]
+    )
 
 
 def test_consistent_query_ends_without_space():
@@ -81,7 +78,12 @@ def test_consistent_query_ends_without_space():
 
 
 def test_label_words_inside_texts_are_not_taken_for_labels(bpe):
-    prompt = write_prompt(TASKS["SST2"], [Example("positive negative positive", 0)], Example("negative", 1), "consistent")
+    prompt = write_prompt(
+        TASKS["SST2"],
+        [Example("positive negative positive", 0)],
+        Example("negative", 1),
+        "consistent",
+    )
     (encoded,) = encode(bpe, [prompt])
     assert len(encoded.label_positions) == 1
     before = bpe.decode(encoded.input_ids[: encoded.label_positions[0]])
@@ -93,7 +95,10 @@ def test_training_prompts_depend_on_the_seed_only(review_data):
     assert training_prompts(review_data, 8, 4, 0) != training_prompts(review_data, 8, 4, 1)
     pool = {e.text for e in review_data.train}
     for prompt in training_prompts(review_data, 8, 4, 0):
-        texts = [line.removeprefix("review: ").rpartition(" sentiment:")[0] for line in prompt.text.split("\n")]
+        texts = [
+            line.removeprefix("review: ").rpartition(" sentiment:")[0]
+            for line in prompt.text.split("\n")
+        ]
         assert len(set(texts)) == 5
         assert set(texts) <= pool
 
@@ -116,7 +121,9 @@ def test_too_long_prompts(bpe):
 
 
 def test_collate(bpe, review_data):
-    encoded = encode(bpe, training_prompts(review_data, 3, 2, 0) + training_prompts(review_data, 1, 4, 0))
+    encoded = encode(
+        bpe, training_prompts(review_data, 3, 2, 0) + training_prompts(review_data, 1, 4, 0)
+    )
     batch = Batch(**collate(encoded))
     for b, prompt in enumerate(encoded):
         n = len(prompt.input_ids)
@@ -152,9 +159,14 @@ def test_labels_of_several_tokens(bpe):
     tokens = label_tokens(bpe, task)
     assert [bpe.decode(label) for label in tokens] == [f" {word}" for word in words]
     assert [isinstance(label, tuple) for label in tokens] == [True, False, True]
-    (prompt,) = encode(bpe, [write_prompt(task, [Example("a", 0), Example("b", 1)], Example("c", 2), "consistent")])
+    (prompt,) = encode(
+        bpe, [write_prompt(task, [Example("a", 0), Example("b", 1)], Example("c", 2), "consistent")]
+    )
     shown = [bpe.decode(prompt.input_ids[at]) for at in prompt.label_positions]
-    assert shown == ["z", " positive"]  # heads look at the first token of the word, not at a space before it
+    assert shown == [
+        "z",
+        " positive",
+    ]  # heads look at the first token of the word, not at a space before it
     assert first_tokens(tokens) == [tokens[0][0], tokens[1], tokens[2][0]]
 
 

@@ -1,4 +1,5 @@
-"""The report, opened in a real browser: Debian's Chromium, driven by Playwright; skipped where there is none.
+"""The report, opened in a real browser: Debian's Chromium, driven by Playwright; skipped where
+there is none.
 
 Screenshots are kept in the folder that ABFT_SCREENSHOTS names.
 """
@@ -35,10 +36,17 @@ FLAGS = [
 
 @pytest.fixture(scope="module")
 def browser():
-    """A fresh Chromium; CI sets ABFT_BROWSER_TESTS, so that they are not skipped there unnoticed."""
+    """A fresh Chromium; CI sets ABFT_BROWSER_TESTS, so that they are not skipped there
+    unnoticed.
+    """
     if CHROMIUM is None:
-        assert not os.environ.get("ABFT_BROWSER_TESTS"), "ABFT_BROWSER_TESTS is set, but there is no chromium"
-        pytest.skip("no chromium found; install it (Debian: apt-get install chromium) to run the browser tests")
+        assert not os.environ.get("ABFT_BROWSER_TESTS"), (
+            "ABFT_BROWSER_TESTS is set, but there is no chromium"
+        )
+        pytest.skip(
+            "no chromium found; install it (Debian: apt-get install chromium) to run the "
+            "browser tests"
+        )
     with sync_api.sync_playwright() as p:
         opened = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield opened
@@ -47,8 +55,12 @@ def browser():
 
 @contextmanager
 def opened(browser, path, **settings):
-    """The page when its charts are drawn; it asks for nothing but itself and says nothing on the console."""
-    page = browser.new_page(**{"viewport": {"width": 1200, "height": 900}, "color_scheme": "light", **settings})
+    """The page when its charts are drawn; it asks for nothing but itself and says nothing on the
+    console.
+    """
+    page = browser.new_page(
+        **{"viewport": {"width": 1200, "height": 900}, "color_scheme": "light", **settings}
+    )
     said, asked = [], []
     page.on("console", lambda message: said.append(message.text))
     page.on("pageerror", lambda error: said.append(str(error)))
@@ -95,7 +107,9 @@ def test_every_section_is_there(page):
     assert drawn.count() >= 15
     for chart in page.locator("[data-chart]").all():
         assert len(chart.get_attribute("aria-label")) > 30
-    assert all(len(caption) > 20 for caption in page.locator("figcaption:visible").all_inner_texts())
+    assert all(
+        len(caption) > 20 for caption in page.locator("figcaption:visible").all_inner_texts()
+    )
     keep(page, "wide")
 
 
@@ -105,9 +119,17 @@ def test_numbers_are_the_runs_own(page, run, e2e):
     cells = page.locator("#result tbody tr").first.locator("td").all_inner_texts()
     assert cells == [f"{scores['accuracy']:.3f}" for scores in (own["vanilla"], own["abft"], other)]
     assert f"{100 * own['abft']['accuracy']:.1f}" in page.locator(".headline").inner_text()
-    settings = dict(zip(*(page.locator(f"#result {tag}").all_text_contents() for tag in ("dt", "dd")), strict=True))
+    settings = dict(
+        zip(
+            *(page.locator(f"#result {tag}").all_text_contents() for tag in ("dt", "dd")),
+            strict=True,
+        )
+    )
     assert (settings["seed"], settings["pid"]) == ("0", "True")
-    assert page.locator("#figure-training-loss .legendtext").all_text_contents() == ["this run", run.name]
+    assert page.locator("#figure-training-loss .legendtext").all_text_contents() == [
+        "this run",
+        run.name,
+    ]
     legend = page.locator("#figure-training-heads .legendtext").all_text_contents()
     assert legend == ["this run", e2e.name, run.name]
 
@@ -197,16 +219,32 @@ def hostile(tmp_path_factory, bpe):
         with (folder / name).open("w", newline="", encoding="utf-8") as file:
             rows = csv.writer(file)
             rows.writerow(["text", "label"])
-            rows.writerows([f"{text} {i} {name[:1]}", labels[i % 2]] for i, text in enumerate(texts))
+            rows.writerows(
+                [f"{text} {i} {name[:1]}", labels[i % 2]] for i, text in enumerate(texts)
+            )
     settings = {
-        "model": folder / "model", "data": folder / "<b>data & co.csv", "test-data": folder / "test.csv", "k": 2, "nd": 4,
-        "nb": 2, "steps": 1, "lr": 0.01, "threshold": 0.001, "test-prompts": 6, "save-steps": 1, "batch-size": 2,
-        "eval-batch-size": 2, "device": "cpu", "template": "review: {text} sentiment: {label}\\n",
-    }  # fmt: skip
+        "model": folder / "model",
+        "data": folder / "<b>data & co.csv",
+        "test-data": folder / "test.csv",
+        "k": 2,
+        "nd": 4,
+        "nb": 2,
+        "steps": 1,
+        "lr": 0.01,
+        "threshold": 0.001,
+        "test-prompts": 6,
+        "save-steps": 1,
+        "batch-size": 2,
+        "eval-batch-size": 2,
+        "device": "cpu",
+        "template": "review: {text} sentiment: {label}\\n",
+    }
     words = ("--label-words", "<i>good</i>=good", "--label-words", "<script>bad</script>=bad")
     result = invoke("train", *arguments(settings), *words, "--output", folder / "<img src=x>")
     assert result.exit_code == 0, result.output
-    result = invoke("report", folder / "<img src=x>", "--points", 2, "--output", folder / "page.html")
+    result = invoke(
+        "report", folder / "<img src=x>", "--points", 2, "--output", folder / "page.html"
+    )
     assert result.exit_code == 0, result.output
     return folder / "page.html"
 
@@ -231,7 +269,9 @@ def test_texts_are_shown_as_text(browser, hostile):
 
 def test_an_unfinished_run_shows_what_there_is(browser, finished, tmp_path):
     folder = shutil.copytree(
-        finished, tmp_path / "stopped", ignore=shutil.ignore_patterns("metrics.json", "qk_weights*", "analysis")
+        finished,
+        tmp_path / "stopped",
+        ignore=shutil.ignore_patterns("metrics.json", "qk_weights*", "analysis"),
     )
     with (folder / "log.jsonl").open("a") as file:
         file.write('7\n{"step": 5, "lo')
@@ -254,7 +294,14 @@ def test_without_an_end_to_end_run_the_plane_is_named_as_missing(browser, run, t
 
 def test_pieces_are_the_text():
     text = "ab😀c d"
-    spans = [(0, 2), (2, 3), (2, 3), (2, 3), (3, 4), (5, 6)]  # an emoji of three tokens, a space that no token covers
+    spans = [
+        (0, 2),
+        (2, 3),
+        (2, 3),
+        (2, 3),
+        (3, 4),
+        (5, 6),
+    ]  # an emoji of three tokens, a space that no token covers
     pieces, of_token = _pieces(text, np.array(spans))
     assert "".join(pieces) == text
     assert pieces == ["ab", "😀", "c", " d"]

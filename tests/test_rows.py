@@ -6,11 +6,13 @@ import pytest
 import torch
 
 from abft import attention_rows, induction_heads
-from abft.attention import decoder, row_attention
+from abft.data.batches import Batch, collate
+from abft.data.encoding import encode
+from abft.data.prompts import training_prompts
 from abft.errors import AbftError
-from abft.objective import ABFTObjective
-from abft.pid import PIDController
-from abft.prompts import Batch, collate, encode, training_prompts
+from abft.method.objectives import ABFTObjective
+from abft.method.pid import PIDController
+from abft.model.attention import decoder, row_attention
 from tiny import tiny_model
 
 
@@ -31,7 +33,9 @@ def test_rows_equal_eager_attention(prompts, family):
         with torch.no_grad():
             matrices = model(torch.tensor([each]), output_attentions=True).attentions
         expected = torch.stack([matrix[0, :, places[b]] for matrix in matrices])
-        torch.testing.assert_close(rows[:, b, :, : len(each)], expected.float(), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            rows[:, b, :, : len(each)], expected.float(), atol=1e-5, rtol=1e-4
+        )
         assert not rows[:, b, :, places[b] + 1 :].any()
 
 
@@ -42,7 +46,9 @@ def test_heads_are_those_that_training_counts(prompts):
     for fixed in (None, 0.05):
         found = induction_heads(rows, places, lengths, fixed)
         with row_attention(model), torch.no_grad():
-            _, metrics = ABFTObjective(PIDController(), fixed_threshold=fixed)(decoder(model), Batch(**collate(prompts)))
+            _, metrics = ABFTObjective(PIDController(), fixed_threshold=fixed)(
+                decoder(model), Batch(**collate(prompts))
+            )
         assert found.mask_LBH.sum().item() / 6 == pytest.approx(metrics["heads"].item())
     assert found.mask_LBH.any()
     assert not found.mask_LBH.all()
@@ -62,7 +68,13 @@ def test_the_model_is_left_as_it_was(prompts):
 
 def test_bad_input(prompts):
     model = tiny_model("llama")
-    for bad, positions in (([], None), ([[]], None), ([[5, 6]], [2]), ([[5, 6]], [-1]), ([[5, 6]], [0, 1])):
+    for bad, positions in (
+        ([], None),
+        ([[]], None),
+        ([[5, 6]], [2]),
+        ([[5, 6]], [-1]),
+        ([[5, 6]], [0, 1]),
+    ):
         with pytest.raises(ValueError, match="position|prompts"):
             attention_rows(model, bad, positions)
     rows = attention_rows(model, [[5, 6, 7]])
@@ -70,4 +82,7 @@ def test_bad_input(prompts):
         with pytest.raises(ValueError, match="position|prompts"):
             induction_heads(rows, places, lengths)
     with pytest.raises(AbftError, match="attention"):
-        attention_rows(tiny_model("mamba", vocab_size=700, hidden_size=16, num_hidden_layers=2, state_size=4), [[5, 6, 7]])
+        attention_rows(
+            tiny_model("mamba", vocab_size=700, hidden_size=16, num_hidden_layers=2, state_size=4),
+            [[5, 6, 7]],
+        )

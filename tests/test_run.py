@@ -17,23 +17,37 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 import abft
-from abft.cli import app
-from abft.config import RunConfig, default_learning_rate
+from abft.cli.commands import app
+from abft.runs.config import RunConfig, default_learning_rate
 from command_line import arguments, invoke, refused
 
 
 def same_weights(run, other):
     """Bit-equal trained tensors."""
     ours, theirs = (load_file(folder / "qk_weights.safetensors") for folder in (run, other))
-    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    return ours.keys() == theirs.keys() and all(
+        torch.equal(ours[name], theirs[name]) for name in ours
+    )
 
 
 def test_run_folder(finished):
     names = {path.name for path in finished.iterdir()}
-    assert {"config.yaml", "task.json", "metrics.json", "log.jsonl", "qk_weights.safetensors", "README.md"} <= names
+    assert {
+        "config.yaml",
+        "task.json",
+        "metrics.json",
+        "log.jsonl",
+        "qk_weights.safetensors",
+        "README.md",
+    } <= names
     assert not [n for n in names if n.startswith((".", "checkpoint")) or n == "vanilla.json"]
     metrics = json.loads((finished / "metrics.json").read_text())
-    assert (metrics["task"], metrics["protocol"], metrics["seed"], metrics["test_prompts"]) == ("reviews", "consistent", 0, 20)
+    assert (metrics["task"], metrics["protocol"], metrics["seed"], metrics["test_prompts"]) == (
+        "reviews",
+        "consistent",
+        0,
+        20,
+    )
     for method in ("vanilla", "abft"):
         assert {"accuracy", "macro_f1", "ece", "heads"} <= set(metrics[method])
     training = metrics["training"]
@@ -52,7 +66,16 @@ def test_config_is_re_runnable_and_the_command_line_overrides(finished, tmp_path
     again = invoke("train", "--config", finished / "config.yaml", "--output", tmp_path / "again")
     assert again.exit_code == 0, again.output
     assert same_weights(tmp_path / "again", finished)
-    less = invoke("train", "--config", finished / "config.yaml", "--steps", 1, "--json", "--output", tmp_path / "less")
+    less = invoke(
+        "train",
+        "--config",
+        finished / "config.yaml",
+        "--steps",
+        1,
+        "--json",
+        "--output",
+        tmp_path / "less",
+    )
     assert json.loads(less.stdout)["training"]["steps"] == 1
     assert yaml.safe_load((tmp_path / "less/config.yaml").read_text())["lr"] == 0.01
 
@@ -65,7 +88,9 @@ def test_eval_reproduces_the_metrics(finished):
         assert shown[name] == pytest.approx(metrics["abft"][name], abs=1e-6)
     by_config = json.loads(invoke("eval", "--config", finished / "config.yaml", "--json").stdout)
     assert by_config["accuracy"] == metrics["vanilla"]["accuracy"]
-    vanilla = json.loads(invoke("eval", "--run", finished, "--task", "MR", "--test-prompts", 8, "--json").stdout)
+    vanilla = json.loads(
+        invoke("eval", "--run", finished, "--task", "MR", "--test-prompts", 8, "--json").stdout
+    )
     assert vanilla["task"] == "MR"
 
 
@@ -79,16 +104,32 @@ def test_heads_lists_heads(finished):
 
 
 def test_predict(finished, tmp_path, reviews):
-    lines = invoke("predict", "--run", finished, "--text", "great and joy", "--text", "bad", "--json").stdout.splitlines()
+    lines = invoke(
+        "predict", "--run", finished, "--text", "great and joy", "--text", "bad", "--json"
+    ).stdout.splitlines()
     results = [json.loads(line) for line in lines]
     assert [r["text"] for r in results] == ["great and joy", "bad"]
     assert sum(results[0]["probabilities"].values()) == pytest.approx(1)
     output = tmp_path / "labels.jsonl"
-    done = invoke("predict", "--run", finished, "--data", reviews, "--text-column", "review", "--output", output)
+    done = invoke(
+        "predict",
+        "--run",
+        finished,
+        "--data",
+        reviews,
+        "--text-column",
+        "review",
+        "--output",
+        output,
+    )
     assert done.exit_code == 0, done.output
     assert len(output.read_text().splitlines()) == 120
-    assert "expected a file ending in" in refused("predict", "--run", finished, "--text", "x", "--output", tmp_path / "a.txt")
-    assert "is in no folder" in refused("predict", "--run", finished, "--text", "x", "--output", tmp_path / "no/labels.jsonl")
+    assert "expected a file ending in" in refused(
+        "predict", "--run", finished, "--text", "x", "--output", tmp_path / "a.txt"
+    )
+    assert "is in no folder" in refused(
+        "predict", "--run", finished, "--text", "x", "--output", tmp_path / "no/labels.jsonl"
+    )
     piped = CliRunner().invoke(app, ["predict", "--run", str(finished)], input="good\n\nbad\n")
     assert len(piped.stdout.splitlines()) == 2
 
@@ -105,7 +146,10 @@ def test_train_and_predict_without_folders(options, reviews, tmp_path, monkeypat
         done = invoke("predict", "--data", "new.csv", "--output", name)
         assert done.exit_code == 0, done.output
     as_text = {"number": str}  # cells stay as they are written
-    tables = [pd.read_csv("scored.csv", dtype=as_text), pd.read_csv("scored.tsv", sep="\t", dtype=as_text)]
+    tables = [
+        pd.read_csv("scored.csv", dtype=as_text),
+        pd.read_csv("scored.tsv", sep="\t", dtype=as_text),
+    ]
     written = [*tables, pd.read_parquet("scored.parquet")]
     for scored in written:
         assert list(scored.columns[:-2]) == [*new.columns, "predicted_label"]
@@ -116,7 +160,9 @@ def test_train_and_predict_without_folders(options, reviews, tmp_path, monkeypat
     assert list(tmp_path.glob(".abft-*")) == []
     assert invoke("predict", "--text", "great", "--output", "one.csv").exit_code == 0
     assert pd.read_csv("one.csv")["text"].tolist() == ["great"]
-    assert "has a column 'predicted_label' already" in refused("predict", "--data", "scored.csv", "--output", "again.csv")
+    assert "has a column 'predicted_label' already" in refused(
+        "predict", "--data", "scored.csv", "--output", "again.csv"
+    )
 
 
 def test_the_paper_recipe_is_the_papers(tmp_path, monkeypatch):
@@ -124,7 +170,9 @@ def test_the_paper_recipe_is_the_papers(tmp_path, monkeypatch):
     path = tmp_path / "k.yaml"
     path.write_text("recipe: paper\nnd: 256\n")
     seen = []
-    monkeypatch.setattr("abft.run.train", lambda config, *rest, **options: seen.append(config))
+    monkeypatch.setattr(
+        "abft.runs.train.train", lambda config, *rest, **options: seen.append(config)
+    )
 
     def settings(*given):
         assert invoke("train", *given).exit_code == 0
@@ -133,10 +181,26 @@ def test_the_paper_recipe_is_the_papers(tmp_path, monkeypatch):
     paper = settings("--recipe", "paper")
     assert (paper.nd, paper.k, paper.nb, paper.steps, paper.lr) == (512, 4, 32, 32, 2e-5)
     assert (paper.A0, paper.B0, paper.Cp, paper.Ci, paper.Cd) == (0.5, 1.0, 0.03, 0.005, 0.005)
-    assert (paper.objective, paper.cross_entropy, paper.queries, paper.train_on) == ("abft", 0, 1, "task")
-    assert (paper.pid, paper.head_filter, paper.threshold, paper.layers, paper.lora_r) == (True, True, None, None, None)
+    assert (paper.objective, paper.cross_entropy, paper.queries, paper.train_on) == (
+        "abft",
+        0,
+        1,
+        "task",
+    )
+    assert (paper.pid, paper.head_filter, paper.threshold, paper.layers, paper.lora_r) == (
+        True,
+        True,
+        None,
+        None,
+        None,
+    )
     large = settings("--recipe", "paper-lora")
-    assert (large.lora_r, large.lora_targets, large.lr, large.load_in_4bit) == (16, "qk", 1e-4, True)
+    assert (large.lora_r, large.lora_targets, large.lr, large.load_in_4bit) == (
+        16,
+        "qk",
+        1e-4,
+        True,
+    )
     assert settings("--recipe", "paper", "--lr", "1e-4") == replace(paper, lr=1e-4)
     assert settings("--config", str(path)) == replace(paper, nd=256)
     assert settings("--config", str(path), "--recipe", "paper-lora") == replace(large, nd=256)
@@ -146,7 +210,9 @@ def test_the_paper_recipe_is_the_papers(tmp_path, monkeypatch):
 def test_a_runs_config_file_beside_other_settings(tmp_path, monkeypatch):
     """It sets everything, so that what else is asked for must not be lost in it, nor it in that."""
     seen = []
-    monkeypatch.setattr("abft.run.train", lambda config, *rest, **options: seen.append(config))
+    monkeypatch.setattr(
+        "abft.runs.train.train", lambda config, *rest, **options: seen.append(config)
+    )
 
     def settings(*given):
         assert invoke("train", *given).exit_code == 0
@@ -156,17 +222,25 @@ def test_a_runs_config_file_beside_other_settings(tmp_path, monkeypatch):
     for config in (RunConfig(), RunConfig(objective="abft", lr=1e-4, k=8)):
         whole.write_text(yaml.safe_dump(asdict(config)))
         assert settings("--config", whole) == config
-        for given in (("--config", whole, "--recipe", "paper"), ("--recipe", "paper", "--config", whole)):
+        for given in (
+            ("--config", whole, "--recipe", "paper"),
+            ("--recipe", "paper", "--config", whole),
+        ):
             assert "and the file of --config set different" in refused("train", *given)
     whole.write_text(yaml.safe_dump(asdict(RunConfig(lr=3e-4))))
-    assert "give --steps, --lr, --cross-entropy too" in refused("train", "--config", whole, "--objective", "abft")
+    assert "give --steps, --lr, --cross-entropy too" in refused(
+        "train", "--config", whole, "--objective", "abft"
+    )
     own = ("--steps", 8, "--lr", 1e-4, "--cross-entropy", 0.5)
     assert settings("--config", whole, "--objective", "abft", *own) == RunConfig(
         objective="abft", steps=8, lr=1e-4, cross_entropy=0.5
     )
     part = tmp_path / "part.yaml"
     part.write_text("lora_r: null\nload_in_4bit: false\n")
-    assert (settings("--recipe", "paper-lora", "--config", part).lora_r, seen[-1].load_in_4bit) == (None, False)
+    assert (settings("--recipe", "paper-lora", "--config", part).lora_r, seen[-1].load_in_4bit) == (
+        None,
+        False,
+    )
     part.write_text("data: x.csv\nlabel_words: {a=b: c}\n")
     assert settings("--config", part).label_words == {"a=b": "c"}
     assert settings("--config", part, "--label-words", "a=b=c").label_words == {"a": "b=c"}
@@ -177,7 +251,11 @@ def test_a_runs_config_file_beside_other_settings(tmp_path, monkeypatch):
         assert "label: word pairs of text" in refused("train", "--config", part)
     part.write_text("objective: abft\nsteps: 8\n")
     assert settings("--config", part, "--recipe", "paper").steps == 8
-    old = {name: value for name, value in asdict(RunConfig()).items() if name not in ("queries", "cross_entropy")}
+    old = {
+        name: value
+        for name, value in asdict(RunConfig()).items()
+        if name not in ("queries", "cross_entropy")
+    }
     whole.write_text(yaml.safe_dump(old))
     assert (settings("--config", whole).queries, seen[-1].cross_entropy) == (1, 0)
 
@@ -205,12 +283,16 @@ def test_merge_is_a_stock_checkpoint(finished, model_folder, tmp_path):
     assert "| abft |" in card
     assert invoke("merge", finished, tmp_path / "named", "--model", model_folder).exit_code == 0
     assert (tmp_path / "named/README.md").read_text() == card
-    assert not (tmp_path / "nothing/README.md").exists()  # the run's figures are not those of other factors
+    assert not (
+        tmp_path / "nothing/README.md"
+    ).exists()  # the run's figures are not those of other factors
 
 
 def test_others_may_read_the_weights(finished, options, tmp_path):
     expected = (finished / "config.yaml").stat().st_mode
-    assert invoke("train", *arguments(options, lora_r=4), "--output", tmp_path / "lora").exit_code == 0
+    assert (
+        invoke("train", *arguments(options, lora_r=4), "--output", tmp_path / "lora").exit_code == 0
+    )
     assert invoke("merge", finished, tmp_path / "merged").exit_code == 0
     for path in (
         finished / "qk_weights.safetensors",
@@ -221,7 +303,9 @@ def test_others_may_read_the_weights(finished, options, tmp_path):
 
 
 def test_lora_run_merges(options, tmp_path):
-    assert invoke("train", *arguments(options, lora_r=4), "--output", tmp_path / "lora").exit_code == 0
+    assert (
+        invoke("train", *arguments(options, lora_r=4), "--output", tmp_path / "lora").exit_code == 0
+    )
     assert (tmp_path / "lora/adapter_config.json").is_file()
     assert invoke("merge", tmp_path / "lora", tmp_path / "merged").exit_code == 0
     AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
@@ -230,9 +314,20 @@ def test_lora_run_merges(options, tmp_path):
 
 def start(options, output, *more):
     """The command line as a process of its own."""
-    command = [sys.executable, "-m", "abft.cli", "train", *arguments(options), "--output", str(output), *more]
+    command = [
+        sys.executable,
+        "-m",
+        "abft.cli.commands",
+        "train",
+        *arguments(options),
+        "--output",
+        str(output),
+        *more,
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def wait_for_step(process, output, step):
@@ -265,10 +360,15 @@ def test_killed_and_resumed_is_bit_equal(options, uninterrupted, tmp_path):
     resumed = start({**options, **LONG}, tmp_path / "run", "--resume")
     assert resumed.wait(timeout=300) == 0, resumed.communicate()
     assert same_weights(tmp_path / "run", uninterrupted)
-    whole, parts = (json.loads((folder / "metrics.json").read_text()) for folder in (uninterrupted, tmp_path / "run"))
+    whole, parts = (
+        json.loads((folder / "metrics.json").read_text())
+        for folder in (uninterrupted, tmp_path / "run")
+    )
     assert whole["abft"] == parts["abft"]
     assert whole["vanilla"] == parts["vanilla"]
-    steps = [json.loads(line)["step"] for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    steps = [
+        json.loads(line)["step"] for line in (tmp_path / "run/log.jsonl").read_text().splitlines()
+    ]
     assert steps == list(range(1, 61))
 
 
@@ -282,13 +382,29 @@ def test_ctrl_c_saves_a_checkpoint_and_says_how_to_go_on(options, uninterrupted,
     assert "Traceback" not in errors
     resumed = invoke("train", "--resume", "--output", tmp_path / "run")
     assert resumed.exit_code == 0, resumed.output
-    ours, theirs = (json.loads((folder / "metrics.json").read_text()) for folder in (tmp_path / "run", uninterrupted))
+    ours, theirs = (
+        json.loads((folder / "metrics.json").read_text())
+        for folder in (tmp_path / "run", uninterrupted)
+    )
     assert ours["abft"]["accuracy"] == theirs["abft"]["accuracy"]
 
 
 def test_two_processes_give_the_same_run(options, tmp_path):
-    assert invoke("train", *arguments(options, batch_size=2), "--output", tmp_path / "one").exit_code == 0
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "abft.cli", "train"]
+    assert (
+        invoke("train", *arguments(options, batch_size=2), "--output", tmp_path / "one").exit_code
+        == 0
+    )
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        "-m",
+        "abft.cli.commands",
+        "train",
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [*launch, *arguments(options, batch_size=2), "--output", str(tmp_path / "two")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
@@ -299,25 +415,32 @@ def test_two_processes_give_the_same_run(options, tmp_path):
     one, two = (load_file(tmp_path / name / "qk_weights.safetensors") for name in ("one", "two"))
     for name, tensor in one.items():
         torch.testing.assert_close(tensor, two[name], rtol=1e-3, atol=1e-4)
-    logs = [[json.loads(x) for x in (tmp_path / n / "log.jsonl").read_text().splitlines()] for n in ("one", "two")]
+    logs = [
+        [json.loads(x) for x in (tmp_path / n / "log.jsonl").read_text().splitlines()]
+        for n in ("one", "two")
+    ]
     assert [line["heads"] for line in logs[0]] == pytest.approx([line["heads"] for line in logs[1]])
 
 
 def test_interrupted_in_the_last_evaluation(options, tmp_path, monkeypatch):
-    import abft.run
+    import abft.runs.train
 
     def scored(*args):
         if args[-1] == "abft":
             raise KeyboardInterrupt
         return real(*args)
 
-    real = abft.run.scored
-    monkeypatch.setattr("abft.run.scored", scored)
-    assert "abft train --resume" in refused("train", *arguments(options), "--output", tmp_path / "run")
+    real = abft.runs.train.scored
+    monkeypatch.setattr("abft.runs.train.scored", scored)
+    assert "abft train --resume" in refused(
+        "train", *arguments(options), "--output", tmp_path / "run"
+    )
     monkeypatch.undo()
     result = json.loads(invoke("train", "--resume", "--output", tmp_path / "run", "--json").stdout)
     assert result["training"]["steps"] == 4
-    whole = json.loads(invoke("train", *arguments(options), "--output", tmp_path / "whole", "--json").stdout)
+    whole = json.loads(
+        invoke("train", *arguments(options), "--output", tmp_path / "whole", "--json").stdout
+    )
     assert result["abft"] == whole["abft"]
 
 
@@ -343,7 +466,16 @@ def test_learning_rate_rule():
 
 
 def test_end_to_end_run_is_named_as_what_it_is(options, tmp_path):
-    flags = ["--objective", "e2e", "--lora-r", 4, "--lora-targets", "all-linear", "--output", tmp_path / "run"]
+    flags = [
+        "--objective",
+        "e2e",
+        "--lora-r",
+        4,
+        "--lora-targets",
+        "all-linear",
+        "--output",
+        tmp_path / "run",
+    ]
     result = invoke("train", *arguments(options), *flags)
     assert result.exit_code == 0, result.output
     assert "E2E" in result.stdout
@@ -358,17 +490,33 @@ def test_end_to_end_run_is_named_as_what_it_is(options, tmp_path):
     log = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
     assert len(log) == 4
     assert "A" not in log[0]
-    again = invoke("train", "--config", tmp_path / "run/config.yaml", "--output", tmp_path / "again", "--json")
+    again = invoke(
+        "train", "--config", tmp_path / "run/config.yaml", "--output", tmp_path / "again", "--json"
+    )
     assert json.loads(again.stdout)["e2e"] == metrics["e2e"]
     shown = json.loads(invoke("eval", "--run", tmp_path / "run", "--json").stdout)
     assert shown["ece"] == pytest.approx(metrics["e2e"]["ece"], abs=1e-6)
 
 
 def test_settings_left_open_follow_from_others():
-    assert (RunConfig().objective, RunConfig().cross_entropy, RunConfig().queries, RunConfig().steps) == ("vote", 1, 4, 16)
+    assert (
+        RunConfig().objective,
+        RunConfig().cross_entropy,
+        RunConfig().queries,
+        RunConfig().steps,
+    ) == ("vote", 1, 4, 16)
     assert [RunConfig(objective=name).steps for name in ("vote", "abft", "e2e")] == [16, 32, 24]
-    assert [RunConfig(objective=name).cross_entropy for name in ("vote", "abft", "e2e")] == [1, 0, 0]
-    for changes in ({"nb": 10, "batch_size": 5}, {"nd": 510}, {"train_on": "others"}, {"batch_size": 2}):
+    assert [RunConfig(objective=name).cross_entropy for name in ("vote", "abft", "e2e")] == [
+        1,
+        0,
+        0,
+    ]
+    for changes in (
+        {"nb": 10, "batch_size": 5},
+        {"nd": 510},
+        {"train_on": "others"},
+        {"batch_size": 2},
+    ):
         assert RunConfig(**changes).queries == 1
     assert RunConfig(nb=16, nd=64, batch_size=4).queries == 4
     assert RunConfig(queries=2, steps=3, cross_entropy=0.5) == RunConfig.from_dict(
@@ -378,20 +526,41 @@ def test_settings_left_open_follow_from_others():
 
 def test_a_run_with_default_settings(options, tmp_path):
     """Nothing but model, data and sizes is given; label words may begin alike."""
-    own = ("model", "data", "text-column", "label-column", "template", "test-prompts", "device", "nd", "nb", "lr")
+    own = (
+        "model",
+        "data",
+        "text-column",
+        "label-column",
+        "template",
+        "test-prompts",
+        "device",
+        "nd",
+        "nb",
+        "lr",
+    )
     words = ["--label-words", "negative=positively not", "--label-words", "positive=positively so"]
     flags = [*words, "--steps", 6, "--output", tmp_path / "run"]
     result = invoke("train", *arguments({name: options[name] for name in own}), *flags)
     assert result.exit_code == 0, result.output
     config = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
-    assert (config["objective"], config["cross_entropy"], config["queries"], config["steps"]) == ("vote", 1.0, 4, 6)
+    assert (config["objective"], config["cross_entropy"], config["queries"], config["steps"]) == (
+        "vote",
+        1.0,
+        4,
+        6,
+    )
     card = (tmp_path / "run/README.md").read_text()
     assert "cross-entropy of the label word stood beside it with weight 1" in card
     log = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
     assert log[-1]["loss"] < log[0]["loss"]
     assert all(0 < line["cross_entropy"] <= line["loss"] for line in log)
-    again = invoke("train", "--config", tmp_path / "run/config.yaml", "--output", tmp_path / "again", "--json")
-    assert json.loads(again.stdout)["vote"] == json.loads((tmp_path / "run/metrics.json").read_text())["vote"]
+    again = invoke(
+        "train", "--config", tmp_path / "run/config.yaml", "--output", tmp_path / "again", "--json"
+    )
+    assert (
+        json.loads(again.stdout)["vote"]
+        == json.loads((tmp_path / "run/metrics.json").read_text())["vote"]
+    )
 
 
 def test_a_run_with_the_vote_objective(options, tmp_path):
@@ -402,7 +571,9 @@ def test_a_run_with_the_vote_objective(options, tmp_path):
     card = (tmp_path / "run/README.md").read_text()
     assert "vote objective" in card
     assert "cross-entropy" not in card
-    losses = [json.loads(line)["loss"] for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    losses = [
+        json.loads(line)["loss"] for line in (tmp_path / "run/log.jsonl").read_text().splitlines()
+    ]
     assert losses[-1] < losses[0]
 
 
@@ -413,7 +584,9 @@ def test_labels_of_several_tokens_and_ones_that_begin_another(options, tmp_path)
     result = invoke("train", *arguments(options), *given, "--output", run)
     assert result.exit_code == 0, result.output
     assert json.loads((run / "metrics.json").read_text())["abft"]["accuracy"] > 0
-    shown = json.loads(invoke("predict", "--run", run, "--text", "great and good", "--json").stdout.splitlines()[0])
+    shown = json.loads(
+        invoke("predict", "--run", run, "--text", "great and good", "--json").stdout.splitlines()[0]
+    )
     assert sum(shown["probabilities"].values()) == pytest.approx(1)
     assert set(shown["probabilities"]) == set(words)
 
@@ -421,7 +594,7 @@ def test_labels_of_several_tokens_and_ones_that_begin_another(options, tmp_path)
 def test_every_setting_is_an_option():
     from typer.main import get_command
 
-    from abft.cli import app
+    from abft.cli.commands import app
 
     options = {parameter.name for parameter in get_command(app).commands["train"].params}
     assert {f.name for f in fields(RunConfig)} <= options

@@ -4,14 +4,16 @@ import pytest
 import torch
 
 from abft import ABFTConfig, ABFTTrainer, Batch, attention_target
-from abft.attention import decoder, row_attention
-from abft.objective import VoteObjective
-from abft.prompts import collate
+from abft.data.batches import collate
+from abft.method.objectives import VoteObjective
+from abft.model.attention import decoder, row_attention
 from tiny import tiny_model
 
 
 def marked(right, seed):
-    """Three candidates in random tokens; the right one stands behind the token that the prompt ends with."""
+    """Three candidates in random tokens; the right one stands behind the token that the prompt ends
+    with.
+    """
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(100, 400, (24,), generator=generator).tolist()
     places = [5, 12, 19]
@@ -33,14 +35,28 @@ def test_heads_learn_to_look_at_the_right_candidate(bpe, tmp_path, objective):
     model = tiny_model("llama")
     unseen = [marked(i % 3, 1000 + i) for i in range(30)]
     before = right_share(model, unseen)
-    settings = {"learning_rate": 0.01, "max_steps": 30, "objective": objective, "threshold": 0.02, "use_cpu": True}
-    arguments = ABFTConfig(str(tmp_path), save_strategy="no", report_to="none", disable_tqdm=True, **settings)
+    settings = {
+        "learning_rate": 0.01,
+        "max_steps": 30,
+        "objective": objective,
+        "threshold": 0.02,
+        "use_cpu": True,
+    }
+    arguments = ABFTConfig(
+        str(tmp_path), save_strategy="no", report_to="none", disable_tqdm=True, **settings
+    )
     ABFTTrainer(model, arguments, [marked(i % 3, i) for i in range(96)], bpe).train()
     assert before == pytest.approx(1 / 3, abs=0.1)
     assert right_share(model, unseen) > 0.6
 
 
 def test_bad_targets():
-    for candidates, correct in (([], []), ([1], [True, False]), ([1, 1], [True, False]), ([3], [True]), ([-1], [True])):
+    for candidates, correct in (
+        ([], []),
+        ([1], [True, False]),
+        ([1, 1], [True, False]),
+        ([3], [True]),
+        ([-1], [True]),
+    ):
         with pytest.raises(ValueError, match="candidates"):
             attention_target([7, 8, 9], candidates, correct)

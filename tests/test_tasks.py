@@ -1,15 +1,22 @@
 import pytest
 
+from abft.data.builtin import TASKS, task_named
+from abft.data.tasks import Task, Template
 from abft.errors import AbftError
-from abft.tasks import TASKS, Task, Template, task_named
 
 
 def test_template_parts():
     template = Template("review: {text} sentiment: {label}\n")
-    assert (template.before_text, template.before_label, template.after_label) == ("review: ", " sentiment: ", "\n")
+    assert (template.before_text, template.before_label, template.after_label) == (
+        "review: ",
+        " sentiment: ",
+        "\n",
+    )
 
 
-@pytest.mark.parametrize("pattern", ["{label} {text}\n", "{text} only", "{text} {text} {label}\n", "{text} {label}"])
+@pytest.mark.parametrize(
+    "pattern", ["{label} {text}\n", "{text} only", "{text} {text} {label}\n", "{text} {label}"]
+)
 def test_bad_templates(pattern):
     with pytest.raises(AbftError, match="template"):
         Template(pattern)

@@ -10,14 +10,16 @@ import torch
 from peft import LoraConfig, PeftModel
 from transformers import TrainerCallback
 
+from abft.data.encoding import encode, label_tokens
+from abft.data.prompts import training_prompts, write_prompt
 from abft.errors import AbftError
-from abft.folder import last_checkpoint
-from abft.objective import ABFTObjective
-from abft.pid import PIDController
-from abft.predict import LabelScorer
-from abft.prompts import encode, label_tokens, training_prompts, write_prompt
-from abft.trainer import ABFTConfig, ABFTTrainer
-from abft.weights import apply_weights, trainable_parameters
+from abft.method.objectives import ABFTObjective
+from abft.method.pid import PIDController
+from abft.model.checkpoints import apply_weights
+from abft.model.qk_weights import trainable_parameters
+from abft.scoring.scorer import LabelScorer
+from abft.training.arguments import ABFTConfig
+from abft.training.trainer import ABFTTrainer, last_checkpoint
 from tiny import FAMILIES, tiny_model
 
 
@@ -72,8 +74,16 @@ def test_training_moves_heads_to_right_labels(tmp_path, review_data, bpe):
 
 @pytest.mark.parametrize("size", [1, 2])
 def test_accumulation_invariance(tmp_path, review_data, bpe, size):
-    whole = run(tmp_path, review_data, bpe, per_device_train_batch_size=8, gradient_accumulation_steps=1)
-    parts = run(tmp_path, review_data, bpe, per_device_train_batch_size=size, gradient_accumulation_steps=8 // size)
+    whole = run(
+        tmp_path, review_data, bpe, per_device_train_batch_size=8, gradient_accumulation_steps=1
+    )
+    parts = run(
+        tmp_path,
+        review_data,
+        bpe,
+        per_device_train_batch_size=size,
+        gradient_accumulation_steps=8 // size,
+    )
     for a, b in zip(logs(whole), logs(parts), strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-3)
         assert a["heads"] == pytest.approx(b["heads"], abs=0.26)
@@ -82,8 +92,8 @@ def test_accumulation_invariance(tmp_path, review_data, bpe, size):
 
 
 def test_loss_in_the_log_is_the_mean_over_the_pseudo_batch(tmp_path, review_data, bpe):
-    from abft.attention import decoder, row_attention
-    from abft.prompts import Batch, PseudoBatchSampler, collate
+    from abft.data.batches import Batch, PseudoBatchSampler, collate
+    from abft.model.attention import decoder, row_attention
 
     trainer = run(tmp_path, review_data, bpe, max_steps=1)
     encoded = encode(bpe, training_prompts(review_data, 32, 4, 42))
@@ -98,16 +108,20 @@ def test_loss_in_the_log_is_the_mean_over_the_pseudo_batch(tmp_path, review_data
 
 
 @pytest.mark.parametrize("changes", [{}, {"bf16": True}, {"activation_checkpointing": True}])
-def test_shared_demonstrations_train_as_the_same_prompts_one_by_one(tmp_path, review_data, bpe, monkeypatch, changes):
+def test_shared_demonstrations_train_as_the_same_prompts_one_by_one(
+    tmp_path, review_data, bpe, monkeypatch, changes
+):
     packed = run(tmp_path / "a", review_data, bpe, queries=2, **changes)
     assert packed.get_train_dataloader().dataset is packed.train_dataset
     assert "branch_ends" in next(iter(packed.get_train_dataloader()))
-    monkeypatch.setattr("abft.trainer.can_pack", lambda model: False)
+    monkeypatch.setattr("abft.training.trainer.can_pack", lambda model: False)
     plain = run(tmp_path / "b", review_data, bpe, queries=2, **changes)
     assert "branch_ends" not in next(iter(plain.get_train_dataloader()))
     for a, b in zip(logs(packed), logs(plain), strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=5e-2 if "bf16" in changes else 1e-4)
-        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=0.2 if "bf16" in changes else 1e-3)
+        assert a["grad_norm"] == pytest.approx(
+            b["grad_norm"], rel=0.2 if "bf16" in changes else 1e-3
+        )
 
 
 def test_queries_that_do_not_come_out_even_are_refused(tmp_path, review_data, bpe):
@@ -121,7 +135,9 @@ def test_queries_that_do_not_come_out_even_are_refused(tmp_path, review_data, bp
 def test_resume_is_bit_equal_and_keeps_the_pid_state(tmp_path, review_data, bpe):
     whole = run(tmp_path / "a", review_data, bpe, max_steps=6)
     run(tmp_path / "b", review_data, bpe, max_steps=4, save_strategy="steps", save_steps=4)
-    resumed = ABFTTrainer(tiny_model("llama"), config(tmp_path / "b", max_steps=6), review_data, bpe)
+    resumed = ABFTTrainer(
+        tiny_model("llama"), config(tmp_path / "b", max_steps=6), review_data, bpe
+    )
     resumed.train(resume_from_checkpoint=str(last_checkpoint(tmp_path / "b")))
     assert resumed.objective.state() == whole.objective.state()
     for name, value in weights(whole).items():
@@ -138,13 +154,19 @@ def test_resuming_a_finished_training_adds_no_step(tmp_path, review_data, bpe):
     for name, value in weights(done).items():
         assert torch.equal(value, weights(again)[name]), name
     with pytest.raises(AbftError, match="no complete checkpoint"):
-        ABFTTrainer(tiny_model("llama"), config(tmp_path / "x"), review_data, bpe).train(resume_from_checkpoint=True)
+        ABFTTrainer(tiny_model("llama"), config(tmp_path / "x"), review_data, bpe).train(
+            resume_from_checkpoint=True
+        )
 
 
 def test_the_seed_decides_lora_too(tmp_path, review_data, bpe):
     def initial(seed):
         lora = LoraConfig(r=4)
-        return weights(ABFTTrainer(tiny_model("llama"), config(tmp_path, seed=seed), review_data, bpe, peft_config=lora))
+        return weights(
+            ABFTTrainer(
+                tiny_model("llama"), config(tmp_path, seed=seed), review_data, bpe, peft_config=lora
+            )
+        )
 
     name = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight"
     assert torch.equal(initial(1)[name], initial(1)[name])
@@ -153,7 +175,13 @@ def test_the_seed_decides_lora_too(tmp_path, review_data, bpe):
 
 def test_lora_resume_is_bit_equal(tmp_path, review_data, bpe):
     def trainer(folder, **changes):
-        return ABFTTrainer(tiny_model("llama"), config(folder, **changes), review_data, bpe, peft_config=LoraConfig(r=4))
+        return ABFTTrainer(
+            tiny_model("llama"),
+            config(folder, **changes),
+            review_data,
+            bpe,
+            peft_config=LoraConfig(r=4),
+        )
 
     whole = trainer(tmp_path / "a", max_steps=6)
     whole.train()
@@ -175,7 +203,9 @@ def test_incomplete_checkpoints_are_passed_over(tmp_path):
 
 
 def test_lora_saves_a_stock_adapter(tmp_path, review_data, bpe):
-    trainer = ABFTTrainer(tiny_model("gpt2"), config(tmp_path), review_data, bpe, peft_config=LoraConfig(r=4))
+    trainer = ABFTTrainer(
+        tiny_model("gpt2"), config(tmp_path), review_data, bpe, peft_config=LoraConfig(r=4)
+    )
     trainer.train()
     trainer.save_model(str(tmp_path / "adapter"))
     names = {path.name for path in (tmp_path / "adapter").iterdir()}
@@ -206,7 +236,9 @@ def test_dropout_is_off_while_training(tmp_path, review_data, bpe, family):
             with torch.no_grad():
                 outputs.extend(model(torch.arange(5, 40)[None]).logits for _ in range(2))
 
-    changes = {"gpt2": {}, "lfm2": {}, "opt": {"dropout": 0.3}}.get(family, {"attention_dropout": 0.3})
+    changes = {"gpt2": {}, "lfm2": {}, "opt": {"dropout": 0.3}}.get(
+        family, {"attention_dropout": 0.3}
+    )
     model = tiny_model(family, **changes)
     args = config(tmp_path, max_steps=1, head_filter=False)
     trainer = ABFTTrainer(model, args, review_data, bpe, callbacks=[Look()])
@@ -222,17 +254,26 @@ def test_dropout_is_off_while_training(tmp_path, review_data, bpe, family):
 def test_activation_checkpointing_changes_nothing(tmp_path, review_data, bpe):
     plain = run(tmp_path, review_data, bpe, max_steps=1)
     for every in (1, 2):
-        options = {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"every_n_layers": every}}
+        options = {
+            "activation_checkpointing": True,
+            "activation_checkpointing_kwargs": {"every_n_layers": every},
+        }
         saved = run(tmp_path, review_data, bpe, max_steps=1, **options)
         assert logs(plain)[0]["grad_norm"] == pytest.approx(logs(saved)[0]["grad_norm"], rel=1e-5)
     with pytest.raises(AbftError, match="reentrant"):
-        config(tmp_path, activation_checkpointing=True, activation_checkpointing_kwargs={"use_reentrant": True})
+        config(
+            tmp_path,
+            activation_checkpointing=True,
+            activation_checkpointing_kwargs={"use_reentrant": True},
+        )
 
 
 def test_bf16_computes_in_bfloat16_with_float32_weights_and_rows(tmp_path, review_data, bpe):
     seen = set()
     model = tiny_model("llama")
-    model.model.layers[0].self_attn.q_proj.register_forward_hook(lambda m, args, output: seen.add(output.dtype))
+    model.model.layers[0].self_attn.q_proj.register_forward_hook(
+        lambda m, args, output: seen.add(output.dtype)
+    )
     trainer = run(tmp_path, review_data, bpe, model, max_steps=2, bf16=True)
     assert seen >= {torch.bfloat16}
     assert {p.dtype for p in model.parameters()} == {torch.float32}
@@ -295,25 +336,32 @@ def test_bad_arguments(tmp_path, review_data, bpe):
     with pytest.raises(AbftError, match="got nothing"):
         ABFTTrainer(tiny_model("llama"), config(tmp_path), [], bpe)
     with pytest.raises(AbftError, match="given by name"):
-        ABFTTrainer(tiny_model("llama"), config(tmp_path), review_data, bpe, quantization_config=object())
+        ABFTTrainer(
+            tiny_model("llama"), config(tmp_path), review_data, bpe, quantization_config=object()
+        )
     with pytest.raises(AbftError, match="do not fill one pseudo-batch"):
         run(tmp_path, review_data, bpe, nd=6)
 
 
 def test_four_bit_base_with_lora(tmp_path, review_data, bpe, four_bit_model_folder):
     pytest.importorskip("bitsandbytes")
-    from abft.models import four_bit
+    from abft.model.loading import four_bit
 
     args = config(tmp_path, max_steps=2, save_strategy="steps", save_steps=2)
     with pytest.raises(AbftError, match="trains through LoRA only"):
         ABFTTrainer(str(four_bit_model_folder), args, review_data, quantization_config=four_bit())
     trainer = ABFTTrainer(
-        str(four_bit_model_folder), args, review_data, peft_config=LoraConfig(r=4), quantization_config=four_bit()
+        str(four_bit_model_folder),
+        args,
+        review_data,
+        peft_config=LoraConfig(r=4),
+        quantization_config=four_bit(),
     )
     before = weights(trainer)
     trainer.train()
     assert trainer.model.get_base_model().is_loaded_in_4bit
-    # On CPUs with AVX512-BF16 bitsandbytes reorders quantised entries (uint8) between evaluation and training.
+    # On CPUs with AVX512-BF16 bitsandbytes reorders quantised entries (uint8) between evaluation
+    # and training.
     floating = {n: p for n, p in trainer.model.named_parameters() if p.is_floating_point()}
     changed = {n for n, p in floating.items() if not torch.equal(p, before[n])}
     assert changed
@@ -338,7 +386,9 @@ def test_tensorboard_shows_heads_and_loss(tmp_path, review_data, bpe, monkeypatc
     found = events.EventAccumulator(str(tmp_path / "events")).Reload()
     logged = [entry for entry in trainer.state.log_history if "heads" in entry]
     for name in ("loss", "heads", "A", "right_mass"):
-        assert [point.value for point in found.Scalars(f"train/{name}")] == pytest.approx([entry[name] for entry in logged])
+        assert [point.value for point in found.Scalars(f"train/{name}")] == pytest.approx(
+            [entry[name] for entry in logged]
+        )
 
 
 def test_no_memory_is_pinned_where_there_is_no_accelerator(tmp_path):
@@ -361,9 +411,13 @@ def test_push_to_hub_uploads_weights_and_card(tmp_path, review_data, bpe, monkey
 
     def upload(**arguments):
         folder = Path(arguments["folder_path"])
-        uploaded.update({path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()})
+        uploaded.update(
+            {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()}
+        )
 
-    hub = SimpleNamespace(create_repo=lambda *a, **k: SimpleNamespace(repo_id="me/tiny-abft"), upload_folder=upload)
+    hub = SimpleNamespace(
+        create_repo=lambda *a, **k: SimpleNamespace(repo_id="me/tiny-abft"), upload_folder=upload
+    )
     monkeypatch.setattr("transformers.trainer.hf_api", lambda: hub)
     trainer = run(tmp_path, review_data, bpe, max_steps=1)
     trainer.push_to_hub()
@@ -372,10 +426,14 @@ def test_push_to_hub_uploads_weights_and_card(tmp_path, review_data, bpe, monkey
 
 
 @pytest.mark.parametrize("lora", [None, "qk", "all-linear"])
-def test_end_to_end_training_lowers_its_loss_and_keeps_to_its_weights(tmp_path, review_data, bpe, lora):
+def test_end_to_end_training_lowers_its_loss_and_keeps_to_its_weights(
+    tmp_path, review_data, bpe, lora
+):
     model = tiny_model("llama")
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    settings = config(tmp_path, objective="e2e", max_steps=8, **({"lora_targets": lora} if lora else {}))
+    settings = config(
+        tmp_path, objective="e2e", max_steps=8, **({"lora_targets": lora} if lora else {})
+    )
     peft = LoraConfig(r=4, lora_alpha=16) if lora else None
     trainer = ABFTTrainer(model, settings, review_data, bpe, peft_config=peft)
     trainer.train()
@@ -384,12 +442,22 @@ def test_end_to_end_training_lowers_its_loss_and_keeps_to_its_weights(tmp_path, 
     trainer.save_model(str(tmp_path / "saved"))
     merged = apply_weights(tiny_model("llama"), tmp_path / "saved")
     changed = {
-        name.rpartition(".")[0].rpartition(".")[2] for name, p in merged.named_parameters() if not torch.equal(p, before[name])
+        name.rpartition(".")[0].rpartition(".")[2]
+        for name, p in merged.named_parameters()
+        if not torch.equal(p, before[name])
     }
     everything = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
     assert changed == (everything if lora == "all-linear" else {"q_proj", "k_proj"})
     if lora == "all-linear":
-        sizes = {"q": (32, 32), "k": (32, 16), "v": (32, 16), "o": (32, 32), "gate": (32, 64), "up": (32, 64), "down": (64, 32)}
+        sizes = {
+            "q": (32, 32),
+            "k": (32, 16),
+            "v": (32, 16),
+            "o": (32, 32),
+            "gate": (32, 64),
+            "up": (32, 64),
+            "down": (64, 32),
+        }
         assert trainable_parameters(trainer.model) == 2 * 4 * sum(a + b for a, b in sizes.values())
 
 
@@ -407,18 +475,29 @@ def test_combined_training_lowers_the_cross_entropy(tmp_path, review_data, bpe, 
 
 def test_a_plain_table_of_texts_and_labels(tmp_path, bpe, review_data):
     rows = [(example.text, review_data.task.labels[example.label]) for example in review_data.train]
-    table = datasets.Dataset.from_dict({"review": [text for text, _ in rows], "stars": [label for _, label in rows]})
+    table = datasets.Dataset.from_dict(
+        {"review": [text for text, _ in rows], "stars": [label for _, label in rows]}
+    )
     columns = {"text_column": "review", "label_column": "stars"}
     trainer = ABFTTrainer(tiny_model("llama"), config(tmp_path, max_steps=1, **columns), table, bpe)
     trainer.train()
     own = {text for text, _ in rows}
     written = [bpe.decode(prompt.input_ids) for prompt in trainer.train_dataset]
     assert len(written) == 32
-    assert all(line.split(" label:")[0].removeprefix("text: ") in own for text in written for line in text.split("\n"))
+    assert all(
+        line.split(" label:")[0].removeprefix("text: ") in own
+        for text in written
+        for line in text.split("\n")
+    )
     with pytest.raises(AbftError, match="no column 'text'; its columns are review, stars"):
         ABFTTrainer(tiny_model("llama"), config(tmp_path), table, bpe)
     with pytest.raises(AbftError, match="one label only"):
-        ABFTTrainer(tiny_model("llama"), config(tmp_path, **columns), table.filter(lambda row: row["stars"] == rows[0][1]), bpe)
+        ABFTTrainer(
+            tiny_model("llama"),
+            config(tmp_path, **columns),
+            table.filter(lambda row: row["stars"] == rows[0][1]),
+            bpe,
+        )
 
 
 def test_demonstrations_are_read_again_after_training(tmp_path, review_data, bpe):
@@ -426,7 +505,9 @@ def test_demonstrations_are_read_again_after_training(tmp_path, review_data, bpe
     model = tiny_model("llama")
     words = label_tokens(bpe, review_data.task)
     shown, asked = review_data.demonstrations[:4], review_data.test[:6]
-    prompts = encode(bpe, [write_prompt(review_data.task, shown, query, "consistent") for query in asked])
+    prompts = encode(
+        bpe, [write_prompt(review_data.task, shown, query, "consistent") for query in asked]
+    )
     shared = max(prompts[0].label_positions) + 1
     scorer = LabelScorer(model, words)
     before = scorer(prompts, shared=shared)

@@ -3,27 +3,36 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from abft.errors import AbftError
-from abft.weights import (
-    add_lora,
+from abft.model.checkpoints import (
     apply_weights,
     base_samples,
     load_full_rank,
-    mask_lora,
-    qk_modules,
     save_adapter,
     save_full_rank,
+)
+from abft.model.qk_weights import (
+    add_lora,
+    mask_lora,
+    qk_modules,
     train_full_rank,
     trainable_parameters,
 )
 from tiny import FAMILIES, tiny_model
 
 IDS = torch.randint(3, 600, (2, 12), generator=torch.Generator().manual_seed(0))
-FUSED = {"gpt2": "c_attn", "phi3": "qkv_proj", "gpt_neox": "query_key_value", "bloom": "query_key_value"}
+FUSED = {
+    "gpt2": "c_attn",
+    "phi3": "qkv_proj",
+    "gpt_neox": "query_key_value",
+    "bloom": "query_key_value",
+}
 
 
 def step(model, lr=0.05):
     """One Adam step on the sum of squared logits of all parameters that train."""
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad], lr=lr, weight_decay=0.0
+    )
     for _ in range(2):
         model(IDS).logits.square().mean().backward()
         optimizer.step()
@@ -77,14 +86,18 @@ def test_value_rows_of_fused_weights_stay_bit_equal(family, lora):
 def test_mla_trains_key_rows_only():
     model = tiny_model("deepseek_v3")
     c, attention = model.config, model.model.layers[0].self_attn
-    before = attention.kv_b_proj.weight.detach().clone().view(4, c.qk_nope_head_dim + c.v_head_dim, -1)
+    before = (
+        attention.kv_b_proj.weight.detach().clone().view(4, c.qk_nope_head_dim + c.v_head_dim, -1)
+    )
     latent = attention.kv_a_proj_with_mqa.weight.detach().clone()
     train_full_rank(model)
     step(model)
     after = attention.kv_b_proj.weight.detach().view_as(before)
     assert torch.equal(after[:, c.qk_nope_head_dim :], before[:, c.qk_nope_head_dim :])
     assert not torch.equal(after[:, : c.qk_nope_head_dim], before[:, : c.qk_nope_head_dim])
-    assert torch.equal(attention.kv_a_proj_with_mqa.weight[: c.kv_lora_rank], latent[: c.kv_lora_rank])
+    assert torch.equal(
+        attention.kv_a_proj_with_mqa.weight[: c.kv_lora_rank], latent[: c.kv_lora_rank]
+    )
 
 
 def test_gated_queries_keep_their_gate():
@@ -101,7 +114,9 @@ def test_gated_queries_keep_their_gate():
 
 def test_linear_attention_is_no_attention():
     kinds = ["linear_attention"] * 3 + ["full_attention"]
-    model = tiny_model("olmo_hybrid", **{**FAMILIES["llama"], "num_hidden_layers": 4, "layer_types": kinds})
+    model = tiny_model(
+        "olmo_hybrid", **{**FAMILIES["llama"], "num_hidden_layers": 4, "layer_types": kinds}
+    )
     assert {qk.layer for qk in qk_modules(model)} == {3}
 
 
@@ -110,7 +125,9 @@ def test_layers_and_counts():
     train_full_rank(model, [1])
     assert trainable_parameters(model) == 32 * 32 + 16 * 32
     assert {n.split(".")[2] for n, p in model.named_parameters() if p.requires_grad} == {"1"}
-    with pytest.raises(AbftError, match=r"layers \[7\] cannot be trained; this model's attention layers are 0-1"):
+    with pytest.raises(
+        AbftError, match=r"layers \[7\] cannot be trained; this model's attention layers are 0-1"
+    ):
         train_full_rank(model, [1, 7])
     fused = tiny_model("gpt2")
     train_full_rank(fused)
@@ -144,7 +161,10 @@ def test_full_rank_round_trip_and_extrapolation(tmp_path, family):
     fresh = apply_weights(tiny_model(family), tmp_path)
     assert torch.equal(fresh(IDS).logits, model(IDS).logits)
     base = dict(tiny_model(family).named_parameters())
-    at = {a: dict(apply_weights(tiny_model(family), tmp_path, a).named_parameters()) for a in (0.0, 1.5)}
+    at = {
+        a: dict(apply_weights(tiny_model(family), tmp_path, a).named_parameters())
+        for a in (0.0, 1.5)
+    }
     for name, theta in model.named_parameters():
         torch.testing.assert_close(at[0.0][name], base[name])
         torch.testing.assert_close(at[1.5][name], base[name] + 1.5 * (theta - base[name]))
@@ -180,15 +200,22 @@ def test_adapter_is_stock_peft(tmp_path, family):
     for name, parameter in adapted.unload().named_parameters():
         assert torch.equal(parameter, untouched[name])
     base = dict(tiny_model(family).named_parameters())
-    one, far = dict(merged.named_parameters()), dict(apply_weights(tiny_model(family), tmp_path, 1.5).named_parameters())
+    one, far = (
+        dict(merged.named_parameters()),
+        dict(apply_weights(tiny_model(family), tmp_path, 1.5).named_parameters()),
+    )
     for name, theta0 in base.items():
-        torch.testing.assert_close(far[name], theta0 + 1.5 * (one[name] - theta0), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            far[name], theta0 + 1.5 * (one[name] - theta0), rtol=1e-4, atol=1e-5
+        )
 
 
 def test_adapters_on_other_weights_are_refused():
     with pytest.raises(AbftError, match=r"only W_Q and W_K may train.*v_proj"):
         add_lora(tiny_model("llama"), LoraConfig(r=4, target_modules=["q_proj", "v_proj"]))
-    stock = get_peft_model(tiny_model("llama"), LoraConfig(r=4))  # PEFT's default targets are q and v
+    stock = get_peft_model(
+        tiny_model("llama"), LoraConfig(r=4)
+    )  # PEFT's default targets are q and v
     with pytest.raises(AbftError, match="only W_Q and W_K"):
         mask_lora(stock)
 
@@ -199,7 +226,9 @@ def test_adapter_of_another_model_is_refused(tmp_path):
     samples = base_samples(base, qk_modules(base))
     adapted = add_lora(base, LoraConfig(r=4))
     adapted.save_pretrained(tmp_path / "bare", save_embedding_layers=False)
-    with pytest.raises(AbftError, match="stands in one of them only"):  # half of the layers would stay untrained
+    with pytest.raises(
+        AbftError, match="stands in one of them only"
+    ):  # half of the layers would stay untrained
         apply_weights(tiny_model("llama", num_hidden_layers=4), tmp_path / "bare")
     save_adapter(adapted, tmp_path, samples)
     apply_weights(tiny_model("llama"), tmp_path)

@@ -1,6 +1,10 @@
 """abft: Attention Behavior Fine-Tuning (arXiv 2505.14233) for in-context classification.
 
-Shapes in names: L layer, B batch, H head, Q query position, S token, K demonstration, C class, N example, D feature.
+Packages, each of which imports only from those before it: data, model, method, training and
+scoring, runs, bench and classifier, analysis, report, cli.
+
+Shapes in names: L layer, P prompt, B sequence of a batch, H head, Q query position, S token,
+K demonstration, C class, N example, D feature, V vocabulary entry.
 """
 
 from importlib import import_module
@@ -11,58 +15,64 @@ __version__ = version("abft")
 
 _HOMES = {
     "ABFTClassifier": "classifier",
-    "ABFTConfig": "trainer",
-    "ABFTObjective": "objective",
-    "ABFTTrainer": "trainer",
+    "ABFTConfig": "training.arguments",
+    "ABFTObjective": "method.objectives",
+    "ABFTTrainer": "training.trainer",
     "AbftError": "errors",
-    "Batch": "prompts",
-    "Example": "tasks",
-    "LabelScorer": "predict",
-    "PIDController": "pid",
-    "Predictor": "predictor",
-    "RunConfig": "config",
-    "Task": "tasks",
-    "TaskData": "data",
-    "Template": "tasks",
-    "apply_weights": "weights",
-    "attention_rows": "rows",
-    "attention_target": "prompts",
-    "encode": "prompts",
-    "evaluate": "predict",
-    "four_bit": "models",
-    "induction_heads": "rows",
-    "label_probabilities": "predict",
-    "label_tokens": "prompts",
-    "load_data": "data",
-    "load_model": "models",
-    "load_task": "data",
-    "merge": "merge",
-    "supported_implementation": "attention",
-    "evaluation_prompts": "prompts",
-    "train": "run",
-    "training_prompts": "prompts",
-    "write_prompt": "prompts",
+    "Batch": "data.batches",
+    "Example": "data.tasks",
+    "LabelScorer": "scoring.scorer",
+    "PIDController": "method.pid",
+    "Predictor": "runs.predictor",
+    "RunConfig": "runs.config",
+    "Task": "data.tasks",
+    "TaskData": "data.splits",
+    "Template": "data.tasks",
+    "apply_weights": "model.checkpoints",
+    "attention_rows": "scoring.inspect",
+    "attention_target": "data.encoding",
+    "encode": "data.encoding",
+    "evaluate": "scoring.evaluate",
+    "evaluation_prompts": "data.prompts",
+    "four_bit": "model.loading",
+    "induction_heads": "scoring.inspect",
+    "label_probabilities": "scoring.scorer",
+    "label_tokens": "data.encoding",
+    "load_data": "data.datasets",
+    "load_model": "model.loading",
+    "load_task": "data.builtin",
+    "merge": "runs.merge",
+    "supported_implementation": "model.capabilities",
+    "train": "runs.train",
+    "training_prompts": "data.prompts",
+    "write_prompt": "data.prompts",
 }
 __all__ = [*_HOMES, "__version__"]
 
 if TYPE_CHECKING:
-    from abft.attention import supported_implementation
     from abft.classifier import ABFTClassifier
-    from abft.config import RunConfig
-    from abft.data import TaskData, load_data, load_task
+    from abft.data.batches import Batch
+    from abft.data.builtin import load_task
+    from abft.data.datasets import load_data
+    from abft.data.encoding import attention_target, encode, label_tokens
+    from abft.data.prompts import evaluation_prompts, training_prompts, write_prompt
+    from abft.data.splits import TaskData
+    from abft.data.tasks import Example, Task, Template
     from abft.errors import AbftError
-    from abft.merge import merge
-    from abft.models import four_bit, load_model
-    from abft.objective import ABFTObjective
-    from abft.pid import PIDController
-    from abft.predict import LabelScorer, evaluate, label_probabilities
-    from abft.predictor import Predictor
-    from abft.prompts import Batch, attention_target, encode, evaluation_prompts, label_tokens, training_prompts, write_prompt
-    from abft.rows import attention_rows, induction_heads
-    from abft.run import train
-    from abft.tasks import Example, Task, Template
-    from abft.trainer import ABFTConfig, ABFTTrainer
-    from abft.weights import apply_weights
+    from abft.method.objectives import ABFTObjective
+    from abft.method.pid import PIDController
+    from abft.model.capabilities import supported_implementation
+    from abft.model.checkpoints import apply_weights
+    from abft.model.loading import four_bit, load_model
+    from abft.runs.config import RunConfig
+    from abft.runs.merge import merge
+    from abft.runs.predictor import Predictor
+    from abft.runs.train import train
+    from abft.scoring.evaluate import evaluate
+    from abft.scoring.inspect import attention_rows, induction_heads
+    from abft.scoring.scorer import LabelScorer, label_probabilities
+    from abft.training.arguments import ABFTConfig
+    from abft.training.trainer import ABFTTrainer
 
 
 def __getattr__(name: str) -> Any:

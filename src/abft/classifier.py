@@ -14,11 +14,22 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from abft import __version__
-from abft.config import RunConfig, default_cross_entropy, default_learning_rate, refuse_below, refuse_without_effect
-from abft.data import TaskData, text_key, unique
+from abft.data.splits import TaskData, text_key, unique
+from abft.data.tasks import Example, Task, Template
 from abft.errors import AbftError
-from abft.folder import FULL_RANK_FILE, share, write_json
-from abft.tasks import Example, Task, Template
+from abft.files import share, write_json
+from abft.model.checkpoints import FULL_RANK_FILE
+from abft.runs.config import (
+    RunConfig,
+    default_cross_entropy,
+    default_learning_rate,
+    refuse_below,
+    refuse_without_effect,
+)
+
+if TYPE_CHECKING:
+    from abft.runs.predictor import Predictor
+
 
 try:
     from sklearn.base import BaseEstimator, ClassifierMixin
@@ -28,47 +39,64 @@ try:
 except ImportError:
     raise AbftError("ABFTClassifier needs scikit-learn: pip install 'abft[classifier]'") from None
 
-if TYPE_CHECKING:
-    from abft.predictor import Predictor
 
 FILE, FORMAT = "classifier.json", 1
+
+
 PARTIAL = ".partial"  # what is being written stands there
+
+
 SMALLEST_HELD_OUT = 8  # texts; fewer could not tell whether training helped
+
+
 LARGEST_HELD_OUT = 256
+
+
 VALIDATIONS = 8  # during training
+
+
 PATIENCE = 3  # validations without a better one, after which training ends
+
+
 PSEUDO_BATCH, QUERIES = 32, 4
 
 
 class ABFTClassifier(ClassifierMixin, BaseEstimator):
-    """Classifies texts with a language model that reads a few of the labelled texts as demonstrations.
+    """Classifies texts with a language model that reads a few of the labelled texts as
+    demonstrations.
 
-    `fit` trains W_Q and W_K so that attention heads look at the right demonstrations, and holds a part of the texts out to
-    decide when to stop and whether training helped at all: if it did not, the untouched model is kept, with a warning.
+    `fit` trains W_Q and W_K so that attention heads look at the right demonstrations, and holds a
+    part of the texts out to decide when to stop and whether training helped at all: if it did not,
+    the untouched model is kept, with a warning.
 
-    Of a class's texts that are equal but for case and punctuation the first counts: none is held out and trained on.
+    Of a class's texts that are equal but for case and punctuation the first counts: none is held
+    out and trained on.
 
     Args:
         model: hub id, folder, .gguf file or the embedded default.
         template: how a text and its label are written, with `{text}` and `{label}`.
         label_words: class -> the word that stands for it in prompts; default: the class as text.
         k: demonstrations in a prompt; default: 4, or as many as there are classes, up to 16.
-        demonstration_sets: probabilities are averaged over so many sets of demonstrations; default: 2, or as many as it takes
-            to show every class once. A set takes the classes in turn, in random order, and goes on in the next set where it
-            stopped, so that all classes are shown about equally often.
-        objective, cross_entropy: as in `RunConfig`: by default the vote of all heads and the label word's cross-entropy.
+        demonstration_sets: probabilities are averaged over so many sets of demonstrations; default:
+            2, or as many as it takes to show every class once. A set takes the classes in turn, in
+            random order, and goes on in the next set where it stopped, so that all classes are
+            shown about equally often.
+        objective, cross_entropy: as in `RunConfig`: by default the vote of all heads and the label
+            word's cross-entropy.
         steps: most optimizer steps, of 32 prompts each; 0 = no training.
         learning_rate: default by model size.
         held_out: share of the texts that is not trained on, at least 8 and at most 256 of them.
         batch_size: texts in a forward pass of prediction.
         device: auto, cpu, cuda or balanced.
-        random_state: int, RandomState or None; decides the parts, demonstrations and training prompts.
+        random_state: int, RandomState or None; decides the parts, demonstrations and training
+            prompts.
         progress: show a progress bar while training.
 
     Attributes:
         classes_: the classes, sorted, (C,).
         demonstrations_: for each set, (text, class) pairs.
-        validation_: by step, accuracy and log loss on the held-out texts; step 0 is the untouched model.
+        validation_: by step, accuracy and log loss on the held-out texts; step 0 is the untouched
+            model.
         best_step_: the step whose weights are kept; 0 = the untouched model's.
     """
 
@@ -110,17 +138,20 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
         tags.input_tags.string = True
         tags.input_tags.one_d_array = True
         tags.input_tags.two_d_array = False
-        tags.classifier_tags.poor_score = True  # numbers written as text say nothing to a language model
+        tags.classifier_tags.poor_score = (
+            True  # numbers written as text say nothing to a language model
+        )
         return tags
 
     def fit(self, X: Sequence[str], y: Sequence[Any]) -> "ABFTClassifier":
         """Train on texts X, (N,), and their classes y, (N,): strings or integers.
 
         Raises:
-            ValueError: unequal lengths, a text that is empty or no text, fewer than two classes, a class with one text, classes
-                of mixed types, too few texts for the prompts, settings that mean nothing.
+            ValueError: unequal lengths, a text that is empty or no text, fewer than two classes, a
+                class with one text, classes of mixed types, too few texts for the prompts, settings
+                that mean nothing.
         """
-        from abft.models import load_model
+        from abft.model.loading import load_model
 
         self._refuse_bad_settings()
         texts = _texts(X)
@@ -134,11 +165,17 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
         task = self._task()
         training, held_out = _parts(examples, self.held_out, generator)
         k = self._shown(training)
-        count = max(2, math.ceil(len(self.classes_) / k)) if self.demonstration_sets is None else self.demonstration_sets
+        count = (
+            max(2, math.ceil(len(self.classes_) / k))
+            if self.demonstration_sets is None
+            else self.demonstration_sets
+        )
         sets = demonstration_sets(training, k, count, generator)
         model, tokenizer = load_model(self.model, device=self.device)
         names = self.classes_.tolist()
-        self.demonstrations_ = [[(example.text, names[example.label]) for example in shown] for shown in sets]
+        self.demonstrations_ = [
+            [(example.text, names[example.label]) for example in shown] for shown in sets
+        ]
         self._attach(model, tokenizer)
         self.validation_: dict[int, dict[str, float]] = {}
         self.best_step_ = 0
@@ -148,17 +185,22 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
         if self.steps and not self.best_step_:
             before, *after = (found["accuracy"] for found in self.validation_.values())
             warnings.warn(
-                f"training did not help on {len(held_out)} held-out texts (accuracy {before:.3f} before it, at best "
+                f"training did not help on {len(held_out)} held-out texts (accuracy "
+                f"{before:.3f} before it, at best "
                 f"{max(after):.3f}); the untouched model is kept",
                 stacklevel=2,
             )
         return self
 
     def predict_proba(self, X: Sequence[str]) -> np.ndarray:
-        """Probabilities (N, C) in the order of `classes_`, mean over the sets of demonstrations; a row sums to 1."""
+        """Probabilities (N, C) in the order of `classes_`, mean over the sets of demonstrations; a
+        row sums to 1.
+        """
         predictors = self._opened()
         texts = _texts(X)
-        return np.mean([predictor.probabilities(texts, self.batch_size) for predictor in predictors], axis=0)
+        return np.mean(
+            [predictor.probabilities(texts, self.batch_size) for predictor in predictors], axis=0
+        )
 
     def predict(self, X: Sequence[str]) -> np.ndarray:
         """The most probable class of every text, (N,)."""
@@ -179,16 +221,26 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
         if not 0 < self.held_out < 1:
             raise ValueError(f"held_out = {self.held_out}: expected a share between 0 and 1")
         given = {"cross_entropy": self.cross_entropy, "lr": self.learning_rate}
-        numbers: dict[str, Any] = {name: float(value) for name, value in given.items() if value is not None}
-        refuse_without_effect(RunConfig(objective=self.objective, k=self.k or RunConfig.k, **numbers))
+        numbers: dict[str, Any] = {
+            name: float(value) for name, value in given.items() if value is not None
+        }
+        refuse_without_effect(
+            RunConfig(objective=self.objective, k=self.k or RunConfig.k, **numbers)
+        )
 
     def _refuse_few(self, examples: Sequence[Example]) -> None:
         if len(self.classes_) < 2:
-            raise ValueError(f"y holds one class only ({self.classes_[0]!r}); a classifier needs at least 2 classes")
+            raise ValueError(
+                f"y holds one class only ({self.classes_[0]!r}); a classifier needs at least 2 "
+                f"classes"
+            )
         counts = np.bincount([example.label for example in examples], minlength=len(self.classes_))
         if counts.min() < 2:
             lonely = self.classes_[counts < 2].tolist()
-            raise ValueError(f"classes with one text: {lonely[:5]}; every class needs at least 2, one to show and one to ask")
+            raise ValueError(
+                f"classes with one text: {lonely[:5]}; every class needs at least 2, one to "
+                f"show and one to ask"
+            )
 
     def _task(self) -> Task:
         names = [str(name) for name in self.classes_.tolist()]
@@ -201,15 +253,17 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
         k = min(max(4, len(self.classes_)), 16) if self.k is None else self.k
         if len(training) < k + QUERIES:
             raise ValueError(
-                f"{len(training)} texts are left for training, prompts of k = {k} demonstrations need {k + QUERIES}; "
+                f"{len(training)} texts are left for training, prompts of k = {k} "
+                f"demonstrations need {k + QUERIES}; "
                 "give more texts or a smaller k"
             )
         return k
 
     def _attach(self, model: Any, tokenizer: Any) -> None:
         """A predictor for every set of demonstrations."""
-        from abft.predictor import Predictor
-        from abft.weights import base_samples, qk_modules
+        from abft.model.checkpoints import base_samples
+        from abft.model.qk_weights import qk_modules
+        from abft.runs.predictor import Predictor
 
         self._base_samples = base_samples(model, qk_modules(model))
         label = {name: i for i, name in enumerate(self.classes_.tolist())}
@@ -227,20 +281,25 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
         return {name: p.detach().cpu() for name, p in parameters if p.requires_grad}
 
     def save(self, folder: str | Path) -> None:
-        """Write what `load` needs: settings, demonstrations, and the trained W_Q and W_K (safetensors), not the base model.
+        """Write what `load` needs: settings, demonstrations, and the trained W_Q and W_K
+        (safetensors), not the base model.
 
         Raises:
             ValueError: `folder` holds other files.
         """
-        from abft.weights import save_full_rank
+        from abft.model.checkpoints import save_full_rank
 
         check_is_fitted(self)
         folder = Path(folder)
         ours = {FILE, FULL_RANK_FILE, PARTIAL}
         if folder.is_file() or (
-            folder.is_dir() and {path.name for path in folder.iterdir()} - ours and not (folder / FILE).is_file()
+            folder.is_dir()
+            and {path.name for path in folder.iterdir()} - ours
+            and not (folder / FILE).is_file()
         ):
-            raise AbftError(f"{folder} holds files that are no saved classifier; give a new or empty folder")
+            raise AbftError(
+                f"{folder} holds files that are no saved classifier; give a new or empty folder"
+            )
         model = self._opened()[0].model
         staging = folder / PARTIAL
         shutil.rmtree(staging, ignore_errors=True)
@@ -250,7 +309,10 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
                 save_full_rank(model, staging, self._base_samples)
             write_json(staging / FILE, self._record())
             share(staging)
-            for name in (FILE, FULL_RANK_FILE):  # without FILE nothing is taken for a saved classifier
+            for name in (
+                FILE,
+                FULL_RANK_FILE,
+            ):  # without FILE nothing is taken for a saved classifier
                 (folder / name).unlink(missing_ok=True)
             for name in (FULL_RANK_FILE, FILE):
                 if (staging / name).is_file():
@@ -261,9 +323,16 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
     def _record(self) -> dict[str, Any]:
         """What `load` needs besides the weights, JSON-ready."""
         settings = self.get_params()
-        settings = {name: value.item() if isinstance(value, np.generic) else value for name, value in settings.items()}
-        settings["random_state"] = None  # a RandomState is no JSON, and nothing is drawn after `fit`
-        settings["label_words"] = list((self.label_words or {}).items())  # JSON would turn integer keys into text
+        settings = {
+            name: value.item() if isinstance(value, np.generic) else value
+            for name, value in settings.items()
+        }
+        settings["random_state"] = (
+            None  # a RandomState is no JSON, and nothing is drawn after `fit`
+        )
+        settings["label_words"] = list(
+            (self.label_words or {}).items()
+        )  # JSON would turn integer keys into text
         return {
             "format": FORMAT,
             "abft_version": __version__,
@@ -279,10 +348,12 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
         """A classifier that `save` wrote, with its base model.
 
         Raises:
-            ValueError: no such folder, one of a newer version, a base model that is missing or another one.
+            ValueError: no such folder, one of a newer version, a base model that is missing or
+                another one.
         """
-        from abft.models import load_model
-        from abft.weights import load_full_rank, train_full_rank
+        from abft.model.checkpoints import load_full_rank
+        from abft.model.loading import load_model
+        from abft.model.qk_weights import train_full_rank
 
         path = Path(folder) / FILE
         if not path.is_file():
@@ -290,11 +361,19 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
             if record["format"] > FORMAT:
-                raise AbftError(f"{folder} was saved by abft {record['abft_version']}, which is newer; update abft to load it")
-            settings = {**record["settings"], "label_words": dict(record["settings"]["label_words"]) or None}
+                raise AbftError(
+                    f"{folder} was saved by abft {record['abft_version']}, which is newer; "
+                    f"update abft to load it"
+                )
+            settings = {
+                **record["settings"],
+                "label_words": dict(record["settings"]["label_words"]) or None,
+            }
             classifier = cls(**settings)
             classifier.classes_ = np.array(record["classes"])
-            classifier.demonstrations_ = [[(text, name) for text, name in shown] for shown in record["demonstrations"]]
+            classifier.demonstrations_ = [
+                [(text, name) for text, name in shown] for shown in record["demonstrations"]
+            ]
             classifier.validation_ = dict(record["validation"])
             classifier.best_step_ = record["best_step"]
         except (KeyError, TypeError, json.JSONDecodeError) as error:
@@ -320,8 +399,8 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
         if not hasattr(self, "_predictors"):
             import torch
 
-            from abft.models import load_model
-            from abft.weights import train_full_rank
+            from abft.model.loading import load_model
+            from abft.model.qk_weights import train_full_rank
 
             model, tokenizer = load_model(self.model, device=self.device)
             self._attach(model, tokenizer)
@@ -344,15 +423,24 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
         """Train, and leave the weights of the best validation in the model."""
         from transformers import PrinterCallback
 
-        from abft.callbacks import KeepBest, StepBar
-        from abft.trainer import ABFTConfig, ABFTTrainer
+        from abft.training.arguments import ABFTConfig
+        from abft.training.callbacks import KeepBest, StepBar
+        from abft.training.trainer import ABFTTrainer
 
         first = self._predictors[0]
         rate = self.learning_rate
         if rate is None:
             rate = default_learning_rate(first.model.num_parameters(), False, self.objective)
-        weight = default_cross_entropy(self.objective) if self.cross_entropy is None else self.cross_entropy
-        keep = KeepBest(functools.partial(self._validated, held_out), max(1, self.steps // VALIDATIONS), PATIENCE)
+        weight = (
+            default_cross_entropy(self.objective)
+            if self.cross_entropy is None
+            else self.cross_entropy
+        )
+        keep = KeepBest(
+            functools.partial(self._validated, held_out),
+            max(1, self.steps // VALIDATIONS),
+            PATIENCE,
+        )
         with tempfile.TemporaryDirectory() as folder:
             arguments = ABFTConfig(
                 output_dir=folder,
@@ -371,19 +459,26 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
                 use_cpu=self.device == "cpu",
             )
             bar = [StepBar()] if self.progress else []
-            trainer = ABFTTrainer(first.model, arguments, data, first.tokenizer, callbacks=[*bar, keep])
+            trainer = ABFTTrainer(
+                first.model, arguments, data, first.tokenizer, callbacks=[*bar, keep]
+            )
             trainer.remove_callback(PrinterCallback)
             trainer.train()
         self.best_step_ = keep.best_step
-        self.validation_ = {step: {"accuracy": a, "log_loss": -b} for step, (a, b) in keep.scores.items()}
+        self.validation_ = {
+            step: {"accuracy": a, "log_loss": -b} for step, (a, b) in keep.scores.items()
+        }
 
 
-def demonstration_sets(examples: Sequence[Example], k: int, count: int, generator: random.Random) -> list[list[Example]]:
+def demonstration_sets(
+    examples: Sequence[Example], k: int, count: int, generator: random.Random
+) -> list[list[Example]]:
     """`count` sets of k demonstrations, balanced over classes.
 
-    The classes are taken in turn, in an order that is shuffled once; the next set goes on with the class at which the last one
-    stopped, and every class goes through its texts in shuffled order, from the start when they are used up. Within a set the
-    order is shuffled, so that no class always stands last.
+    The classes are taken in turn, in an order that is shuffled once; the next set goes on with the
+    class at which the last one stopped, and every class goes through its texts in shuffled order,
+    from the start when they are used up. Within a set the order is shuffled, so that no class
+    always stands last.
     """
     by_class: dict[int, list[Example]] = {}
     for example in generator.sample(list(examples), len(examples)):
@@ -403,18 +498,31 @@ def demonstration_sets(examples: Sequence[Example], k: int, count: int, generato
     return sets
 
 
-def _parts(examples: Sequence[Example], share: float, generator: random.Random) -> tuple[list[Example], list[Example]]:
-    """What is trained on, and what is held out: the same share of every class, whose last text is never held out."""
-    wanted = min(max(round(share * len(examples)), SMALLEST_HELD_OUT), LARGEST_HELD_OUT, len(examples) // 2)
+def _parts(
+    examples: Sequence[Example], share: float, generator: random.Random
+) -> tuple[list[Example], list[Example]]:
+    """What is trained on, and what is held out: the same share of every class, whose last text is
+    never held out.
+    """
+    wanted = min(
+        max(round(share * len(examples)), SMALLEST_HELD_OUT), LARGEST_HELD_OUT, len(examples) // 2
+    )
     shuffled = generator.sample(list(examples), len(examples))
-    left = {label: sum(example.label == label for example in examples) for label in {e.label for e in examples}}
+    left = {
+        label: sum(example.label == label for example in examples)
+        for label in {e.label for e in examples}
+    }
     quota = {label: wanted * count / len(examples) for label, count in left.items()}
     training: list[Example] = []
     held_out: list[Example] = []
     taken = dict.fromkeys(left, 0)
     for example in shuffled:
         label = example.label
-        if len(held_out) < wanted and taken[label] < max(1, round(quota[label])) and left[label] > 1:
+        if (
+            len(held_out) < wanted
+            and taken[label] < max(1, round(quota[label]))
+            and left[label] > 1
+        ):
             held_out.append(example)
             taken[label] += 1
             left[label] -= 1
@@ -434,20 +542,35 @@ def _texts(X: Any) -> list[str]:
     texts = list(X)
     for row, text in enumerate(texts):
         if not isinstance(text, str):
-            raise ValueError(f"X[{row}] is {text!r}; expected a text. Remove or fill missing texts first.")
+            raise ValueError(
+                f"X[{row}] is {text!r}; expected a text. Remove or fill missing texts first."
+            )
         if not text.strip():
             raise ValueError(f"X[{row}] is empty; remove or fill empty texts first")
     return [str(text) for text in texts]
 
 
 def _classes(y: Any) -> np.ndarray:
-    """Classes as an array of strings or of integers. Raises ValueError for missing, mixed or continuous ones."""
-    values = column_or_1d(np.asarray(y, dtype=object) if isinstance(y, list | tuple) else np.asarray(y), warn=True)
+    """Classes as an array of strings or of integers. Raises ValueError for missing, mixed or
+    continuous ones.
+    """
+    values = column_or_1d(
+        np.asarray(y, dtype=object) if isinstance(y, list | tuple) else np.asarray(y), warn=True
+    )
     kinds = {
-        ("text" if isinstance(v, str) else "number" if isinstance(v, int | np.integer) else type(v).__name__) for v in values
+        (
+            "text"
+            if isinstance(v, str)
+            else "number"
+            if isinstance(v, int | np.integer)
+            else type(v).__name__
+        )
+        for v in values
     }
     if len(kinds) > 1:
-        raise ValueError(f"y mixes {', '.join(sorted(kinds))}; expected classes of one kind, strings or integers")
+        raise ValueError(
+            f"y mixes {', '.join(sorted(kinds))}; expected classes of one kind, strings or integers"
+        )
     found = np.array(values.tolist())
     check_classification_targets(found)
     return found

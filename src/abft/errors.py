@@ -2,7 +2,8 @@
 
 
 class AbftError(ValueError):
-    """Bad input. The message says what was got, what was expected and what to do, in one or two lines.
+    """Bad input. The message says what was got, what was expected and what to do, in one or two
+    lines.
 
     The command line prints it without a traceback.
     """

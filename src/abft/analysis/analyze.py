@@ -6,7 +6,14 @@ from pathlib import Path
 
 import numpy as np
 
-from abft.analysis.arrays import fingerprint, key_of, read_arrays, refuse_unwritable, write_arrays, write_legend
+from abft.analysis.arrays import (
+    fingerprint,
+    key_of,
+    read_arrays,
+    refuse_unwritable,
+    write_arrays,
+    write_legend,
+)
 from abft.analysis.basin import LINE, PLANE, line, plane
 from abft.analysis.causality import CAUSALITY, causality
 from abft.analysis.changes import CHANGES, changes
@@ -14,9 +21,11 @@ from abft.analysis.evaluation import EVALUATION, UNSEEN, UNSEEN_PROMPTS, evaluat
 from abft.analysis.examples import EXAMPLES, examples
 from abft.analysis.study import Study, open_study, refuse_as_e2e
 from abft.errors import AbftError
-from abft.folder import read_config, refuse_unfinished
+from abft.runs.run_folder import read_config, refuse_unfinished
 
 Arrays = dict[str, np.ndarray]
+
+
 DOCUMENTED: dict[str, tuple[str, Mapping[str, str]]] = {
     "evaluation": ("predictions and head maps on the test prompts", EVALUATION),
     "unseen": ("the same where every demonstration has another label than the query", UNSEEN),
@@ -69,7 +78,8 @@ def analyze(run: str | Path, choices: Choices = DEFAULTS) -> Analyses:
     """Compute what is missing, damaged or out of date in RUN_DIR/analysis, and return everything.
 
     Raises:
-        AbftError: an unfinished run, no run at all, an E2E run of another base model, no space to write.
+        AbftError: an unfinished run, no run at all, an E2E run of another base model, no space to
+            write.
     """
     run = Path(run)
     refuse_unfinished(run)
@@ -98,7 +108,11 @@ def analyze(run: str | Path, choices: Choices = DEFAULTS) -> Analyses:
         if not opened:
             refuse_unwritable(run)
             changed = {"test_prompts": count, "trust_remote_code": choices.trust_remote_code}
-            changed |= {name: value for name in ("model", "device") if (value := getattr(choices, name)) is not None}
+            changed |= {
+                name: value
+                for name in ("model", "device")
+                if (value := getattr(choices, name)) is not None
+            }
             opened.append(open_study(run, choices.e2e, **changed))
         return opened[0]
 

@@ -1,4 +1,6 @@
-"""Plain arrays on disk: one .npz file an analysis in RUN_DIR/analysis, which numpy alone reads (nothing is pickled)."""
+"""Plain arrays on disk: one .npz file an analysis in RUN_DIR/analysis, which numpy alone reads
+(nothing is pickled).
+"""
 
 import contextlib
 import hashlib
@@ -12,11 +14,19 @@ from typing import Any
 import numpy as np
 
 from abft.errors import AbftError
-from abft.folder import ADAPTER_FILE, FULL_RANK_FILE, read_config, write_text
+from abft.files import write_text
+from abft.model.checkpoints import ADAPTER_FILE, FULL_RANK_FILE
+from abft.runs.run_folder import read_config
 
 FOLDER = "analysis"
+
+
 VERSION = 1  # of what the files hold; others are computed again
+
+
 _KEY = "made_from"
+
+
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -24,7 +34,11 @@ def fingerprint(run: Path) -> str:
     """Changes with a run's settings, its weights and its own data."""
     config = read_config(run)
     digest = hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode())
-    for path in (run / FULL_RANK_FILE, run / ADAPTER_FILE, *map(Path, filter(None, (config.data, config.test_data)))):
+    for path in (
+        run / FULL_RANK_FILE,
+        run / ADAPTER_FILE,
+        *map(Path, filter(None, (config.data, config.test_data))),
+    ):
         if path.is_file():
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
@@ -36,8 +50,12 @@ def key_of(**parts: object) -> str:
     return json.dumps({"version": VERSION, **parts}, sort_keys=True)
 
 
-def read_arrays(run: Path, name: str, expected: Mapping[str, str], key: str | None = None) -> dict[str, np.ndarray] | None:
-    """The arrays of an analysis; None where they are missing, damaged (with a warning) or made from something else."""
+def read_arrays(
+    run: Path, name: str, expected: Mapping[str, str], key: str | None = None
+) -> dict[str, np.ndarray] | None:
+    """The arrays of an analysis; None where they are missing, damaged (with a warning) or made from
+    something else.
+    """
     path = run / FOLDER / f"{name}.npz"
     if not path.is_file():
         return None
@@ -81,7 +99,17 @@ def refuse_unwritable(run: Path) -> None:
 
 def write_legend(run: Path, documented: Mapping[str, tuple[str, Mapping[str, str]]]) -> None:
     """A README.md beside the arrays that says what every one of them is."""
-    lines = ["# Analyses", "", "Read with `numpy.load(file)`. Axes: M models, L layers, H heads, N prompts, C classes.", ""]
+    lines = [
+        "# Analyses",
+        "",
+        "Read with `numpy.load(file)`. Axes: M models, L layers, H heads, N prompts, C classes.",
+        "",
+    ]
     for name, (title, arrays) in documented.items():
-        lines += [f"## {name}.npz: {title}", "", *(f"- `{array}`: {what}" for array, what in arrays.items()), ""]
+        lines += [
+            f"## {name}.npz: {title}",
+            "",
+            *(f"- `{array}`: {what}" for array, what in arrays.items()),
+            "",
+        ]
     write_text(run / FOLDER / "README.md", "\n".join(lines))

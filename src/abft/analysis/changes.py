@@ -8,19 +8,22 @@ from torch import Tensor
 from tqdm import tqdm
 
 from abft.analysis.study import E2E, RUN, Study
-from abft.weights import K, Q
+from abft.model.qk_weights import K, Q
 
 CHANGES = {
     "models_R": "after (the run), and e2e where one was given",
     "layers_L": "number in the model of every attention layer, from 0",
     "norm_RLP": "Frobenius norm of the change of W_Q (0) and of W_K (1)",
     "base_norm_LP": "Frobenius norm of the weight itself; NaN where it is quantised",
-    "effective_rank_RLP": "exp of the entropy of the singular values' shares (Roy and Vetterli 2007); 0 for no change",
+    "effective_rank_RLP": "exp of the entropy of the singular values' shares (Roy and Vetterli "
+    "2007); 0 for no change",
 }
 
 
 def changes(study: Study) -> dict[str, np.ndarray]:
-    """Norms and effective ranks of the changes of W_Q and W_K; E2E changes of other weights are not counted."""
+    """Norms and effective ranks of the changes of W_Q and W_K; E2E changes of other weights are not
+    counted.
+    """
     runs = {"after": RUN} | ({"e2e": E2E} if "e2e" in study.models else {})
     study.space.move({})
     index = {layer: i for i, layer in enumerate(study.layers)}
@@ -32,10 +35,14 @@ def changes(study: Study) -> dict[str, np.ndarray]:
         for role in (Q, K):
             rows = qk.roles == role
             if rows.any():
-                base[index[qk.layer], role] += float("nan") if weight is None else weight[rows].square().sum().item()
+                base[index[qk.layer], role] += (
+                    float("nan") if weight is None else weight[rows].square().sum().item()
+                )
     for r, run in enumerate(runs.values()):
         values: dict[tuple[int, int], list[Tensor]] = {}
-        for qk, change in tqdm(study.space.changes(run), desc="changes of weights", unit="matrix", file=sys.stderr):
+        for qk, change in tqdm(
+            study.space.changes(run), desc="changes of weights", unit="matrix", file=sys.stderr
+        ):
             for role in (Q, K):
                 rows = qk.roles == role
                 if not rows.any():
@@ -44,7 +51,10 @@ def changes(study: Study) -> dict[str, np.ndarray]:
                 singular = torch.linalg.svdvals(change[rows])
                 squares[(r, *at)] += singular.square().sum().item()
                 values.setdefault(at, []).append(singular)
-        for at, singular_values in values.items():  # several modules (MLA) act side by side: a direct sum
+        for (
+            at,
+            singular_values,
+        ) in values.items():  # several modules (MLA) act side by side: a direct sum
             ranks[(r, *at)] = effective_rank(torch.cat(singular_values))
     return {
         "models_R": np.array(list(runs)),

@@ -1,4 +1,6 @@
-"""Predictions and head maps before and after (Fig. 1 C; Fig. 4, 10-14), also with labels that no demonstration shows."""
+"""Predictions and head maps before and after (Fig. 1 C; Fig. 4, 10-14), also with labels that no
+demonstration shows.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,10 +9,10 @@ import numpy as np
 
 from abft.analysis.study import Study, bar_of
 from abft.bench.scenarios import SCENARIOS, Setting
-from abft.data import load_task
+from abft.data.builtin import load_task
+from abft.data.encoding import EncodedPrompt
 from abft.errors import AbftError
-from abft.predict import HeadReport
-from abft.prompts import EncodedPrompt
+from abft.scoring.evaluate import HeadReport
 
 EVALUATION = {
     "models_M": "before, after (the run), and e2e where one was given",
@@ -22,7 +24,13 @@ EVALUATION = {
     "right_mass_MLH": "attention from the query position on right label tokens, mean over prompts",
     "wrong_mass_MLH": "the same on wrong label tokens",
 }
-UNSEEN = {name: EVALUATION[name] for name in EVALUATION if name != "right_mass_MLH"}  # no label is right there
+
+
+UNSEEN = {
+    name: EVALUATION[name] for name in EVALUATION if name != "right_mass_MLH"
+}  # no label is right there
+
+
 UNSEEN_PROMPTS = 128
 
 
@@ -32,11 +40,18 @@ def evaluation(study: Study) -> dict[str, np.ndarray]:
 
 
 def unseen(study: Study) -> dict[str, np.ndarray]:
-    """The same on prompts whose demonstrations all carry another label than the query (Fig. 3, 12-14)."""
+    """The same on prompts whose demonstrations all carry another label than the query (Fig. 3,
+    12-14).
+    """
     count = min(UNSEEN_PROMPTS, len(study.written))
     config = study.config
     setting = Setting(
-        study.data, config.k, count, config.protocol, lambda name: load_task(name, config.protocol), study.tokenizer
+        study.data,
+        config.k,
+        count,
+        config.protocol,
+        lambda name: load_task(name, config.protocol),
+        study.tokenizer,
     )
     (only,) = SCENARIOS["unseen_label"].write(setting)
     found = _measured(study, study.encode(only.prompts), "unseen label")
@@ -50,7 +65,10 @@ def _measured(study: Study, prompts: Sequence[EncodedPrompt], title: str) -> dic
         with bar_of(f"{title}, {name}", len(prompts)) as bar:
             said, report = study.evaluate(at, prompts, bar)
         if not np.isfinite(said).all():
-            raise AbftError(f"the model's probabilities {name} are no numbers; is {study.config.dtype} too narrow for it?")
+            raise AbftError(
+                f"the model's probabilities {name} are no numbers; is {study.config.dtype} too "
+                f"narrow for it?"
+            )
         probabilities.append(said)
         reports.append(report)
     maps: dict[str, Any] = {

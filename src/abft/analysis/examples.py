@@ -4,25 +4,34 @@ import numpy as np
 import torch
 
 from abft.analysis.study import Study, bar_of
-from abft.attention import decoder, read_rows, row_attention
-from abft.prompts import Batch, collate
+from abft.data.batches import Batch, collate
+from abft.model.attention import decoder, read_rows, row_attention
 
 EXAMPLES = {
     "models_M": "before, after (the run), and e2e where one was given",
-    "prompts_P": "which test prompts: the first of each kind of change, right to right, wrong to right, ...",
+    "prompts_P": "which test prompts: the first of each kind of change, right to right, wrong "
+    "to right, ...",
     "texts_P": "the prompts",
     "label_spans_PK2": "characters [start, end) of every demonstration's label word",
     "label_classes_PK": "class of every demonstration",
     "targets_P": "class of every query",
     "predicted_MP": "class predicted",
-    "heads_J2": "(layer's number in the model, head) of the heads whose rows are kept: those that pass the filter most often",
+    "heads_J2": "(layer's number in the model, head) of the heads whose rows are kept: those "
+    "that pass the filter most often",
     "tokens_P": "tokens of every prompt; tokens of all prompts follow each other in T",
     "spans_T2": "characters [start, end) of every token",
     "attention_MJT": "attention from the query position on every token, float16",
 }
+
+
 PER_CHANGE = 3  # prompts of each kind
+
+
 HEADS, FEWEST_HEADS = 16, 4
-ROW_ENTRIES = 1_000_000  # models x heads x tokens that are kept; beyond that fewer heads, then fewer prompts of each kind
+
+
+# models x heads x tokens that are kept; beyond that fewer heads, then fewer prompts of each kind
+ROW_ENTRIES = 1_000_000
 
 
 def examples(study: Study, evaluation: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -30,7 +39,10 @@ def examples(study: Study, evaluation: dict[str, np.ndarray]) -> dict[str, np.nd
     predicted_MN = evaluation["probabilities_MNC"].argmax(-1)
     heads, each = top_heads(evaluation["induction_rate_MLH"]), PER_CHANGE
     chosen = chosen_prompts(predicted_MN, evaluation["targets_N"], each)
-    while len(study.models) * len(heads) * sum(len(study.prompts[i].input_ids) for i in chosen) > ROW_ENTRIES:
+    while (
+        len(study.models) * len(heads) * sum(len(study.prompts[i].input_ids) for i in chosen)
+        > ROW_ENTRIES
+    ):
         if len(heads) > FEWEST_HEADS:
             heads = heads[: len(heads) // 2]
         elif each > 1:
@@ -39,7 +51,10 @@ def examples(study: Study, evaluation: dict[str, np.ndarray]) -> dict[str, np.nd
         else:
             break
     written, encoded = [study.written[i] for i in chosen], [study.prompts[i] for i in chosen]
-    offsets = [study.tokenizer(prompt.text, return_offsets_mapping=True)["offset_mapping"] for prompt in written]
+    offsets = [
+        study.tokenizer(prompt.text, return_offsets_mapping=True)["offset_mapping"]
+        for prompt in written
+    ]
     lengths = [len(prompt.input_ids) for prompt in encoded]
     rows = np.zeros((len(study.models), len(heads), sum(lengths)), np.float16)
     with bar_of("attention on single prompts", len(encoded) * len(study.models)) as bar:
@@ -47,9 +62,13 @@ def examples(study: Study, evaluation: dict[str, np.ndarray]) -> dict[str, np.nd
             inner, begin = decoder(study.space.move(at)), 0
             device = next(inner.parameters()).device
             for prompt, length in zip(encoded, lengths, strict=True):
-                batch = Batch(**{name: tensor.to(device) for name, tensor in collate([prompt]).items()})
+                batch = Batch(
+                    **{name: tensor.to(device) for name, tensor in collate([prompt]).items()}
+                )
                 with torch.no_grad(), row_attention(study.space.model, study.implementation):
-                    layers, _ = read_rows(inner, batch.input_ids, batch.query_positions, study.implementation)
+                    layers, _ = read_rows(
+                        inner, batch.input_ids, batch.query_positions, study.implementation
+                    )
                 for j, (layer, head) in enumerate(heads):
                     rows[m, j, begin : begin + length] = layers[layer][0, head].cpu().numpy()
                 begin += length
@@ -58,25 +77,35 @@ def examples(study: Study, evaluation: dict[str, np.ndarray]) -> dict[str, np.nd
         "models_M": np.array(list(study.models)),
         "prompts_P": np.array(chosen),
         "texts_P": np.array([prompt.text for prompt in written]),
-        "label_spans_PK2": np.array([prompt.label_spans for prompt in written]).reshape(len(written), -1, 2),
-        "label_classes_PK": np.array([prompt.label_classes for prompt in written]).reshape(len(written), -1),
+        "label_spans_PK2": np.array([prompt.label_spans for prompt in written]).reshape(
+            len(written), -1, 2
+        ),
+        "label_classes_PK": np.array([prompt.label_classes for prompt in written]).reshape(
+            len(written), -1
+        ),
         "targets_P": np.array([prompt.target for prompt in written]),
         "predicted_MP": predicted_MN[:, chosen],
         "heads_J2": np.array([(study.layers[layer], head) for layer, head in heads]),
         "tokens_P": np.array(lengths),
-        "spans_T2": np.array([span for spans, n in zip(offsets, lengths, strict=True) for span in spans[:n]]),
+        "spans_T2": np.array(
+            [span for spans, n in zip(offsets, lengths, strict=True) for span in spans[:n]]
+        ),
         "attention_MJT": rows,
     }
 
 
 def top_heads(induction_rate_MLH: np.ndarray) -> list[tuple[int, int]]:
-    """(layer, head) of the heads that pass the filter most often in any of the models, best first."""
+    """(layer, head) of the heads that pass the filter most often in any of the models, best
+    first.
+    """
     best_LH = induction_rate_MLH.max(0)
     order = np.argsort(-best_LH, axis=None, kind="stable")[:HEADS]
     return [(int(i) // best_LH.shape[1], int(i) % best_LH.shape[1]) for i in order]
 
 
-def chosen_prompts(predicted_MN: np.ndarray, targets_N: np.ndarray, each: int = PER_CHANGE) -> list[int]:
+def chosen_prompts(
+    predicted_MN: np.ndarray, targets_N: np.ndarray, each: int = PER_CHANGE
+) -> list[int]:
     """The first prompts that stay right, become right, become wrong, stay wrong."""
     before, after = predicted_MN[0] == targets_N, predicted_MN[1] == targets_N
     kinds = (before & after, ~before & after, before & ~after, ~before & ~after)

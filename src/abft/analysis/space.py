@@ -1,4 +1,6 @@
-"""theta0 + sum of factor * (theta_run - theta0): the untouched model, trained ones, and what lies between and beyond."""
+"""theta0 + sum of factor * (theta_run - theta0): the untouched model, trained ones, and what lies
+between and beyond.
+"""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -7,18 +9,21 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from abft.attention import causal_lm
 from abft.errors import AbftError
-from abft.weights import OTHER, QKModule, is_full_rank, load_adapter, lora_layers, qk_modules, read_full_rank
+from abft.model.attention import causal_lm
+from abft.model.checkpoints import is_full_rank, load_adapter, read_full_rank
+from abft.model.qk_weights import OTHER, QKModule, lora_layers, qk_modules
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
 class WeightSpace:
-    """A base model that moves between the weights of several runs; the paper's section 5.3 walks on such a plane.
+    """A base model that moves between the weights of several runs; the paper's section 5.3 walks on
+    such a plane.
 
-    Changes `model`. LoRA adapters stay beside the base's weights (which may be quantised), so 0 is exactly the base.
+    Changes `model`. LoRA adapters stay beside the base's weights (which may be quantised), so 0 is
+    exactly the base.
 
     Args:
         model: the base model of all runs.
@@ -31,7 +36,9 @@ class WeightSpace:
     def __init__(self, model: "PreTrainedModel", runs: Mapping[str, Path]) -> None:
         self.model = model
         self.modules = qk_modules(model)
-        self._parameters = dict(model.named_parameters())  # by their names before adapters are put beside them
+        self._parameters = dict(
+            model.named_parameters()
+        )  # by their names before adapters are put beside them
         self._theta0: dict[str, Tensor] = {}
         self._changes: dict[str, dict[str, Tensor]] = {}
         self._adapters = [name for name, folder in runs.items() if not is_full_rank(folder)]
@@ -54,10 +61,15 @@ class WeightSpace:
 
     @torch.no_grad()
     def move(self, factors: Mapping[str, float]) -> "PreTrainedModel":
-        """Changes the model: go to theta0 + sum of factor * change; runs that are not named count 0."""
+        """Changes the model: go to theta0 + sum of factor * change; runs that are not named count
+        0.
+        """
         unknown = set(factors) - set(self._changes) - set(self._adapters)
         if unknown:
-            raise AbftError(f"no run named {min(unknown)!r} among {', '.join([*self._changes, *self._adapters])}")
+            raise AbftError(
+                f"no run named {min(unknown)!r} among "
+                f"{', '.join([*self._changes, *self._adapters])}"
+            )
         for name, theta0 in self._theta0.items():
             theta = theta0.clone()
             for run, change in self._changes.items():
@@ -71,7 +83,9 @@ class WeightSpace:
 
     @torch.no_grad()
     def changes(self, run: str) -> Iterator[tuple[QKModule, Tensor]]:
-        """What a run did to every projection that computes queries or keys: (out, in) float32; V outputs are zero."""
+        """What a run did to every projection that computes queries or keys: (out, in) float32; V
+        outputs are zero.
+        """
         layers = lora_layers(self.model, run) if run in self._adapters else {}
         for qk in self.modules:
             if run in self._adapters:
@@ -79,7 +93,9 @@ class WeightSpace:
                     continue
                 layer = layers[qk.name]
                 scale = layer.lora_alpha[run] / layer.r[run]
-                change = scale * (layer.lora_B[run].weight.float() @ layer.lora_A[run].weight.float())
+                change = scale * (
+                    layer.lora_B[run].weight.float() @ layer.lora_A[run].weight.float()
+                )
             else:
                 name = f"{qk.name}.weight"
                 if name not in self._changes[run]:

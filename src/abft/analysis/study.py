@@ -1,4 +1,6 @@
-"""A finished run made ready for analyses: its model (and an end-to-end run's beside it), its data, its prompts."""
+"""A finished run made ready for analyses: its model (and an end-to-end run's beside it), its data,
+its prompts.
+"""
 
 import dataclasses
 import sys
@@ -11,25 +13,29 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from abft import metrics
 from abft.analysis.space import WeightSpace
-from abft.attention import Implementation, supported_implementation
-from abft.config import RunConfig
-from abft.data import TaskData
+from abft.data.encoding import EncodedPrompt, LabelTokens, encode, label_tokens
+from abft.data.prompts import Prompt, evaluation_prompts
+from abft.data.splits import TaskData
 from abft.errors import AbftError
-from abft.folder import read_config, refuse_unfinished
-from abft.models import context_length
-from abft.predict import HeadReport, evaluate
-from abft.prompts import EncodedPrompt, LabelTokens, Prompt, encode, evaluation_prompts, label_tokens
-from abft.run import load_run_data, load_run_model
-from abft.weights import qk_modules
+from abft.model.attention import Implementation
+from abft.model.capabilities import supported_implementation
+from abft.model.loading import context_length
+from abft.model.qk_weights import qk_modules
+from abft.runs.config import RunConfig
+from abft.runs.run_folder import read_config, refuse_unfinished
+from abft.runs.session import load_run_data, load_run_model
+from abft.scoring import metrics
+from abft.scoring.evaluate import HeadReport, evaluate
 
 RUN, E2E = "run", "e2e"
 
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """What analyses read. `models` names points of the weight space: factors of the run's and the E2E run's change."""
+    """What analyses read. `models` names points of the weight space: factors of the run's and the
+    E2E run's change.
+    """
 
     config: RunConfig
     data: TaskData
@@ -43,7 +49,9 @@ class Study:
     models: Mapping[str, Mapping[str, float]]  # before, after, perhaps e2e
 
     def encode(self, written: Sequence[Prompt]) -> list[EncodedPrompt]:
-        return encode(self.tokenizer, written, self.config.protocol, context_length(self.space.model))
+        return encode(
+            self.tokenizer, written, self.config.protocol, context_length(self.space.model)
+        )
 
     def evaluate(
         self,
@@ -52,7 +60,9 @@ class Study:
         bar: tqdm,
         head_gates: dict[int, Tensor] | None = None,
     ) -> tuple[np.ndarray, HeadReport]:
-        """Label probabilities (N, C) and head statistics with the weights at a point of the space."""
+        """Label probabilities (N, C) and head statistics with the weights at a point of the
+        space.
+        """
         return evaluate(
             self.space.move(at),
             prompts,
@@ -84,7 +94,8 @@ def open_study(run: Path, e2e: Path | None, **changes: Any) -> Study:
         changes: of the run's configuration; remote code runs only if asked for here.
 
     Raises:
-        AbftError: weights of another model, prompts that are too long, data that are no longer there.
+        AbftError: weights of another model, prompts that are too long, data that are no longer
+            there.
     """
     config = dataclasses.replace(read_config(run), **{"trust_remote_code": False, **changes})
     data = load_run_data(config)
@@ -100,17 +111,25 @@ def open_study(run: Path, e2e: Path | None, **changes: Any) -> Study:
     models: dict[str, dict[str, float]] = {"before": {}, "after": {RUN: 1.0}}
     if e2e is not None:
         models["e2e"] = {E2E: 1.0}
-    return Study(config, data, tokenizer, space, implementation, layers, words, written, prompts, models)
+    return Study(
+        config, data, tokenizer, space, implementation, layers, words, written, prompts, models
+    )
 
 
 def refuse_as_e2e(run: Path, e2e: Path) -> None:
-    """Raise AbftError unless `e2e` is a finished end-to-end run of the same base model and data as `run`."""
+    """Raise AbftError unless `e2e` is a finished end-to-end run of the same base model and data as
+    `run`.
+    """
     refuse_unfinished(e2e)
     ours, theirs = read_config(run), read_config(e2e)
     if theirs.objective != "e2e":
-        raise AbftError(f"{e2e} is no end-to-end run (its objective is {theirs.objective!r}); compare it with --compare")
+        raise AbftError(
+            f"{e2e} is no end-to-end run (its objective is {theirs.objective!r}); compare it "
+            f"with --compare"
+        )
     for name in ("model", "revision", "dtype", "load_in_4bit", "task_name", "data"):
         if (mine := getattr(ours, name)) != (other := getattr(theirs, name)):
             raise AbftError(
-                f"{run} has {name.removesuffix('_name')} {mine!r}, {e2e} has {other!r}: base model and data have to be the same"
+                f"{run} has {name.removesuffix('_name')} {mine!r}, {e2e} has {other!r}: base "
+                f"model and data have to be the same"
             )

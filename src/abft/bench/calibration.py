@@ -1,6 +1,8 @@
-"""Calibration of label probabilities: divide by a prior, the mean prediction where no label is right or all are.
+"""Calibration of label probabilities: divide by a prior, the mean prediction where no label is
+right or all are.
 
-The three methods differ in the prompts that the prior is estimated on; all of them come from the training pool.
+The three methods differ in the prompts that the prior is estimated on; all of them come from the
+training pool.
 """
 
 import random
@@ -9,21 +11,28 @@ from collections.abc import Sequence
 import numpy as np
 
 from abft.bench.methods import Calibration
-from abft.data import TaskData
-from abft.prompts import Prompt, write_prompt
-from abft.tasks import Example, Protocol
+from abft.data.prompts import Prompt, write_prompt
+from abft.data.splits import TaskData
+from abft.data.tasks import Example, Protocol
 
 CONTENT_FREE = ("N/A", "[MASK]", "")  # Zhao et al. 2021
 
 
 def calibration_prompts(
-    kind: Calibration, data: TaskData, count: int, k: int, seed: int, protocol: Protocol = "consistent"
+    kind: Calibration,
+    data: TaskData,
+    count: int,
+    k: int,
+    seed: int,
+    protocol: Protocol = "consistent",
 ) -> list[Prompt]:
-    """Prompts whose mean prediction is the prior, k demonstrations each, all from the training pool.
+    """Prompts whose mean prediction is the prior, k demonstrations each, all from the training
+    pool.
 
-    contextual (Zhao et al. 2021, arXiv 2102.09690): queries without content. domain (Fei et al. 2023, arXiv 2305.19148):
-    queries of random words of the pool, as many as a mean text has. batch (Zhou et al. 2024, arXiv 2309.17249): the pool's
-    own texts; the paper averages over the test batch, which would let test queries into the prior.
+    contextual (Zhao et al. 2021, arXiv 2102.09690): queries without content. domain (Fei et al.
+    2023, arXiv 2305.19148): queries of random words of the pool, as many as a mean text has. batch
+    (Zhou et al. 2024, arXiv 2309.17249): the pool's own texts; the paper averages over the test
+    batch, which would let test queries into the prior.
     """
     data.check(k)
     generator = random.Random(seed)

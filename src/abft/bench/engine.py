@@ -41,7 +41,9 @@ class Progress:
             self.running.add(cell.name)
         else:
             self.running.discard(cell.name)
-            if self.left.pop(cell.name, None) is not None:  # a job that Ray starts again tells twice
+            if (
+                self.left.pop(cell.name, None) is not None
+            ):  # a job that Ray starts again tells twice
                 self.bar.update(1)
                 if what == "failed":
                     self.failed += 1
@@ -51,12 +53,15 @@ class Progress:
     def _show(self) -> None:
         elapsed = time.perf_counter() - self.started
         paid = sum(self.expected.values()) - sum(self.left.values())
-        pace = elapsed / paid if paid > 0 and elapsed > 30 else 1.0  # measured against estimated, once it means something
+        pace = (
+            elapsed / paid if paid > 0 and elapsed > 30 else 1.0
+        )  # measured against estimated, once it means something
         minutes = pace * sum(self.left.values()) / 60
         failed = f", {self.failed} failed" if self.failed else ""
         name = f", {min(self.running)}" if self.running else ""
         self.bar.set_postfix_str(
-            f"{len(self.running)} running, {len(self.left) - len(self.running)} left, about {minutes:.0f} min{failed}{name}"
+            f"{len(self.running)} running, {len(self.left) - len(self.running)} left, about "
+            f"{minutes:.0f} min{failed}{name}"
         )
 
     def close(self) -> None:
@@ -70,14 +75,19 @@ def locked(store: Store) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise AbftError(f"another `abft bench` is running in {store.folder}; wait for it or give another --output") from None
+        raise AbftError(
+            f"another `abft bench` is running in {store.folder}; wait for it or give another "
+            f"--output"
+        ) from None
     try:
         yield
     finally:
         lock.release()
 
 
-def run_grid(grid: Grid, store: Store, engine: str = "serial", ray_address: str | None = None) -> int:
+def run_grid(
+    grid: Grid, store: Store, engine: str = "serial", ray_address: str | None = None
+) -> int:
     """Run what is left of a grid; returns the number of failed cells.
 
     Raises:
@@ -100,10 +110,16 @@ def run_grid(grid: Grid, store: Store, engine: str = "serial", ray_address: str 
                 store.forget_failure(cell)
             progress = Progress(plans)
             try:
-                run_jobs([job for job in jobs(cells) if any(c.name in todo for c in job)], store, progress, grid.keep_weights)
+                run_jobs(
+                    [job for job in jobs(cells) if any(c.name in todo for c in job)],
+                    store,
+                    progress,
+                    grid.keep_weights,
+                )
             except KeyboardInterrupt:
                 raise RunInterrupted(
-                    f"stopped; finished cells are kept. Go on with the same command (--output {store.folder})"
+                    f"stopped; finished cells are kept. Go on with the same command (--output "
+                    f"{store.folder})"
                 ) from None
             finally:
                 progress.close()
@@ -131,4 +147,6 @@ class _Here:
 
 def failures(grid: Grid, store: Store) -> list[tuple[str, str]]:
     """Name and error of every cell that failed."""
-    return [(cell.name, error) for cell in grid.cells() if (error := store.failure(cell)) is not None]
+    return [
+        (cell.name, error) for cell in grid.cells() if (error := store.failure(cell)) is not None
+    ]

@@ -15,31 +15,56 @@ class Method:
     """One row of the benchmark's tables."""
 
     title: str
-    training: Mapping[str, Any] | None = None  # RunConfig values that make the training; None = not trained
+    training: Mapping[str, Any] | None = (
+        None  # RunConfig values that make the training; None = not trained
+    )
     calibration: Calibration | None = None  # how probabilities are corrected afterwards
     ablation: bool = False  # a row of Table 4
 
 
-_ABFT: dict[str, Any] = {"objective": "abft", "train_on": "task", "lora_targets": "qk", "pid": True, "head_filter": True}
+_ABFT: dict[str, Any] = {
+    "objective": "abft",
+    "train_on": "task",
+    "lora_targets": "qk",
+    "pid": True,
+    "head_filter": True,
+}
+
+
 _E2E: dict[str, Any] = {"objective": "e2e", "train_on": "task", "lora_targets": "qk"}
+
+
 _VOTE: dict[str, Any] = {"objective": "vote", "train_on": "task", "lora_targets": "qk"}
+
 
 METHODS: dict[str, Method] = {
     "vanilla": Method("vanilla"),
-    "contextual_calibration": Method("contextual calibration", calibration="contextual"),  # Zhao et al. 2021
-    "domain_calibration": Method("domain-context calibration", calibration="domain"),  # Fei et al. 2023
+    "contextual_calibration": Method(
+        "contextual calibration", calibration="contextual"
+    ),  # Zhao et al. 2021
+    "domain_calibration": Method(
+        "domain-context calibration", calibration="domain"
+    ),  # Fei et al. 2023
     "batch_calibration": Method("batch calibration", calibration="batch"),  # Zhou et al. 2024
     "abft": Method("ABFT", _ABFT, ablation=True),
     "abft_no_pid": Method("ABFT, no PID", {**_ABFT, "pid": False}, ablation=True),
-    "abft_no_pid_no_filter": Method("ABFT, no PID, no filter", {**_ABFT, "pid": False, "head_filter": False}, ablation=True),
+    "abft_no_pid_no_filter": Method(
+        "ABFT, no PID, no filter", {**_ABFT, "pid": False, "head_filter": False}, ablation=True
+    ),
     "abft_no_punishment": Method("ABFT, A = 0", {**_ABFT, "A0": 0.0, "pid": False}, ablation=True),
     "abft_no_reward": Method("ABFT, B = 0", {**_ABFT, "B0": 0.0}, ablation=True),
     "vote": Method("ABFT, vote of all heads", _VOTE),
-    "vote_and_cross_entropy": Method("ABFT, vote and cross-entropy", {**_VOTE, "cross_entropy": 1.0}),  # as `abft train`
+    "vote_and_cross_entropy": Method(
+        "ABFT, vote and cross-entropy", {**_VOTE, "cross_entropy": 1.0}
+    ),  # as `abft train`
     "e2e": Method("E2E, W_Q and W_K", _E2E),
     "e2e_lora": Method("E2E, LoRA on W_Q and W_K", {**_E2E, "lora_r": 16}),
-    "e2e_lora_all": Method("E2E, LoRA on all linear layers", {**_E2E, "lora_r": 16, "lora_targets": "all-linear"}),
-    "metaicl": Method("MetaICL, W_Q and W_K", {**_E2E, "train_on": "others", "queries": 1}),  # Min et al. 2022
+    "e2e_lora_all": Method(
+        "E2E, LoRA on all linear layers", {**_E2E, "lora_r": 16, "lora_targets": "all-linear"}
+    ),
+    "metaicl": Method(
+        "MetaICL, W_Q and W_K", {**_E2E, "train_on": "others", "queries": 1}
+    ),  # Min et al. 2022
 }
 
 

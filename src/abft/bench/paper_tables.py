@@ -1,4 +1,6 @@
-"""The paper's tables, and ours: each makes a `Table` of one model's results, or nothing where there are none."""
+"""The paper's tables, and ours: each makes a `Table` of one model's results, or nothing where there
+are none.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -23,18 +25,25 @@ def _task_columns(results: Results) -> tuple[str, ...]:
 
 
 def _accuracy(results: Results, model: str, metric: str = "accuracy") -> Table | None:
-    shown = {"accuracy": "Accuracy", "macro_f1": "Macro-F1", "ece": "Expected calibration error"}[metric]
+    shown = {"accuracy": "Accuracy", "macro_f1": "Macro-F1", "ece": "Expected calibration error"}[
+        metric
+    ]
     table = Table(
         f"{metric}-{_file(model)}",
         f"{shown} in %, {model}",
-        f"Table 1. Mean over {len(results.grid.seeds)} seed(s), ± standard deviation over seeds. Zero-shot: no demonstrations.",
+        f"Table 1. Mean over {len(results.grid.seeds)} seed(s), ± standard deviation over "
+        f"seeds. Zero-shot: no demonstrations.",
         ("method", *_task_columns(results)),
     )
     for scenario, suffix in (("zero_shot", ", zero-shot"), ("standard", "")):
         for method in results.methods:
-            cells = [results.values(model, task, method, scenario, metric) for task in results.tasks]
+            cells = [
+                results.values(model, task, method, scenario, metric) for task in results.tasks
+            ]
             if any(cells):
-                table.rows.append(_with_mean(results, results.title(method) + suffix, cells, percent))
+                table.rows.append(
+                    _with_mean(results, results.title(method) + suffix, cells, percent)
+                )
     return table
 
 
@@ -47,7 +56,11 @@ def _heads(results: Results, model: str) -> Table | None:
     )
     for method in results.methods:
         cells = [
-            {r["seed"]: r["heads"] for r in results.records(model, task, method, "standard") if r.get("heads") is not None}
+            {
+                r["seed"]: r["heads"]
+                for r in results.records(model, task, method, "standard")
+                if r.get("heads") is not None
+            }
             for task in results.tasks
         ]
         if any(cells):
@@ -59,7 +72,8 @@ def _differences(results: Results, model: str) -> Table | None:
     table = Table(
         f"differences-{_file(model)}",
         f"Difference in accuracy to {results.title(results.grid.reference)}, in points, {model}",
-        "95% interval of a paired bootstrap over test queries and seeds. In brackets: the interval holds 0.",
+        "95% interval of a paired bootstrap over test queries and seeds. In brackets: the "
+        "interval holds 0.",
         ("method", *_task_columns(results)),
     )
     for method in results.methods:
@@ -73,11 +87,16 @@ def _differences(results: Results, model: str) -> Table | None:
 def _all_differences(results: Results, model: str) -> Table | None:
     table = Table(
         f"all_differences-{_file(model)}",
-        f"Difference in accuracy to {results.title(results.grid.reference)} in every other scenario, in points, {model}",
+        f"Difference in accuracy to {results.title(results.grid.reference)} in every other "
+        f"scenario, in points, {model}",
         "As above, on the prompts of one scenario.",
         ("scenario", "prompts", "task", "method", "difference"),
     )
-    compared = [name for name in results.grid.scenarios if name not in _NO_RIGHT_ANSWER and name != "standard"]
+    compared = [
+        name
+        for name in results.grid.scenarios
+        if name not in _NO_RIGHT_ANSWER and name != "standard"
+    ]
     for scenario in (name for name in compared if SCENARIOS[name].variants == ({},)):
         for task in results.tasks:
             for prompts in _prompt_sets(results, model, task, scenario):
@@ -85,15 +104,25 @@ def _all_differences(results: Results, model: str) -> Table | None:
                     found = difference(results, model, task, method, scenario, prompts)
                     if method != results.grid.reference and found is not None:
                         shown = "" if prompts == scenario else prompts
-                        table.rows.append((scenario, shown, task, results.title(method), signed(found)))
+                        table.rows.append(
+                            (scenario, shown, task, results.title(method), signed(found))
+                        )
     return table
 
 
-_NO_RIGHT_ANSWER = ("contextual_bias", "domain_bias", "posterior_bias", "perplexity", "random_query")
+_NO_RIGHT_ANSWER = (
+    "contextual_bias",
+    "domain_bias",
+    "posterior_bias",
+    "perplexity",
+    "random_query",
+)
 
 
 def _prompt_sets(results: Results, model: str, task: str, scenario: str) -> list[str]:
-    found = [r for method in results.methods for r in results.records(model, task, method, scenario)]
+    found = [
+        r for method in results.methods for r in results.records(model, task, method, scenario)
+    ]
     return list(dict.fromkeys(name for record in found for name in record["predictions"]))
 
 
@@ -109,30 +138,53 @@ def _cost(results: Results, model: str) -> Table | None:
         "perplexity",
     )
     tasks = results.tasks
-    outside = {m: {t for t in tasks if results.values(model, t, m, "out_of_domain", "mean")} for m in results.methods}
-    common = [t for t in tasks if all(t in found for found in outside.values() if found)] if any(outside.values()) else []
+    outside = {
+        m: {t for t in tasks if results.values(model, t, m, "out_of_domain", "mean")}
+        for m in results.methods
+    }
+    common = (
+        [t for t in tasks if all(t in found for found in outside.values() if found)]
+        if any(outside.values())
+        else []
+    )
     table = Table(
         f"cost-{_file(model)}",
         f"Cost and harm, {model}",
-        f"Table 2. In domain: accuracy in % on the task of the training, mean over {', '.join(common or tasks)}. "
-        "Out of domain: the same models on all other tasks of the paper. Perplexity: news texts, lower is better.",
+        f"Table 2. In domain: accuracy in % on the task of the training, mean over "
+        f"{', '.join(common or tasks)}. "
+        "Out of domain: the same models on all other tasks of the paper. Perplexity: news "
+        "texts, lower is better.",
         columns,
     )
     seeds = len(results.grid.seeds)
     for method in results.methods:
-        inside = mean_over_tasks([results.values(model, t, method, "standard", "accuracy") for t in common or tasks])
-        other = mean_over_tasks([results.values(model, t, method, "out_of_domain", "mean") for t in common])
+        inside = mean_over_tasks(
+            [results.values(model, t, method, "standard", "accuracy") for t in common or tasks]
+        )
+        other = mean_over_tasks(
+            [results.values(model, t, method, "out_of_domain", "mean") for t in common]
+        )
         trained = results.trainings(model, method)
-        texts = mean_over_tasks([v for t in tasks if (v := results.values(model, t, method, "perplexity", "perplexity"))])
+        texts = mean_over_tasks(
+            [
+                v
+                for t in tasks
+                if (v := results.values(model, t, method, "perplexity", "perplexity"))
+            ]
+        )
         anyone = [training for found in trained for training in found.values()]
-        seconds = mean_over_tasks([{seed: training["seconds"] for seed, training in found.items()} for found in trained])
+        seconds = mean_over_tasks(
+            [{seed: training["seconds"] for seed, training in found.items()} for found in trained]
+        )
         table.rows.append(
             (
                 results.title(method),
                 ", ".join(sorted({str(training["steps"]) for training in anyone})) or None,
                 spread(seconds, digits=0),
                 f"{anyone[0]['trainable_parameters'] / 1e6:.2f}" if anyone else None,
-                f"{max(training['peak_memory_bytes'] for training in anyone) / 2**30:.1f}" if anyone else None,
+                f"{max(training['peak_memory_bytes'] for training in anyone) / 2**30:.1f}"
+                if anyone
+                else None,
                 percent(inside, seeds),
                 percent(other, seeds),
                 spread(texts, seeds, digits=2),
@@ -141,7 +193,13 @@ def _cost(results: Results, model: str) -> Table | None:
     return table
 
 
-def _each_task(scenario: str, title: str, caption: str, columns: Sequence[tuple[str, str]], scale: str = "percent") -> Any:
+def _each_task(
+    scenario: str,
+    title: str,
+    caption: str,
+    columns: Sequence[tuple[str, str]],
+    scale: str = "percent",
+) -> Any:
     """A table with one row for each task and method, and some metrics of a scenario as columns."""
 
     def make(results: Results, model: str) -> Table | None:
@@ -151,9 +209,17 @@ def _each_task(scenario: str, title: str, caption: str, columns: Sequence[tuple[
         table = Table(f"{scenario}-{_file(model)}", f"{title}, {model}", caption, head)
         for task in results.tasks:
             for method in results.methods:
-                cells = [results.values(model, task, method, scenario, metric) for metric, _ in columns]
+                cells = [
+                    results.values(model, task, method, scenario, metric) for metric, _ in columns
+                ]
                 if any(cells):
-                    table.rows.append((task, results.title(method), *(_scaled(results, values, scale) for values in cells)))
+                    table.rows.append(
+                        (
+                            task,
+                            results.title(method),
+                            *(_scaled(results, values, scale) for values in cells),
+                        )
+                    )
         return table
 
     return make
@@ -168,13 +234,24 @@ def _consistency(results: Results, model: str) -> Table | None:
     table = Table(
         f"consistency-{_file(model)}",
         f"Prediction consistency in %, {model}",
-        "Table 3. Share of equal predictions for a query over 9 templates (100 queries) or 8 demonstration sets (128 queries).",
-        ("task", "method", "templates", "accuracy over templates", "demonstrations", "accuracy over demonstrations"),
+        "Table 3. Share of equal predictions for a query over 9 templates (100 queries) or 8 "
+        "demonstration sets (128 queries).",
+        (
+            "task",
+            "method",
+            "templates",
+            "accuracy over templates",
+            "demonstrations",
+            "accuracy over demonstrations",
+        ),
     )
     for task in results.tasks:
         for method in results.methods:
             cells = [
-                percent(results.values(model, task, method, f"{what}_consistency", metric), len(results.grid.seeds))
+                percent(
+                    results.values(model, task, method, f"{what}_consistency", metric),
+                    len(results.grid.seeds),
+                )
                 for what in ("template", "demonstration")
                 for metric in ("consistency", "accuracy")
             ]
@@ -194,10 +271,17 @@ def _ablations(results: Results, model: str) -> Table | None:
         ("method", "training seconds", *_task_columns(results)),
     )
     for name, _ in kinds:
-        cells = [results.values(model, task, name, "standard", "accuracy") for task in results.tasks]
+        cells = [
+            results.values(model, task, name, "standard", "accuracy") for task in results.tasks
+        ]
         if any(cells):
             trained = results.trainings(model, name)
-            seconds = mean_over_tasks([{seed: training["seconds"] for seed, training in found.items()} for found in trained])
+            seconds = mean_over_tasks(
+                [
+                    {seed: training["seconds"] for seed, training in found.items()}
+                    for found in trained
+                ]
+            )
             title, *values = _with_mean(results, results.title(name), cells, percent)
             table.rows.append((title, spread(seconds, digits=0), *values))
     return table
@@ -210,15 +294,22 @@ def _unseen(results: Results, model: str) -> Table | None:
     table = Table(
         f"unseen_label-{_file(model)}",
         f"Unseen labels: accuracy in %, {model}",
-        "Fig. 3. Unseen: no demonstration has the query's label. Random: the query is random tokens.",
+        "Fig. 3. Unseen: no demonstration has the query's label. Random: the query is random "
+        "tokens.",
         ("task", "method", "zero-shot", "standard", "unseen label", "random query"),
     )
     for task in results.tasks:
         for method in results.methods:
-            cells = [results.values(model, task, method, scenario, "accuracy") for scenario in scenarios]
+            cells = [
+                results.values(model, task, method, scenario, "accuracy") for scenario in scenarios
+            ]
             if cells[2]:
                 table.rows.append(
-                    (task, results.title(method), *(percent(values, len(results.grid.seeds)) for values in cells))
+                    (
+                        task,
+                        results.title(method),
+                        *(percent(values, len(results.grid.seeds)) for values in cells),
+                    )
                 )
     return table
 
@@ -237,10 +328,17 @@ def _sizes(results: Results, model: str) -> Table | None:
     )
     for task in results.tasks:
         for method in results.methods:
-            cells = [results.values(model, task, method, "training_size", "accuracy", nd=size) for size in sizes]
+            cells = [
+                results.values(model, task, method, "training_size", "accuracy", nd=size)
+                for size in sizes
+            ]
             if any(cells):
                 table.rows.append(
-                    (task, results.title(method), *(percent(values, len(results.grid.seeds)) for values in cells))
+                    (
+                        task,
+                        results.title(method),
+                        *(percent(values, len(results.grid.seeds)) for values in cells),
+                    )
                 )
     return table
 
@@ -258,7 +356,12 @@ def _factors(results: Results, model: str) -> Table | None:
         for method in results.methods:
             for pid in (True, False):
                 for a in sorted({variant["A0"] for variant in variants}):
-                    cells = [results.values(model, task, method, "factors", "accuracy", A0=a, B0=b, pid=pid) for b in rewards]
+                    cells = [
+                        results.values(
+                            model, task, method, "factors", "accuracy", A0=a, B0=b, pid=pid
+                        )
+                        for b in rewards
+                    ]
                     if any(cells):
                         table.rows.append(
                             (
@@ -276,9 +379,17 @@ def _named_sets(scenario: str, title: str, caption: str) -> Any:
     """A table whose columns are the prompt sets that a scenario's results hold."""
 
     def make(results: Results, model: str) -> Table | None:
-        found = [r["metrics"] for cell, r in results.finished if cell.scenario == scenario and cell.model == model]
-        names = sorted(dict.fromkeys(name for metrics in found for name in metrics), key=_column_order)
-        return _each_task(scenario, title, caption, [(name, name) for name in names])(results, model)
+        found = [
+            r["metrics"]
+            for cell, r in results.finished
+            if cell.scenario == scenario and cell.model == model
+        ]
+        names = sorted(
+            dict.fromkeys(name for metrics in found for name in metrics), key=_column_order
+        )
+        return _each_task(scenario, title, caption, [(name, name) for name in names])(
+            results, model
+        )
 
     return make
 
@@ -309,7 +420,9 @@ TABLES: tuple[Callable[[Results, str], Table | None], ...] = (
     _ece,
     _cost,
     _named_sets(
-        "out_of_domain", "Out of domain: accuracy in %", "Trained on the task of the row, tested on those of the columns."
+        "out_of_domain",
+        "Out of domain: accuracy in %",
+        "Trained on the task of the row, tested on those of the columns.",
     ),
     _consistency,
     _ablations,

@@ -13,16 +13,21 @@ from abft.bench.methods import METHODS
 from abft.bench.scenarios import SCENARIOS, PromptSet
 from abft.bench.store import Store, scores_key, texts_key
 from abft.bench.subject import setting_of
-from abft.models import layer_parameters, load_tokenizer
-from abft.prompts import Prompt, label_tokens, training_prompts
+from abft.data.encoding import label_tokens
+from abft.data.prompts import Prompt, training_prompts
+from abft.model.loading import layer_parameters, load_tokenizer
 
 SAMPLE = 8  # prompts of a set whose tokens are counted
+
+
 TRAINING_FACTOR = 2.6  # a training step against a forward pass of the same prompts (PERFORMANCE.md)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A cell and its estimated seconds; `problem` is the error that it would end in, if one is known already."""
+    """A cell and its estimated seconds; `problem` is the error that it would end in, if one is
+    known already.
+    """
 
     cell: Cell
     seconds: float
@@ -31,7 +36,9 @@ class Plan:
 
 
 def plan(cells: Sequence[Cell], store: Store) -> list[Plan]:
-    """Estimate every cell; what cells share (training, predictions) counts for the first that needs it."""
+    """Estimate every cell; what cells share (training, predictions) counts for the first that needs
+    it.
+    """
     rate = flops_per_second()
     planner = _Planner(store)
     plans = []
@@ -42,7 +49,9 @@ def plan(cells: Sequence[Cell], store: Store) -> list[Plan]:
         try:
             plans.append(Plan(cell, planner.flops(cell) / rate))
         except Exception as error:  # the cell will fail with it; the others need not
-            plans.append(Plan(cell, 0.0, problem=" ".join(str(error).split()) or type(error).__name__))
+            plans.append(
+                Plan(cell, 0.0, problem=" ".join(str(error).split()) or type(error).__name__)
+            )
     return plans
 
 
@@ -82,7 +91,11 @@ class _Planner:
             if kind is not None:
                 count = cell.calibration_prompts
                 groups.append(
-                    tuple(calibration_prompts(kind, prompt_set.data, count, prompt_set.k, cell.seed, config.protocol))
+                    tuple(
+                        calibration_prompts(
+                            kind, prompt_set.data, count, prompt_set.k, cell.seed, config.protocol
+                        )
+                    )
                 )
             for prompts in groups:
                 name = scores_key(cell, words, prompts)
@@ -92,16 +105,27 @@ class _Planner:
         texts = SCENARIOS[cell.scenario].texts
         if texts is not None and (name := texts_key(cell, texts(setting))) not in self.counted:
             self.counted.add(name)
-            tokens += 0 if self.store.scores(name) else sum(len(tokenizer(text)["input_ids"]) for text in texts(setting))
+            tokens += (
+                0
+                if self.store.scores(name)
+                else sum(len(tokenizer(text)["input_ids"]) for text in texts(setting))
+            )
         if (
             cell.weights is not None
             and cell.weights not in self.counted
             and not (self.store.weights(cell) / "metrics.json").is_file()
         ):
             sample = training_prompts(
-                setting.data, SAMPLE * config.queries, config.k, cell.seed, config.protocol, config.queries
+                setting.data,
+                SAMPLE * config.queries,
+                config.k,
+                cell.seed,
+                config.protocol,
+                config.queries,
             )[:: config.queries]
-            tokens += TRAINING_FACTOR * _tokens(tokenizer, sample) / SAMPLE * config.steps * config.nb
+            tokens += (
+                TRAINING_FACTOR * _tokens(tokenizer, sample) / SAMPLE * config.steps * config.nb
+            )
             self.counted.add(cell.weights)
         return 2.0 * parameters * tokens
 

@@ -15,7 +15,11 @@ from abft.bench.store import Store
 from abft.errors import AbftError
 
 POLL_SECONDS = 1.0
+
+
 RETRIES = 3  # of a job whose worker died
+
+
 ANSWER_SECONDS = 5
 
 
@@ -26,21 +30,29 @@ def cluster(address: str | None, resources: Resources) -> Iterator[Callable[...,
         raise AbftError("--engine ray needs Ray: pip install 'abft[ray]'")
     if address is not None:
         _refuse_silent(address)
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")  # a job without a GPU sees none
+    os.environ.setdefault(
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1"
+    )  # a job without a GPU sees none
     import ray
 
     local: dict[str, Any] = {} if address is not None else {"include_dashboard": False}
     try:
-        ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **local)
+        ray.init(
+            address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **local
+        )
     except Exception as error:
         raise AbftError(
-            f"Ray could not be reached at {address or 'this machine'}: {str(error).splitlines()[0][:200]}"
+            f"Ray could not be reached at {address or 'this machine'}: "
+            f"{str(error).splitlines()[0][:200]}"
         ) from None
     try:
         offered = ray.cluster_resources()
         for name, wanted in (("CPU", resources.cpus), ("GPU", resources.gpus)):
             if wanted > offered.get(name, 0):
-                raise AbftError(f"resources ask for {wanted:g} {name} a job, the Ray cluster has {offered.get(name, 0):g}")
+                raise AbftError(
+                    f"resources ask for {wanted:g} {name} a job, the Ray cluster has "
+                    f"{offered.get(name, 0):g}"
+                )
         yield _runner(resources)
     finally:
         ray.shutdown()
@@ -73,7 +85,9 @@ def _runner(resources: Resources) -> Callable[..., None]:
     import ray
     from ray.util.queue import Queue
 
-    task = ray.remote(_remote_job).options(num_cpus=resources.cpus, num_gpus=resources.gpus, max_retries=RETRIES)
+    task = ray.remote(_remote_job).options(
+        num_cpus=resources.cpus, num_gpus=resources.gpus, max_retries=RETRIES
+    )
     events = Queue(actor_options={"num_cpus": 0})
 
     def run(todo: Sequence[Sequence[Cell]], store: Store, event: Event, keep_weights: bool) -> None:
@@ -82,7 +96,9 @@ def _runner(resources: Resources) -> Callable[..., None]:
         waiting = {task.remote(list(job), folder, keep_weights, events): list(job) for job in todo}
         while waiting:
             ready, _ = ray.wait(list(waiting), timeout=POLL_SECONDS)
-            with contextlib.suppress(Exception):  # the queue's process may have died; results are on disk
+            with contextlib.suppress(
+                Exception
+            ):  # the queue's process may have died; results are on disk
                 for name, what in events.get_nowait_batch(events.size()):
                     event(cells[name], what)
             for reference in ready:

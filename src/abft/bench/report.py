@@ -6,7 +6,7 @@ from pathlib import Path
 from abft.bench.paper_tables import TABLES
 from abft.bench.results import Results
 from abft.bench.table import Table
-from abft.folder import write_text
+from abft.files import write_text
 
 
 def tables(results: Results) -> list[Table]:
@@ -15,16 +15,31 @@ def tables(results: Results) -> list[Table]:
     for model in (entry.name for entry in results.grid.models):
         for make in TABLES:
             table = make(results, model)
-            if table is not None and table.rows and any(any(value is not None for value in row[1:]) for row in table.rows):
+            if (
+                table is not None
+                and table.rows
+                and any(any(value is not None for value in row[1:]) for row in table.rows)
+            ):
                 found.append(table)
     return found
 
 
 def write_tables(results: Results, folder: Path) -> list[Table]:
-    """Write every table as Markdown, CSV and JSON, and all numbers as one long CSV; returns the tables."""
+    """Write every table as Markdown, CSV and JSON, and all numbers as one long CSV; returns the
+    tables.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     made = tables(results)
-    shown = [{"name": t.name, "title": t.title, "caption": t.caption, "columns": t.columns, "rows": t.rows} for t in made]
+    shown = [
+        {
+            "name": t.name,
+            "title": t.title,
+            "caption": t.caption,
+            "columns": t.columns,
+            "rows": t.rows,
+        }
+        for t in made
+    ]
     files = {
         "tables.md": "\n".join(table.markdown() for table in made),
         "tables.json": json.dumps(shown, indent=1, ensure_ascii=False) + "\n",
@@ -48,5 +63,16 @@ def _long(results: Results) -> Table:
         numbers = {**record["metrics"], "heads": record.get("heads"), **(record["training"] or {})}
         for metric, value in numbers.items():
             if value is not None:
-                table.rows.append((cell.model, cell.task, cell.method, cell.scenario, variant, str(cell.seed), metric, value))
+                table.rows.append(
+                    (
+                        cell.model,
+                        cell.task,
+                        cell.method,
+                        cell.scenario,
+                        variant,
+                        str(cell.seed),
+                        metric,
+                        value,
+                    )
+                )
     return table

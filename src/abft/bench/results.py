@@ -21,19 +21,26 @@ class Results:
             (cell, record) for cell in grid.cells() if (record := store.read(cell)) is not None
         ]
 
-    def records(self, model: str, task: str, method: str, scenario: str, **variant: Any) -> list[dict[str, Any]]:
+    def records(
+        self, model: str, task: str, method: str, scenario: str, **variant: Any
+    ) -> list[dict[str, Any]]:
         """One record a seed; of all variants where none is named."""
         return [
             record
             for cell, record in self.finished
-            if (cell.model, cell.task, cell.method, cell.scenario) == (model, task, method, scenario)
+            if (cell.model, cell.task, cell.method, cell.scenario)
+            == (model, task, method, scenario)
             and all(cell.variant.get(key) == value for key, value in variant.items())
         ]
 
-    def values(self, model: str, task: str, method: str, scenario: str, metric: str, **variant: Any) -> BySeed:
+    def values(
+        self, model: str, task: str, method: str, scenario: str, metric: str, **variant: Any
+    ) -> BySeed:
         """A metric, by seed."""
         found = self.records(model, task, method, scenario, **variant)
-        return {r["seed"]: r["metrics"][metric] for r in found if r["metrics"].get(metric) is not None}
+        return {
+            r["seed"]: r["metrics"][metric] for r in found if r["metrics"].get(metric) is not None
+        }
 
     def has(self, scenario: str) -> bool:
         return any(cell.scenario == scenario for cell, _ in self.finished)
@@ -52,9 +59,15 @@ class Results:
         return [task.name for task in self.grid.tasks]
 
     def trainings(self, model: str, method: str) -> list[dict[int, dict[str, Any]]]:
-        """Cost of the trainings behind the standard cells, a dict by seed for each task that has any."""
+        """Cost of the trainings behind the standard cells, a dict by seed for each task that has
+        any.
+        """
         found = [
-            {r["seed"]: r["training"] for r in self.records(model, task, method, "standard") if r["training"]}
+            {
+                r["seed"]: r["training"]
+                for r in self.records(model, task, method, "standard")
+                if r["training"]
+            }
             for task in self.tasks
         ]
         return [trainings for trainings in found if trainings]
@@ -67,24 +80,40 @@ def mean_over_tasks(cells: Sequence[BySeed]) -> BySeed:
 
 
 def difference(
-    results: Results, model: str, task: str, method: str, scenario: str = "standard", prompts: str = "standard"
+    results: Results,
+    model: str,
+    task: str,
+    method: str,
+    scenario: str = "standard",
+    prompts: str = "standard",
 ) -> tuple[float, np.ndarray] | None:
-    """Accuracy of a method less the reference's on one set of prompts, and bootstrap samples; None where one is missing."""
-    pair = [results.records(model, task, name, scenario) for name in (method, results.grid.reference)]
+    """Accuracy of a method less the reference's on one set of prompts, and bootstrap samples; None
+    where one is missing.
+    """
+    pair = [
+        results.records(model, task, name, scenario) for name in (method, results.grid.reference)
+    ]
     said = [[record["predictions"].get(prompts) for record in records] for records in pair]
     if not all(said) or any(one is None for records in said for one in records):
         return None
     first = said[0][0]
     if any(one["targets"] != first["targets"] for records in said for one in records):
         return None
-    ours, theirs = ([np.array(one["predicted"]) == np.array(one["targets"]) for one in records] for records in said)
+    ours, theirs = (
+        [np.array(one["predicted"]) == np.array(one["targets"]) for one in records]
+        for records in said
+    )
     return paired_bootstrap(ours, theirs, np.arange(len(first["targets"])) % first["queries"])
 
 
-def mean_difference(found: Sequence[tuple[float, np.ndarray] | None]) -> tuple[float, np.ndarray] | None:
+def mean_difference(
+    found: Sequence[tuple[float, np.ndarray] | None],
+) -> tuple[float, np.ndarray] | None:
     """The mean over tasks, whose queries are drawn apart."""
     known = [one for one in found if one is not None]
     if len(known) < len(found):
         return None
     generator = np.random.default_rng(0)
-    return float(np.mean([value for value, _ in known])), np.mean([generator.permutation(s) for _, s in known], axis=0)
+    return float(np.mean([value for value, _ in known])), np.mean(
+        [generator.permutation(s) for _, s in known], axis=0
+    )

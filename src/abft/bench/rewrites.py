@@ -1,8 +1,10 @@
-"""Other templates and other label words for a task: what the consistency and renaming scenarios rewrite."""
+"""Other templates and other label words for a task: what the consistency and renaming scenarios
+rewrite.
+"""
 
 from dataclasses import replace
 
-from abft.tasks import Task, Template
+from abft.data.tasks import Task, Template
 
 # StaICC 0.1.1: two instructions and a third text prefix for each task, beside its own template.
 _ALTERNATES: dict[str, tuple[str, str, str]] = {
@@ -26,18 +28,38 @@ _ALTERNATES: dict[str, tuple[str, str, str]] = {
         "What mood does this sentence convey about the movie? ",
         "review: ",
     ),
-    "TREC": ("What is the topic of the question? ", "What is the primary focus of this question? ", "sentence: "),
+    "TREC": (
+        "What is the topic of the question? ",
+        "What is the primary focus of this question? ",
+        "sentence: ",
+    ),
     "AGNews": ("What is the topic of the news? ", "What is the news focused on? ", "sentence: "),
     "SUBJ": (
         "Does this sentence reflect a personal opinion? ",
         "Is this sentence expressing a personal opinion or stating a fact? ",
         "sentence: ",
     ),
-    "TEE": ("What feeling does this sentence convey? ", "What emotion does this sentence express? ", "sentence: "),
-    "TEH": ("Does this sentence contain hate speech? ", "Is this sentence an example of hate speech? ", "sentence: "),
-    "HS18": ("Does this sentence contain hate speech? ", "Is this sentence an example of hate speech? ", "sentence: "),
+    "TEE": (
+        "What feeling does this sentence convey? ",
+        "What emotion does this sentence express? ",
+        "sentence: ",
+    ),
+    "TEH": (
+        "Does this sentence contain hate speech? ",
+        "Is this sentence an example of hate speech? ",
+        "sentence: ",
+    ),
+    "HS18": (
+        "Does this sentence contain hate speech? ",
+        "Is this sentence an example of hate speech? ",
+        "sentence: ",
+    ),
 }
+
+
 _OWN_DATA = ("Please classify the following text. ", "Which label fits this text? ", "input: ")
+
+
 # The L9(3^4) orthogonal table: instruction, text prefix, label prefix, what follows the label.
 _L9 = (
     (0, 0, 0, 0),
@@ -51,6 +73,7 @@ _L9 = (
     (2, 2, 1, 0),
 )
 
+
 _SYNONYMS: dict[str, tuple[str, ...]] = {
     "SST2": ("bad", "good"),
     "MR": ("bad", "good"),
@@ -63,11 +86,28 @@ _SYNONYMS: dict[str, tuple[str, ...]] = {
     "TEH": ("fine", "abuse"),
     "HS18": ("fine", "abuse", "ignore", "context"),
 }
-_ARBITRARY = ("foo", "bar", "table", "river", "window", "paper", "stone", "cloud", "garden", "bottle", "street", "engine")
+
+
+_ARBITRARY = (
+    "foo",
+    "bar",
+    "table",
+    "river",
+    "window",
+    "paper",
+    "stone",
+    "cloud",
+    "garden",
+    "bottle",
+    "street",
+    "engine",
+)
 
 
 def alternate_templates(task: Task) -> list[Task]:
-    """StaICC's nine templates of a task (an L9 table over instruction, text prefix, label prefix and separator)."""
+    """StaICC's nine templates of a task (an L9 table over instruction, text prefix, label prefix
+    and separator).
+    """
     first, second, third_prefix = _ALTERNATES.get(task.name, _OWN_DATA)
     template = task.template
     instructions = (template.instruction, first, second)
@@ -78,18 +118,28 @@ def alternate_templates(task: Task) -> list[Task]:
     separators = (template.after_label, " ", "\t")
     return [
         replace(
-            task, template=Template(f"{prefixes[p]}{{text}}{gap}{label_prefixes[q]}{{label}}{separators[s]}", instructions[i])
+            task,
+            template=Template(
+                f"{prefixes[p]}{{text}}{gap}{label_prefixes[q]}{{label}}{separators[s]}",
+                instructions[i],
+            ),
         )
         for i, p, q, s in _L9
     ]
 
 
 def renamed(task: Task) -> dict[str, Task]:
-    """The task with other label words: synonyms (built-in tasks), the same words swapped, words without meaning here."""
+    """The task with other label words: synonyms (built-in tasks), the same words swapped, words
+    without meaning here.
+    """
     words = task.label_words
     choices = {
         "synonyms": _SYNONYMS.get(task.name),
         "swapped": (*words[1:], words[0]),
         "arbitrary": _ARBITRARY[: len(words)] if len(words) <= len(_ARBITRARY) else None,
     }
-    return {name: replace(task, label_words=chosen) for name, chosen in choices.items() if chosen is not None}
+    return {
+        name: replace(task, label_words=chosen)
+        for name, chosen in choices.items()
+        if chosen is not None
+    }

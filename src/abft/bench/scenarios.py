@@ -1,6 +1,8 @@
-"""What is measured: every scenario writes prompts from a task's data and reads metrics off their predictions.
+"""What is measured: every scenario writes prompts from a task's data and reads metrics off their
+predictions.
 
-A scenario knows no method. Where StaICC 0.1.1 defines one, prompts (`staicc` protocol) and metrics are StaICC's.
+A scenario knows no method. Where StaICC 0.1.1 defines one, prompts (`staicc` protocol) and metrics
+are StaICC's.
 """
 
 import functools
@@ -11,23 +13,38 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from abft import metrics
 from abft.bench.rewrites import alternate_templates, renamed
-from abft.data import LinearCongruential, TaskData, text_key
+from abft.data.prompts import Prompt, evaluation_prompts, write_prompt
+from abft.data.splits import LinearCongruential, TaskData, text_key
+from abft.data.tasks import Example, Protocol
 from abft.errors import AbftError
-from abft.prompts import Prompt, evaluation_prompts, write_prompt
-from abft.tasks import Example, Protocol
+from abft.scoring import metrics
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+
 PAPER_TASKS = ("SST2", "MR", "FP", "SST5", "TREC", "SUBJ", "TEE", "TEH")
+
+
 SHOTS = (1, 2, 4, 8, 16)
+
+
 ERROR_RATES = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
 TEMPLATE_QUERIES = 100  # StaICC
+
+
 DEMONSTRATION_QUERIES, DEMONSTRATION_SETS = 128, 8  # StaICC
+
+
 DOMAIN_WORDS = 128  # StaICC
+
+
 NEUTRAL_TEXTS = 256
+
+
 UNSEEN_TRIES = 5000  # of StaICC's draws for one query
 
 
@@ -59,6 +76,8 @@ class PromptSet:
 
 
 _NOISE = "noise="  # and the share of wrong labels: the name of a prompt set of `label_noise`
+
+
 Measure = Callable[[Sequence[PromptSet], Sequence[np.ndarray]], dict[str, float]]
 
 
@@ -66,14 +85,17 @@ Measure = Callable[[Sequence[PromptSet], Sequence[np.ndarray]], dict[str, float]
 class Scenario:
     """One thing that is measured.
 
-    `write` makes the prompt sets, `measure` reads metrics off their label probabilities (one (N, C) array a set).
-    `variants` are changes of the training configuration, each a cell of its own. `texts` are texts whose perplexity counts.
+    `write` makes the prompt sets, `measure` reads metrics off their label probabilities (one (N, C)
+    array a set). `variants` are changes of the training configuration, each a cell of its own.
+    `texts` are texts whose perplexity counts.
     """
 
     write: Callable[[Setting], list[PromptSet]]
     measure: Measure
     variants: tuple[Mapping[str, Any], ...] = ({},)
-    needs: str = "any"  # "training": methods that train; "abft": methods with the paper's objective; "own task": see MetaICL
+    # "training": methods that train; "abft": methods with the paper's objective; "own task": see
+    # MetaICL
+    needs: str = "any"
     texts: Callable[[Setting], list[str]] | None = None
 
 
@@ -88,7 +110,9 @@ def _standard(setting: Setting) -> list[PromptSet]:
 
 
 def _zero_shot(setting: Setting) -> list[PromptSet]:
-    return [_standard_set(setting, "zero_shot", k=0, count=min(setting.count, len(setting.data.test)))]
+    return [
+        _standard_set(setting, "zero_shot", k=0, count=min(setting.count, len(setting.data.test)))
+    ]
 
 
 def _k_shot(setting: Setting) -> list[PromptSet]:
@@ -120,17 +144,24 @@ def _drawn(setting: Setting) -> tuple[list[list[int]], LinearCongruential]:
 def _unseen(setting: Setting) -> list[PromptSet]:
     """Every demonstration has another label than the query (Fig. 3).
 
-    `staicc`: StaICC's out-of-domain mode, which draws again until that holds. `consistent`: drawn from the other labels.
+    `staicc`: StaICC's out-of-domain mode, which draws again until that holds. `consistent`: drawn
+    from the other labels.
     """
     data, pool = setting.data, setting.data.demonstrations
     lists, generator = _drawn(setting)
-    others = {label: [d for d, e in enumerate(pool) if e.label != label] for label in range(len(data.task.labels))}
+    others = {
+        label: [d for d, e in enumerate(pool) if e.label != label]
+        for label in range(len(data.task.labels))
+    }
     prompts = []
     for i in range(len(lists) if setting.protocol == "staicc" else setting.count):
         query, chosen = data.test[i % len(data.test)], lists[i]
         allowed = others[query.label]
         if len(allowed) < setting.k:
-            raise AbftError(f"{data.task.name}: fewer than {setting.k} demonstrations have another label than a query")
+            raise AbftError(
+                f"{data.task.name}: fewer than {setting.k} demonstrations have another label "
+                f"than a query"
+            )
         if setting.protocol == "consistent":
             chosen = generator.sample(allowed, setting.k)
         tries = 0
@@ -138,17 +169,22 @@ def _unseen(setting: Setting) -> list[PromptSet]:
             chosen, tries = generator.sample(range(len(pool)), setting.k), tries + 1
             if tries > UNSEEN_TRIES:
                 raise AbftError(
-                    f"{data.task.name}: {tries} draws of {setting.k} demonstrations all held the label "
-                    f"{data.task.labels[query.label]!r}; use the consistent protocol, which draws from the other labels"
+                    f"{data.task.name}: {tries} draws of {setting.k} demonstrations all held "
+                    f"the label "
+                    f"{data.task.labels[query.label]!r}; use the consistent protocol, which "
+                    f"draws from the other labels"
                 )
         if i < setting.count:
-            prompts.append(write_prompt(data.task, [pool[d] for d in chosen], query, setting.protocol))
+            prompts.append(
+                write_prompt(data.task, [pool[d] for d in chosen], query, setting.protocol)
+            )
     return [PromptSet("unseen_label", data, tuple(prompts), setting.k)]
 
 
 def _renamed(setting: Setting) -> list[PromptSet]:
     return [
-        _standard_set(setting, name, data=replace(setting.data, task=task)) for name, task in renamed(setting.data.task).items()
+        _standard_set(setting, name, data=replace(setting.data, task=task))
+        for name, task in renamed(setting.data.task).items()
     ]
 
 
@@ -157,7 +193,10 @@ def _with_queries(setting: Setting, name: str, query_text: Callable[[str], str])
     test = setting.data.test
     data = replace(
         setting.data,
-        test=tuple(Example(query_text(test[i % len(test)].text), test[i % len(test)].label) for i in range(setting.count)),
+        test=tuple(
+            Example(query_text(test[i % len(test)].text), test[i % len(test)].label)
+            for i in range(setting.count)
+        ),
     )
     written = _standard_set(setting, name, data=data)
     return [replace(written, data=setting.data)]
@@ -169,7 +208,9 @@ def _plain_tokens(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
     return [
         i
         for i in range(tokenizer.vocab_size)
-        if i not in tokenizer.all_special_ids and (text := tokenizer.decode([i])).isascii() and text.isprintable()
+        if i not in tokenizer.all_special_ids
+        and (text := tokenizer.decode([i])).isascii()
+        and text.isprintable()
     ]
 
 
@@ -184,7 +225,9 @@ def _random_queries(setting: Setting) -> list[PromptSet]:
 
 
 def _label_noise(setting: Setting) -> list[PromptSet]:
-    """Demonstrations whose label is replaced by the next class: none, a quarter, ..., all of the k (StaICC's GLER)."""
+    """Demonstrations whose label is replaced by the next class: none, a quarter, ..., all of the k
+    (StaICC's GLER).
+    """
     data, pool, classes = setting.data, setting.data.demonstrations, len(setting.data.task.labels)
     lists, _ = _drawn(setting)
     errors = LinearCongruential()
@@ -194,8 +237,13 @@ def _label_noise(setting: Setting) -> list[PromptSet]:
         for i, shown_indices in enumerate(lists):
             wrong = errors.sample(shown_indices, count)
             if i < setting.count:
-                shown = [Example(pool[d].text, (pool[d].label + (d in wrong)) % classes) for d in shown_indices]
-                prompts.append(write_prompt(data.task, shown, data.test[i % len(data.test)], setting.protocol))
+                shown = [
+                    Example(pool[d].text, (pool[d].label + (d in wrong)) % classes)
+                    for d in shown_indices
+                ]
+                prompts.append(
+                    write_prompt(data.task, shown, data.test[i % len(data.test)], setting.protocol)
+                )
         sets.append(PromptSet(f"{_NOISE}{count / setting.k:g}", data, tuple(prompts), setting.k))
     return sets
 
@@ -245,33 +293,57 @@ def scores(sets: Sequence[PromptSet], probabilities: Sequence[np.ndarray]) -> di
 
 def accuracies(sets: Sequence[PromptSet], probabilities: Sequence[np.ndarray]) -> dict[str, float]:
     """Each set's accuracy by its name, and the mean."""
-    each = {s.name: metrics.accuracy(p, s.targets) for s, p in zip(sets, probabilities, strict=True)}
+    each = {
+        s.name: metrics.accuracy(p, s.targets) for s, p in zip(sets, probabilities, strict=True)
+    }
     return {**each, "mean": float(np.mean(list(each.values())))}
 
 
-def _template_measure(sets: Sequence[PromptSet], probabilities: Sequence[np.ndarray]) -> dict[str, float]:
+def _template_measure(
+    sets: Sequence[PromptSet], probabilities: Sequence[np.ndarray]
+) -> dict[str, float]:
     predictions = np.stack([p.argmax(1) for p in probabilities])
-    return {"consistency": metrics.consistency(predictions), "accuracy": accuracies(sets, probabilities)["mean"]}
+    return {
+        "consistency": metrics.consistency(predictions),
+        "accuracy": accuracies(sets, probabilities)["mean"],
+    }
 
 
-def _demonstration_measure(sets: Sequence[PromptSet], probabilities: Sequence[np.ndarray]) -> dict[str, float]:
+def _demonstration_measure(
+    sets: Sequence[PromptSet], probabilities: Sequence[np.ndarray]
+) -> dict[str, float]:
     predictions = probabilities[0].argmax(1).reshape(DEMONSTRATION_SETS, -1)
-    return {"consistency": metrics.consistency(predictions), "accuracy": scores(sets, probabilities)["accuracy"]}
+    return {
+        "consistency": metrics.consistency(predictions),
+        "accuracy": scores(sets, probabilities)["accuracy"],
+    }
 
 
-def _noise_measure(sets: Sequence[PromptSet], probabilities: Sequence[np.ndarray]) -> dict[str, float]:
+def _noise_measure(
+    sets: Sequence[PromptSet], probabilities: Sequence[np.ndarray]
+) -> dict[str, float]:
     each = accuracies(sets, probabilities)
     rates = [float(s.name.removeprefix(_NOISE)) for s in sets]
     f1 = [metrics.macro_f1(p, s.targets) for s, p in zip(sets, probabilities, strict=True)]
-    slopes = {"gler": metrics.gler(rates, [each[s.name] for s in sets]), "gler_macro_f1": metrics.gler(rates, f1)}
+    slopes = {
+        "gler": metrics.gler(rates, [each[s.name] for s in sets]),
+        "gler_macro_f1": metrics.gler(rates, f1),
+    }
     return {**{s.name: each[s.name] for s in sets}, **slopes}
 
 
-def _prior_measure(sets: Sequence[PromptSet], probabilities: Sequence[np.ndarray]) -> dict[str, float]:
-    return {"entropy": metrics.prior_entropy(probabilities[0]), "bias": metrics.prior_bias(probabilities[0])}
+def _prior_measure(
+    sets: Sequence[PromptSet], probabilities: Sequence[np.ndarray]
+) -> dict[str, float]:
+    return {
+        "entropy": metrics.prior_entropy(probabilities[0]),
+        "bias": metrics.prior_bias(probabilities[0]),
+    }
 
 
-def _posterior_measure(sets: Sequence[PromptSet], probabilities: Sequence[np.ndarray]) -> dict[str, float]:
+def _posterior_measure(
+    sets: Sequence[PromptSet], probabilities: Sequence[np.ndarray]
+) -> dict[str, float]:
     return {"kl": metrics.posterior_bias(probabilities[0], sets[0].targets)}
 
 
@@ -280,6 +352,8 @@ def _nothing(sets: Sequence[PromptSet], probabilities: Sequence[np.ndarray]) -> 
 
 
 _SIZES = (32, 64, 128, 256, 512, 1024)
+
+
 _FACTORS = tuple(
     {"A0": a, "B0": b, "pid": pid}
     for pid in (True, False)
@@ -287,6 +361,7 @@ _FACTORS = tuple(
     for b in (0.0, 0.5, 1.0, 2.0)
     if a or b
 )
+
 
 SCENARIOS: dict[str, Scenario] = {
     "standard": Scenario(_standard, scores),
@@ -302,7 +377,9 @@ SCENARIOS: dict[str, Scenario] = {
     "domain_bias": Scenario(_domain_queries, _prior_measure),
     "posterior_bias": Scenario(_standard, _posterior_measure),
     "out_of_domain": Scenario(_other_tasks, accuracies, needs="own task"),
-    "training_size": Scenario(_standard, scores, tuple({"nd": size} for size in _SIZES), needs="training"),
+    "training_size": Scenario(
+        _standard, scores, tuple({"nd": size} for size in _SIZES), needs="training"
+    ),
     "factors": Scenario(_standard, scores, _FACTORS, needs="abft"),
     "perplexity": Scenario(lambda setting: [], _nothing, texts=_neutral_texts),
 }

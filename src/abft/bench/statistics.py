@@ -13,10 +13,12 @@ def paired_bootstrap(
     queries_N: np.ndarray,
     seed: int = 0,
 ) -> tuple[float, np.ndarray]:
-    """Difference in accuracy between two methods, and `RESAMPLES` bootstrap samples of it (Efron and Tibshirani 1993).
+    """Difference in accuracy between two methods, and `RESAMPLES` bootstrap samples of it (Efron
+    and Tibshirani 1993).
 
-    Queries are resampled, each with all of its prompts (one query with two demonstration sets is not two observations), and
-    seeds of each method, which differ in their training prompts. With one seed only the queries vary.
+    Queries are resampled, each with all of its prompts (one query with two demonstration sets is
+    not two observations), and seeds of each method, which differ in their training prompts. With
+    one seed only the queries vary.
 
     Args:
         correct_SN: for each seed, whether each of N prompts was answered rightly.
@@ -25,17 +27,29 @@ def paired_bootstrap(
     """
     ours, theirs = np.asarray(correct_SN, dtype=float), np.asarray(reference_RN, dtype=float)
     queries = np.asarray(queries_N)
-    if ours.ndim != 2 or theirs.ndim != 2 or not ours.shape[1] == theirs.shape[1] == len(queries) > 0:
-        raise ValueError(f"expected (S, N), (R, N) and N > 0 queries, got {ours.shape}, {theirs.shape} and {queries.shape}")
+    if (
+        ours.ndim != 2
+        or theirs.ndim != 2
+        or not ours.shape[1] == theirs.shape[1] == len(queries) > 0
+    ):
+        raise ValueError(
+            f"expected (S, N), (R, N) and N > 0 queries, got {ours.shape}, {theirs.shape} and "
+            f"{queries.shape}"
+        )
     _, cluster_N = np.unique(queries, return_inverse=True)
     sizes_Q = np.bincount(cluster_N)
-    sums = [np.stack([np.bincount(cluster_N, weights=row) for row in rows]) for rows in (ours, theirs)]
+    sums = [
+        np.stack([np.bincount(cluster_N, weights=row) for row in rows]) for rows in (ours, theirs)
+    ]
     generator = np.random.default_rng(seed)
     samples = np.empty(RESAMPLES)
     for i in range(RESAMPLES):
         drawn_Q = generator.integers(len(sizes_Q), size=len(sizes_Q))
         total = sizes_Q[drawn_Q].sum()
-        means = [rows[generator.integers(len(rows), size=len(rows))][:, drawn_Q].sum(1).mean() / total for rows in sums]
+        means = [
+            rows[generator.integers(len(rows), size=len(rows))][:, drawn_Q].sum(1).mean() / total
+            for rows in sums
+        ]
         samples[i] = means[0] - means[1]
     return float(ours.mean() - theirs.mean()), samples
 

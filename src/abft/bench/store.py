@@ -1,4 +1,5 @@
-"""Results on disk: one file a cell, written at once or not at all; label probabilities and weights that cells share.
+"""Results on disk: one file a cell, written at once or not at all; label probabilities and weights
+that cells share.
 
 cells/NAME.json          metrics and predictions of a finished cell
 cells/NAME.failed.json   the error of a failed one; a restart tries it again
@@ -21,12 +22,17 @@ from typing import Any
 import numpy as np
 
 from abft.bench.grid import VERSION, Cell
+from abft.data.encoding import LabelTokens
+from abft.data.prompts import Prompt
 from abft.errors import AbftError
-from abft.folder import write_json, write_text
-from abft.prompts import LabelTokens, Prompt
+from abft.files import write_json, write_text
 
 LOCK = ".lock"
+
+
 _LOGGER = logging.getLogger(__name__)
+
+
 _TRIED_TO_READ = (OSError, ValueError, KeyError, TypeError, AttributeError)
 
 
@@ -35,7 +41,9 @@ class Scores:
     """What a model says to the prompts of one set."""
 
     probabilities: np.ndarray  # (N, C)
-    heads: float | None = None  # heads over the threshold, mean over prompts; None without demonstrations
+    heads: float | None = (
+        None  # heads over the threshold, mean over prompts; None without demonstrations
+    )
     right_mass: float | None = None  # a head's mean attention on right labels
     wrong_mass: float | None = None
 
@@ -54,20 +62,35 @@ class Store:
             _LOGGER.warning(message)
 
     def prepare(self, grid_file: str | Path) -> None:
-        """Make the folder and keep a copy of the grid file in it; refuse a folder that holds something else."""
+        """Make the folder and keep a copy of the grid file in it; refuse a folder that holds
+        something else.
+        """
         if self.folder.is_file():
             raise AbftError(f"output {self.folder} is a file; give a folder")
-        if self.folder.is_dir() and any(self.folder.iterdir()) and not (self.folder / "cells").is_dir():
-            raise AbftError(f"output folder {self.folder} holds files that are no benchmark; give a new or empty folder")
+        if (
+            self.folder.is_dir()
+            and any(self.folder.iterdir())
+            and not (self.folder / "cells").is_dir()
+        ):
+            raise AbftError(
+                f"output folder {self.folder} holds files that are no benchmark; give a new or "
+                f"empty folder"
+            )
         try:
             for part in ("cells", "scores", "weights"):
                 (self.folder / part).mkdir(parents=True, exist_ok=True)
-            write_text(self.folder / Path(grid_file).name, Path(grid_file).read_text(encoding="utf-8"))
+            write_text(
+                self.folder / Path(grid_file).name, Path(grid_file).read_text(encoding="utf-8")
+            )
         except OSError as error:
-            raise AbftError(f"output folder {self.folder} cannot be written: {error.strerror or error}") from None
+            raise AbftError(
+                f"output folder {self.folder} cannot be written: {error.strerror or error}"
+            ) from None
 
     def tables(self, grid_file: str | Path) -> Path:
-        """Where the tables of a grid file go; several grids can share a folder, and with it cells and weights."""
+        """Where the tables of a grid file go; several grids can share a folder, and with it cells
+        and weights.
+        """
         return self.folder / "tables" / Path(grid_file).stem
 
     def weights(self, cell: Cell) -> Path:
@@ -79,20 +102,26 @@ class Store:
         return self.folder / "cells" / f"{cell.name}{ending}"
 
     def read(self, cell: Cell) -> dict[str, Any] | None:
-        """A finished cell's result; None, with a logged warning, where the file is cut short or of other settings."""
+        """A finished cell's result; None, with a logged warning, where the file is cut short or of
+        other settings.
+        """
         path = self._path(cell)
         if not path.is_file():
             return None
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
             version, digest = record["version"], record["digest"]
-            complete = isinstance(record["metrics"], dict) and isinstance(record["predictions"], dict)
+            complete = isinstance(record["metrics"], dict) and isinstance(
+                record["predictions"], dict
+            )
         except _TRIED_TO_READ:
             complete, version, digest = False, None, None
         if not complete:
             self._warn(f"{path} is damaged; the cell is computed again")
         elif version != VERSION:
-            self._warn(f"{path} is of version {version}, expected {VERSION}; the cell is computed again")
+            self._warn(
+                f"{path} is of version {version}, expected {VERSION}; the cell is computed again"
+            )
         elif digest != cell.digest:
             self._warn(f"{path} was made with other settings; the cell is computed again")
         else:
@@ -101,8 +130,17 @@ class Store:
 
     def write(self, cell: Cell, record: dict[str, Any]) -> None:
         """Keep a finished cell."""
-        identity = {name: getattr(cell, name) for name in ("model", "task", "method", "kind", "scenario", "seed")}
-        whole = {"version": VERSION, "digest": cell.digest, **identity, "variant": dict(cell.variant), **record}
+        identity = {
+            name: getattr(cell, name)
+            for name in ("model", "task", "method", "kind", "scenario", "seed")
+        }
+        whole = {
+            "version": VERSION,
+            "digest": cell.digest,
+            **identity,
+            "variant": dict(cell.variant),
+            **record,
+        }
         write_json(self._path(cell), _finite(whole))
         self._path(cell, ".failed.json").unlink(missing_ok=True)
 
@@ -135,18 +173,25 @@ class Store:
 
     def write_scores(self, key: str, scores: Scores) -> None:
         """Keep scores, at once or not at all; other processes may write the same."""
-        heads = [np.nan if value is None else value for value in (scores.heads, scores.right_mass, scores.wrong_mass)]
+        heads = [
+            np.nan if value is None else value
+            for value in (scores.heads, scores.right_mass, scores.wrong_mass)
+        ]
         target = self.folder / "scores" / f"{key}.npz"
         partial = target.with_name(f".{key}-{socket.gethostname()}-{os.getpid()}.partial")
         try:
             with partial.open("wb") as file:
-                np.savez(file, probabilities=scores.probabilities, heads=np.array(heads, dtype=float))
+                np.savez(
+                    file, probabilities=scores.probabilities, heads=np.array(heads, dtype=float)
+                )
             partial.replace(target)
         finally:
             partial.unlink(missing_ok=True)
 
     def remove_weights(self, cell: Cell) -> None:
-        """Delete the weights of a job that is done; what a kill leaves of it goes at the next start."""
+        """Delete the weights of a job that is done; what a kill leaves of it goes at the next
+        start.
+        """
         if cell.weights is not None and self.weights(cell).is_dir():
             going = self.folder / "weights" / f".removing-{cell.weights}"
             shutil.rmtree(going, ignore_errors=True)
@@ -154,7 +199,9 @@ class Store:
             shutil.rmtree(going, ignore_errors=True)
 
     def sweep(self) -> None:
-        """Remove what killed processes left half-written or half-deleted; nothing else may be running here."""
+        """Remove what killed processes left half-written or half-deleted; nothing else may be
+        running here.
+        """
         for path in self.folder.glob("weights/.removing-*"):
             shutil.rmtree(path, ignore_errors=True)
         for path in (*self.folder.glob("scores/.*.partial"), *self.folder.glob("cells/.*.partial")):
@@ -163,7 +210,9 @@ class Store:
 
 def scores_key(cell: Cell, words: LabelTokens, prompts: Sequence[Prompt]) -> str:
     """A name for the scores of these prompts and label tokens by the model of a cell."""
-    asked = [(prompt.text, prompt.label_spans, prompt.label_classes, prompt.target) for prompt in prompts]
+    asked = [
+        (prompt.text, prompt.label_spans, prompt.label_classes, prompt.target) for prompt in prompts
+    ]
     return _key([cell.subject, cell.config.protocol, cell.config.threshold, list(words), asked])
 
 

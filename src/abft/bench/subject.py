@@ -12,20 +12,26 @@ import numpy as np
 from filelock import FileLock
 from tqdm import tqdm
 
-from abft.attention import Implementation, supported_implementation
 from abft.bench.calibration import calibrated, calibration_prompts, prior
 from abft.bench.grid import Cell
 from abft.bench.methods import METHODS
 from abft.bench.scenarios import SCENARIOS, PromptSet, Setting
 from abft.bench.store import Scores, Store, scores_key, texts_key
-from abft.data import TaskData, load_task
+from abft.data.builtin import load_task
+from abft.data.encoding import LabelTokens, encode, label_tokens
+from abft.data.prompts import Prompt
+from abft.data.splits import TaskData
 from abft.errors import AbftError
-from abft.folder import ADAPTER_FILE, CONFIG, FULL_RANK_FILE, METRICS, refuse_other_settings
-from abft.models import context_length, load_tokenizer
-from abft.predict import evaluate, label_probabilities, perplexity
-from abft.prompts import LabelTokens, Prompt, encode, label_tokens
-from abft.run import load_run_data, load_run_model, train
-from abft.weights import apply_weights
+from abft.model.attention import Implementation
+from abft.model.capabilities import supported_implementation
+from abft.model.checkpoints import ADAPTER_FILE, FULL_RANK_FILE, apply_weights
+from abft.model.loading import context_length, load_tokenizer
+from abft.runs.run_folder import CONFIG, METRICS, refuse_other_settings
+from abft.runs.session import load_run_data, load_run_model
+from abft.runs.train import train
+from abft.scoring.evaluate import evaluate
+from abft.scoring.perplexity import perplexity
+from abft.scoring.scorer import label_probabilities
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -35,9 +41,16 @@ def setting_of(cell: Cell, tokenizer: "PreTrainedTokenizerBase") -> Setting:
     """What the cell's scenario writes its prompts from. Nothing of it depends on the seed."""
     config = cell.config
     data = load_run_data(config)
-    data = replace(data, task=replace(data.task, name=cell.task))  # own data is known by the grid's name, not its file's
+    data = replace(
+        data, task=replace(data.task, name=cell.task)
+    )  # own data is known by the grid's name, not its file's
     return Setting(
-        data, config.k, config.test_prompts, config.protocol, lambda name: load_task(name, config.protocol), tokenizer
+        data,
+        config.k,
+        config.test_prompts,
+        config.protocol,
+        lambda name: load_task(name, config.protocol),
+        tokenizer,
     )
 
 
@@ -47,7 +60,9 @@ class Subject:
     def __init__(self, store: Store, cell: Cell) -> None:
         self.store, self.first = store, cell
         self.config = cell.config
-        self.tokenizer = load_tokenizer(cell.config.model, cell.config.revision, cell.config.trust_remote_code)
+        self.tokenizer = load_tokenizer(
+            cell.config.model, cell.config.revision, cell.config.trust_remote_code
+        )
         self._model: tuple[PreTrainedModel, Implementation] | None = None
         self._broken: Exception | None = None
 
@@ -59,12 +74,18 @@ class Subject:
         scored = [self.scores(s.data, s.prompts, s.k, cell.scenario) for s in sets]
         probabilities = [s.probabilities for s in scored]
         if method.calibration is not None:
-            probabilities = [self._calibrated(cell, s, p) for s, p in zip(sets, probabilities, strict=True)]
+            probabilities = [
+                self._calibrated(cell, s, p) for s, p in zip(sets, probabilities, strict=True)
+            ]
         found = scenario.measure(sets, probabilities)
         if scenario.texts is not None:
             found["perplexity"] = self.perplexity(scenario.texts(setting))
         only = scored[0] if len(scored) == 1 else None
-        heads = {name: getattr(only, name) for name in ("heads", "right_mass", "wrong_mass")} if only else {}
+        heads = (
+            {name: getattr(only, name) for name in ("heads", "right_mass", "wrong_mass")}
+            if only
+            else {}
+        )
         return {
             "metrics": found,
             **heads,
@@ -103,26 +124,55 @@ class Subject:
         model, implementation = self.model()
         encoded = encode(self.tokenizer, prompts, self.config.protocol, context_length(model))
         size = self.config.eval_batch_size
-        with tqdm(total=len(encoded), desc=title, unit="prompt", file=sys.stderr, leave=False, mininterval=1) as bar:
+        with tqdm(
+            total=len(encoded),
+            desc=title,
+            unit="prompt",
+            file=sys.stderr,
+            leave=False,
+            mininterval=1,
+        ) as bar:
             if k == 0:
-                return Scores(label_probabilities(model, encoded, words, batch_size=size, progress=bar.update))
+                return Scores(
+                    label_probabilities(model, encoded, words, batch_size=size, progress=bar.update)
+                )
             threshold = self.config.threshold
             probabilities, report = evaluate(
-                model, encoded, words, implementation, batch_size=size, fixed_threshold=threshold, progress=bar.update
+                model,
+                encoded,
+                words,
+                implementation,
+                batch_size=size,
+                fixed_threshold=threshold,
+                progress=bar.update,
             )
-        return Scores(probabilities, report.heads, float(report.right_mass_LH.mean()), float(report.wrong_mass_LH.mean()))
+        return Scores(
+            probabilities,
+            report.heads,
+            float(report.right_mass_LH.mean()),
+            float(report.wrong_mass_LH.mean()),
+        )
 
-    def _calibrated(self, cell: Cell, prompt_set: PromptSet, probabilities: np.ndarray) -> np.ndarray:
+    def _calibrated(
+        self, cell: Cell, prompt_set: PromptSet, probabilities: np.ndarray
+    ) -> np.ndarray:
         kind = METHODS[cell.kind].calibration
         assert kind is not None
         prompts = calibration_prompts(
-            kind, prompt_set.data, cell.calibration_prompts, prompt_set.k, cell.seed, self.config.protocol
+            kind,
+            prompt_set.data,
+            cell.calibration_prompts,
+            prompt_set.k,
+            cell.seed,
+            self.config.protocol,
         )
         seen = self.scores(prompt_set.data, prompts, prompt_set.k, f"{kind} calibration")
         return calibrated(probabilities, prior(seen.probabilities))
 
     def model(self) -> "tuple[PreTrainedModel, Implementation]":
-        """The model with its trained weights, ready to be measured. A training that failed is not tried again."""
+        """The model with its trained weights, ready to be measured. A training that failed is not
+        tried again.
+        """
         if self._broken is not None:
             raise self._broken
         if self._model is None:
@@ -138,7 +188,9 @@ class Subject:
         return self._model
 
     def training(self) -> dict[str, Any] | None:
-        """Seconds, steps, trainable parameters and peak memory of the training; None for the untouched model."""
+        """Seconds, steps, trainable parameters and peak memory of the training; None for the
+        untouched model.
+        """
         folder = self._trained()
         if folder is None:
             return None

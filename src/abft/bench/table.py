@@ -9,6 +9,8 @@ import numpy as np
 from abft.bench.statistics import interval, mean_and_deviation
 
 Value = float | str | None
+
+
 BySeed = dict[int, float]
 
 
@@ -24,9 +26,16 @@ class Table:
 
     def markdown(self) -> str:
         """A GitHub table under a heading."""
-        lines = [f"### {self.title}", "", self.caption, ""] if self.caption else [f"### {self.title}", ""]
+        lines = (
+            [f"### {self.title}", "", self.caption, ""]
+            if self.caption
+            else [f"### {self.title}", ""]
+        )
         lines += ["| " + " | ".join(self.columns) + " |", "|" + "---|" * len(self.columns)]
-        lines += ["| " + " | ".join(_shown(value).replace("|", "\\|") for value in row) + " |" for row in self.rows]
+        lines += [
+            "| " + " | ".join(_shown(value).replace("|", "\\|") for value in row) + " |"
+            for row in self.rows
+        ]
         return "\n".join(lines) + "\n"
 
     def csv(self) -> str:
@@ -45,16 +54,22 @@ def _shown(value: Value) -> str:
 
 
 def percent(values: BySeed, seeds: int = 0) -> str | None:
-    """Mean in %, with the standard deviation over seeds where there are several; n where fewer than `seeds` are done."""
+    """Mean in %, with the standard deviation over seeds where there are several; n where fewer than
+    `seeds` are done.
+    """
     return spread({seed: 100 * value for seed, value in values.items()}, seeds)
 
 
 def spread(values: BySeed, seeds: int = 0, digits: int = 1) -> str | None:
-    """Mean, with the standard deviation over seeds where there are several; n where fewer than `seeds` are done."""
+    """Mean, with the standard deviation over seeds where there are several; n where fewer than
+    `seeds` are done.
+    """
     if not values:
         return None
     mean, deviation = mean_and_deviation(list(values.values()))
-    text = f"{mean:.{digits}f}" if deviation is None else f"{mean:.{digits}f} ± {deviation:.{digits}f}"
+    text = (
+        f"{mean:.{digits}f}" if deviation is None else f"{mean:.{digits}f} ± {deviation:.{digits}f}"
+    )
     return f"{text} (n = {len(values)})" if len(values) < seeds else text
 
 

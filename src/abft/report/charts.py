@@ -1,7 +1,8 @@
-"""Plotly figures with a caption that says what to see and a text for who cannot see it; those of results and training.
+"""Plotly figures with a caption that says what to see and a text for who cannot see it; those of
+results and training.
 
-Blue, orange and grey differ for every kind of colour vision; lines differ in marker and dash as well. Colours of text and
-background are the page's, which knows light from dark.
+Blue, orange and grey differ for every kind of colour vision; lines differ in marker and dash as
+well. Colours of text and background are the page's, which knows light from dark.
 """
 
 import html
@@ -14,11 +15,23 @@ import numpy as np
 import plotly.graph_objects as go
 
 Arrays = Mapping[str, np.ndarray]
+
+
 TITLES = {"before": "before", "after": "after", "e2e": "E2E"}
+
+
 COLOURS = {"before": "#8a8f98", "after": "#3b8ede", "e2e": "#e0712c"}
+
+
 SYMBOLS = {"before": "circle", "after": "square", "e2e": "diamond"}
+
+
 OTHER_RUNS = ("#e0712c", "#8a8f98", "#009e73", "#cc79a7", "#b8860b")
+
+
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
+
+
 BINS = 10
 
 
@@ -35,7 +48,9 @@ class Chart:
 
 def chart(name: str, title: str, caption: str, alt: str, figure: go.Figure) -> Chart:
     figure.update_layout(
-        template="none", margin=dict(l=56, r=16, t=12, b=48), legend=dict(orientation="h", y=1.02, yanchor="bottom", x=0)
+        template="none",
+        margin=dict(l=56, r=16, t=12, b=48),
+        legend=dict(orientation="h", y=1.02, yanchor="bottom", x=0),
     )
     return Chart(name, title, caption, alt, json.loads(figure.to_json()))
 
@@ -54,11 +69,19 @@ def confusion(evaluation: Arrays, m: int) -> Chart:
     shares = counts / np.maximum(1, counts.sum(1, keepdims=True))
     figure = go.Figure(
         go.Heatmap(
-            z=shares, x=labels, y=labels, text=counts, texttemplate="%{text}", colorscale="Cividis", zmin=0, zmax=1,
+            z=shares,
+            x=labels,
+            y=labels,
+            text=counts,
+            texttemplate="%{text}",
+            colorscale="Cividis",
+            zmin=0,
+            zmax=1,
             colorbar=dict(title="share of row", thickness=10),
-            hovertemplate="right: %{y}<br>predicted: %{x}<br>%{text} prompts (%{z:.0%} of the row)<extra></extra>",
+            hovertemplate="right: %{y}<br>predicted: %{x}<br>%{text} prompts (%{z:.0%} of the "
+            "row)<extra></extra>",
         )
-    )  # fmt: skip
+    )
     figure.update_xaxes(title="predicted class", type="category")
     figure.update_yaxes(title="right class", type="category", autorange="reversed")
     off = {(i, j): counts[i, j] for i in range(len(labels)) for j in range(len(labels)) if i != j}
@@ -66,9 +89,12 @@ def confusion(evaluation: Arrays, m: int) -> Chart:
     return chart(
         f"confusion-{name}",
         f"Confusion, {TITLES[name]}",
-        "Numbers on the diagonal are right predictions; a bright column is a class that is said too often.",
-        f"Confusion matrix {TITLES[name]}: {np.trace(counts)} of {counts.sum()} prompts are right; the most frequent "
-        f"mistake is {evaluation['labels_C'][worst[0]]} taken for {evaluation['labels_C'][worst[1]]}, {counts[worst]} times.",
+        "Numbers on the diagonal are right predictions; a bright column is a class that is said "
+        "too often.",
+        f"Confusion matrix {TITLES[name]}: {np.trace(counts)} of {counts.sum()} prompts are "
+        f"right; the most frequent "
+        f"mistake is {evaluation['labels_C'][worst[0]]} taken for "
+        f"{evaluation['labels_C'][worst[1]]}, {counts[worst]} times.",
         figure,
     )
 
@@ -76,7 +102,13 @@ def confusion(evaluation: Arrays, m: int) -> Chart:
 def reliability(evaluation: Arrays) -> Chart:
     """Accuracy against confidence, in the bins of ECE."""
     figure = go.Figure(
-        go.Scatter(x=[0, 1], y=[0, 1], mode="lines", name="calibrated", line=dict(color="#8a8f98", dash="dot", width=1))
+        go.Scatter(
+            x=[0, 1],
+            y=[0, 1],
+            mode="lines",
+            name="calibrated",
+            line=dict(color="#8a8f98", dash="dot", width=1),
+        )
     )
     said = []
     for m, name in enumerate(map(str, evaluation["models_M"])):
@@ -88,11 +120,18 @@ def reliability(evaluation: Arrays) -> Chart:
         y = [float(right[bins == b].mean()) for b in used]
         counts = [int((bins == b).sum()) for b in used]
         figure.add_scatter(
-            x=x, y=y, customdata=counts, mode="lines+markers", name=TITLES[name],
-            line=dict(color=COLOURS[name]), marker=dict(symbol=SYMBOLS[name], size=7),
+            x=x,
+            y=y,
+            customdata=counts,
+            mode="lines+markers",
+            name=TITLES[name],
+            line=dict(color=COLOURS[name]),
+            marker=dict(symbol=SYMBOLS[name], size=7),
             hovertemplate="confidence %{x:.2f}<br>accuracy %{y:.2f}<br>%{customdata} prompts",
-        )  # fmt: skip
-        said.append(f"{TITLES[name]}: mean confidence {confidence.mean():.2f}, accuracy {right.mean():.2f}")
+        )
+        said.append(
+            f"{TITLES[name]}: mean confidence {confidence.mean():.2f}, accuracy {right.mean():.2f}"
+        )
     figure.update_xaxes(title="confidence (probability)", range=[0, 1.02])
     figure.update_yaxes(title="accuracy (share)", range=[0, 1.02])
     return chart(
@@ -120,34 +159,60 @@ TRAINING = {
         "attention (sum over counted heads)",
         "Right labels (solid) should rise above wrong ones (dashed).",
     ),
-    "A": ("Factor A", "A (weight of the punishment)", "A follows the number of heads (Eq. 3): more heads, more punishment."),
+    "A": (
+        "Factor A",
+        "A (weight of the punishment)",
+        "A follows the number of heads (Eq. 3): more heads, more punishment.",
+    ),
 }
 
 
 def training(
-    logs: Mapping[str, Sequence[Mapping[str, float]]], prompts_per_step: Mapping[str, int], comparable: Sequence[str]
+    logs: Mapping[str, Sequence[Mapping[str, float]]],
+    prompts_per_step: Mapping[str, int],
+    comparable: Sequence[str],
 ) -> list[Chart]:
-    """Loss (of `comparable` runs), heads, attention on labels, and A against prompts seen; a line for each run."""
+    """Loss (of `comparable` runs), heads, attention on labels, and A against prompts seen; a line
+    for each run.
+    """
     charts = []
     for key, (title, axis, caption) in TRAINING.items():
         figure, said = go.Figure(), []
         for r, (run, lines) in enumerate(logs.items()):
             colour = COLOURS["after"] if r == 0 else OTHER_RUNS[(r - 1) % len(OTHER_RUNS)]
-            fields = {"right_mass": "solid", "wrong_mass": "dash"} if key == "mass" else {key: DASHES[r % len(DASHES)]}
+            fields = (
+                {"right_mass": "solid", "wrong_mass": "dash"}
+                if key == "mass"
+                else {key: DASHES[r % len(DASHES)]}
+            )
             for field, dash in fields.items():
                 known = [line for line in lines if field in line]
-                if not known or (key == "loss" and run not in comparable):  # another objective's loss is another quantity
+                if not known or (
+                    key == "loss" and run not in comparable
+                ):  # another objective's loss is another quantity
                     continue
                 label = run + (f", {field.removesuffix('_mass')} labels" if key == "mass" else "")
                 figure.add_scatter(
-                    x=[line["step"] * prompts_per_step[run] for line in known], y=[line[field] for line in known],
-                    name=text(label), mode="lines+markers", showlegend=True, line=dict(color=colour, dash=dash),
+                    x=[line["step"] * prompts_per_step[run] for line in known],
+                    y=[line[field] for line in known],
+                    name=text(label),
+                    mode="lines+markers",
+                    showlegend=True,
+                    line=dict(color=colour, dash=dash),
                     marker=dict(size=4),
-                )  # fmt: skip
+                )
                 said.append(f"{label} goes from {known[0][field]:.2f} to {known[-1][field]:.2f}")
         if not said:
             continue
         figure.update_xaxes(title="prompts seen", rangemode="tozero")
         figure.update_yaxes(title=axis)
-        charts.append(chart(f"training-{key}", title, caption, f"{title} against prompts seen: {'; '.join(said)}.", figure))
+        charts.append(
+            chart(
+                f"training-{key}",
+                title,
+                caption,
+                f"{title} against prompts seen: {'; '.join(said)}.",
+                figure,
+            )
+        )
     return charts

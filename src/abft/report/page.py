@@ -1,4 +1,6 @@
-"""A run folder -> one HTML file: everything that is shown, and nothing that comes from elsewhere."""
+"""A run folder -> one HTML file: everything that is shown, and nothing that comes from
+elsewhere.
+"""
 
 import json
 import platform
@@ -12,11 +14,10 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
-from abft import metrics
 from abft.analysis.analyze import DEFAULTS, Analyses, Choices, analyze
 from abft.analysis.study import refuse_as_e2e
 from abft.errors import AbftError
-from abft.folder import LOG, METRICS, VANILLA, read_config, read_record, write_text
+from abft.files import write_text
 from abft.report.charts import TITLES, Arrays, Chart, confusion, reliability, training
 from abft.report.inner_charts import (
     QUANTITIES,
@@ -28,8 +29,12 @@ from abft.report.inner_charts import (
     quantity_of,
     weight_lines,
 )
+from abft.runs.run_folder import LOG, METRICS, VANILLA, read_config, read_record
+from abft.scoring import metrics
 
 MAX_BYTES = 15_000_000
+
+
 TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -45,9 +50,13 @@ class Section:
 
 
 def report(
-    run: str | Path, output: str | Path | None = None, choices: Choices = DEFAULTS, compare: Sequence[Path] = ()
+    run: str | Path,
+    output: str | Path | None = None,
+    choices: Choices = DEFAULTS,
+    compare: Sequence[Path] = (),
 ) -> Path:
-    """Write the report of a run, RUN_DIR/report.html by default; analyses that are missing are computed first.
+    """Write the report of a run, RUN_DIR/report.html by default; analyses that are missing are
+    computed first.
 
     Args:
         run: a run folder; of an unfinished run its settings and training are shown.
@@ -63,10 +72,15 @@ def report(
     config = read_config(run)
     _refuse_unwritable(path)
     beside = [*([] if choices.e2e is None else [choices.e2e]), *compare]
-    configs = {"this run": config, **{_name(folder, beside): read_config(folder) for folder in beside}}
+    configs = {
+        "this run": config,
+        **{_name(folder, beside): read_config(folder) for folder in beside},
+    }
     sizes = {name: one.nb for name, one in configs.items()}
     loss = (config.objective, config.cross_entropy)
-    comparable = [name for name, one in configs.items() if (one.objective, one.cross_entropy) == loss]
+    comparable = [
+        name for name, one in configs.items() if (one.objective, one.cross_entropy) == loss
+    ]
     finished = (run / METRICS).is_file()
     record = read_record(run) if finished else {}
     vanilla = read_record(run, VANILLA) if (run / VANILLA).is_file() else None
@@ -77,15 +91,32 @@ def report(
     context = {
         "title": f"{config.task or Path(config.data or 'SST2').stem} · {Path(config.model).name}",
         "run": run.resolve().name,
-        "objective": {"abft": "ABFT", "vote": "ABFT, vote of all heads", "e2e": "end-to-end training"}[config.objective]
+        "objective": {
+            "abft": "ABFT",
+            "vote": "ABFT, vote of all heads",
+            "e2e": "end-to-end training",
+        }[config.objective]
         + (" and cross-entropy of the label word" if config.cross_entropy else ""),
         "finished": finished,
         "headline": _headline(analyses.found.get("evaluation")),
         "scores": _scores(analyses.found.get("evaluation"), vanilla),
         "cost": _cost(record),
-        "settings": {name: value for name, value in asdict(config).items() if value is not None and value != {}},
-        "versions": {**_versions(), **({"abft of the run": record.get("abft_version", "?")} if finished else {})},
-        "sections": _sections(analyses, logs, sizes, comparable, None if finished else f"the run in {run} is not finished"),
+        "settings": {
+            name: value
+            for name, value in asdict(config).items()
+            if value is not None and value != {}
+        },
+        "versions": {
+            **_versions(),
+            **({"abft of the run": record.get("abft_version", "?")} if finished else {}),
+        },
+        "sections": _sections(
+            analyses,
+            logs,
+            sizes,
+            comparable,
+            None if finished else f"the run in {run} is not finished",
+        ),
         "quantities": QUANTITIES,
     }
     write_text(path, _rendered(context, analyses))
@@ -95,7 +126,10 @@ def report(
 def _refuse_unwritable(path: Path) -> None:
     try:
         if path.is_dir() or not path.parent.is_dir():
-            raise AbftError(f"{path} {'is a folder' if path.is_dir() else 'is in no folder'}; give another --output")
+            raise AbftError(
+                f"{path} {'is a folder' if path.is_dir() else 'is in no folder'}; give another "
+                f"--output"
+            )
         probe = path.with_name(f".{path.name}.probe")
         probe.touch()
         probe.unlink()
@@ -127,12 +161,19 @@ def _log(run: Path) -> list[dict[str, float]]:
 def _headline(evaluation: Arrays | None) -> dict[str, float] | None:
     if evaluation is None:
         return None
-    before, after = (metrics.accuracy(evaluation["probabilities_MNC"][m], evaluation["targets_N"]) for m in (0, 1))
+    before, after = (
+        metrics.accuracy(evaluation["probabilities_MNC"][m], evaluation["targets_N"])
+        for m in (0, 1)
+    )
     return {"before": before, "after": after, "prompts": len(evaluation["targets_N"])}
 
 
-def _scores(evaluation: Arrays | None, vanilla: Mapping[str, float] | None) -> dict[str, dict[str, float]]:
-    """Metrics of every model, from the arrays; of the untouched one alone where a run is not finished."""
+def _scores(
+    evaluation: Arrays | None, vanilla: Mapping[str, float] | None
+) -> dict[str, dict[str, float]]:
+    """Metrics of every model, from the arrays; of the untouched one alone where a run is not
+    finished.
+    """
     if evaluation is None:
         return {TITLES["before"]: dict(vanilla)} if vanilla else {}
     targets, found = evaluation["targets_N"], {}
@@ -181,27 +222,56 @@ def _sections(
     def why(*names: str) -> list[str]:
         return [unfinished] if unfinished else [missing[name] for name in names if name in missing]
 
-    result = Section("result", "Result", "What the training did to predictions on test prompts that it never saw.")
-    heads = Section("heads", "Heads", "Which heads look at the labels of the demonstrations. Click a cell for its numbers.")
-    layers = Section("layers", "Layers", "Where in the network labels are looked at.")
-    prompts = Section("prompts", "Prompts", "What the chosen heads look at when they predict the label of a test prompt.")
-    weights = Section("weights", "Weights", "How far W_Q and W_K moved, layer by layer.")
-    space = Section("basin", "Basin", "Accuracy between the untouched and the trained weights, and beyond them.")
-    cause = Section(
-        "causality", "Causality", "Do the heads that look at labels carry the answer? Accuracy when they are switched off."
+    result = Section(
+        "result",
+        "Result",
+        "What the training did to predictions on test prompts that it never saw.",
     )
-    curves = Section("training", "Training", "Every optimizer step: loss, induction heads, where they look, and factor A.")
+    heads = Section(
+        "heads",
+        "Heads",
+        "Which heads look at the labels of the demonstrations. Click a cell for its numbers.",
+    )
+    layers = Section("layers", "Layers", "Where in the network labels are looked at.")
+    prompts = Section(
+        "prompts",
+        "Prompts",
+        "What the chosen heads look at when they predict the label of a test prompt.",
+    )
+    weights = Section("weights", "Weights", "How far W_Q and W_K moved, layer by layer.")
+    space = Section(
+        "basin", "Basin", "Accuracy between the untouched and the trained weights, and beyond them."
+    )
+    cause = Section(
+        "causality",
+        "Causality",
+        "Do the heads that look at labels carry the answer? Accuracy when they are switched off.",
+    )
+    curves = Section(
+        "training",
+        "Training",
+        "Every optimizer step: loss, induction heads, where they look, and factor A.",
+    )
     curves.charts = training(logs, sizes, comparable)
     if not curves.charts:
         curves.missing = ["no step was logged"]
     if "evaluation" in found:
         evaluation = found["evaluation"]
-        result.charts = [*(confusion(evaluation, m) for m in range(len(evaluation["models_M"]))), reliability(evaluation)]
+        result.charts = [
+            *(confusion(evaluation, m) for m in range(len(evaluation["models_M"]))),
+            reliability(evaluation),
+        ]
         heads.charts = head_maps(evaluation)
-        seen = "After training more attention should lie on right labels, in the layers where heads look at labels at all."
+        seen = (
+            "After training more attention should lie on right labels, in the layers where heads "
+            "look at labels at all."
+        )
         layers.charts = [layer_lines("layers-seen", "Test prompts", evaluation, seen)]
     if "unseen" in found:
-        caption = "Every demonstration carries another label than the query: there is nothing right to look at."
+        caption = (
+            "Every demonstration carries another label than the query: there is nothing right "
+            "to look at."
+        )
         layers.charts.append(layer_lines("layers-unseen", "Unseen label", found["unseen"], caption))
     if "changes" in found:
         weights.charts = weight_lines(found["changes"])
@@ -210,7 +280,9 @@ def _sections(
     if "plane" in found:
         space.charts.insert(0, basin(found["plane"]))
     if "causality" in found:
-        cause.charts = [causality(found["causality"], m) for m in range(len(found["causality"]["models_M"]))]
+        cause.charts = [
+            causality(found["causality"], m) for m in range(len(found["causality"]["models_M"]))
+        ]
     for section, needs in (
         (result, ("evaluation",)),
         (heads, ("evaluation",)),
@@ -225,18 +297,28 @@ def _sections(
 
 
 def _rendered(context: dict[str, Any], analyses: Analyses) -> str:
-    environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined)
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined
+    )
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
     template = environment.get_template("report.html")
-    assets = {"plotly": get_plotlyjs(), "style": _asset("report.css"), "script": _asset("report.js")}
+    assets = {
+        "plotly": get_plotlyjs(),
+        "style": _asset("report.css"),
+        "script": _asset("report.js"),
+    }
     data = {
-        "charts": {c.name: c.figure for section in context["sections"].values() for c in section.charts},
+        "charts": {
+            c.name: c.figure for section in context["sections"].values() for c in section.charts
+        },
         "heads": _head_numbers(analyses.found.get("evaluation")),
         "prompts": _prompts(analyses),
     }
     page = template.render(**context, data=data, **assets)
     if len(page.encode()) > MAX_BYTES and data["prompts"] is not None:
-        context["sections"]["prompts"].missing = [f"these prompts would make the file larger than {MAX_BYTES / 1e6:.0f} MB"]
+        context["sections"]["prompts"].missing = [
+            f"these prompts would make the file larger than {MAX_BYTES / 1e6:.0f} MB"
+        ]
         page = template.render(**context, data={**data, "prompts": None}, **assets)
     return page
 
@@ -252,12 +334,17 @@ def _head_numbers(evaluation: Arrays | None) -> dict[str, Any] | None:
     return {
         "layers": evaluation["layers_L"].tolist(),
         "models": [TITLES[str(name)] for name in evaluation["models_M"]],
-        "values": {quantity: np.round(quantity_of(evaluation, quantity), 4).tolist() for quantity in QUANTITIES},
+        "values": {
+            quantity: np.round(quantity_of(evaluation, quantity), 4).tolist()
+            for quantity in QUANTITIES
+        },
     }
 
 
 def _prompts(analyses: Analyses) -> dict[str, Any] | None:
-    """Texts in pieces, and the attention on each piece in 1/10,000: tokens that share characters are one piece."""
+    """Texts in pieces, and the attention on each piece in 1/10,000: tokens that share characters
+    are one piece.
+    """
     if "examples" not in analyses.found:
         return None
     found, labels = analyses.found["examples"], analyses.found["evaluation"]["labels_C"].tolist()
@@ -275,8 +362,12 @@ def _prompts(analyses: Analyses) -> dict[str, Any] | None:
             {
                 "pieces": pieces,
                 "labels": {
-                    int(np.searchsorted(starts, int(end) - 1, side="right") - 1): bool(label == target)
-                    for (_, end), label in zip(found["label_spans_PK2"][p], found["label_classes_PK"][p], strict=True)
+                    int(np.searchsorted(starts, int(end) - 1, side="right") - 1): bool(
+                        label == target
+                    )
+                    for (_, end), label in zip(
+                        found["label_spans_PK2"][p], found["label_classes_PK"][p], strict=True
+                    )
                 },
                 "right": labels[target],
                 "predicted": [labels[int(c)] for c in found["predicted_MP"][:, p]],
@@ -293,7 +384,9 @@ def _prompts(analyses: Analyses) -> dict[str, Any] | None:
 
 
 def _pieces(text: str, spans_T2: np.ndarray) -> tuple[list[str], list[int]]:
-    """The text cut where tokens begin, and the piece of every token; the pieces together are the text."""
+    """The text cut where tokens begin, and the piece of every token; the pieces together are the
+    text.
+    """
     pieces, piece_of_token, done = [""], [], 0
     for start, end in spans_T2.tolist():
         if end > done:

@@ -1,0 +1,152 @@
+"""Encoded prompts -> a `Batch` of tensors."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from abft.data.encoding import EncodedPrompt
+from abft.data.packing import branch_mask, pack
+from abft.errors import AbftError
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What the objective sees: right-padded token ids, and for each prompt where to look from and
+    at what.
+
+    P prompts in B sequences: P = B, or prompts are packed and P is a multiple of B; those of a
+    sequence stand together.
+    """
+
+    input_ids: Tensor  # (B, S) int64
+    query_positions: Tensor  # (P,) the last token of each prompt; its row is read
+    label_positions: Tensor  # (P, K) candidate positions; 0 where a prompt has fewer than K
+    correct: Tensor  # (P, K) bool: candidate is right (I+)
+    wrong: Tensor  # (P, K) bool: candidate is wrong (I-); neither where there is no candidate
+    answers: Tensor | None = (
+        None  # (P,) token id of the right label word, -1 where it is not recorded
+    )
+    position_ids: Tensor | None = None  # (B, S) a token's place in its prompts; None = not packed
+    branch_ends: Tensor | None = (
+        None  # (B, S) where the tokens end that follow this one in some prompt; None = not packed
+    )
+
+    @property
+    def lengths(self) -> Tensor:
+        """n, tokens in each prompt without padding, (P,)."""
+        if self.position_ids is None:
+            return self.query_positions + 1
+        return at_positions(self.position_ids, self.query_positions) + 1
+
+    @property
+    def candidates(self) -> Tensor:
+        """Which candidate positions exist, (P, K) bool."""
+        return self.correct | self.wrong
+
+    def model_inputs(self) -> dict[str, Tensor]:
+        """What every call of the model needs beside the ids, else packed prompts see each other.
+
+        Nothing for plain prompts (causal attention on right-padded ids needs no mask); positions
+        and a (B, 1, S, S) bool mask, True = attend, for packed ones.
+        """
+        if self.branch_ends is None or self.position_ids is None:
+            return {}
+        return {"position_ids": self.position_ids, "attention_mask": branch_mask(self.branch_ends)}
+
+
+def collate(prompts: Sequence[EncodedPrompt], queries: int = 1) -> dict[str, Tensor]:
+    """The fields of a `Batch`, as a dict because that is what `Trainer` moves between devices.
+
+    With `queries` > 1, every `queries` prompts that follow each other are packed into one sequence;
+    their number has to be a multiple of it.
+    """
+    if len(prompts) % queries:
+        raise ValueError(f"{len(prompts)} prompts cannot be packed by {queries}")
+    packs = [pack(prompts[start : start + queries]) for start in range(0, len(prompts), queries)]
+    B, S, P = len(packs), max(len(each.input_ids) for each in packs), len(prompts)
+    K = max(len(prompt.label_positions) for prompt in prompts)
+    input_ids = torch.zeros(
+        B, S, dtype=torch.long
+    )  # what stands after a query position is never seen from there
+    position_ids = torch.zeros(B, S, dtype=torch.long)
+    branch_ends = torch.full((B, S), S)
+    positions = torch.zeros(P, K, dtype=torch.long)
+    correct = torch.zeros(P, K, dtype=torch.bool)
+    wrong = torch.zeros(P, K, dtype=torch.bool)
+    query_positions = torch.zeros(P, dtype=torch.long)
+    for b, each in enumerate(packs):
+        n = len(each.input_ids)
+        input_ids[b, :n] = torch.tensor(each.input_ids)
+        position_ids[b, :n] = torch.tensor(each.position_ids)
+        branch_ends[b, :n] = torch.tensor(each.branch_ends)
+        for p, places in enumerate(each.places, start=b * queries):
+            prompt = prompts[p]
+            k = len(prompt.label_positions)
+            query_positions[p] = places[-1]
+            positions[p, :k] = torch.tensor(
+                [places[at] for at in prompt.label_positions], dtype=torch.long
+            )
+            is_right = torch.tensor(
+                [label == prompt.target for label in prompt.label_classes], dtype=torch.bool
+            )
+            correct[p, :k], wrong[p, :k] = is_right, ~is_right
+    batch = {
+        "input_ids": input_ids,
+        "query_positions": query_positions,
+        "label_positions": positions,
+        "correct": correct,
+        "wrong": wrong,
+        "answers": torch.tensor([prompt.answer for prompt in prompts]),
+    }
+    return (
+        batch
+        if queries == 1
+        else {**batch, "position_ids": position_ids, "branch_ends": branch_ends}
+    )
+
+
+class PseudoBatchSampler(torch.utils.data.Sampler[int]):
+    """Shuffled prompts, cut into pseudo-batches of `size`, each sorted by length so that
+    micro-batches pad little.
+
+    The order depends on (seed, epoch) only, which is what makes a resumed run repeat it. What does
+    not fill a pseudo-batch is left out of that epoch. Every `queries` prompts that follow each
+    other stay together; `lengths` holds the tokens of each such group.
+    """
+
+    def __init__(self, lengths: Sequence[int], size: int, seed: int, queries: int = 1) -> None:
+        prompts = len(lengths) * queries
+        if prompts < size:
+            raise AbftError(
+                f"{prompts} training prompts do not fill one pseudo-batch of {size}; use a "
+                f"smaller nb"
+            )
+        if size % queries:
+            raise AbftError(f"pseudo-batches of {size} prompts cannot be packed by {queries}")
+        self.lengths = list(lengths)
+        self.size, self.seed, self.queries, self.epoch = size, seed, queries, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths) * self.queries // self.size * self.size
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed + 1_000_003 * self.epoch)
+        order = torch.randperm(len(self.lengths), generator=generator).tolist()
+        step = self.size // self.queries
+        for start in range(0, len(self) // self.queries, step):
+            for group in sorted(order[start : start + step], key=lambda i: self.lengths[i]):
+                yield from range(group * self.queries, (group + 1) * self.queries)
+
+
+def at_positions(values_BS: Tensor, positions_P: Tensor) -> Tensor:
+    """What stands at single positions of (B, S, ...) values, (P, ...); P is B or a multiple of it,
+    with P / B positions of each sequence in order."""
+    B, P = len(values_BS), len(positions_P)
+    return values_BS[
+        torch.arange(P, device=values_BS.device) // (P // B), positions_P.to(values_BS.device)
+    ]

@@ -1,0 +1,120 @@
+"""A task's examples in three disjoint parts: training pool, demonstration pool, test queries."""
+
+from collections.abc import Callable, Collection, Hashable, Sequence
+from dataclasses import dataclass, replace
+
+from abft.data.tasks import Example, Task
+from abft.errors import AbftError
+
+TRAIN_POOL = 1024  # examples; StaICC calls this part "calibration"
+
+
+DEMONSTRATION_POOL = 4096
+
+
+TEST_QUERIES = 512
+
+
+SPLIT_SEED = 42  # the parts never depend on a run's seed
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """A task and its examples. No text of `train` occurs in `demonstrations` or `test`."""
+
+    task: Task
+    train: tuple[Example, ...]
+    demonstrations: tuple[Example, ...]
+    test: tuple[Example, ...]
+
+    def with_words(self, words: dict[str, str]) -> "TaskData":
+        """The same data with some labels written as other words."""
+        return replace(self, task=self.task.with_words(words))
+
+    def without(self, texts: Collection[str]) -> "TaskData":
+        """The same data without the examples whose text has one of these `text_key`s."""
+
+        def kept(examples: Sequence[Example]) -> tuple[Example, ...]:
+            return tuple(example for example in examples if text_key(example.text) not in texts)
+
+        return replace(
+            self,
+            train=kept(self.train),
+            demonstrations=kept(self.demonstrations),
+            test=kept(self.test),
+        )
+
+    def check(self, k: int, queries: int = 1) -> None:
+        """Raise AbftError unless prompts of k demonstrations can be drawn from every part; training
+        adds `queries` to them.
+        """
+        if len(self.train) < k + queries:
+            asked = "a query" if queries == 1 else f"{queries} queries"
+            raise AbftError(
+                f"{self.task.name}: the training pool has {len(self.train)} examples, k = {k} "
+                f"demonstrations and {asked} need "
+                f"{k + queries}. Give more data{'' if queries == 1 else ', --queries 1'} or a "
+                f"smaller k."
+            )
+        if len(self.demonstrations) < k:
+            raise AbftError(
+                f"{self.task.name}: the demonstration pool has {len(self.demonstrations)} "
+                f"examples, k = {k} needs "
+                f"at least {k}. Give more data or a smaller k."
+            )
+        if not self.test:
+            raise AbftError(f"{self.task.name}: no test examples; give --test-data or more data")
+        if len({example.label for example in self.train}) < 2:
+            raise AbftError(
+                f"{self.task.name}: every example of the training pool has the same label; ABFT "
+                f"needs two classes"
+            )
+
+
+def text_key(text: str) -> str:
+    """What two writings of one text share: its letters and digits, without case (tasks tokenise the
+    same review apart).
+    """
+    return (
+        "".join(character for character in text.casefold() if character.isalnum()) or text.strip()
+    )
+
+
+class LinearCongruential:
+    """StaICC's random numbers: every draw continues where the last one ended, so that ours equal
+    StaICC's.
+    """
+
+    def __init__(self, seed: int = SPLIT_SEED) -> None:
+        self.state = seed
+
+    def uniform(self) -> float:
+        """A number in [0, 1)."""
+        self.state = (self.state * 1664525 + 1013904223) % 2**32
+        return self.state / 2**32
+
+    def sample(self, values: Sequence[int], count: int) -> list[int]:
+        """`count` of `values` without repetition."""
+        left = list(values)
+        return [left.pop(int(self.uniform() * len(left))) for _ in range(count)]
+
+
+def lcg_indices(total: int, picks: Sequence[int], seed: int = SPLIT_SEED) -> list[list[int]]:
+    """Index lists drawn without repetition, `picks[i]` out of `total` each; one generator runs
+    through all lists.
+    """
+    generator = LinearCongruential(seed)
+    return [generator.sample(range(total), pick) for pick in picks]
+
+
+def _without_texts_of(examples: Sequence[Example], others: Sequence[Example]) -> list[Example]:
+    seen = {text_key(example.text) for example in others}
+    return [example for example in examples if text_key(example.text) not in seen]
+
+
+def unique(
+    examples: Sequence[Example], key: Callable[[Example], Hashable] | None = None
+) -> list[Example]:
+    """The first example of every key, by default of every text."""
+    key = key or (lambda example: text_key(example.text))
+    return list({key(example): example for example in reversed(examples)}.values())[::-1]

@@ -1,0 +1,265 @@
+"""Attention rows of single query positions, without n x n matrices and without the LM head.
+
+One function is registered with transformers under the name `abft_rows`, together with a mask
+function of the same name (without it transformers would silently pass no padding mask). Its output
+is SDPA's; beside it, it returns only the softmax rows of the asked query positions, which
+transformers collects into `outputs.attentions`.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from abft.errors import AbftError
+
+Implementation = Literal["abft_rows", "eager"]
+
+
+IMPLEMENTATION: Literal["abft_rows"] = "abft_rows"
+
+
+def softmax_rows(
+    query: Tensor,
+    key: Tensor,
+    query_positions_BQ: Tensor,
+    attention_mask: Tensor | None = None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    sinks_H: Tensor | None = None,
+) -> Tensor:
+    """softmax(q K^T) for some query positions only, causal, float32.
+
+    Args:
+        query: (B, H, N, D), after RoPE and QK-norm.
+        key: (B, Hkv, S, D), before the repetition of grouped-query attention; S >= N (a cache may
+            precede).
+        query_positions_BQ: indices into N, (B, Q).
+        attention_mask: bool (True = attend) or additive, (B or 1, H or 1, N, S); None = causal.
+        sliding_window: keys further back than this many tokens get 0.
+        softcap: scores are capped to `softcap * tanh(scores / softcap)` (Gemma 2).
+        sinks_H: one extra score a head that takes part in the softmax and is then dropped
+            (gpt-oss).
+
+    Returns:
+        (B, H, Q, S) float32; differentiable in query and key.
+    """
+    B, H, N, D = query.shape
+    kv_heads, S = key.shape[1], key.shape[2]
+    Q = query_positions_BQ.shape[1]
+    scaling = D**-0.5 if scaling is None else scaling
+    index = query_positions_BQ[:, None, :, None].expand(B, H, Q, D)
+    query_BHQD = query.gather(2, index)
+    grouped = query_BHQD.reshape(B, kv_heads, H // kv_heads * Q, D)
+    scores = (grouped @ key.transpose(2, 3)).reshape(B, H, Q, S).float() * scaling
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    lowest = torch.finfo(
+        scores.dtype
+    ).min  # not -inf: rows of left padding see nothing and must not become NaN
+    if attention_mask is not None:
+        mask = attention_mask.expand(B, attention_mask.shape[1], N, attention_mask.shape[-1])[
+            ..., :S
+        ]
+        at = query_positions_BQ[:, None, :, None].expand(B, mask.shape[1], Q, S)
+        mask = mask.gather(2, at)
+        scores = (
+            scores.masked_fill(~mask, lowest) if mask.dtype == torch.bool else scores + mask.float()
+        )
+    else:
+        keys_S = torch.arange(S, device=query.device)
+        last_BQ1 = (query_positions_BQ + S - N)[..., None]
+        visible = keys_S <= last_BQ1
+        if sliding_window is not None:
+            visible = visible & (keys_S > last_BQ1 - sliding_window)
+        scores = scores.masked_fill(~visible[:, None], lowest)
+    if sinks_H is not None:
+        sinks = sinks_H.float().reshape(1, H, 1, 1).expand(B, H, Q, 1)
+        return torch.softmax(torch.cat([scores, sinks], dim=-1), dim=-1)[..., :-1]
+    return torch.softmax(scores, dim=-1)
+
+
+def _exact_output(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None,
+    sliding_window: int | None,
+    softcap: float | None,
+    sinks_H: Tensor | None,
+) -> Tensor:
+    """Attention output for what SDPA refuses (softcap, sinks): every row, recomputed in backward,
+    never stored.
+    """
+    every_row = torch.arange(query.shape[2], device=query.device).expand(query.shape[0], -1)
+    rows = softmax_rows(
+        query, key, every_row, attention_mask, scaling, sliding_window, softcap, sinks_H
+    )
+    groups = query.shape[1] // key.shape[1]
+    return (rows.to(value.dtype) @ repeat_kv(value, groups)).transpose(1, 2).contiguous()
+
+
+def _forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    row_positions: Tensor | None = None,
+    head_gates: dict[int, Tensor] | None = None,
+    **kwargs: object,
+) -> tuple[Tensor, Tensor | None]:
+    """The registered attention function: SDPA's output, and the rows of `row_positions` (B, Q) if
+    asked.
+
+    `head_gates`: by layer, a factor (H,) for each head's output; 0 switches the head off.
+    """
+    kwargs.pop("output_attentions", None)  # SDPA would warn that it has none
+    if softcap is None and s_aux is None:
+        output, _ = sdpa_attention_forward(
+            module,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout,
+            scaling,
+            sliding_window=sliding_window,
+            **kwargs,
+        )
+    else:
+        arguments = (query, key, value, attention_mask, scaling, sliding_window, softcap, s_aux)
+        output = checkpoint(_exact_output, *arguments, use_reentrant=False)
+    if head_gates is not None and module.layer_idx in head_gates:
+        output = output * head_gates[module.layer_idx].to(output.device, output.dtype)[:, None]
+    if row_positions is None:
+        return output, None
+    rows = softmax_rows(
+        query, key, row_positions, attention_mask, scaling, sliding_window, softcap, s_aux
+    )
+    return output, rows
+
+
+AttentionInterface.register(IMPLEMENTATION, _forward)
+
+
+AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)
+
+
+@contextmanager
+def row_attention(
+    model: nn.Module, implementation: Implementation = IMPLEMENTATION
+) -> Iterator[None]:
+    """Changes `model` while the context is open: its attention returns rows. Stock attention is
+    back afterwards.
+    """
+    if implementation not in (*ALL_ATTENTION_FUNCTIONS.valid_keys(), "eager"):
+        raise RuntimeError(
+            f"attention function {implementation!r} is not registered with transformers; import "
+            f"abft.model.attention"
+        )
+    if implementation not in ALL_MASK_ATTENTION_FUNCTIONS.valid_keys():
+        raise RuntimeError(
+            f"no mask function named {implementation!r} is registered with transformers: "
+            f"padding would be attended to"
+        )
+    configs = {id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}
+    before = [(config, config._attn_implementation) for config in configs.values()]
+    try:
+        for config, _ in before:
+            config._attn_implementation = implementation
+        yield
+    finally:
+        for config, name in before:
+            config._attn_implementation = name
+
+
+def causal_lm(model: nn.Module) -> nn.Module:
+    """The causal LM itself, also where PEFT wraps it."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def decoder(model: nn.Module) -> nn.Module:
+    """The part of a causal LM that ends in hidden states, without the LM head; unwraps PEFT models.
+
+    Raises:
+        AbftError: the family has no such part.
+    """
+    whole = causal_lm(model)
+    inner = whole.get_decoder() if hasattr(whole, "get_decoder") else None
+    if inner is None or inner is whole:
+        inner = whole.base_model
+    if inner is whole:
+        raise AbftError(
+            f"model family {whole.config.model_type!r} has no decoder apart from its LM head"
+        )
+    return inner
+
+
+def read_rows(
+    module: nn.Module,
+    input_ids: Tensor,
+    query_positions_P: Tensor,
+    implementation: Implementation = IMPLEMENTATION,
+    **inputs: object,
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Run `module` (a decoder, or a whole model) once and return its rows; needs an open
+    `row_attention`.
+
+    Args:
+        module: what to call; `decoder(model)` leaves out the LM head.
+        input_ids: (B, S), right-padded (no mask needed: attention is causal) or with
+            `attention_mask` in `inputs`.
+        query_positions_P: which rows, (P,); P is B or a multiple of it: then each sequence gives P
+            / B of them, in order.
+        implementation: what `supported_implementation` returned for the model.
+
+    Returns:
+        One (P, H, S) float32 row tensor per attention layer, and the first element of the module's
+        output (hidden states (B, S, D) for a decoder, logits for a causal LM).
+    """
+    B, P = input_ids.shape[0], query_positions_P.shape[0]
+    mask = inputs.get("attention_mask")
+    if (
+        implementation != IMPLEMENTATION
+        and isinstance(mask, Tensor)
+        and mask.dim() == 4
+        and mask.dtype == torch.bool
+    ):
+        raise ValueError(
+            "packed prompts need the implementation 'abft_rows': eager attention would add a "
+            "bool mask to its scores"
+        )
+    if implementation == IMPLEMENTATION:
+        inputs = {**inputs, "row_positions": query_positions_P.view(B, P // B)}
+    output = module(
+        input_ids=input_ids, output_attentions=True, use_cache=False, return_dict=True, **inputs
+    )
+    attentions = [rows for rows in output.get("attentions") or () if rows is not None]
+    if not attentions and implementation == IMPLEMENTATION:
+        raise RuntimeError(
+            "the model returned no rows: read them inside `with row_attention(model):`"
+        )
+    if implementation == IMPLEMENTATION:
+        rows = tuple(rows_BHQS.transpose(1, 2).flatten(0, 1) for rows_BHQS in attentions)
+    else:
+        sequence = torch.arange(P, device=input_ids.device) // (P // B)
+        rows = tuple(
+            matrix[sequence, :, query_positions_P.to(matrix.device)].float()
+            for matrix in attentions
+        )
+    return rows, output[0]

@@ -1,0 +1,232 @@
+"""Trained weights on disk: how they are saved, recognised, loaded, merged and extrapolated."""
+
+import json
+from collections.abc import Collection
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from abft.errors import AbftError
+from abft.model.attention import causal_lm
+from abft.model.qk_weights import QKModule, lora_layers, qk_modules
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+SAMPLES = 16  # entries of each base weight that are remembered
+
+
+# mean relative difference; half precision of the same base passes, another model does not
+BASE_TOLERANCE = 0.005
+
+
+_FORMAT = "abft-qk-1"
+
+
+def base_samples(model: "PreTrainedModel", modules: Collection[QKModule]) -> dict[str, list[float]]:
+    """A few evenly spaced entries of every weight of `modules`, by which a base model is
+    recognised; none if quantised.
+    """
+    samples = {}
+    for qk in modules:
+        module = model.get_submodule(qk.name)
+        weight = (
+            module.get_base_layer() if hasattr(module, "get_base_layer") else module
+        ).weight.detach()
+        if weight.dtype.is_floating_point:
+            entries = weight.flatten()[:: max(1, weight.numel() // SAMPLES)][:SAMPLES]
+            samples[qk.name] = [round(entry, 6) for entry in entries.float().tolist()]
+    return samples
+
+
+def refuse_other_base(
+    model: "PreTrainedModel", samples: dict[str, list[float]], made_for: str
+) -> None:
+    """Raise AbftError unless `model` has the weights that `base_samples` saw; half precision of
+    them passes.
+    """
+    modules = {qk.name: qk for qk in qk_modules(model)}
+    for name, expected in samples.items():
+        if name not in modules:
+            raise AbftError(f"{made_for}: {name} is missing there")
+        got = base_samples(model, [modules[name]]).get(name)
+        if got is None:
+            continue
+        if len(got) != len(expected):
+            raise AbftError(f"{made_for}: {name} is of another shape there")
+        difference = sum(abs(a - b) for a, b in zip(got, expected, strict=True))
+        if difference > BASE_TOLERANCE * sum(map(abs, expected)) + 1e-5:
+            raise AbftError(f"{made_for}: {name} has other values there")
+
+
+def save_full_rank(
+    model: "PreTrainedModel", folder: str | Path, samples: dict[str, list[float]]
+) -> None:
+    """Write the trained tensors to `folder/qk_weights.safetensors`; `samples` are the
+    `base_samples` before training.
+    """
+    tensors = {
+        n: p.detach().cpu().contiguous() for n, p in model.named_parameters() if p.requires_grad
+    }
+    metadata = {
+        "format": _FORMAT,
+        "base_model": str(model.config.name_or_path),
+        "base_samples": json.dumps(samples),
+    }
+    save_file(tensors, Path(folder) / FULL_RANK_FILE, metadata=metadata)
+
+
+def save_adapter(
+    model: "PeftModel",
+    folder: str | Path,
+    samples: dict[str, list[float]],
+    state_dict: dict[str, Tensor] | None = None,
+) -> None:
+    """Write a stock PEFT adapter, and beside it the `base_samples` before training.
+
+    `state_dict`: the model's tensors, gathered, where processes hold parts of them.
+    """
+    model.save_pretrained(str(folder), save_embedding_layers=False, state_dict=state_dict)
+    (Path(folder) / BASE_FILE).write_text(json.dumps(samples), encoding="utf-8")
+
+
+def read_full_rank(
+    model: "PreTrainedModel", folder: str | Path, check_base: bool = True
+) -> dict[str, Tensor]:
+    """The tensors that a run saved, theta of W_Q and W_K by parameter name.
+
+    Args:
+        model: the base model, which they have to fit.
+        check_base: compare the model's own tensors with those that training began with; off when
+            resuming.
+
+    Raises:
+        AbftError: not such a file, or one that was trained on another model.
+    """
+    path = Path(folder) / FULL_RANK_FILE
+    parameters = dict(model.named_parameters())
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            saved = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except Exception as error:
+        raise AbftError(f"{path} could not be read: {error}. Was writing it cut short?") from None
+    if metadata.get("format") != _FORMAT:
+        raise AbftError(f"{path}: expected format {_FORMAT}, got {metadata.get('format')!r}")
+    made_for = f"{path} was trained on {metadata['base_model']!r}, which is not the model given"
+    for name, tensor in saved.items():
+        if name not in parameters or parameters[name].shape != tensor.shape:
+            raise AbftError(
+                f"{made_for}: {name} is "
+                f"{'of another shape' if name in parameters else 'missing'} there"
+            )
+    if check_base:
+        refuse_other_base(model, json.loads(metadata["base_samples"]), made_for)
+    return saved
+
+
+@torch.no_grad()
+def load_full_rank(
+    model: "PreTrainedModel", folder: str | Path, factor: float = 1.0, check_base: bool = True
+) -> None:
+    """Changes `model`, the base model: theta0 + factor * (theta - theta0) for every saved tensor;
+    see `read_full_rank`.
+    """
+    parameters = dict(model.named_parameters())
+    for name, tensor in read_full_rank(model, folder, check_base).items():
+        theta0 = parameters[name]
+        new = tensor.to(theta0.device)
+        theta0.copy_(
+            new if factor == 1.0 else theta0.float() + factor * (new.float() - theta0.float())
+        )
+
+
+def is_full_rank(folder: str | Path) -> bool:
+    """Whether a run's weights are full-rank tensors (else: a LoRA adapter). Raises AbftError where
+    there are neither.
+    """
+    if (Path(folder) / FULL_RANK_FILE).is_file():
+        return True
+    if not (Path(folder) / ADAPTER_FILE).is_file():
+        raise AbftError(
+            f"{folder} holds neither {FULL_RANK_FILE} nor {ADAPTER_FILE}; is it the folder of a "
+            f"finished run?"
+        )
+    return False
+
+
+def load_adapter(
+    model: "PreTrainedModel | PeftModel", folder: str | Path, name: str = "default"
+) -> "PeftModel":
+    """Changes `model`: a run's LoRA adapter is put beside its weights, and beside other adapters
+    that are there.
+
+    Raises:
+        AbftError: an adapter of another model.
+    """
+    from peft import PeftModel, get_peft_model_state_dict
+
+    folder = Path(folder)
+    made_for = f"the adapter in {folder} was trained on another model"
+    try:
+        samples = (
+            json.loads((folder / BASE_FILE).read_text(encoding="utf-8"))
+            if (folder / BASE_FILE).is_file()
+            else {}
+        )
+    except ValueError as error:
+        raise AbftError(f"{folder / BASE_FILE} is damaged: {error}") from None
+    refuse_other_base(causal_lm(model), samples, made_for)
+    try:
+        if isinstance(model, PeftModel):
+            model.load_adapter(str(folder), name)
+        else:
+            model = PeftModel.from_pretrained(model, str(folder), name)
+    except SafetensorError as error:
+        raise AbftError(
+            f"{folder / ADAPTER_FILE} could not be read: {error}. Was writing it cut short?"
+        ) from None
+    except (RuntimeError, ValueError) as error:
+        raise AbftError(f"{made_for}: {str(error).strip().splitlines()[0][:160]}") from None
+    with safe_open(folder / ADAPTER_FILE, framework="pt") as file:
+        loaded = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+        differing = set(file.keys()) ^ set(loaded)
+    if differing:
+        raise AbftError(f"{made_for}: {min(differing)} stands in one of them only")
+    return model
+
+
+def apply_weights(
+    model: "PreTrainedModel", folder: str | Path, factor: float = 1.0
+) -> "PreTrainedModel":
+    """Changes `model`, the base model: a run's weights are merged in, extrapolated by `factor`;
+    returns the plain model.
+
+    A quantised base keeps its adapter beside it (merging would round it away) and comes back as a
+    PEFT model.
+
+    Raises:
+        AbftError: no weights in `folder`, or weights of another model.
+    """
+    if is_full_rank(folder):
+        load_full_rank(model, folder, factor)
+        return model
+    quantised = getattr(model, "is_quantized", False)
+    adapted = load_adapter(model, folder)
+    for module in lora_layers(adapted).values():
+        module.set_scale("default", factor)
+    return adapted if quantised else adapted.merge_and_unload()
+
+
+FULL_RANK_FILE, ADAPTER_FILE = (
+    "qk_weights.safetensors",
+    "adapter_model.safetensors",
+)  # weights: one of the two
+
+
+BASE_FILE = "abft_base.json"  # beside an adapter: what its base model's weights are like

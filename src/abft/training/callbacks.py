@@ -1,0 +1,159 @@
+"""Trainer callbacks: the step log, the progress bar, Ctrl-C, the best weights on held-out texts."""
+
+import json
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+from transformers import TrainerCallback
+
+from abft.files import write_text
+
+
+class Stop(TrainerCallback):
+    """Ends training with a checkpoint after the step in which Ctrl-C was pressed."""
+
+    asked = False
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.asked:
+            control.should_save = control.should_training_stop = True
+
+
+@contextmanager
+def stop_on_interrupt() -> Iterator[Stop]:
+    """The first Ctrl-C asks for a checkpoint, a second one ends at once."""
+    stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def ask(number: int, frame: object) -> None:
+        stop.asked = True
+        signal.signal(signal.SIGINT, before)
+        print(
+            "\nfinishing this step, then saving a checkpoint (Ctrl-C again: stop at once)",
+            file=sys.stderr,
+        )
+
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+class RunLog(TrainerCallback):
+    """One JSON line a step; a resumed run drops the lines after its checkpoint."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            lines = (
+                self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []
+            )
+            kept = [
+                line
+                for line in lines
+                if line.endswith("}") and json.loads(line)["step"] <= state.global_step
+            ]
+            write_text(self.path, "".join(line + "\n" for line in kept))
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict | None = None, **kwargs: Any
+    ) -> None:
+        if state.is_world_process_zero and logs and "heads" in logs:
+            names = ("loss", "cross_entropy", "heads", "right_mass", "wrong_mass", "A", "seconds")
+            line = {
+                "step": state.global_step,
+                **{name: logs[name] for name in names if name in logs},
+            }
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+
+
+class StepBar(TrainerCallback):
+    """A progress bar on stderr with loss, heads and A."""
+
+    bar: "tqdm | None" = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            self.bar = tqdm(
+                total=state.max_steps,
+                initial=state.global_step,
+                desc="train",
+                unit="step",
+                file=sys.stderr,
+            )
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict | None = None, **kwargs: Any
+    ) -> None:
+        if self.bar is not None and logs and "heads" in logs:
+            factor = f", A {logs['A']:.2f}" if "A" in logs else ""
+            self.bar.set_postfix_str(f"loss {logs['loss']:.2f}, heads {logs['heads']:.1f}{factor}")
+            self.bar.update(state.global_step - self.bar.n)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+class KeepBest(TrainerCallback):
+    """Scores the model every few steps, keeps the best weights in memory, and ends training when
+    nothing better comes.
+
+    Args:
+        score: measures the model as it is; larger is better, of any ordered type.
+        every: steps between scores.
+        patience: scores without a better one, after which training ends.
+
+    Attributes:
+        scores: by step; 0 is the model before training.
+        best_step: of the best score, the earliest of equal ones.
+    """
+
+    def __init__(self, score: Callable[[], Any], every: int, patience: int) -> None:
+        self.score, self.every, self.patience = score, every, patience
+        self.scores: dict[int, Any] = {}
+        self.best_step = 0
+        self._best: dict[str, Tensor] = {}
+
+    def on_train_begin(
+        self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
+    ) -> None:
+        self._scored(0, model)
+
+    def on_step_end(
+        self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
+    ) -> None:
+        if state.global_step % self.every == 0 or state.global_step == state.max_steps:
+            self._scored(state.global_step, model)
+            if len([step for step in self.scores if step > self.best_step]) >= self.patience:
+                control.should_training_stop = True
+
+    def on_train_end(
+        self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
+    ) -> None:
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if name in self._best:
+                    parameter.copy_(self._best[name])
+
+    def _scored(self, step: int, model: Any) -> None:
+        self.scores[step] = self.score()
+        if step == 0 or self.scores[step] > self.scores[self.best_step]:
+            self.best_step = step
+            self._best = {
+                name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad
+            }

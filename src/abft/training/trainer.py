@@ -1,0 +1,495 @@
+"""`ABFTConfig` and `ABFTTrainer`: transformers' Trainer with another loss; only what differs stands
+here.
+
+The trainer gets its objective as an object and knows nothing of heads.
+"""
+
+import functools
+import inspect
+import json
+import math
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    set_seed,
+)
+from transformers.trainer_callback import ExportableState, TrainerState
+from transformers.trainer_utils import TrainOutput
+
+from abft.data.batches import Batch, PseudoBatchSampler, collate
+from abft.data.datasets import training_pool
+from abft.data.encoding import (
+    EncodedPrompt,
+    encode,
+    first_tokens,
+    label_tokens,
+    with_answers,
+)
+from abft.data.packing import pack
+from abft.data.prompts import training_prompts
+from abft.data.splits import TaskData
+from abft.errors import AbftError
+from abft.files import share
+from abft.method.objectives import (
+    ABFTObjective,
+    CombinedObjective,
+    E2EObjective,
+    Objective,
+    RowObjective,
+    VoteObjective,
+)
+from abft.method.pid import PIDController
+from abft.model.attention import IMPLEMENTATION, Implementation, causal_lm, decoder, row_attention
+from abft.model.capabilities import can_pack, supported_implementation
+from abft.model.checkpoints import (
+    FULL_RANK_FILE,
+    base_samples,
+    load_full_rank,
+    save_adapter,
+    save_full_rank,
+)
+from abft.model.lm_head import check_output_logits
+from abft.model.loading import context_length, load_model
+from abft.model.qk_weights import (
+    add_lora,
+    add_lora_everywhere,
+    mask_lora,
+    qk_modules,
+    train_full_rank,
+)
+from abft.training.model_card import model_card, trained_weights
+
+if TYPE_CHECKING:
+    import datasets
+    from peft import LoraConfig
+from abft.training.arguments import ABFTConfig
+from abft.training.sharding import check_sharding, with_used_output
+
+
+def chosen_objective(
+    args: ABFTConfig, model: nn.Module, implementation: Implementation
+) -> Objective:
+    """The objective that `args` names, with its settings."""
+    if args.reads_output:
+        base = causal_lm(model)
+        check_output_logits(base, decoder(base))  # type: ignore[arg-type]
+    e2e = E2EObjective(model, fixed_threshold=args.threshold, implementation=implementation)
+    if args.objective == "e2e":
+        return e2e
+    attention: RowObjective
+    if args.objective == "vote":
+        attention = VoteObjective(fixed_threshold=args.threshold, implementation=implementation)
+    else:
+        attention = ABFTObjective(
+            PIDController(A=args.A0, Cp=args.Cp, Ci=args.Ci, Cd=args.Cd),
+            args.B0,
+            head_filter=args.head_filter,
+            fixed_threshold=args.threshold,
+            pid=args.pid,
+            implementation=implementation,
+        )
+    return (
+        CombinedObjective(attention, e2e, args.cross_entropy) if args.cross_entropy else attention
+    )
+
+
+class ABFTTrainer(Trainer):
+    """Trains W_Q and W_K of a causal LM so that its attention heads look at the right labels.
+
+    Args:
+        model: a model, or what `load_model` takes. It is changed: only W_Q and W_K stay
+            trainable.
+        args: default `ABFTConfig()`.
+        train_dataset: a `TaskData` (prompts are drawn from its training pool); a `datasets.Dataset`
+            with a column of texts and one of labels (prompts are drawn from all rows); or encoded
+            prompts, of which every `args.queries` that follow each other are packed.
+        processing_class: the fast tokenizer; default: the model's own.
+        peft_config: a `LoraConfig`; target modules default to W_Q and W_K. Without it they train at
+            full rank.
+        quantization_config: for a model given by name, e.g. `abft.model.loading.four_bit()`; needs
+            `peft_config`.
+        objective: default: the one that `args.objective` and `args.cross_entropy` name.
+        callbacks, optimizers: as in `transformers.Trainer`.
+
+    Raises:
+        AbftError: anything that would make training wrong or impossible; before training starts.
+    """
+
+    loss_is_scaled_for_ga = False
+    args: ABFTConfig
+
+    def __init__(
+        self,
+        model: PreTrainedModel | str,
+        args: ABFTConfig | None = None,
+        train_dataset: "TaskData | datasets.Dataset | Sequence[EncodedPrompt] | None" = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        peft_config: "LoraConfig | None" = None,
+        quantization_config: object | None = None,
+        objective: Objective | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+    ) -> None:
+        args = ABFTConfig() if args is None else args
+        if (
+            args.n_gpu > 1
+        ):  # nn.DataParallel would multiply the pseudo-batch; `accelerate launch` uses all GPUs
+            args._n_gpu = 1
+        if isinstance(model, str):
+            place = "cpu" if args.use_cpu else "auto"
+            model, tokenizer = load_model(
+                model, quantization_config=quantization_config, device=place
+            )
+            processing_class = processing_class or tokenizer
+        elif quantization_config is not None:
+            raise AbftError(
+                "quantization_config is for a model given by name; this model is loaded already"
+            )
+        if processing_class is None:
+            from transformers import AutoTokenizer
+
+            processing_class = AutoTokenizer.from_pretrained(model.config.name_or_path)
+        if hasattr(train_dataset, "column_names"):
+            train_dataset = training_pool(
+                train_dataset, args.text_column, args.label_column, args.template
+            )
+        self.task = train_dataset.task if isinstance(train_dataset, TaskData) else None
+        if isinstance(train_dataset, TaskData):
+            words = label_tokens(processing_class, train_dataset.task, args.protocol)
+            if args.objective == "e2e" and len(set(first_tokens(words))) < len(words):
+                raise AbftError(
+                    "cross-entropy is taken of a label's first token, and two labels begin with "
+                    "the same token. Train on "
+                    "attention too (--objective vote), or map one of them to another word "
+                    "(--label-words 'LABEL=word')"
+                )
+            prompts = training_prompts(
+                train_dataset, args.nd, args.k, args.seed, args.protocol, args.queries
+            )
+            train_dataset = with_answers(
+                encode(processing_class, prompts, args.protocol, context_length(model)), words
+            )
+        if not train_dataset:
+            raise AbftError("train_dataset: expected a TaskData or encoded prompts, got nothing")
+        self.implementation = supported_implementation(model)
+        count = args.nd if self.task is not None else len(train_dataset)
+        if count % args.queries:
+            raise AbftError(
+                f"queries = {args.queries} has to divide the number of training prompts, {count}"
+            )
+        # Where they cannot be packed, prompts that share demonstrations are read one by one: the
+        # same, but slower.
+        self.packed = args.queries > 1 and self.implementation == IMPLEMENTATION and can_pack(model)
+        set_seed(args.seed)  # LoRA's initial weights
+        model = _select_weights(model, args, peft_config)
+        self.objective = objective or chosen_objective(args, model, self.implementation)
+        base = causal_lm(model)
+        self.step_metrics: dict[str, float] = {}
+        self._sums: dict[str, Tensor] = {}
+        self._micro_batches = 0
+        self._base_samples = base_samples(base, qk_modules(base))
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=functools.partial(collate, queries=args.queries if self.packed else 1),
+            train_dataset=train_dataset,
+            processing_class=processing_class,
+            callbacks=[_Step(self), *(callbacks or [])],
+            optimizers=optimizers,
+        )
+        check_sharding(self)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
+        """As `Trainer.train`. Dropout is off meanwhile; stock attention is back afterwards.
+
+        `resume_from_checkpoint=True` takes the newest complete checkpoint; one of the last step is
+        loaded, not trained on.
+        """
+        if resume_from_checkpoint is True:
+            newest = last_checkpoint(self.args.output_dir)
+            if newest is None:
+                raise AbftError(f"no complete checkpoint in {self.args.output_dir}")
+            resume_from_checkpoint = str(newest)
+        if resume_from_checkpoint:
+            state = TrainerState.load_from_json(
+                str(Path(resume_from_checkpoint) / "trainer_state.json")
+            )
+            if 0 < self.args.max_steps <= state.global_step:
+                self._load_from_checkpoint(str(resume_from_checkpoint))
+                self.state = state
+                restore_objective(self.objective, state)
+                return TrainOutput(state.global_step, 0.0, {})
+        with row_attention(self.model, self.implementation), _without_dropout(self.model):
+            return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """The objective's loss; the LM head is left out (one position of it where a wrapper such as
+        DDP is called).
+        """
+        batch = Batch(**inputs)
+        wrapped = (
+            model is not self.model or self.is_fsdp_enabled
+        )  # FSDP2 gathers what the outermost module holds when it is called
+        module = self._wrapped(model) if wrapped else decoder(self.model)
+        with (
+            self.accelerator.autocast()
+        ):  # accelerate's own autocast covers the whole model's forward only
+            loss, metrics = self.objective(module, batch)
+        if not loss.requires_grad and torch.is_grad_enabled():
+            raise RuntimeError(
+                "the loss has no gradient: activation checkpointing must be non-reentrant"
+            )
+        for name, value in {"loss": loss.detach(), **metrics}.items():
+            self._sums[name] = (
+                self._sums.get(name, torch.zeros((), device=value.device)) + value.float()
+            )
+        self._micro_batches += 1
+        return (loss, {}) if return_outputs else loss
+
+    def _wrapped(self, model: nn.Module) -> Any:
+        """A wrapper such as DDP has to be called whole; it then computes the logits of one position
+        only, where it can.
+
+        What is returned gives hidden states, as the decoder would.
+        """
+        can = "logits_to_keep" in inspect.signature(causal_lm(self.model).forward).parameters
+        call = functools.partial(model, logits_to_keep=1) if can else model
+        return _with_hidden(
+            with_used_output(call) if self.is_fsdp_enabled else call, decoder(self.model)
+        )
+
+    def finish_pseudo_batch(self) -> None:
+        """Means of the pseudo-batch just seen, over all processes, to the objective (and its PID)
+        and to the log.
+        """
+        names = list(self._sums)
+        means = torch.stack([self._sums[name] for name in names]) / self._micro_batches
+        means = self.accelerator.reduce(means.to(self.args.device), reduction="mean")
+        self._sums, self._micro_batches = {}, 0
+        metrics = dict(zip(names, means.tolist(), strict=True))
+        if not math.isfinite(metrics["loss"]):
+            raise AbftError(
+                f"the loss of step {self.state.global_step + 1} is {metrics['loss']}; that step "
+                f"was not taken, but an earlier "
+                "one may have ruined the weights. Start over with a smaller learning rate, or "
+                "in float32."
+            )
+        self.step_metrics = {**metrics, **self.objective.after_step(metrics)}
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As `Trainer.log`, with the step's own metrics beside the loss."""
+        if "loss" in logs and self.step_metrics:
+            logs = {**self.step_metrics, **logs}
+        super().log(logs, start_time)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> PseudoBatchSampler:
+        prompts, m = train_dataset or self.train_dataset, self.args.queries
+        groups = [prompts[start : start + m] for start in range(0, len(prompts), m)]
+        if self.packed:
+            lengths = [len(pack(group).input_ids) for group in groups]
+        else:
+            lengths = [max(len(prompt.input_ids) for prompt in group) for group in groups]
+        return PseudoBatchSampler(lengths, self.args.nb, self.args.seed, self.args.queries)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """A stock PEFT adapter, or only the changed tensors; never the whole model."""
+        folder = Path(output_dir or self.args.output_dir)
+        if not self.args.should_save:
+            return
+        staging = folder / ".partial"
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(parents=True)
+        try:
+            model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+            if hasattr(model, "get_base_model"):
+                save_adapter(model, staging, self._base_samples, state_dict)
+            else:
+                save_full_rank(model, staging, self._base_samples)
+            if self.processing_class is not None:
+                self.processing_class.save_pretrained(staging)
+            card = staging / "README.md"
+            if (
+                card.is_file() or not (folder / "README.md").is_file()
+            ):  # PEFT leaves an unfilled form there
+                card.write_text(self._card(), encoding="utf-8")
+            share(staging)
+            for path in staging.iterdir():
+                path.replace(folder / path.name)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+    def _load_from_checkpoint(
+        self, resume_from_checkpoint: str, model: nn.Module | None = None
+    ) -> None:
+        target = self.model if model is None else model
+        if hasattr(target, "get_base_model"):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            load_full_rank(target, resume_from_checkpoint, check_base=False)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """As `Trainer` does with the files it knows: the newest weights go to the pushed folder."""
+        newest = Path(checkpoint_folder) / FULL_RANK_FILE
+        if newest.is_file():
+            shutil.copy(newest, self.args.output_dir)
+        super()._push_from_checkpoint(checkpoint_folder)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write README.md, the model card, to the output folder."""
+        if self.is_world_process_zero():
+            Path(self.args.output_dir, "README.md").write_text(self._card(), encoding="utf-8")
+
+    def _card(self) -> str:
+        own = ("A0", "B0", "pid") if self.args.objective == "abft" else ()
+        settings = {
+            name: getattr(self.args, name)
+            for name in ("learning_rate", "max_steps", "k", "nd", "queries", *own)
+        }
+        return model_card(
+            str(self.model.config.name_or_path),
+            self.task,
+            settings,
+            "adapter" if hasattr(self.model, "get_base_model") else "full_rank",
+            protocol=self.args.protocol,
+            objective=self.args.objective,
+            cross_entropy=self.args.cross_entropy,
+            weights=trained_weights(self.args.lora_targets),
+        )
+
+
+class _Step(TrainerCallback, ExportableState):
+    """Closes each pseudo-batch before the optimizer moves; carries the objective's state through
+    checkpoints.
+    """
+
+    def __init__(self, trainer: ABFTTrainer) -> None:
+        self.trainer = trainer
+        self.started = 0.0
+
+    def state(self) -> dict:
+        return {"args": {}, "attributes": {"objective": self.trainer.objective.state()}}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step > 0:
+            restore_objective(self.trainer.objective, state)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.started = time.perf_counter()
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.finish_pseudo_batch()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # Fused optimizers write without raising the versions by which LabelScorer sees that weights
+        # have changed.
+        for parameter in self.trainer.model.parameters():
+            if parameter.requires_grad:
+                torch.autograd.graph.increment_version(parameter)
+        self.trainer.step_metrics["seconds"] = time.perf_counter() - self.started
+
+
+def last_checkpoint(folder: str | Path) -> Path | None:
+    """The newest *complete* checkpoint in a run folder: trainer_state.json is written last, so it
+    has to parse.
+    """
+    numbered = []
+    for path in Path(folder).glob("checkpoint-*"):
+        number = path.name.removeprefix("checkpoint-")
+        try:
+            state = json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if number.isdigit() and state.get("global_step") == int(number):
+            numbered.append((int(number), path))
+    return max(numbered)[1] if numbered else None
+
+
+def restore_objective(objective: Objective, state: TrainerState) -> None:
+    """Hand an objective the state that a checkpoint holds."""
+    saved = state.stateful_callbacks.get(_Step.__name__)
+    if saved:
+        objective.restore(saved["attributes"]["objective"])
+
+
+def _select_weights(
+    model: PreTrainedModel, args: ABFTConfig, peft_config: "LoraConfig | None"
+) -> PreTrainedModel:
+    """Changes `model`: leaves W_Q and W_K trainable, at full rank or through LoRA."""
+    if peft_config is not None and args.lora_targets == "all-linear":
+        if args.objective != "e2e":
+            raise AbftError(
+                "ABFT trains W_Q and W_K only; lora_targets = 'all-linear' goes with objective "
+                "= 'e2e'"
+            )
+        return add_lora_everywhere(model, peft_config)  # type: ignore[return-value]
+    if peft_config is not None:
+        return add_lora(model, peft_config, args.layers)  # type: ignore[return-value]
+    if hasattr(model, "get_base_model"):
+        mask_lora(model)  # type: ignore[arg-type]
+        return model
+    if getattr(model, "is_quantized", False):
+        raise AbftError(
+            "a quantised model trains through LoRA only: give peft_config (--lora-r 16)"
+        )
+    train_full_rank(model, args.layers)
+    return model
+
+
+def _with_hidden(call: Any, inner: nn.Module) -> Any:
+    """`call`, with the hidden states that the decoder `inner` returned in the place of the
+    logits.
+    """
+
+    def called(**inputs: Any) -> Any:
+        hidden: list[Tensor] = []
+        handle = inner.register_forward_hook(
+            lambda module, arguments, output: hidden.append(output[0])
+        )
+        try:
+            output = call(**inputs)
+        finally:
+            handle.remove()
+        output["logits"] = hidden[-1]
+        return output
+
+    return called
+
+
+@contextmanager
+def _without_dropout(model: nn.Module) -> Iterator[None]:
+    """Changes `model` while open: the rows are a measurement, and dropout below them is noise in
+    it.
+    """
+    before = []
+    for module in model.modules():
+        names = [
+            name
+            for name, value in vars(module).items()
+            if "drop" in name and isinstance(value, float)
+        ]
+        names += ["p"] if isinstance(module, nn.Dropout) else []
+        before += [(module, name, getattr(module, name)) for name in names]
+    try:
+        for module, name, _ in before:
+            setattr(module, name, 0.0)
+        yield
+    finally:
+        for module, name, value in before:
+            setattr(module, name, value)
