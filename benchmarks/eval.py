@@ -77,9 +77,7 @@ def main():
         )
 
     def with_heads(size):
-        return evaluate(
-            model, encode(tokenizer, written, "staicc"), words, "abft_rows", batch_size=size
-        )[0]
+        return evaluate(model, encode(tokenizer, written, "staicc"), words, batch_size=size)[0]
 
     encoded = encode(tokenizer, written, "staicc")
     weights = [m.weight for m in decoder(model).modules() if isinstance(m, torch.nn.Linear)]

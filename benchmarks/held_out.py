@@ -66,8 +66,8 @@ def dense(data, tokenizer, words, arguments):
     packs and micro-batches grow.
     """
     m, k = arguments.queries, arguments.k
-    shared = training_prompts(data, arguments.nd, k, arguments.seed, arguments.protocol, m)
-    encoded = with_answers(encode(tokenizer, shared, arguments.protocol), words)
+    shared = training_prompts(data, arguments.nd, k, arguments.seed, arguments.prompt_style, m)
+    encoded = with_answers(encode(tokenizer, shared, arguments.prompt_style), words)
     prompts = []
     for start in range(0, len(encoded), m):
         group = encoded[start : start + m]
@@ -120,7 +120,7 @@ def measured_training(model, tokenizer, source, tests, words, settings, every, o
     targets = [prompt.target for prompt in tests]
 
     def score():
-        probabilities, heads = evaluate(model, tests, words, "abft_rows")
+        probabilities, heads = evaluate(model, tests, words)
         right = "".join(
             str(int(found == target))
             for found, target in zip(probabilities.argmax(1), targets, strict=True)

@@ -3,7 +3,7 @@ which none does?
 
     python benchmarks/shown_labels.py --cells results/bench/cells
 
-Reads finished `standard` cells of `abft bench` (seed 0, consistent protocol, k = 4) and writes the
+Reads finished `standard` cells of `abft bench` (seed 0, consistent prompt style, k = 4) and writes the
 prompts again, which takes seconds; no model runs. "copied" is the share of predictions that are a
 label of the demonstrations; "right share" is how much of all heads' attention on label tokens is on
 right ones.
@@ -49,7 +49,7 @@ def main():
                 continue
             record = json.loads(path.read_text(encoding="utf-8"))
             found = record["predictions"]["standard"]
-            share = record["right_mass"] / (record["right_mass"] + record["wrong_mass"])
+            share = record["correct_mass"] / (record["correct_mass"] + record["incorrect_mass"])
             targets, predicted = np.array(found["targets"]), np.array(found["predicted"])
             data = load_task(name)
             prompts = evaluation_prompts(data, len(targets), 4)

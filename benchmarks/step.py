@@ -96,7 +96,7 @@ def train_plain(model, prompts, steps):
             alpha = torch.stack(
                 [matrix[:, :, -1, batch.label_positions[0]] for matrix in output.attentions]
             )
-            right, wrong = label_mass(alpha, batch.correct, batch.wrong)
+            right, wrong = label_mass(alpha, batch.correct, batch.incorrect)
             mask = induction_mask(alpha, torch.full((len(prompts),), THRESHOLD))
             loss = (head_loss(right, wrong, 0.5, 1.0) * mask).sum() / len(prompts)
             loss.backward()

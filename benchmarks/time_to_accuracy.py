@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
+from abft.method.head_statistics import head_statistics, mass_metrics
 from abft.method.losses import vote_loss
-from abft.method.objectives import head_statistics, mass_metrics
 from abft.model.attention import read_rows
 from held_out import train_and_validate
 from record import write
@@ -36,9 +36,9 @@ class RatioObjective:
     def __call__(self, module, batch):
         rows, _ = read_rows(module, batch.input_ids, batch.query_positions, **batch.model_inputs())
         heads = head_statistics(rows, batch)
-        both = (batch.correct.any(-1) & batch.wrong.any(-1)).to(heads.right.device)
+        both = (batch.correct.any(-1) & batch.incorrect.any(-1)).to(heads.correct.device)
         counted = heads.induction.float() * both[None, :, None]
-        right, wrong = heads.right, heads.wrong
+        right, wrong = heads.correct, heads.incorrect
         if self.by_layer:
             right, wrong, counted = right.sum(2), wrong.sum(2), both.float()
         terms = -torch.log((right + TINY) / (right + wrong + TINY))
@@ -65,10 +65,13 @@ class MassObjective(RatioObjective):
     def __call__(self, module, batch):
         rows, _ = read_rows(module, batch.input_ids, batch.query_positions, **batch.model_inputs())
         heads = head_statistics(rows, batch)
-        divided = (batch.correct.any(-1) & batch.wrong.any(-1)).to(heads.right.device)
-        labels = (heads.right + heads.wrong).sum((0, 2))
-        loss = vote_loss(heads.right, heads.wrong, divided) - self.mass * torch.log(labels).mean()
-        return loss, mass_metrics(heads, torch.ones_like(heads.right))
+        divided = (batch.correct.any(-1) & batch.incorrect.any(-1)).to(heads.correct.device)
+        labels = (heads.correct + heads.incorrect).sum((0, 2))
+        loss = (
+            vote_loss(heads.correct, heads.incorrect, divided)
+            - self.mass * torch.log(labels).mean()
+        )
+        return loss, mass_metrics(heads, torch.ones_like(heads.correct))
 
 
 OBJECTIVES = {  # not in the library

@@ -95,8 +95,8 @@ def measured(model, tokenizer, prompts):
             _, metrics = VoteObjective()(
                 decoder(model), Batch(**collate([targets[i] for i in indices]))
             )
-            right += metrics["right_mass"].item() * len(indices)
-            wrong += metrics["wrong_mass"].item() * len(indices)
+            right += metrics["correct_mass"].item() * len(indices)
+            wrong += metrics["incorrect_mass"].item() * len(indices)
     return {
         "accuracy": accuracy(probabilities, [letter for _, letter in prompts]),
         "right_share": right / (right + wrong),

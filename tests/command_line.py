@@ -2,7 +2,7 @@
 
 from typer.testing import CliRunner
 
-from abft.cli.commands import app
+from abft.cli.app import app
 from abft.errors import AbftError
 
 

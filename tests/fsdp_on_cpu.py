@@ -26,6 +26,6 @@ def as_an_accelerator(self, *arguments, **options):
 
 PartialState.__init__ = as_an_accelerator
 
-from abft.cli.commands import main  # noqa: E402
+from abft.cli.app import main  # noqa: E402
 
 main()

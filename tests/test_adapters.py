@@ -271,7 +271,7 @@ def test_a_cards_metadata_is_the_hubs(finished):
     """Measured values stand in the model index; a local path, which the hub refuses, stands nowhere
     as the base model.
     """
-    measured = json.loads((finished / "metrics.json").read_text())["abft"]
+    measured = json.loads((finished / "metrics.json").read_text())["after"]
     card = card_of(finished)
     results = {result.metric_type: result for result in card.data.eval_results}
     assert {result.task_type for result in results.values()} == {"text-classification"}
@@ -322,12 +322,14 @@ def test_cards_of_hub_models(task, objective):
 
 
 @pytest.mark.parametrize(
-    ("protocol", "end", "word"),
+    ("prompt_style", "end", "word"),
     [("consistent", "sentiment:", " positive"), ("staicc", "sentiment: ", "positive")],
 )
-def test_a_card_writes_prompts_as_its_protocol_does(protocol, end, word):
+def test_a_card_writes_prompts_as_its_protocol_does(prompt_style, end, word):
     use = snippet(
-        ModelCard(model_card(EMBEDDED, TASKS["SST2"], {"k": 4}, "merged", protocol=protocol))
+        ModelCard(
+            model_card(EMBEDDED, TASKS["SST2"], {"k": 4}, "merged", prompt_style=prompt_style)
+        )
     )
     assert f"the text to label {end}'" in use
     assert repr(word) in use.partition("words =")[2]

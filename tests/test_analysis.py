@@ -11,15 +11,17 @@ import pytest
 import torch
 import yaml
 
-from abft.analysis.analyze import DOCUMENTED, Choices, analyze
+from abft.analysis.analyze import DOCUMENTED, analyze
 from abft.analysis.causality import head_gates
+from abft.analysis.choices import Choices
 from abft.analysis.evaluation import evaluation
 from abft.analysis.examples import chosen_prompts, top_heads
-from abft.analysis.study import bar_of, open_study, refuse_as_e2e
+from abft.analysis.study import check_e2e_run, open_study
 from abft.data.prompts import training_prompts
 from abft.errors import AbftError
 from abft.model.attention import decoder, read_rows, row_attention
 from abft.runs.config import RunConfig
+from abft.runs.session import progress_bar
 from command_line import arguments, invoke, refused
 
 
@@ -36,13 +38,13 @@ def analyses(run, e2e):
 
 @pytest.fixture(scope="module")
 def study(run, e2e):
-    return open_study(run, e2e, test_prompts=20)
+    return open_study(run, Choices(e2e=e2e, test_prompts=20))
 
 
 def test_everything_is_found_and_documented(analyses, run):
     assert not analyses.missing
     for name, (_, documented) in DOCUMENTED.items():
-        assert set(analyses.found[name]) == set(documented)
+        assert set(analyses.arrays[name]) == set(documented)
         with np.load(run / "analysis" / f"{name}.npz", allow_pickle=False) as file:
             assert set(file.files) == {*documented, "made_from"}
         assert all(
@@ -52,13 +54,13 @@ def test_everything_is_found_and_documented(analyses, run):
 
 def test_evaluation_equals_the_runs_own(analyses, run):
     own = json.loads((run / "metrics.json").read_text())
-    found = analyses.found["evaluation"]
+    found = analyses.arrays["evaluation"]
     for m, name in enumerate(("vanilla", "abft")):
         predicted = found["probabilities_MNC"][m].argmax(1)
         assert (predicted == found["targets_N"]).mean() == own[name]["accuracy"]
         assert found["induction_rate_MLH"][m].sum() == pytest.approx(own[name]["heads"])
-        assert found["right_mass_MLH"][m].mean() == pytest.approx(
-            own[name]["mean_right_mass"], abs=1e-6
+        assert found["correct_mass_MLH"][m].mean() == pytest.approx(
+            own[name]["mean_correct_mass"], abs=1e-6
         )
 
 
@@ -67,17 +69,19 @@ def test_head_map_equals_the_training_log(options, tmp_path):
     settings = {**options, "nd": 8, "nb": 8, "steps": 1, "save-steps": 1}
     assert invoke("train", *arguments(settings), "--no-filter", "--output", folder).exit_code == 0
     logged = json.loads((folder / "log.jsonl").read_text().splitlines()[0])
-    opened = open_study(folder, None, test_prompts=8)
-    written = tuple(training_prompts(opened.data, 8, opened.config.k, opened.config.seed))
-    found = evaluation(dataclasses.replace(opened, prompts=tuple(opened.encode(written))))
+    opened = open_study(folder, Choices(test_prompts=8))
+    session = opened.session
+    written = training_prompts(session.data, 8, session.config.k, session.config.seed)
+    session.prompts = session.encode(written)
+    found = evaluation(opened)
     assert found["induction_rate_MLH"][0].sum() == pytest.approx(logged["heads"], abs=1e-4)
-    assert found["right_mass_MLH"][0].sum() == pytest.approx(logged["right_mass"], abs=1e-4)
-    assert found["wrong_mass_MLH"][0].sum() == pytest.approx(logged["wrong_mass"], abs=1e-4)
+    assert found["correct_mass_MLH"][0].sum() == pytest.approx(logged["correct_mass"], abs=1e-4)
+    assert found["incorrect_mass_MLH"][0].sum() == pytest.approx(logged["incorrect_mass"], abs=1e-4)
 
 
 def test_unseen_labels_are_never_right(analyses, study):
-    found = analyses.found["unseen"]
-    assert found["wrong_mass_MLH"].max() > 0
+    found = analyses.arrays["unseen"]
+    assert found["incorrect_mass_MLH"].max() > 0
     assert found["probabilities_MNC"].shape == (3, 20, 2)
 
 
@@ -87,7 +91,7 @@ def test_the_basin_holds_the_models(analyses, run, e2e):
         for name in ("vanilla", "abft")
     )
     other = json.loads((e2e / "metrics.json").read_text())["e2e"]["accuracy"]
-    line, plane = analyses.found["line"], analyses.found["plane"]
+    line, plane = analyses.arrays["line"], analyses.arrays["plane"]
     along = dict(zip(line["a_A"].tolist(), line["accuracy_A"].tolist(), strict=True))
     assert (along[0.0], along[1.0]) == (vanilla, abft)
     at = {
@@ -106,7 +110,7 @@ def test_no_change_has_norm_zero(options, tmp_path):
         ).exit_code
         == 0
     )
-    found = analyze(folder, Choices(points=2, test_prompts=4)).found
+    found = analyze(folder, Choices(points=2, test_prompts=4)).arrays
     assert not found["changes"]["norm_RLP"].any()
     assert not found["changes"]["effective_rank_RLP"].any()
     assert (found["changes"]["base_norm_LP"] > 0).all()
@@ -115,7 +119,7 @@ def test_no_change_has_norm_zero(options, tmp_path):
 
 def test_norms_of_changes(analyses, study):
     change = {qk.name: matrix for qk, matrix in study.space.changes("run")}
-    found = analyses.found["changes"]
+    found = analyses.arrays["changes"]
     for layer in range(2):
         for role, leaf in enumerate(("q_proj", "k_proj")):
             matrix = change[f"model.layers.{layer}.self_attn.{leaf}"]
@@ -127,24 +131,24 @@ def test_norms_of_changes(analyses, study):
 
 def test_switching_off_no_head_changes_nothing(study, analyses):
     prompts = study.prompts
-    with bar_of("test", 60) as bar:
+    with progress_bar("test", 60) as bar:
         plain, _ = study.evaluate({"run": 1.0}, prompts, bar)
         none, _ = study.evaluate(
             {"run": 1.0}, prompts, bar, head_gates(study.layers, 4, np.array([], int))
         )
     assert np.array_equal(plain, none)
-    found = analyses.found["causality"]
+    found = analyses.arrays["causality"]
     assert (found["heads_off_MS"][:, 0] == 0).all()
     for m in range(3):
-        probabilities = analyses.found["evaluation"]["probabilities_MNC"][m]
-        expected = (probabilities.argmax(1) == analyses.found["evaluation"]["targets_N"]).mean()
+        probabilities = analyses.arrays["evaluation"]["probabilities_MNC"][m]
+        expected = (probabilities.argmax(1) == analyses.arrays["evaluation"]["targets_N"]).mean()
         assert found["induction_accuracy_MS"][m, 0] == expected
         assert (found["random_accuracy_MSD"][m, 0] == expected).all()
 
 
 def test_a_head_that_is_off_equals_zero_columns_of_the_output_projection(study):
     prompts, head, layer = study.prompts, 1, 0
-    with bar_of("test", 40) as bar:
+    with progress_bar("test", 40) as bar:
         gated, _ = study.evaluate(
             {}, prompts, bar, head_gates(study.layers, 4, np.array([layer * 4 + head]))
         )
@@ -161,12 +165,12 @@ def test_a_head_that_is_off_equals_zero_columns_of_the_output_projection(study):
 
 
 def test_rows_of_examples_are_eager_rows(analyses, study):
-    found = analyses.found["examples"]
+    found = analyses.arrays["examples"]
     inner = decoder(study.space.move({"run": 1.0}))
     ends = np.cumsum(found["tokens_P"])
     for p, number in enumerate(found["prompts_P"]):
         prompt = study.prompts[number]
-        assert str(found["texts_P"][p]) == study.written[number].text
+        assert str(found["texts_P"][p]) == study.session.written[number].text
         with torch.no_grad(), row_attention(study.space.model, "eager"):
             rows, _ = read_rows(
                 inner,
@@ -180,7 +184,7 @@ def test_rows_of_examples_are_eager_rows(analyses, study):
         for (start, end), label in zip(
             found["label_spans_PK2"][p], found["label_classes_PK"][p], strict=True
         ):
-            assert str(found["texts_P"][p])[start:end] == study.data.task.label_words[label]
+            assert str(found["texts_P"][p])[start:end] == study.session.data.task.label_words[label]
 
 
 def test_chosen_prompts_are_of_every_kind():
@@ -208,14 +212,14 @@ def test_only_what_is_missing_damaged_or_outdated_is_computed_again(run, e2e, an
         if times.get(path.name) != path.stat().st_mtime_ns
     }
     assert changed == {"line.npz", "causality.npz", "changes.npz", "plane.npz"}
-    assert np.array_equal(again.found["line"]["accuracy_A"], analyses.found["line"]["accuracy_A"])
+    assert np.array_equal(again.arrays["line"]["accuracy_A"], analyses.arrays["line"]["accuracy_A"])
     assert not list(folder.glob(".*"))
 
 
-def test_heads_of_families_without_the_interface_cannot_be_switched_off(study):
-    eager = dataclasses.replace(study, implementation="eager")
+def test_heads_of_families_without_the_interface_cannot_be_switched_off(study, monkeypatch):
+    monkeypatch.setattr("abft.model.capabilities.Capabilities.implementation", "eager")
     with pytest.raises(AbftError, match="cannot be switched off"):
-        eager.evaluate({}, study.prompts, bar_of("test", 1), {0: torch.ones(4)})
+        study.evaluate({}, study.prompts, progress_bar("test", 1), {0: torch.ones(4)})
 
 
 def test_a_run_without_a_task_is_one_of_the_default_task(e2e, tmp_path):
@@ -227,9 +231,9 @@ def test_a_run_without_a_task_is_one_of_the_default_task(e2e, tmp_path):
         return folder
 
     ours = run_of("ours")
-    refuse_as_e2e(ours, run_of("same", task="SST2", objective="e2e"))
+    check_e2e_run(ours, run_of("same", task="SST2", objective="e2e"))
     with pytest.raises(AbftError, match="has task 'SST2'.* has 'TREC'"):
-        refuse_as_e2e(ours, run_of("other-task", task="TREC", objective="e2e"))
+        check_e2e_run(ours, run_of("other-task", task="TREC", objective="e2e"))
 
 
 def test_bad_input(options, run, e2e, tmp_path):
@@ -282,19 +286,19 @@ def test_a_base_model_that_moved(run, model_folder, tmp_path):
 def test_rows_are_thinned_to_fit(study, analyses, monkeypatch):
     from abft.analysis import examples
 
-    whole = analyses.found["examples"]["attention_MJT"]
+    whole = analyses.arrays["examples"]["attention_MJT"]
     monkeypatch.setattr(examples, "ROW_ENTRIES", whole.size // 3)
-    thinned = examples.examples(study, analyses.found["evaluation"])
+    thinned = examples.examples(study, analyses.arrays["evaluation"])
     assert thinned["attention_MJT"].size <= whole.size // 3
     assert len(thinned["heads_J2"]) == examples.FEWEST_HEADS
-    assert 1 <= len(thinned["prompts_P"]) < len(analyses.found["examples"]["prompts_P"])
+    assert 1 <= len(thinned["prompts_P"]) < len(analyses.arrays["examples"]["prompts_P"])
 
 
 def test_norms_of_layers_that_did_not_train(options, tmp_path):
     folder = tmp_path / "run"
     settings = {**options, "layers": "1", "steps": 1}
     assert invoke("train", *arguments(settings), "--output", folder).exit_code == 0
-    found = analyze(folder, Choices(points=2, test_prompts=4)).found["changes"]
+    found = analyze(folder, Choices(points=2, test_prompts=4)).arrays["changes"]
     assert (found["base_norm_LP"] > 0).all()
     assert not found["norm_RLP"][0, 0].any()
     assert (found["norm_RLP"][0, 1] > 0).all()

@@ -9,7 +9,7 @@ import pytest
 import torch
 import typer
 
-from abft.cli.commands import app
+from abft.cli.app import app
 from command_line import arguments, invoke, refused
 
 
@@ -85,7 +85,7 @@ def test_occupied_output_folders(options, finished, tmp_path):
             {"A0": 0.3, "objective": "vote"},
             "A0 goes with objective 'abft' and has no effect on 'vote'",
         ),
-        ({"objective": "ABFT"}, "objective = 'ABFT': expected one of abft, vote, e2e"),
+        ({"objective": "ABFT"}, "objective = 'ABFT': expected one of vote, abft, e2e"),
         ({"Cp": 0.1, "objective": "e2e"}, "Cp goes with objective 'abft'"),
         ({"cross_entropy": -1}, "cross_entropy = -1.0"),
         ({"cross_entropy": 1, "objective": "e2e"}, "goes with objectives abft and vote"),
@@ -227,7 +227,7 @@ def test_main_prints_one_line_and_no_traceback(tmp_path):
         [
             sys.executable,
             "-m",
-            "abft.cli.commands",
+            "abft",
             "train",
             "--task",
             "sst-2",

@@ -217,7 +217,7 @@ def test_damaged_scores_are_computed_again(tmp_path, caplog):
     store.write_scores("a", kept)
     read = store.scores("a")
     assert read.probabilities.tolist() == [[0.25, 0.75]]
-    assert (read.heads, read.right_mass, read.wrong_mass) == (3.5, 0.1, None)
+    assert (read.heads, read.correct_mass, read.incorrect_mass) == (3.5, 0.1, None)
     file = tmp_path / "scores" / "a.npz"
     file.write_bytes(file.read_bytes()[:40])
     assert store.scores("a") is None
@@ -282,7 +282,7 @@ def test_killed_and_restarted_gives_the_same_numbers(grid_values, tmp_path, benc
     command = [
         sys.executable,
         "-m",
-        "abft.cli.commands",
+        "abft",
         "bench",
         "--config",
         str(path),
@@ -418,8 +418,8 @@ def test_settings_of_untrained_methods_are_their_own(grid_values, tmp_path):
     assert invoke("bench", "--config", path, "--output", tmp_path / "out").exit_code == 0
     records = [Store(tmp_path / "out").read(cell) for cell in grid.cells()]
     assert records[0]["heads"] > records[2]["heads"]
-    assert records[0]["right_mass"] == records[2]["right_mass"]
-    assert records[0]["right_mass"] != records[1]["right_mass"]
+    assert records[0]["correct_mass"] == records[2]["correct_mass"]
+    assert records[0]["correct_mass"] != records[1]["correct_mass"]
 
 
 def test_settings_of_the_papers_objective_reach_no_other(grid_values, tmp_path):
@@ -663,7 +663,7 @@ def test_a_killed_ray_worker_does_not_stop_the_grid(grid_values, tmp_path, bench
         "import sys, abft.bench.ray_engine as engine, ray\n"
         "init = ray.init\n"
         "ray.init = lambda **options: init(**{**options, 'num_cpus': 2})\n"
-        "from abft.cli.commands import main\nsys.argv[0] = 'abft'\nmain()\n"
+        "from abft.cli.app import main\nsys.argv[0] = 'abft'\nmain()\n"
     )
     command = [
         sys.executable,

@@ -7,7 +7,7 @@ import io
 import numpy as np
 import pytest
 
-import abft.data.datasets
+import abft.data.builtin
 from abft.bench.calibration import calibrated, calibration_prompts, prior
 from abft.bench.rewrites import alternate_templates, renamed
 from abft.bench.scenarios import PAPER_TASKS, SCENARIOS, Setting
@@ -30,13 +30,13 @@ with quiet():
     from StaICC.util import functional, hgf_dataset_loader
 
 
-def setting(name, tokenizer=None, protocol="staicc", count=1024, k=4):
+def setting(name, tokenizer=None, prompt_style="staicc", count=1024, k=4):
     return Setting(
-        load_task(name, protocol),
+        load_task(name, prompt_style),
         k,
         count,
-        protocol,
-        lambda other: load_task(other, protocol),
+        prompt_style,
+        lambda other: load_task(other, prompt_style),
         tokenizer,
     )
 
@@ -66,9 +66,9 @@ class Spy:
 
 
 def theirs(kind, name, tests=512, **options):
-    sizes = [1024, abft.data.builtin._STAICC_DEMONSTRATIONS.get(name, 4096), tests]
+    sizes = [1024, abft.data.builtin.BUILTIN[name].demonstrations, tests]
     with quiet():
-        data = getattr(hgf_dataset_loader, abft.data.builtin._STAICC_LOADERS[name])()
+        data = getattr(hgf_dataset_loader, abft.data.builtin.BUILTIN[name].loader)()
         return getattr(StaICC, kind)(original_dataset=data, k=4, dividing=sizes, **options)
 
 
@@ -97,7 +97,7 @@ def test_template_consistency_is_staiccs(name):
 @pytest.mark.parametrize("name", TASKS)
 def test_alternate_templates_are_staiccs(name):
     with quiet():
-        loader = getattr(hgf_dataset_loader, abft.data.builtin._STAICC_LOADERS[name])()
+        loader = getattr(hgf_dataset_loader, abft.data.builtin.BUILTIN[name].loader)()
     alternates = loader.get_alternate_template()
     tasks = alternate_templates(load_task(name, "staicc").task)
     assert {t.template.instruction for t in tasks} == set(alternates["instruction"])
@@ -126,7 +126,7 @@ def test_label_noise_is_staiccs_but_for_its_axis(name):
     )
     slope, _ = functional.linear_regression(
         [1, 0.75, 0.5, 0.25, 0], accuracies
-    )  # x = share of right labels
+    )  # x = share of correct labels
     assert ours["gler"] == pytest.approx(slope, abs=1e-12)
     # StaICC's own x runs 1, 0.75, 0.25, -0.5, -1.5 instead.
     assert result["sensitivity"]["accuracy"][0] == pytest.approx(
@@ -180,7 +180,7 @@ def test_label_noise_with_few_demonstrations_is_fitted_to_what_was_written():
 
 def test_unseen_labels_by_default_are_drawn_from_the_other_labels():
     (unseen,) = SCENARIOS["unseen_label"].write(
-        setting("TREC", protocol="consistent", count=300, k=16)
+        setting("TREC", prompt_style="consistent", count=300, k=16)
     )
     assert all(prompt.target not in prompt.label_classes for prompt in unseen.prompts)
     assert len({prompt.label_classes for prompt in unseen.prompts}) > 250
@@ -193,7 +193,7 @@ def test_unseen_labels_give_up_in_time():
     lopsided = abft.data.splits.TaskData(
         data.task, data.train, pool, tuple(e for e in data.test if e.label == 1)
     )
-    with pytest.raises(AbftError, match="consistent protocol"):
+    with pytest.raises(AbftError, match="consistent prompt style"):
         SCENARIOS["unseen_label"].write(Setting(lopsided, 16, 4, "staicc", load_task, None))
 
 
@@ -270,7 +270,9 @@ def test_random_queries_keep_demonstrations_and_targets(bpe):
 def test_out_of_domain_asks_all_other_tasks_and_never_a_training_text():
     for source in ("SST2", "SST5"):
         trained = {text_key(example.text) for example in load_task(source).train}
-        sets = SCENARIOS["out_of_domain"].write(setting(source, protocol="consistent", count=512))
+        sets = SCENARIOS["out_of_domain"].write(
+            setting(source, prompt_style="consistent", count=512)
+        )
         assert [s.name for s in sets] == [name for name in PAPER_TASKS if name != source]
         for s in sets:
             assert not trained & {text_key(e.text) for e in (*s.data.test, *s.data.demonstrations)}
@@ -278,15 +280,15 @@ def test_out_of_domain_asks_all_other_tasks_and_never_a_training_text():
 
 
 @pytest.mark.parametrize("name", TASKS)
-@pytest.mark.parametrize("protocol", ["consistent", "staicc"])
-def test_no_test_text_is_in_a_training_or_calibration_prompt(name, protocol):
-    data = load_task(name, protocol)
+@pytest.mark.parametrize("prompt_style", ["consistent", "staicc"])
+def test_no_test_text_is_in_a_training_or_calibration_prompt(name, prompt_style):
+    data = load_task(name, prompt_style)
     held_out = {text_key(example.text) for example in (*data.test, *data.demonstrations)} - {
         ""
     }  # one tweet is empty
-    prompts = training_prompts(data, 200, 4, seed=3, protocol=protocol)
+    prompts = training_prompts(data, 200, 4, seed=3, prompt_style=prompt_style)
     for kind in ("contextual", "domain", "batch"):
-        prompts += calibration_prompts(kind, data, 100, 4, 3, protocol)
+        prompts += calibration_prompts(kind, data, 100, 4, 3, prompt_style)
     pool = {example.text for example in data.train}
     assert not {text_key(text) for text in pool} & held_out
     template = data.task.template
@@ -309,7 +311,7 @@ def test_no_test_text_is_in_a_training_or_calibration_prompt(name, protocol):
             )
             not in held_out
         )
-    if protocol == "consistent":
+    if prompt_style == "consistent":
         assert not {text_key(e.text) for e in data.test} & {
             text_key(e.text) for e in data.demonstrations
         }
@@ -361,7 +363,7 @@ def test_calibration_prompts_differ_in_their_queries_only():
 
 
 def test_word_tokens_of_every_template_are_found(bpe):
-    """Alternate templates work in the consistent protocol: the label token is the one inside
+    """Alternate templates work in the consistent prompt style: the label token is the one inside
     demonstrations.
     """
     for task in alternate_templates(TASKS["SST2"]):

@@ -5,7 +5,7 @@ from pathlib import Path
 import datasets
 import pytest
 
-from abft.cli.predictions import write_scored
+from abft.cli.predictions import write_predictions
 from abft.data.builtin import TASKS, load_task
 from abft.data.datasets import labelled_splits, load_data, read_table, texts_of
 from abft.data.splits import lcg_indices
@@ -33,13 +33,13 @@ def test_builtin_tasks_do_not_overlap(name):
 
 @pytest.mark.parametrize("name", ["SST2", "FP", "TEE"])
 def test_splits_equal_staicc(name):
-    import abft.data.datasets
+    import abft.data.builtin
 
     with contextlib.redirect_stdout(io.StringIO()):
         from StaICC.util import dataset_interface, hgf_dataset_loader
 
-    loader = getattr(hgf_dataset_loader, abft.data.builtin._STAICC_LOADERS[name])()
-    demonstration_number = abft.data.builtin._STAICC_DEMONSTRATIONS.get(name, 4096)
+    loader = getattr(hgf_dataset_loader, abft.data.builtin.BUILTIN[name].loader)()
+    demonstration_number = abft.data.builtin.BUILTIN[name].demonstrations
     theirs = dataset_interface.triplet_dataset(loader, 1024, demonstration_number, 512)
     ours = load_task(name, "staicc")
     assert [(e.text, e.label) for e in ours.test] == [(x[0][0], x[1]) for x in theirs.test.table]
@@ -197,7 +197,7 @@ def test_texts_of_a_file(reviews):
 @pytest.mark.parametrize("name", ["scored.csv", "scored.parquet"])
 def test_labelled_tables_keep_whole_numbers_with_gaps(name, tmp_path):
     table = datasets.Dataset.from_dict({"id": [9007199254740993, None], "text": ["good", "bad"]})
-    write_scored(tmp_path / name, table["text"], [("x", {"x": 1.0})] * 2, table)
+    write_predictions(tmp_path / name, table["text"], [("x", {"x": 1.0})] * 2, table)
     written = datasets.load_dataset(
         Path(name).suffix[1:], data_files=str(tmp_path / name), split="train"
     )

@@ -55,7 +55,9 @@ def test_two_processes_equal_one(options, finished, tmp_path):
         json.loads((run / "metrics.json").read_text()) for run in (finished, tmp_path / "two")
     ]
     assert scores[1]["training"]["processes"] == 2
-    assert scores[1]["abft"]["accuracy"] == pytest.approx(scores[0]["abft"]["accuracy"], abs=0.051)
+    assert scores[1]["after"]["accuracy"] == pytest.approx(
+        scores[0]["after"]["accuracy"], abs=0.051
+    )
 
 
 FSDP = [str(Path(__file__).parent / "fsdp_on_cpu.py")]
@@ -88,7 +90,9 @@ def test_fsdp2_equals_one_process(lora, one_process, tmp_path):
         json.loads((run / "metrics.json").read_text()) for run in (one_process, tmp_path / "two")
     ]
     assert scores[1]["training"]["processes"] == 2
-    assert scores[1]["abft"]["accuracy"] == pytest.approx(scores[0]["abft"]["accuracy"], abs=0.051)
+    assert scores[1]["after"]["accuracy"] == pytest.approx(
+        scores[0]["after"]["accuracy"], abs=0.051
+    )
 
 
 VOTE = {"objective": "vote", "cross-entropy": 2}

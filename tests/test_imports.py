@@ -92,7 +92,7 @@ def test_four_files_hold_the_method_on_few_pages():
 
 def test_help_imports_nothing_heavy():
     code = (
-        "import sys\nfrom typer.testing import CliRunner\nfrom abft.cli.commands import app\n"
+        "import sys\nfrom typer.testing import CliRunner\nfrom abft.cli.app import app\n"
         "assert CliRunner().invoke(app, ['train', '--help']).exit_code == 0\n"
         "heavy = {'torch', 'transformers', 'peft', 'datasets', 'numpy'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"

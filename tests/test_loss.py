@@ -76,7 +76,7 @@ def test_prompts_without_a_vote_teach_nothing():
     right, wrong = (
         torch.zeros(1, 2, 3),
         torch.rand(1, 2, 3),
-    )  # the first prompt shows no right label
+    )  # the first prompt shows no correct label
     right[:, 1] = 0.2
     right.requires_grad_()
     wrong.requires_grad_()

@@ -66,7 +66,7 @@ def test_the_vote_counts_every_head(prompts):
     prompts = [
         replace(prompts[0], label_classes=(prompts[0].target,) * 4),
         *prompts[1:],
-    ]  # the first has no wrong label
+    ]  # the first has no incorrect label
     rights, everything = [], []
     for prompt in prompts:
         model.set_attn_implementation("eager")
@@ -91,8 +91,8 @@ def test_the_vote_counts_every_head(prompts):
     with row_attention(model):
         loss, metrics = VoteObjective()(decoder(model), Batch(**collate(prompts)))
     assert loss.item() == pytest.approx(sum(terms) / len(prompts), rel=1e-4)
-    assert metrics["right_mass"].item() == pytest.approx(sum(rights) / len(prompts), rel=1e-4)
-    assert metrics["wrong_mass"].item() == pytest.approx(
+    assert metrics["correct_mass"].item() == pytest.approx(sum(rights) / len(prompts), rel=1e-4)
+    assert metrics["incorrect_mass"].item() == pytest.approx(
         (sum(everything) - sum(rights)) / len(prompts), rel=1e-4
     )
 

@@ -10,7 +10,6 @@ from abft.data.encoding import encode, label_tokens
 from abft.data.prompts import Prompt, evaluation_prompts, training_prompts, write_prompt
 from abft.data.tasks import Example
 from abft.errors import AbftError
-from abft.model.capabilities import supported_implementation
 from abft.runs.predictor import Predictor
 from abft.scoring.evaluate import evaluate
 from abft.scoring.metrics import accuracy, macro_f1
@@ -57,8 +56,7 @@ def test_probabilities_equal_the_full_model_one_prompt_at_a_time(family, prompts
     model = tiny_model(family, **extra)
     words = label_tokens(bpe, review_data.task)
     expected = full_model_probabilities(model, prompts, words)
-    implementation = supported_implementation(model)
-    measured, _ = evaluate(model, prompts, words, implementation, batch_size=4)
+    measured, _ = evaluate(model, prompts, words, batch_size=4)
     np.testing.assert_allclose(measured, expected, atol=2e-5)
     np.testing.assert_allclose(
         label_probabilities(model, prompts, words, batch_size=4), expected, atol=2e-5
@@ -97,15 +95,14 @@ def test_labels_of_several_tokens_follow_the_chain_rule(family, prompts, bpe, re
     )
     expected = chain_rule(model, prompts, LONG_LABELS)
     assert (np.ptp(expected, axis=0) > 0.01 * expected.mean(0)).all()
-    implementation = supported_implementation(model)
-    measured, report = evaluate(model, prompts, LONG_LABELS, implementation, batch_size=4)
+    measured, report = evaluate(model, prompts, LONG_LABELS, batch_size=4)
     np.testing.assert_allclose(measured, expected, rtol=1e-3)
     np.testing.assert_allclose(
         label_probabilities(model, prompts, LONG_LABELS, batch_size=4), expected, rtol=1e-3
     )
-    _, plain = evaluate(model, prompts, label_tokens(bpe, review_data.task), implementation)
+    _, plain = evaluate(model, prompts, label_tokens(bpe, review_data.task))
     np.testing.assert_allclose(
-        report.right_mass_LH, plain.right_mass_LH, atol=1e-6
+        report.correct_mass_LH, plain.correct_mass_LH, atol=1e-6
     )  # heads see the prompt alone
     np.testing.assert_allclose(report.induction_rate_LH, plain.induction_rate_LH)
     written = [
@@ -148,16 +145,12 @@ def test_unknown_logit_arithmetic_is_refused(prompts):
 
 def test_head_report_counts(prompts, bpe, review_data):
     model = tiny_model("llama")
-    _, report = evaluate(
-        model, prompts, label_tokens(bpe, review_data.task), "abft_rows", fixed_threshold=0.0
-    )
+    _, report = evaluate(model, prompts, label_tokens(bpe, review_data.task), fixed_threshold=0.0)
     assert report.induction_rate_LH.shape == (2, 4)
     assert report.heads == 8  # every head has some mass
-    _, none = evaluate(
-        model, prompts, label_tokens(bpe, review_data.task), "abft_rows", fixed_threshold=0.999
-    )
+    _, none = evaluate(model, prompts, label_tokens(bpe, review_data.task), fixed_threshold=0.999)
     assert none.heads == 0
-    assert (report.right_mass_LH + report.wrong_mass_LH <= 1).all()
+    assert (report.correct_mass_LH + report.incorrect_mass_LH <= 1).all()
 
 
 def test_order_is_kept_and_progress_adds_up(prompts, bpe, review_data):
@@ -178,7 +171,7 @@ def test_equals_staicc_benchmark_object(bpe):
     data = load_task("SST2", "staicc")
     words = label_tokens(bpe, data.task, "staicc")
     encoded = encode(bpe, evaluation_prompts(data, 1024, 4, "staicc"), "staicc")
-    ours, _ = evaluate(model, encoded, words, "abft_rows", batch_size=64)
+    ours, _ = evaluate(model, encoded, words, batch_size=64)
     targets = [prompt.target for prompt in encoded]
 
     def forward(prompt, label_space):

@@ -41,13 +41,13 @@ def test_every_label_position_decodes_to_its_label_word(any_tokenizer, name):
 
 @pytest.mark.parametrize("name", TASKS)
 def test_staicc_prompts_equal_staicc_byte_for_byte(name):
-    import abft.data.datasets
+    import abft.data.builtin
 
     with contextlib.redirect_stdout(io.StringIO()):
         from StaICC.util import experimentor, hgf_dataset_loader
 
-    loader = getattr(hgf_dataset_loader, abft.data.builtin._STAICC_LOADERS[name])()
-    sizes = [1024, abft.data.builtin._STAICC_DEMONSTRATIONS.get(name, 4096), 512]
+    loader = getattr(hgf_dataset_loader, abft.data.builtin.BUILTIN[name].loader)()
+    sizes = [1024, abft.data.builtin.BUILTIN[name].demonstrations, 512]
     theirs = experimentor.single_experimentor(original_dataset=loader, k=4, dividing=sizes)
     data = load_task(name, "staicc")
     ours = evaluation_prompts(data, 1024, 4, "staicc")
@@ -132,8 +132,8 @@ def test_collate(bpe, review_data):
         right = [c == prompt.target for c in prompt.label_classes]
         missing = [False] * (4 - len(right))
         assert batch.correct[b].tolist() == right + missing
-        assert batch.wrong[b].tolist() == [not r for r in right] + missing
-    assert torch.equal(batch.candidates, batch.correct | batch.wrong)
+        assert batch.incorrect[b].tolist() == [not r for r in right] + missing
+    assert torch.equal(batch.candidates, batch.correct | batch.incorrect)
 
 
 def test_pseudo_batches_keep_their_prompts_and_are_sorted_by_length():

@@ -115,10 +115,10 @@ def test_every_section_is_there(page):
 
 def test_numbers_are_the_runs_own(page, run, e2e):
     own = json.loads((run / "metrics.json").read_text())
-    other = json.loads((e2e / "metrics.json").read_text())["e2e"]
+    other = json.loads((e2e / "metrics.json").read_text())["after"]
     cells = page.locator("#result tbody tr").first.locator("td").all_inner_texts()
-    assert cells == [f"{scores['accuracy']:.3f}" for scores in (own["vanilla"], own["abft"], other)]
-    assert f"{100 * own['abft']['accuracy']:.1f}" in page.locator(".headline").inner_text()
+    assert cells == [f"{scores['accuracy']:.3f}" for scores in (own["before"], own["after"], other)]
+    assert f"{100 * own['after']['accuracy']:.1f}" in page.locator(".headline").inner_text()
     settings = dict(
         zip(
             *(page.locator(f"#result {tag}").all_text_contents() for tag in ("dt", "dd")),
@@ -162,9 +162,9 @@ def test_clicking_a_cell_and_choosing_a_quantity_changes_what_is_shown(page):
         sync_api.expect(cell.locator("th").first).to_have_text(name)
         seen.add(cell.inner_text())
     assert len(seen) == 3
-    assert page.locator("#figure-heads-right_mass-after").is_hidden()
-    page.locator("#heads-quantity").select_option("right_mass")
-    assert page.locator("#figure-heads-right_mass-after .main-svg").first.is_visible()
+    assert page.locator("#figure-heads-correct_mass-after").is_hidden()
+    page.locator("#heads-quantity").select_option("correct_mass")
+    assert page.locator("#figure-heads-correct_mass-after .main-svg").first.is_visible()
     assert page.locator("#figure-heads-mass-after").is_hidden()
 
 

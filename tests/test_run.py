@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 import abft
-from abft.cli.commands import app
+from abft.cli.app import app
 from abft.runs.config import RunConfig, default_learning_rate
 from command_line import arguments, invoke, refused
 
@@ -42,7 +42,7 @@ def test_run_folder(finished):
     } <= names
     assert not [n for n in names if n.startswith((".", "checkpoint")) or n == "vanilla.json"]
     metrics = json.loads((finished / "metrics.json").read_text())
-    assert (metrics["task"], metrics["protocol"], metrics["seed"], metrics["test_prompts"]) == (
+    assert (metrics["task"], metrics["prompt_style"], metrics["seed"], metrics["test_prompts"]) == (
         "reviews",
         "consistent",
         0,
@@ -58,7 +58,15 @@ def test_run_folder(finished):
     assert training["peak_memory_bytes"] > 2**20
     log = [json.loads(line) for line in (finished / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in log] == [1, 2, 3, 4]
-    assert set(log[0]) == {"step", "loss", "heads", "right_mass", "wrong_mass", "A", "seconds"}
+    assert set(log[0]) == {
+        "step",
+        "loss",
+        "heads",
+        "correct_mass",
+        "incorrect_mass",
+        "A",
+        "seconds",
+    }
     assert "| abft |" in (finished / "README.md").read_text()
 
 
@@ -85,9 +93,9 @@ def test_eval_reproduces_the_metrics(finished):
     metrics = json.loads((finished / "metrics.json").read_text())
     shown = json.loads(result.stdout)
     for name in ("accuracy", "macro_f1", "ece", "heads"):
-        assert shown[name] == pytest.approx(metrics["abft"][name], abs=1e-6)
+        assert shown[name] == pytest.approx(metrics["after"][name], abs=1e-6)
     by_config = json.loads(invoke("eval", "--config", finished / "config.yaml", "--json").stdout)
-    assert by_config["accuracy"] == metrics["vanilla"]["accuracy"]
+    assert by_config["accuracy"] == metrics["before"]["accuracy"]
     vanilla = json.loads(
         invoke("eval", "--run", finished, "--task", "MR", "--test-prompts", 8, "--json").stdout
     )
@@ -317,7 +325,7 @@ def start(options, output, *more):
     command = [
         sys.executable,
         "-m",
-        "abft.cli.commands",
+        "abft",
         "train",
         *arguments(options),
         "--output",
@@ -364,8 +372,8 @@ def test_killed_and_resumed_is_bit_equal(options, uninterrupted, tmp_path):
         json.loads((folder / "metrics.json").read_text())
         for folder in (uninterrupted, tmp_path / "run")
     )
-    assert whole["abft"] == parts["abft"]
-    assert whole["vanilla"] == parts["vanilla"]
+    assert whole["after"] == parts["after"]
+    assert whole["before"] == parts["before"]
     steps = [
         json.loads(line)["step"] for line in (tmp_path / "run/log.jsonl").read_text().splitlines()
     ]
@@ -386,7 +394,7 @@ def test_ctrl_c_saves_a_checkpoint_and_says_how_to_go_on(options, uninterrupted,
         json.loads((folder / "metrics.json").read_text())
         for folder in (tmp_path / "run", uninterrupted)
     )
-    assert ours["abft"]["accuracy"] == theirs["abft"]["accuracy"]
+    assert ours["after"]["accuracy"] == theirs["after"]["accuracy"]
 
 
 def test_two_processes_give_the_same_run(options, tmp_path):
@@ -402,7 +410,7 @@ def test_two_processes_give_the_same_run(options, tmp_path):
         "--nproc_per_node",
         "2",
         "-m",
-        "abft.cli.commands",
+        "abft",
         "train",
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -441,7 +449,7 @@ def test_interrupted_in_the_last_evaluation(options, tmp_path, monkeypatch):
     whole = json.loads(
         invoke("train", *arguments(options), "--output", tmp_path / "whole", "--json").stdout
     )
-    assert result["abft"] == whole["abft"]
+    assert result["after"] == whole["after"]
 
 
 def test_four_bit_run(options, four_bit_model_folder, tmp_path):
@@ -452,7 +460,7 @@ def test_four_bit_run(options, four_bit_model_folder, tmp_path):
     assert invoke("train", *arguments(options, lora_r=4), *flags).exit_code == 0
     metrics = json.loads((tmp_path / "run/metrics.json").read_text())
     shown = json.loads(invoke("eval", "--run", tmp_path / "run", "--json").stdout)
-    assert shown["ece"] == pytest.approx(metrics["abft"]["ece"], abs=1e-6)
+    assert shown["ece"] == pytest.approx(metrics["after"]["ece"], abs=1e-6)
     assert invoke("predict", "--run", tmp_path / "run", "--text", "good").exit_code == 0
     assert invoke("merge", tmp_path / "run", tmp_path / "merged").exit_code == 0
     assert "quantization_config" not in json.loads((tmp_path / "merged/config.json").read_text())
@@ -493,9 +501,9 @@ def test_end_to_end_run_is_named_as_what_it_is(options, tmp_path):
     again = invoke(
         "train", "--config", tmp_path / "run/config.yaml", "--output", tmp_path / "again", "--json"
     )
-    assert json.loads(again.stdout)["e2e"] == metrics["e2e"]
+    assert json.loads(again.stdout)["e2e"] == metrics["after"]
     shown = json.loads(invoke("eval", "--run", tmp_path / "run", "--json").stdout)
-    assert shown["ece"] == pytest.approx(metrics["e2e"]["ece"], abs=1e-6)
+    assert shown["ece"] == pytest.approx(metrics["after"]["ece"], abs=1e-6)
 
 
 def test_settings_left_open_follow_from_others():
@@ -559,7 +567,7 @@ def test_a_run_with_default_settings(options, tmp_path):
     )
     assert (
         json.loads(again.stdout)["vote"]
-        == json.loads((tmp_path / "run/metrics.json").read_text())["vote"]
+        == json.loads((tmp_path / "run/metrics.json").read_text())["after"]
     )
 
 
@@ -583,7 +591,7 @@ def test_labels_of_several_tokens_and_ones_that_begin_another(options, tmp_path)
     run = tmp_path / "run"
     result = invoke("train", *arguments(options), *given, "--output", run)
     assert result.exit_code == 0, result.output
-    assert json.loads((run / "metrics.json").read_text())["abft"]["accuracy"] > 0
+    assert json.loads((run / "metrics.json").read_text())["after"]["accuracy"] > 0
     shown = json.loads(
         invoke("predict", "--run", run, "--text", "great and good", "--json").stdout.splitlines()[0]
     )
@@ -594,7 +602,7 @@ def test_labels_of_several_tokens_and_ones_that_begin_another(options, tmp_path)
 def test_every_setting_is_an_option():
     from typer.main import get_command
 
-    from abft.cli.commands import app
+    from abft.cli.app import app
 
     options = {parameter.name for parameter in get_command(app).commands["train"].params}
     assert {f.name for f in fields(RunConfig)} <= options

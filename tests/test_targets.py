@@ -27,7 +27,7 @@ def marked(right, seed):
 def right_share(model, prompts):
     with row_attention(model), torch.no_grad():
         _, metrics = VoteObjective()(decoder(model), Batch(**collate(prompts)))
-    return (metrics["right_mass"] / (metrics["right_mass"] + metrics["wrong_mass"])).item()
+    return (metrics["correct_mass"] / (metrics["correct_mass"] + metrics["incorrect_mass"])).item()
 
 
 @pytest.mark.parametrize("objective", ["abft", "vote"])

@@ -67,7 +67,7 @@ def test_paper_defaults():
 def test_training_moves_heads_to_right_labels(tmp_path, review_data, bpe):
     trainer = run(tmp_path, review_data, bpe, max_steps=12, head_filter=False, learning_rate=3e-2)
     first, last = logs(trainer)[0], logs(trainer)[-1]
-    assert last["right_mass"] > 1.3 * first["right_mass"]
+    assert last["correct_mass"] > 1.3 * first["correct_mass"]
     assert last["loss"] < first["loss"]
     assert trainer.model.config._attn_implementation == "sdpa"  # stock attention is back
 
@@ -114,7 +114,7 @@ def test_shared_demonstrations_train_as_the_same_prompts_one_by_one(
     packed = run(tmp_path / "a", review_data, bpe, queries=2, **changes)
     assert packed.get_train_dataloader().dataset is packed.train_dataset
     assert "branch_ends" in next(iter(packed.get_train_dataloader()))
-    monkeypatch.setattr("abft.training.trainer.can_pack", lambda model: False)
+    monkeypatch.setattr("abft.model.capabilities.Capabilities.packs", False)
     plain = run(tmp_path / "b", review_data, bpe, queries=2, **changes)
     assert "branch_ends" not in next(iter(plain.get_train_dataloader()))
     for a, b in zip(logs(packed), logs(plain), strict=True):
@@ -322,8 +322,8 @@ def test_no_heads_is_refused_in_the_first_step(tmp_path, review_data, bpe):
         ({"threshold": 1.5}, "threshold = 1.5"),
         ({"learning_rate": math.nan}, "learning rate = nan"),
         ({"Cp": math.inf}, "Cp = inf"),
-        ({"objective": "Vote"}, "objective = 'Vote': expected one of abft, vote, e2e"),
-        ({"protocol": "Staicc"}, "protocol = 'Staicc'"),
+        ({"objective": "Vote"}, "objective = 'Vote': expected one of vote, abft, e2e"),
+        ({"prompt_style": "Staicc"}, "prompt_style = 'Staicc'"),
         ({"weight_decay": 0.1}, "weight_decay = 0.1"),
     ],
 )
@@ -385,7 +385,7 @@ def test_tensorboard_shows_heads_and_loss(tmp_path, review_data, bpe, monkeypatc
     trainer = run(tmp_path, review_data, bpe, max_steps=2, report_to="tensorboard")
     found = events.EventAccumulator(str(tmp_path / "events")).Reload()
     logged = [entry for entry in trainer.state.log_history if "heads" in entry]
-    for name in ("loss", "heads", "A", "right_mass"):
+    for name in ("loss", "heads", "A", "correct_mass"):
         assert [point.value for point in found.Scalars(f"train/{name}")] == pytest.approx(
             [entry[name] for entry in logged]
         )

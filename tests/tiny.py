@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from transformers.models.auto import CONFIG_MAPPING
 
-from abft.data.builtin import STAICC_WORDS, TASKS
+from abft.data.builtin import BUILTIN, TASKS
 
 VOCABULARY = 700
 
@@ -127,7 +127,7 @@ def tiny_model(family: str, seed: int = 0, **changes):
 def _corpus() -> list[str]:
     lines = []
     for task in TASKS.values():
-        words = [*task.label_words, *STAICC_WORDS.get(task.name, {}).values()]
+        words = [*task.label_words, *BUILTIN[task.name].staicc_words.values()]
         for word in words:
             lines += [task.template.pattern.format(text="a film to remember", label=word)] * 40
     return lines

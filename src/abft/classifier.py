@@ -4,12 +4,11 @@ import functools
 import json
 import math
 import random
-import shutil
 import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,15 +16,11 @@ from abft import __version__
 from abft.data.splits import TaskData, text_key, unique
 from abft.data.tasks import Example, Task, Template
 from abft.errors import AbftError
-from abft.files import share, write_json
-from abft.model.checkpoints import FULL_RANK_FILE
-from abft.runs.config import (
-    RunConfig,
-    default_cross_entropy,
-    default_learning_rate,
-    refuse_below,
-    refuse_without_effect,
-)
+from abft.files import atomic_files, write_json
+from abft.method.objectives import DEFAULT_OBJECTIVE, OBJECTIVES
+from abft.model.weight_files import FULL_RANK_FILE
+from abft.runs.config import RunConfig, check_effect, resolve
+from abft.settings import document_settings
 
 if TYPE_CHECKING:
     from abft.runs.predictor import Predictor
@@ -61,6 +56,17 @@ PATIENCE = 3  # validations without a better one, after which training ends
 PSEUDO_BATCH, QUERIES = 32, 4
 
 
+_SHARED = {
+    "model": "model",
+    "template": "template",
+    "objective": "objective",
+    "cross_entropy": "cross_entropy",
+    "learning_rate": "lr",
+    "device": "device",
+}
+
+
+@document_settings(RunConfig, _SHARED)
 class ABFTClassifier(ClassifierMixin, BaseEstimator):
     """Classifies texts with a language model that reads a few of the labelled texts as
     demonstrations.
@@ -73,21 +79,15 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
     out and trained on.
 
     Args:
-        model: hub id, folder, .gguf file or the embedded default.
-        template: how a text and its label are written, with `{text}` and `{label}`.
         label_words: class -> the word that stands for it in prompts; default: the class as text.
         k: demonstrations in a prompt; default: 4, or as many as there are classes, up to 16.
         demonstration_sets: probabilities are averaged over so many sets of demonstrations; default:
             2, or as many as it takes to show every class once. A set takes the classes in turn, in
             random order, and goes on in the next set where it stopped, so that all classes are
             shown about equally often.
-        objective, cross_entropy: as in `RunConfig`: by default the vote of all heads and the label
-            word's cross-entropy.
         steps: most optimizer steps, of 32 prompts each; 0 = no training.
-        learning_rate: default by model size.
         held_out: share of the texts that is not trained on, at least 8 and at most 256 of them.
         batch_size: texts in a forward pass of prediction.
-        device: auto, cpu, cuda or balanced.
         random_state: int, RandomState or None; decides the parts, demonstrations and training
             prompts.
         progress: show a progress bar while training.
@@ -108,9 +108,9 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
         label_words: dict[Any, str] | None = None,
         k: int | None = None,
         demonstration_sets: int | None = None,
-        objective: Literal["abft", "vote", "e2e"] = "vote",
+        objective: str = DEFAULT_OBJECTIVE,
         cross_entropy: float | None = None,
-        steps: int = 16,
+        steps: int = OBJECTIVES[DEFAULT_OBJECTIVE].default_steps,
         learning_rate: float | None = None,
         held_out: float = 0.2,
         batch_size: int = 16,
@@ -153,14 +153,14 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
         """
         from abft.model.loading import load_model
 
-        self._refuse_bad_settings()
+        self._check_settings()
         texts = _texts(X)
         classes = _classes(y)
         check_consistent_length(texts, classes)
         self.classes_, labels = np.unique(classes, return_inverse=True)
         examples = [Example(text, int(label)) for text, label in zip(texts, labels, strict=True)]
         examples = unique(examples, lambda example: (text_key(example.text), example.label))
-        self._refuse_few(examples)
+        self._check_classes(examples)
         generator = random.Random(int(check_random_state(self.random_state).randint(2**31)))
         task = self._task()
         training, held_out = _parts(examples, self.held_out, generator)
@@ -215,20 +215,22 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
             raise ValueError(f"y holds classes that fit has not seen: {sorted(unknown, key=str)}")
         return super().score(X, y, sample_weight)
 
-    def _refuse_bad_settings(self) -> None:
-        refuse_below(1, self, "k", "demonstration_sets", "batch_size")
-        refuse_below(0, self, "steps")
+    def _check_settings(self) -> None:
+        for name, least in (("demonstration_sets", 1), ("batch_size", 1), ("steps", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise AbftError(f"{name} = {value}: expected at least {least}")
         if not 0 < self.held_out < 1:
             raise ValueError(f"held_out = {self.held_out}: expected a share between 0 and 1")
-        given = {"cross_entropy": self.cross_entropy, "lr": self.learning_rate}
-        numbers: dict[str, Any] = {
-            name: float(value) for name, value in given.items() if value is not None
-        }
-        refuse_without_effect(
-            RunConfig(objective=self.objective, k=self.k or RunConfig.k, **numbers)
-        )
+        check_effect(self._config(RunConfig.k if self.k is None else self.k))
 
-    def _refuse_few(self, examples: Sequence[Example]) -> None:
+    def _config(self, k: int) -> RunConfig:
+        """Return the training's settings; those that follow from others are open."""
+        numbers = (self.cross_entropy, self.learning_rate)
+        weight, rate = (None if number is None else float(number) for number in numbers)
+        return RunConfig(objective=self.objective, k=k, cross_entropy=weight, lr=rate)
+
+    def _check_classes(self, examples: Sequence[Example]) -> None:
         if len(self.classes_) < 2:
             raise ValueError(
                 f"y holds one class only ({self.classes_[0]!r}); a classifier needs at least 2 "
@@ -236,9 +238,9 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
             )
         counts = np.bincount([example.label for example in examples], minlength=len(self.classes_))
         if counts.min() < 2:
-            lonely = self.classes_[counts < 2].tolist()
+            alone = self.classes_[counts < 2].tolist()
             raise ValueError(
-                f"classes with one text: {lonely[:5]}; every class needs at least 2, one to "
+                f"classes with one text: {alone[:5]}; every class needs at least 2, one to "
                 f"show and one to ask"
             )
 
@@ -301,24 +303,10 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
                 f"{folder} holds files that are no saved classifier; give a new or empty folder"
             )
         model = self._opened()[0].model
-        staging = folder / PARTIAL
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir(parents=True)
-        try:
+        with atomic_files(folder, owned=(FULL_RANK_FILE, FILE)) as partial:
             if self.best_step_:
-                save_full_rank(model, staging, self._base_samples)
-            write_json(staging / FILE, self._record())
-            share(staging)
-            for name in (
-                FILE,
-                FULL_RANK_FILE,
-            ):  # without FILE nothing is taken for a saved classifier
-                (folder / name).unlink(missing_ok=True)
-            for name in (FULL_RANK_FILE, FILE):
-                if (staging / name).is_file():
-                    (staging / name).replace(folder / name)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
+                save_full_rank(model, partial, self._base_samples)
+            write_json(partial / FILE, self._record())
 
     def _record(self) -> dict[str, Any]:
         """What `load` needs besides the weights, JSON-ready."""
@@ -428,14 +416,8 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
         from abft.training.trainer import ABFTTrainer
 
         first = self._predictors[0]
-        rate = self.learning_rate
-        if rate is None:
-            rate = default_learning_rate(first.model.num_parameters(), False, self.objective)
-        weight = (
-            default_cross_entropy(self.objective)
-            if self.cross_entropy is None
-            else self.cross_entropy
-        )
+        config = resolve(self._config(k), first.model.num_parameters())
+        assert config.lr is not None
         keep = KeepBest(
             functools.partial(self._validated, held_out),
             max(1, self.steps // VALIDATIONS),
@@ -444,9 +426,9 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
         with tempfile.TemporaryDirectory() as folder:
             arguments = ABFTConfig(
                 output_dir=folder,
-                objective=self.objective,
-                cross_entropy=weight,
-                learning_rate=rate,
+                objective=config.objective,
+                cross_entropy=config.cross_entropy,
+                learning_rate=config.lr,
                 max_steps=self.steps,
                 k=k,
                 nd=self.steps * PSEUDO_BATCH,

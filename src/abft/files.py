@@ -1,33 +1,85 @@
-"""Files written at once or not at all."""
+"""Files and folders that appear whole or not at all. Everything this package writes goes here."""
 
 import json
+import os
 import shutil
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-from abft.errors import AbftError
 
-MIB = 2**20
+def _partial(path: Path) -> Path:
+    """Return where `path` is written first: next to it, one place for each process."""
+    return path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.partial")
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file at once or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Give a place to write to; when the context ends without an error, it becomes `path`."""
+    partial = _partial(path)
     try:
-        partial.write_text(text, encoding="utf-8")
+        yield partial
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
 
 
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Give an empty folder; when the context ends without an error, it becomes `path`.
+
+    `path` may be an empty folder before. The files get the permissions of any new file.
+    """
+    partial = _partial(path)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        _share(partial)
+        if path.is_dir():
+            path.rmdir()  # fails, as it should, if it holds anything
+        partial.replace(path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def atomic_files(folder: Path, owned: Sequence[str] = ()) -> Iterator[Path]:
+    """Give an empty folder; when the context ends without an error, its files move to `folder`.
+
+    Several files cannot be replaced at one moment. Of the files `owned`, old ones are removed
+    first, from the last, and new ones arrive in order: a folder with the last one is complete.
+    """
+    partial = folder / ".partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        _share(partial)
+        for name in reversed(owned):
+            (folder / name).unlink(missing_ok=True)
+        others = [path.name for path in partial.iterdir() if path.name not in owned]
+        for name in (*others, *owned):
+            if (partial / name).exists():
+                (partial / name).replace(folder / name)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    with atomic_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
 def write_json(path: Path, value: object) -> None:
-    """Write JSON at once or not at all."""
+    """Write a JSON file whole or not at all."""
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
-def share(folder: Path) -> None:
-    """Give the files of `folder` the permissions of any new file; safetensors writes files that
-    nobody else may read.
-    """
+def _share(folder: Path) -> None:
+    """Give files the permissions of any new file; safetensors lets nobody else read its files."""
     new = folder / ".new"
     new.touch()
     mode = new.stat().st_mode
@@ -35,15 +87,3 @@ def share(folder: Path) -> None:
     for path in folder.iterdir():
         if path.is_file():
             path.chmod(mode)
-
-
-def refuse_full_disk(output: Path, expected: int) -> None:
-    """Raise AbftError unless there is room for `expected` bytes and a margin where `output` is to
-    be.
-    """
-    existing = next(path for path in (output, *output.absolute().parents) if path.exists())
-    needed, free = expected + 64 * MIB, shutil.disk_usage(existing).free
-    if free < needed:
-        raise AbftError(
-            f"{output}: {free // MIB} MiB free, about {needed // MIB} MiB needed. Free some space."
-        )

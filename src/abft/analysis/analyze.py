@@ -9,19 +9,20 @@ import numpy as np
 from abft.analysis.arrays import (
     fingerprint,
     key_of,
+    make_folder,
     read_arrays,
-    refuse_unwritable,
     write_arrays,
     write_legend,
 )
 from abft.analysis.basin import LINE, PLANE, line, plane
 from abft.analysis.causality import CAUSALITY, causality
 from abft.analysis.changes import CHANGES, changes
+from abft.analysis.choices import Choices
 from abft.analysis.evaluation import EVALUATION, UNSEEN, UNSEEN_PROMPTS, evaluation, unseen
 from abft.analysis.examples import EXAMPLES, examples
-from abft.analysis.study import Study, open_study, refuse_as_e2e
+from abft.analysis.study import Study, check_e2e_run, open_study
 from abft.errors import AbftError
-from abft.runs.run_folder import read_config, refuse_unfinished
+from abft.runs.run_folder import check_finished, read_config
 
 Arrays = dict[str, np.ndarray]
 
@@ -37,32 +38,6 @@ DOCUMENTED: dict[str, tuple[str, Mapping[str, str]]] = {
 }
 
 
-@dataclass(frozen=True)
-class Choices:
-    """What a user can choose about analyses."""
-
-    e2e: Path | None = None
-    """an end-to-end run of the same base model, to compare with"""
-    test_prompts: int | None = None
-    """test prompts for predictions and head maps; default: as many as the run's own evaluation"""
-    points: int = 64
-    """test prompts behind every point of the basin and every accuracy with heads off"""
-    resolution: int = 5
-    """points on each side of the plane; 5 and 9 hold the models themselves"""
-    model: str | None = None
-    """where the base model is now, if not where the run says"""
-    device: str | None = None
-    """where to compute, if not where the run did: auto, cpu, cuda or balanced"""
-    trust_remote_code: bool = False
-    """run Python code that the model's repository brings"""
-
-    def __post_init__(self) -> None:
-        for name, least in (("points", 1), ("resolution", 2), ("test_prompts", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise AbftError(f"{name.replace('_', '-')} = {value}: expected at least {least}")
-
-
 DEFAULTS = Choices()
 
 
@@ -70,7 +45,7 @@ DEFAULTS = Choices()
 class Analyses:
     """Arrays by analysis, and why one is missing."""
 
-    found: dict[str, Arrays] = field(default_factory=dict)
+    arrays: dict[str, Arrays] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
 
 
@@ -82,9 +57,9 @@ def analyze(run: str | Path, choices: Choices = DEFAULTS) -> Analyses:
             write.
     """
     run = Path(run)
-    refuse_unfinished(run)
+    check_finished(run)
     if choices.e2e is not None:
-        refuse_as_e2e(run, choices.e2e)
+        check_e2e_run(run, choices.e2e)
     count = choices.test_prompts or read_config(run).test_prompts
     if count < 1:
         raise AbftError(f"the run in {run} has no test prompts; give --test-prompts")
@@ -105,25 +80,20 @@ def analyze(run: str | Path, choices: Choices = DEFAULTS) -> Analyses:
     analyses, opened = Analyses(), list[Study]()
 
     def study() -> Study:
+        """Load the model when the first analysis needs it."""
         if not opened:
-            refuse_unwritable(run)
-            changed = {"test_prompts": count, "trust_remote_code": choices.trust_remote_code}
-            changed |= {
-                name: value
-                for name in ("model", "device")
-                if (value := getattr(choices, name)) is not None
-            }
-            opened.append(open_study(run, choices.e2e, **changed))
+            make_folder(run)
+            opened.append(open_study(run, choices))
         return opened[0]
 
     made: dict[str, Callable[[], Arrays]] = {
         "evaluation": lambda: evaluation(study()),
         "unseen": lambda: unseen(study()),
-        "examples": lambda: examples(study(), analyses.found["evaluation"]),
+        "examples": lambda: examples(study(), analyses.arrays["evaluation"]),
         "changes": lambda: changes(study()),
         "line": lambda: line(study(), choices.points),
         "plane": lambda: plane(study(), choices.points, choices.resolution),
-        "causality": lambda: causality(study(), analyses.found["evaluation"], choices.points),
+        "causality": lambda: causality(study(), analyses.arrays["evaluation"], choices.points),
     }
     for name, key in keys.items():
         stored = read_arrays(run, name, DOCUMENTED[name][1], key)
@@ -137,7 +107,7 @@ def analyze(run: str | Path, choices: Choices = DEFAULTS) -> Analyses:
                 analyses.missing[name] = str(error)
                 continue
             write_arrays(run, name, stored, key)
-        analyses.found[name] = stored
+        analyses.arrays[name] = stored
     if "plane" not in keys:
         analyses.missing["plane"] = "needs an end-to-end run of the same base model: --e2e RUN_DIR"
     if opened:

@@ -2,7 +2,6 @@
 (nothing is pickled).
 """
 
-import contextlib
 import hashlib
 import json
 import logging
@@ -14,14 +13,14 @@ from typing import Any
 import numpy as np
 
 from abft.errors import AbftError
-from abft.files import write_text
-from abft.model.checkpoints import ADAPTER_FILE, FULL_RANK_FILE
+from abft.files import atomic_file, write_text
+from abft.model.weight_files import ADAPTER_FILE, FULL_RANK_FILE
 from abft.runs.run_folder import read_config
 
 FOLDER = "analysis"
 
 
-VERSION = 1  # of what the files hold; others are computed again
+VERSION = 2  # of what the files hold; others are computed again
 
 
 _KEY = "made_from"
@@ -62,37 +61,30 @@ def read_arrays(
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {entry: file[entry] for entry in file.files}
-        if set(arrays) != {*expected, _KEY}:
+        made_from = str(arrays.pop(_KEY))
+        if key is not None and made_from != key:
+            return None
+        if set(arrays) != set(expected):
             raise ValueError("other arrays than expected")
     except Exception as error:  # numpy, zipfile and zlib have many names for damage
         _LOGGER.warning("%s is damaged (%s); it is computed again", path, error)
         return None
-    made_from = str(arrays.pop(_KEY))
-    return arrays if key is None or made_from == key else None
+    return arrays
 
 
 def write_arrays(run: Path, name: str, arrays: Mapping[str, np.ndarray], key: str) -> Path:
-    """Write the arrays of an analysis at once or not at all."""
+    """Write the arrays of an analysis, whole or not at all."""
     path = run / FOLDER / f"{name}.npz"
-    partial = path.with_name(f".{name}.partial.npz")
-    try:
-        stored: dict[str, Any] = {**arrays, _KEY: np.array(key)}
-        np.savez_compressed(partial, **stored)
-        partial.replace(path)
-    except OSError as error:
-        raise AbftError(f"{path} cannot be written: {error.strerror or error}") from None
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink()
+    stored: dict[str, Any] = {**arrays, _KEY: np.array(key)}
+    with atomic_file(path) as partial, partial.open("wb") as file:
+        np.savez_compressed(file, **stored)
     return path
 
 
-def refuse_unwritable(run: Path) -> None:
-    """Make the folder of the arrays; raise AbftError where nothing can be written to it."""
+def make_folder(run: Path) -> None:
+    """Make the folder of the arrays. Raises AbftError where it cannot be made."""
     try:
         (run / FOLDER).mkdir(exist_ok=True)
-        write_text(run / FOLDER / ".probe", "")
-        (run / FOLDER / ".probe").unlink()
     except OSError as error:
         raise AbftError(f"{run / FOLDER} cannot be written: {error.strerror or error}") from None
 

@@ -4,7 +4,8 @@
 
 import numpy as np
 
-from abft.analysis.study import E2E, RUN, Study, accuracy_of, bar_of
+from abft.analysis.study import E2E, RUN, Study, accuracy_of
+from abft.runs.session import progress_bar
 
 LINE = {
     "a_A": "factors of the run's change",
@@ -45,7 +46,7 @@ def plane(study: Study, count: int, resolution: int) -> dict[str, np.ndarray]:
 
 
 def _used(study: Study, count: int) -> np.ndarray:
-    return np.array(min(count, len(study.written)))
+    return np.array(min(count, len(study.session.written)))
 
 
 def _accuracies(
@@ -53,7 +54,7 @@ def _accuracies(
 ) -> np.ndarray:
     prompts = study.prompts[:count]
     accuracy = np.zeros((len(es), len(as_)))
-    with bar_of(title, len(prompts) * accuracy.size) as bar:
+    with progress_bar(title, len(prompts) * accuracy.size) as bar:
         for i, e in enumerate(es):
             for j, a in enumerate(as_):
                 at = {RUN: a} | ({E2E: e} if e != 0 else {})

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from abft.analysis.study import Study, accuracy_of, bar_of
+from abft.analysis.study import Study, accuracy_of
+from abft.runs.session import progress_bar
 
 CAUSALITY = {
     "models_M": "before, after (the run), and e2e where one was given",
@@ -37,7 +38,7 @@ def causality(study: Study, evaluation: dict[str, np.ndarray], count: int) -> di
     )
     induction, chance = np.zeros(sizes.shape), np.zeros((*sizes.shape, DRAWS))
     passes = sum(1 if size == 0 else 1 + DRAWS for row in sizes for size in {*row})
-    with bar_of("heads switched off", len(prompts) * passes) as bar:
+    with progress_bar("heads switched off", len(prompts) * passes) as bar:
         for m, at in enumerate(study.models.values()):
             order = np.argsort(-rates[m], axis=None, kind="stable")
             for size in {*sizes[m]}:

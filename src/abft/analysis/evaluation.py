@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from abft.analysis.study import Study, bar_of
+from abft.analysis.study import Study
 from abft.bench.scenarios import SCENARIOS, Setting
 from abft.data.builtin import load_task
 from abft.data.encoding import EncodedPrompt
 from abft.errors import AbftError
+from abft.runs.session import progress_bar
 from abft.scoring.evaluate import HeadReport
 
 EVALUATION = {
@@ -21,13 +22,13 @@ EVALUATION = {
     "targets_N": "class of every test prompt's query",
     "probabilities_MNC": "probability of every class",
     "induction_rate_MLH": "share of prompts in which the head passes the filter",
-    "right_mass_MLH": "attention from the query position on right label tokens, mean over prompts",
-    "wrong_mass_MLH": "the same on wrong label tokens",
+    "correct_mass_MLH": "attention from the query position on correct label tokens, mean over prompts",
+    "incorrect_mass_MLH": "the same on incorrect label tokens",
 }
 
 
 UNSEEN = {
-    name: EVALUATION[name] for name in EVALUATION if name != "right_mass_MLH"
+    name: EVALUATION[name] for name in EVALUATION if name != "correct_mass_MLH"
 }  # no label is right there
 
 
@@ -43,18 +44,18 @@ def unseen(study: Study) -> dict[str, np.ndarray]:
     """The same on prompts whose demonstrations all carry another label than the query (Fig. 3,
     12-14).
     """
-    count = min(UNSEEN_PROMPTS, len(study.written))
-    config = study.config
+    count = min(UNSEEN_PROMPTS, len(study.session.written))
+    config = study.session.config
     setting = Setting(
-        study.data,
+        study.session.data,
         config.k,
         count,
-        config.protocol,
-        lambda name: load_task(name, config.protocol),
-        study.tokenizer,
+        config.prompt_style,
+        lambda name: load_task(name, config.prompt_style),
+        study.session.tokenizer,
     )
     (only,) = SCENARIOS["unseen_label"].write(setting)
-    found = _measured(study, study.encode(only.prompts), "unseen label")
+    found = _measured(study, study.session.encode(only.prompts), "unseen label")
     return {name: found[name] for name in UNSEEN}
 
 
@@ -62,23 +63,23 @@ def _measured(study: Study, prompts: Sequence[EncodedPrompt], title: str) -> dic
     probabilities: list[np.ndarray] = []
     reports: list[HeadReport] = []
     for name, at in study.models.items():
-        with bar_of(f"{title}, {name}", len(prompts)) as bar:
+        with progress_bar(f"{title}, {name}", len(prompts)) as bar:
             said, report = study.evaluate(at, prompts, bar)
         if not np.isfinite(said).all():
             raise AbftError(
-                f"the model's probabilities {name} are no numbers; is {study.config.dtype} too "
+                f"the model's probabilities {name} are no numbers; is {study.session.config.dtype} too "
                 f"narrow for it?"
             )
         probabilities.append(said)
         reports.append(report)
     maps: dict[str, Any] = {
         f"{field}_MLH": np.stack([getattr(report, f"{field}_LH") for report in reports])
-        for field in ("induction_rate", "right_mass", "wrong_mass")
+        for field in ("induction_rate", "correct_mass", "incorrect_mass")
     }
     return {
         "models_M": np.array(list(study.models)),
         "layers_L": np.array(study.layers),
-        "labels_C": np.array(study.data.task.labels),
+        "labels_C": np.array(study.session.data.task.labels),
         "targets_N": np.array([prompt.target for prompt in prompts]),
         "probabilities_MNC": np.stack(probabilities),
         **maps,

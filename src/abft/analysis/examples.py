@@ -1,11 +1,10 @@
 """Attention rows of single test prompts, head by head (Fig. 8, 16, 29-31)."""
 
 import numpy as np
-import torch
 
-from abft.analysis.study import Study, bar_of
-from abft.data.batches import Batch, collate
-from abft.model.attention import decoder, read_rows, row_attention
+from abft.analysis.study import Study
+from abft.runs.session import progress_bar
+from abft.scoring.inspect import attention_rows
 
 EXAMPLES = {
     "models_M": "before, after (the run), and e2e where one was given",
@@ -50,29 +49,26 @@ def examples(study: Study, evaluation: dict[str, np.ndarray]) -> dict[str, np.nd
             chosen = chosen_prompts(predicted_MN, evaluation["targets_N"], each)
         else:
             break
-    written, encoded = [study.written[i] for i in chosen], [study.prompts[i] for i in chosen]
+    written, encoded = (
+        [study.session.written[i] for i in chosen],
+        [study.prompts[i] for i in chosen],
+    )
     offsets = [
-        study.tokenizer(prompt.text, return_offsets_mapping=True)["offset_mapping"]
+        study.session.tokenizer(prompt.text, return_offsets_mapping=True)["offset_mapping"]
         for prompt in written
     ]
     lengths = [len(prompt.input_ids) for prompt in encoded]
     rows = np.zeros((len(study.models), len(heads), sum(lengths)), np.float16)
-    with bar_of("attention on single prompts", len(encoded) * len(study.models)) as bar:
+    with progress_bar("attention on single prompts", len(encoded) * len(study.models)) as bar:
         for m, at in enumerate(study.models.values()):
-            inner, begin = decoder(study.space.move(at)), 0
-            device = next(inner.parameters()).device
+            model, begin = study.space.move(at), 0
             for prompt, length in zip(encoded, lengths, strict=True):
-                batch = Batch(
-                    **{name: tensor.to(device) for name, tensor in collate([prompt]).items()}
-                )
-                with torch.no_grad(), row_attention(study.space.model, study.implementation):
-                    layers, _ = read_rows(
-                        inner, batch.input_ids, batch.query_positions, study.implementation
-                    )
+                rows_LHS = attention_rows(model, [prompt.input_ids])[:, 0].cpu().numpy()
                 for j, (layer, head) in enumerate(heads):
-                    rows[m, j, begin : begin + length] = layers[layer][0, head].cpu().numpy()
+                    rows[m, j, begin : begin + length] = rows_LHS[layer, head]
                 begin += length
                 bar.update(1)
+
     return {
         "models_M": np.array(list(study.models)),
         "prompts_P": np.array(chosen),

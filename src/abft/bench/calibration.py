@@ -13,7 +13,7 @@ import numpy as np
 from abft.bench.methods import Calibration
 from abft.data.prompts import Prompt, write_prompt
 from abft.data.splits import TaskData
-from abft.data.tasks import Example, Protocol
+from abft.data.tasks import Example, PromptStyle
 
 CONTENT_FREE = ("N/A", "[MASK]", "")  # Zhao et al. 2021
 
@@ -24,7 +24,7 @@ def calibration_prompts(
     count: int,
     k: int,
     seed: int,
-    protocol: Protocol = "consistent",
+    prompt_style: PromptStyle = "consistent",
 ) -> list[Prompt]:
     """Prompts whose mean prediction is the prior, k demonstrations each, all from the training
     pool.
@@ -45,7 +45,7 @@ def calibration_prompts(
             query = Example(CONTENT_FREE[number % len(CONTENT_FREE)], 0)
         elif kind == "domain":
             query = Example(" ".join(generator.choices(words, k=length)), 0)
-        prompts.append(write_prompt(data.task, demonstrations, query, protocol))
+        prompts.append(write_prompt(data.task, demonstrations, query, prompt_style))
     return prompts
 
 

@@ -1,7 +1,6 @@
 """Runs the jobs of a grid, one after another here or as Ray tasks, with progress."""
 
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -11,58 +10,38 @@ from tqdm import tqdm
 
 from abft.bench.grid import Cell, Grid
 from abft.bench.jobs import Event, jobs, run_job
-from abft.bench.plan import Plan, plan
 from abft.bench.store import LOCK, Store
 from abft.errors import AbftError, RunInterrupted
 
 
 class Progress:
-    """A bar on stderr: cells done, running and left, with an estimate of the time left."""
+    """A bar on stderr: cells done, running, left and failed."""
 
-    def __init__(self, plans: Sequence[Plan]) -> None:
-        self.expected = {p.cell.name: p.seconds for p in plans if not p.done}
-        self.left = dict(self.expected)
+    def __init__(self, cells: Sequence[Cell], left: set[str]) -> None:
+        self.left = set(left)
         self.running: set[str] = set()
         self.failed = 0
-        self.started = time.perf_counter()
-        done = len(plans) - len(self.expected)
-        self.bar = tqdm(
-            total=len(plans),
-            initial=done,
-            desc="cells",
-            unit="cell",
-            file=sys.stderr,
-            bar_format="{desc} {n}/{total} |{bar:20}| {postfix}",
-        )
+        done = len(cells) - len(left)
+        self.bar = tqdm(total=len(cells), initial=done, desc="cells", unit="cell", file=sys.stderr)
         self._show()
 
-    def __call__(self, cell: Cell, what: str) -> None:
-        if what == "running":
+    def __call__(self, cell: Cell, event: str) -> None:
+        if event == "running":
             self.running.add(cell.name)
         else:
             self.running.discard(cell.name)
-            if (
-                self.left.pop(cell.name, None) is not None
-            ):  # a job that Ray starts again tells twice
+            if cell.name in self.left:  # a job that Ray starts again reports twice
+                self.left.remove(cell.name)
                 self.bar.update(1)
-                if what == "failed":
+                if event == "failed":
                     self.failed += 1
                     tqdm.write(f"failed: {cell.name}", file=sys.stderr)
         self._show()
 
     def _show(self) -> None:
-        elapsed = time.perf_counter() - self.started
-        paid = sum(self.expected.values()) - sum(self.left.values())
-        pace = (
-            elapsed / paid if paid > 0 and elapsed > 30 else 1.0
-        )  # measured against estimated, once it means something
-        minutes = pace * sum(self.left.values()) / 60
         failed = f", {self.failed} failed" if self.failed else ""
         name = f", {min(self.running)}" if self.running else ""
-        self.bar.set_postfix_str(
-            f"{len(self.running)} running, {len(self.left) - len(self.running)} left, about "
-            f"{minutes:.0f} min{failed}{name}"
-        )
+        self.bar.set_postfix_str(f"{len(self.running)} running{failed}{name}")
 
     def close(self) -> None:
         self.bar.close()
@@ -103,26 +82,22 @@ def run_grid(
             runner: Any = cluster(ray_address, grid.resources)
         else:
             runner = _Here()
+        left = {cell.name for cell in cells if store.read(cell) is None}
+        todo = [job for job in jobs(cells) if any(cell.name in left for cell in job)]
         with runner as run_jobs:
-            plans = plan(cells, store)
-            todo = {p.cell.name for p in plans if not p.done}
             for cell in cells:
                 store.forget_failure(cell)
-            progress = Progress(plans)
+            progress = Progress(cells, left)
             try:
-                run_jobs(
-                    [job for job in jobs(cells) if any(c.name in todo for c in job)],
-                    store,
-                    progress,
-                    grid.keep_weights,
-                )
+                run_jobs(todo, store, progress, grid.keep_weights)
             except KeyboardInterrupt:
                 raise RunInterrupted(
-                    f"stopped; finished cells are kept. Go on with the same command (--output "
+                    "stopped; finished cells are kept. Go on with the same command (--output "
                     f"{store.folder})"
                 ) from None
             finally:
                 progress.close()
+
         if not grid.keep_weights:
             for job in jobs(cells):
                 if all(store.read(cell) is not None for cell in job):

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from abft.method.objectives import OBJECTIVES
+
 Calibration = Literal["contextual", "domain", "batch"]
 
 
@@ -22,20 +24,14 @@ class Method:
     ablation: bool = False  # a row of Table 4
 
 
-_ABFT: dict[str, Any] = {
-    "objective": "abft",
-    "train_on": "task",
-    "lora_targets": "qk",
-    "pid": True,
-    "head_filter": True,
-}
+def _training(objective: str, **values: Any) -> dict[str, Any]:
+    """Return what makes a training with an objective; LoRA and tasks as in the paper."""
+    return {"objective": objective, "train_on": "task", "lora_targets": "qk", **values}
 
 
-_E2E: dict[str, Any] = {"objective": "e2e", "train_on": "task", "lora_targets": "qk"}
-
-
-_VOTE: dict[str, Any] = {"objective": "vote", "train_on": "task", "lora_targets": "qk"}
-
+_ABFT = _training("abft", pid=True, head_filter=True)
+_E2E = _training("e2e")
+_VOTE = _training("vote")
 
 METHODS: dict[str, Method] = {
     "vanilla": Method("vanilla"),
@@ -46,14 +42,14 @@ METHODS: dict[str, Method] = {
         "domain-context calibration", calibration="domain"
     ),  # Fei et al. 2023
     "batch_calibration": Method("batch calibration", calibration="batch"),  # Zhou et al. 2024
-    "abft": Method("ABFT", _ABFT, ablation=True),
+    "abft": Method(OBJECTIVES["abft"].long_title, _ABFT, ablation=True),
     "abft_no_pid": Method("ABFT, no PID", {**_ABFT, "pid": False}, ablation=True),
     "abft_no_pid_no_filter": Method(
         "ABFT, no PID, no filter", {**_ABFT, "pid": False, "head_filter": False}, ablation=True
     ),
     "abft_no_punishment": Method("ABFT, A = 0", {**_ABFT, "A0": 0.0, "pid": False}, ablation=True),
     "abft_no_reward": Method("ABFT, B = 0", {**_ABFT, "B0": 0.0}, ablation=True),
-    "vote": Method("ABFT, vote of all heads", _VOTE),
+    "vote": Method(OBJECTIVES["vote"].long_title, _VOTE),
     "vote_and_cross_entropy": Method(
         "ABFT, vote and cross-entropy", {**_VOTE, "cross_entropy": 1.0}
     ),  # as `abft train`

@@ -71,13 +71,13 @@ def _heads(results: Results, model: str) -> Table | None:
 def _differences(results: Results, model: str) -> Table | None:
     table = Table(
         f"differences-{_file(model)}",
-        f"Difference in accuracy to {results.title(results.grid.reference)}, in points, {model}",
+        f"Difference in accuracy to {results.title(results.grid.reference_method)}, in points, {model}",
         "95% interval of a paired bootstrap over test queries and seeds. In brackets: the "
         "interval holds 0.",
         ("method", *_task_columns(results)),
     )
     for method in results.methods:
-        if method != results.grid.reference:
+        if method != results.grid.reference_method:
             found = [difference(results, model, task, method) for task in results.tasks]
             mean = (signed(mean_difference(found)),) if len(found) > 1 else ()
             table.rows.append((results.title(method), *map(signed, found), *mean))
@@ -87,7 +87,7 @@ def _differences(results: Results, model: str) -> Table | None:
 def _all_differences(results: Results, model: str) -> Table | None:
     table = Table(
         f"all_differences-{_file(model)}",
-        f"Difference in accuracy to {results.title(results.grid.reference)} in every other "
+        f"Difference in accuracy to {results.title(results.grid.reference_method)} in every other "
         f"scenario, in points, {model}",
         "As above, on the prompts of one scenario.",
         ("scenario", "prompts", "task", "method", "difference"),
@@ -102,7 +102,7 @@ def _all_differences(results: Results, model: str) -> Table | None:
             for prompts in _prompt_sets(results, model, task, scenario):
                 for method in results.methods:
                     found = difference(results, model, task, method, scenario, prompts)
-                    if method != results.grid.reference and found is not None:
+                    if method != results.grid.reference_method and found is not None:
                         shown = "" if prompts == scenario else prompts
                         table.rows.append(
                             (scenario, shown, task, results.title(method), signed(found))
@@ -440,8 +440,8 @@ TABLES: tuple[Callable[[Results, str], Table | None], ...] = (
     ),
     _named_sets(
         "label_noise",
-        "Wrong labels in the demonstrations: accuracy in %",
-        "GLER: slope against the share of right labels, in points; 0 = labels are not read.",
+        "Incorrect labels in the demonstrations: accuracy in %",
+        "GLER: slope against the share of correct labels, in points; 0 = labels are not read.",
     ),
     _each_task(
         "contextual_bias",

@@ -18,8 +18,6 @@ POLL_SECONDS = 1.0
 
 
 RETRIES = 3  # of a job whose worker died
-
-
 ANSWER_SECONDS = 5
 
 
@@ -29,7 +27,7 @@ def cluster(address: str | None, resources: Resources) -> Iterator[Callable[...,
     if importlib.util.find_spec("ray") is None:
         raise AbftError("--engine ray needs Ray: pip install 'abft[ray]'")
     if address is not None:
-        _refuse_silent(address)
+        _check_address(address)
     os.environ.setdefault(
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1"
     )  # a job without a GPU sees none
@@ -58,8 +56,11 @@ def cluster(address: str | None, resources: Resources) -> Iterator[Callable[...,
         ray.shutdown()
 
 
-def _refuse_silent(address: str) -> None:
-    """Raise AbftError where nothing answers; Ray itself would try for minutes."""
+def _check_address(address: str) -> None:
+    """Raise AbftError where nothing answers.
+
+    Ray itself tries for more than three minutes and then ends the process (2.60, measured).
+    """
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if address == "auto":
         return

@@ -91,7 +91,8 @@ def difference(
     where one is missing.
     """
     pair = [
-        results.records(model, task, name, scenario) for name in (method, results.grid.reference)
+        results.records(model, task, name, scenario)
+        for name in (method, results.grid.reference_method)
     ]
     said = [[record["predictions"].get(prompts) for record in records] for records in pair]
     if not all(said) or any(one is None for records in said for one in records):

@@ -1,7 +1,7 @@
 """What is measured: every scenario writes prompts from a task's data and reads metrics off their
 predictions.
 
-A scenario knows no method. Where StaICC 0.1.1 defines one, prompts (`staicc` protocol) and metrics
+A scenario knows no method. Where StaICC 0.1.1 defines one, prompts (`staicc` prompt style) and metrics
 are StaICC's.
 """
 
@@ -14,17 +14,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from abft.bench.rewrites import alternate_templates, renamed
+from abft.data.builtin import PAPER_TASKS
 from abft.data.prompts import Prompt, evaluation_prompts, write_prompt
 from abft.data.splits import LinearCongruential, TaskData, text_key
-from abft.data.tasks import Example, Protocol
+from abft.data.tasks import Example, PromptStyle
 from abft.errors import AbftError
 from abft.scoring import metrics
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-
-PAPER_TASKS = ("SST2", "MR", "FP", "SST5", "TREC", "SUBJ", "TEE", "TEH")
 
 
 SHOTS = (1, 2, 4, 8, 16)
@@ -55,7 +53,7 @@ class Setting:
     data: TaskData
     k: int
     count: int  # test prompts
-    protocol: Protocol
+    prompt_style: PromptStyle
     load: Callable[[str], TaskData]  # other built-in tasks
     tokenizer: "PreTrainedTokenizerBase"
 
@@ -75,7 +73,7 @@ class PromptSet:
         return np.array([prompt.target for prompt in self.prompts])
 
 
-_NOISE = "noise="  # and the share of wrong labels: the name of a prompt set of `label_noise`
+_NOISE = "noise="  # and the share of incorrect labels: the name of a prompt set of `label_noise`
 
 
 Measure = Callable[[Sequence[PromptSet], Sequence[np.ndarray]], dict[str, float]]
@@ -101,7 +99,7 @@ class Scenario:
 
 def _standard_set(setting: Setting, name: str = "standard", **changes: Any) -> PromptSet:
     used = replace(setting, **changes)
-    prompts = evaluation_prompts(used.data, used.count, used.k, used.protocol)
+    prompts = evaluation_prompts(used.data, used.count, used.k, used.prompt_style)
     return PromptSet(name, used.data, tuple(prompts), used.k)
 
 
@@ -154,7 +152,7 @@ def _unseen(setting: Setting) -> list[PromptSet]:
         for label in range(len(data.task.labels))
     }
     prompts = []
-    for i in range(len(lists) if setting.protocol == "staicc" else setting.count):
+    for i in range(len(lists) if setting.prompt_style == "staicc" else setting.count):
         query, chosen = data.test[i % len(data.test)], lists[i]
         allowed = others[query.label]
         if len(allowed) < setting.k:
@@ -162,7 +160,7 @@ def _unseen(setting: Setting) -> list[PromptSet]:
                 f"{data.task.name}: fewer than {setting.k} demonstrations have another label "
                 f"than a query"
             )
-        if setting.protocol == "consistent":
+        if setting.prompt_style == "consistent":
             chosen = generator.sample(allowed, setting.k)
         tries = 0
         while any(pool[d].label == query.label for d in chosen):
@@ -171,12 +169,12 @@ def _unseen(setting: Setting) -> list[PromptSet]:
                 raise AbftError(
                     f"{data.task.name}: {tries} draws of {setting.k} demonstrations all held "
                     f"the label "
-                    f"{data.task.labels[query.label]!r}; use the consistent protocol, which "
+                    f"{data.task.labels[query.label]!r}; use the consistent prompt style, which "
                     f"draws from the other labels"
                 )
         if i < setting.count:
             prompts.append(
-                write_prompt(data.task, [pool[d] for d in chosen], query, setting.protocol)
+                write_prompt(data.task, [pool[d] for d in chosen], query, setting.prompt_style)
             )
     return [PromptSet("unseen_label", data, tuple(prompts), setting.k)]
 
@@ -242,7 +240,9 @@ def _label_noise(setting: Setting) -> list[PromptSet]:
                     for d in shown_indices
                 ]
                 prompts.append(
-                    write_prompt(data.task, shown, data.test[i % len(data.test)], setting.protocol)
+                    write_prompt(
+                        data.task, shown, data.test[i % len(data.test)], setting.prompt_style
+                    )
                 )
         sets.append(PromptSet(f"{_NOISE}{count / setting.k:g}", data, tuple(prompts), setting.k))
     return sets
@@ -282,13 +282,9 @@ def _neutral_texts(setting: Setting) -> list[str]:
 
 
 def scores(sets: Sequence[PromptSet], probabilities: Sequence[np.ndarray]) -> dict[str, float]:
-    """accuracy, macro_f1 and ece of the only set."""
-    (only,), (asked,) = probabilities, sets
-    return {
-        "accuracy": metrics.accuracy(only, asked.targets),
-        "macro_f1": metrics.macro_f1(only, asked.targets),
-        "ece": metrics.expected_calibration_error(only, asked.targets),
-    }
+    """Return accuracy, macro_f1 and ece of the only set."""
+    (only,), (prompts,) = probabilities, sets
+    return metrics.scores(only, prompts.targets)
 
 
 def accuracies(sets: Sequence[PromptSet], probabilities: Sequence[np.ndarray]) -> dict[str, float]:

@@ -11,9 +11,7 @@ import hashlib
 import json
 import logging
 import math
-import os
 import shutil
-import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +23,7 @@ from abft.bench.grid import VERSION, Cell
 from abft.data.encoding import LabelTokens
 from abft.data.prompts import Prompt
 from abft.errors import AbftError
-from abft.files import write_json, write_text
+from abft.files import atomic_file, write_json, write_text
 
 LOCK = ".lock"
 
@@ -44,8 +42,8 @@ class Scores:
     heads: float | None = (
         None  # heads over the threshold, mean over prompts; None without demonstrations
     )
-    right_mass: float | None = None  # a head's mean attention on right labels
-    wrong_mass: float | None = None
+    correct_mass: float | None = None  # a head's mean attention on correct labels
+    incorrect_mass: float | None = None
 
 
 class Store:
@@ -175,18 +173,13 @@ class Store:
         """Keep scores, at once or not at all; other processes may write the same."""
         heads = [
             np.nan if value is None else value
-            for value in (scores.heads, scores.right_mass, scores.wrong_mass)
+            for value in (scores.heads, scores.correct_mass, scores.incorrect_mass)
         ]
-        target = self.folder / "scores" / f"{key}.npz"
-        partial = target.with_name(f".{key}-{socket.gethostname()}-{os.getpid()}.partial")
-        try:
-            with partial.open("wb") as file:
-                np.savez(
-                    file, probabilities=scores.probabilities, heads=np.array(heads, dtype=float)
-                )
-            partial.replace(target)
-        finally:
-            partial.unlink(missing_ok=True)
+        with (
+            atomic_file(self.folder / "scores" / f"{key}.npz") as partial,
+            partial.open("wb") as file,
+        ):
+            np.savez(file, probabilities=scores.probabilities, heads=np.array(heads, dtype=float))
 
     def remove_weights(self, cell: Cell) -> None:
         """Delete the weights of a job that is done; what a kill leaves of it goes at the next
@@ -213,7 +206,7 @@ def scores_key(cell: Cell, words: LabelTokens, prompts: Sequence[Prompt]) -> str
     asked = [
         (prompt.text, prompt.label_spans, prompt.label_classes, prompt.target) for prompt in prompts
     ]
-    return _key([cell.subject, cell.config.protocol, cell.config.threshold, list(words), asked])
+    return _key([cell.subject, cell.config.prompt_style, cell.config.threshold, list(words), asked])
 
 
 def texts_key(cell: Cell, texts: Sequence[str]) -> str:

@@ -1,9 +1,9 @@
-"""A model under test: trained and loaded when first needed, its label probabilities kept."""
+"""A model under test: trained and loaded when first needed, its label probabilities stored."""
 
-import json
 import shutil
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,13 +22,11 @@ from abft.data.encoding import LabelTokens, encode, label_tokens
 from abft.data.prompts import Prompt
 from abft.data.splits import TaskData
 from abft.errors import AbftError
-from abft.model.attention import Implementation
-from abft.model.capabilities import supported_implementation
-from abft.model.checkpoints import ADAPTER_FILE, FULL_RANK_FILE, apply_weights
+from abft.model.checkpoints import apply_weights, has_weights, plain_model
 from abft.model.loading import context_length, load_tokenizer
-from abft.runs.run_folder import CONFIG, METRICS, refuse_other_settings
+from abft.runs.run_folder import CONFIG, METRICS, check_same_settings, read_metrics
 from abft.runs.session import load_run_data, load_run_model
-from abft.runs.train import train
+from abft.runs.train import train_run
 from abft.scoring.evaluate import evaluate
 from abft.scoring.perplexity import perplexity
 from abft.scoring.scorer import label_probabilities
@@ -48,8 +46,8 @@ def setting_of(cell: Cell, tokenizer: "PreTrainedTokenizerBase") -> Setting:
         data,
         config.k,
         config.test_prompts,
-        config.protocol,
-        lambda name: load_task(name, config.protocol),
+        config.prompt_style,
+        lambda name: load_task(name, config.prompt_style),
         tokenizer,
     )
 
@@ -63,7 +61,7 @@ class Subject:
         self.tokenizer = load_tokenizer(
             cell.config.model, cell.config.revision, cell.config.trust_remote_code
         )
-        self._model: tuple[PreTrainedModel, Implementation] | None = None
+        self._model: PreTrainedModel | None = None
         self._broken: Exception | None = None
 
     def measure(self, cell: Cell) -> dict[str, Any]:
@@ -82,7 +80,7 @@ class Subject:
             found["perplexity"] = self.perplexity(scenario.texts(setting))
         only = scored[0] if len(scored) == 1 else None
         heads = (
-            {name: getattr(only, name) for name in ("heads", "right_mass", "wrong_mass")}
+            {name: getattr(only, name) for name in ("heads", "correct_mass", "incorrect_mass")}
             if only
             else {}
         )
@@ -102,7 +100,7 @@ class Subject:
 
     def scores(self, data: TaskData, prompts: Sequence[Prompt], k: int, title: str) -> Scores:
         """Label probabilities of prompts, computed once for all cells and methods that ask."""
-        words = label_tokens(self.tokenizer, data.task, self.config.protocol)
+        words = label_tokens(self.tokenizer, data.task, self.config.prompt_style)
         key = scores_key(self.first, words, prompts)
         stored = self.store.scores(key)
         if stored is None:
@@ -115,14 +113,13 @@ class Subject:
         key = texts_key(self.first, texts)
         stored = self.store.scores(key)
         if stored is None:
-            model, _ = self.model()
-            stored = Scores(np.array([[perplexity(model, self.tokenizer, texts)]]))
+            stored = Scores(np.array([[perplexity(self.model(), self.tokenizer, texts)]]))
             self.store.write_scores(key, stored)
         return float(stored.probabilities[0, 0])
 
     def _scored(self, prompts: Sequence[Prompt], words: LabelTokens, k: int, title: str) -> Scores:
-        model, implementation = self.model()
-        encoded = encode(self.tokenizer, prompts, self.config.protocol, context_length(model))
+        model = self.model()
+        encoded = encode(self.tokenizer, prompts, self.config.prompt_style, context_length(model))
         size = self.config.eval_batch_size
         with tqdm(
             total=len(encoded),
@@ -141,7 +138,6 @@ class Subject:
                 model,
                 encoded,
                 words,
-                implementation,
                 batch_size=size,
                 fixed_threshold=threshold,
                 progress=bar.update,
@@ -149,8 +145,8 @@ class Subject:
         return Scores(
             probabilities,
             report.heads,
-            float(report.right_mass_LH.mean()),
-            float(report.wrong_mass_LH.mean()),
+            float(report.correct_mass_LH.mean()),
+            float(report.incorrect_mass_LH.mean()),
         )
 
     def _calibrated(
@@ -164,55 +160,50 @@ class Subject:
             cell.calibration_prompts,
             prompt_set.k,
             cell.seed,
-            self.config.protocol,
+            self.config.prompt_style,
         )
         seen = self.scores(prompt_set.data, prompts, prompt_set.k, f"{kind} calibration")
         return calibrated(probabilities, prior(seen.probabilities))
 
-    def model(self) -> "tuple[PreTrainedModel, Implementation]":
-        """The model with its trained weights, ready to be measured. A training that failed is not
-        tried again.
-        """
+    def model(self) -> "PreTrainedModel":
+        """Return the model with its trained weights; a training that failed is not tried again."""
         if self._broken is not None:
             raise self._broken
-        if self._model is None:
-            try:
-                folder = self._trained()
+        try:
+            folder = self._trained()
+            if self._model is None:  # the training was finished before
                 model, _ = load_run_model(self.config)
-                if folder is not None:
-                    model = apply_weights(model, folder)
-                self._model = model, supported_implementation(model)
-            except Exception as error:
-                self._broken = error
-                raise
+                self._model = model if folder is None else apply_weights(model, folder)
+        except Exception as error:
+            self._broken = error
+            raise
         return self._model
 
     def training(self) -> dict[str, Any] | None:
-        """Seconds, steps, trainable parameters and peak memory of the training; None for the
-        untouched model.
+        """Return what the training cost; None for the untouched model.
+
+        Seconds, steps, trainable parameters and peak memory.
         """
         folder = self._trained()
-        if folder is None:
-            return None
-        return json.loads((folder / METRICS).read_text(encoding="utf-8"))["training"]
+        return None if folder is None else read_metrics(folder)["training"]
 
     def _trained(self) -> Path | None:
-        """The run folder of the job's training, which is done, or finished, if need be."""
-        wanted = self.first.trained
-        if wanted is None:
+        """Return the run folder of the job's training; train, or finish training, if need be."""
+        config = self.first.trained
+        if config is None:
             return None
         folder = self.store.weights(self.first)
         with FileLock(folder.with_name(f".{folder.name}.lock")):  # two jobs can share a training
-            weights = [folder / name for name in (FULL_RANK_FILE, ADAPTER_FILE)]
-            if (folder / METRICS).is_file() and any(path.is_file() for path in weights):
+            if (folder / METRICS).is_file() and has_weights(folder):
                 return folder
-            begun = (folder / CONFIG).is_file() and not (folder / METRICS).is_file()
-            if begun:
-                try:
-                    refuse_other_settings(folder, wanted)
-                except AbftError:
-                    begun = False
-            if not begun:
+            resume = False
+            if (folder / CONFIG).is_file() and not (folder / METRICS).is_file():
+                with suppress(AbftError):
+                    check_same_settings(folder, config)
+                    resume = True
+            if not resume:
                 shutil.rmtree(folder, ignore_errors=True)
-            train(wanted, folder, resume=begun)
+
+            trained = train_run(config, folder, resume=resume).model
+            self._model = None if trained is None else plain_model(trained)
         return folder

@@ -1,215 +1,30 @@
-"""The command line's options, shared by the commands, and the `RunConfig` they make."""
+"""The command line's options, generated from settings, and the configuration that they make."""
 
-import dataclasses
 import functools
 import inspect
-from collections.abc import Callable
-from dataclasses import fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Any
+from types import NoneType, UnionType
+from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 import typer
 
 from abft.errors import AbftError
-from abft.runs.config import (
-    RECIPES,
-    RunConfig,
-    is_whole,
+from abft.method.settings import TRAINING
+from abft.runs.config import MODEL, OUTPUT, RECIPES, RunConfig, current_values, is_whole
+from abft.settings import (
+    Setting,
+    check_keys,
+    choices_of,
+    default_of,
+    from_mapping,
+    names,
     read_yaml,
-    refuse_unknown_keys,
-    with_settings_of_its_time,
+    settings_of,
 )
 
-DEFAULTS = RunConfig()
-
-
-DEFAULT_TEMPLATE = DEFAULTS.template.replace("\n", "\\n")
-
-
-RECIPE_GIVEN, FILE_VALUES = (
-    "abft.recipe",
-    "abft.runs.config",
-)  # kept in the context, whichever comes first
-
-
-def read_config_file(ctx: typer.Context, path: Path | None) -> Path | None:
-    """Values of a YAML file become this command's defaults; the command line overrides them."""
-    if path is not None and not ctx.resilient_parsing:
-        values = with_settings_of_its_time(read_yaml(path))
-        known = [
-            *_own_names(ctx),
-            *(f.name for f in fields(RunConfig)),
-        ]  # a run's config.yaml fits every command
-        refuse_unknown_keys(values, known, str(path))
-        ctx.meta[FILE_VALUES] = values
-        _set_defaults(ctx)
-    return path
-
-
-def _own_names(ctx: typer.Context) -> list[str]:
-    """The options of this command that a file may set."""
-    return [
-        parameter.name or ""
-        for parameter in ctx.command.params
-        if parameter.name not in ("config", "help")
-    ]
-
-
-def read_recipe(ctx: typer.Context, name: str | None) -> str | None:
-    """A recipe's settings become this command's defaults, behind those of --config."""
-    if name is not None and not ctx.resilient_parsing:
-        if name not in RECIPES:
-            raise AbftError(f"recipe = {name!r}: expected one of {', '.join(RECIPES)}")
-        ctx.meta[RECIPE_GIVEN] = name
-        _set_defaults(ctx)
-    return name
-
-
-def _set_defaults(ctx: typer.Context) -> None:
-    """The recipe's settings and over them the file's, where null stands for no setting."""
-    name, values = ctx.meta.get(RECIPE_GIVEN), ctx.meta.get(FILE_VALUES, {})
-    recipe = RECIPES[name] if name else {}
-    differing = [key for key, value in recipe.items() if key in values and values[key] != value]
-    if differing and is_whole(values):
-        raise AbftError(
-            f"--recipe {name} and the file of --config set different {', '.join(differing)}; "
-            f"give one of the two"
-        )
-    own = _own_names(ctx)
-    defaults = {
-        key: value
-        for key, value in {**recipe, **values}.items()
-        if key in own and value is not None
-    }
-    if isinstance(defaults.get("label_words"), dict):  # `_chosen` takes the mapping itself
-        defaults["label_words"] = [
-            f"{label}={word}" for label, word in defaults["label_words"].items()
-        ]
-    ctx.default_map = defaults
-
-
-MODEL, DATA, METHOD, TRAINING, OUTPUT = (
-    "Model",
-    "Task and data",
-    "Method (arXiv 2505.14233)",
-    "Training",
-    "Output",
-)
-
-
-ConfigFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--config",
-        callback=read_config_file,
-        is_eager=True,
-        help="YAML file that sets any of these options.",
-    ),
-]
-
-
-Recipe = Annotated[
-    str | None,
-    typer.Option(
-        "--recipe",
-        callback=read_recipe,
-        is_eager=True,
-        help="paper: exactly the paper's settings; paper-lora: those for large models. Other "
-        "options change them.",
-        show_default="chosen on small models",
-        rich_help_panel=TRAINING,
-    ),
-]
-
-
-Model = Annotated[str, typer.Option(help="Hub id, folder or .gguf file.", rich_help_panel=MODEL)]
-
-
-Revision = Annotated[
-    str | None, typer.Option(help="Branch, tag or commit on the hub.", rich_help_panel=MODEL)
-]
-
-
-Dtype = Annotated[
-    str, typer.Option(help="float32, bfloat16, float16 or auto.", rich_help_panel=MODEL)
-]
-
-
-FourBit = Annotated[
-    bool,
-    typer.Option("--load-in-4bit", help="nf4 base weights; needs --lora-r.", rich_help_panel=MODEL),
-]
-
-
-Trust = Annotated[
-    bool,
-    typer.Option(
-        "--trust-remote-code", help="Run the repository's own code.", rich_help_panel=MODEL
-    ),
-]
-
-
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or balanced.", rich_help_panel=MODEL)]
-
-
-TaskName = Annotated[
-    str | None,
-    typer.Option("--task", help="Built-in task, e.g. SST2 (default), TREC.", rich_help_panel=DATA),
-]
-
-
-Data = Annotated[
-    str | None,
-    typer.Option(
-        help="Own data: .csv, .tsv, .jsonl, .parquet or a hub data set id.", rich_help_panel=DATA
-    ),
-]
-
-
-TextColumn = Annotated[str, typer.Option(help="Column of the texts.", rich_help_panel=DATA)]
-
-
-LabelColumn = Annotated[str, typer.Option(help="Column of the labels.", rich_help_panel=DATA)]
-
-
-TestData = Annotated[
-    str | None, typer.Option(help="Own test queries; default: held out.", rich_help_panel=DATA)
-]
-
-
-TemplateText = Annotated[
-    str, typer.Option(help="A demonstration of --data; \\n is a newline.", rich_help_panel=DATA)
-]
-
-
-LabelWords = Annotated[
-    list[str] | None, typer.Option(help="LABEL=word; repeat.", rich_help_panel=DATA)
-]
-
-
-ProtocolName = Annotated[str, typer.Option(help="consistent or staicc.", rich_help_panel=DATA)]
-
-
-K = Annotated[int, typer.Option("--k", help="Demonstrations in a prompt.", rich_help_panel=DATA)]
-
-
-TestPrompts = Annotated[
-    int, typer.Option(help="Test prompts; 0: no evaluation.", rich_help_panel=DATA)
-]
-
-
-EvalBatch = Annotated[
-    int, typer.Option(help="Prompts in a forward pass of evaluation.", rich_help_panel=OUTPUT)
-]
-
-
-Threshold = Annotated[
-    float | None,
-    typer.Option(
-        help="Fixed filter threshold.", show_default="k / (k + ln n)", rich_help_panel=METHOD
-    ),
-]
-
+S = TypeVar("S")
 
 Run = Annotated[
     Path | None,
@@ -217,183 +32,262 @@ Run = Annotated[
         help="Folder of a finished run: its model, weights and task.", rich_help_panel=MODEL
     ),
 ]
-
-
-E2ERun = Annotated[
-    Path | None,
-    typer.Option(
-        "--e2e", help="Folder of an end-to-end run of the same base model, to compare with."
-    ),
-]
-
-
-AnalysisPrompts = Annotated[
-    int | None,
-    typer.Option(
-        "--test-prompts", help="Test prompts for predictions and head maps; default: as in the run."
-    ),
-]
-
-
-BaseModel = Annotated[
-    str | None, typer.Option("--model", help="Base model, if not where the run says.")
-]
-
-
-OtherDevice = Annotated[
-    str | None, typer.Option("--device", help="auto, cpu, cuda or balanced, if not as in the run.")
-]
-
-
-Points = Annotated[
-    int, typer.Option(help="Test prompts behind every point of the basin and with heads off.")
-]
-
-
-Resolution = Annotated[
-    int,
-    typer.Option(
-        help="Points on each side of the basin's plane; 5 and 9 hold the models themselves."
-    ),
-]
-
-
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.", rich_help_panel=OUTPUT)]
+Recipe = Annotated[
+    str | None,
+    typer.Option(
+        "--recipe",
+        help="paper: the paper's settings; paper-lora: those for large models. Other options "
+        "change them.",
+        show_default="chosen on small models",
+        rich_help_panel=TRAINING,
+    ),
+]
 
 
-def _chosen(ctx: typer.Context, values: dict[str, Any]) -> dict[str, Any]:
-    """RunConfig's values among a command's arguments."""
-    chosen = {f.name: values[f.name] for f in fields(RunConfig) if f.name in values}
-    words = ctx.meta.get(FILE_VALUES, {}).get("label_words")
-    if isinstance(words, dict) and _source(ctx, "label_words") != "COMMANDLINE":
-        words = {_text(label): _text(word) for label, word in words.items()}
-    else:
+def option_of(settings: type, name: str, known: Setting) -> inspect.Parameter:
+    """Make the option of a setting. Its value is None where the user does not give it."""
+    kind = next(f.type for f in fields(settings) if f.name == name)
+    default = default_of(settings, name)
+    flag = known.flag or f"--{name.replace('_', '-')}"
+    if kind is bool and default is True and "/" not in flag:
+        flag += f"/--no-{flag.removeprefix('--')}"
+    shown: object = known.follows or default
+    if isinstance(shown, str):
+        shown = shown.replace("\n", "\\n")
+    option = typer.Option(
+        flag,
+        help=known.help,
+        rich_help_panel=known.panel,
+        show_default=False if shown is None or shown is False else _default_text(shown),
+        metavar="|".join(choices_of(settings, name))
+        or ("LABEL=word" if kind == dict[str, str] else None),
+    )
+    annotation = Annotated[_option_type(kind) | None, option]  # type: ignore[valid-type]
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation
+    )
+
+
+def _default_text(default: object) -> str:
+    return "on" if default is True else str(default)
+
+
+def _option_type(kind: Any) -> Any:
+    """Return the type of an option; typer gets texts for choices, which the setting checks."""
+    if isinstance(kind, UnionType):
+        (kind,) = (part for part in get_args(kind) if part is not NoneType)
+    if get_origin(kind) is dict:
+        return list[str]
+    return kind if kind in (int, float, bool, str, Path) else str
+
+
+def options_of(settings: type, chosen: Sequence[str] | None = None) -> list[inspect.Parameter]:
+    """Make an option for every setting of a dataclass, or for those of the names `chosen`."""
+    return [
+        option_of(settings, name, known)
+        for name, known in settings_of(settings).items()
+        if chosen is None or name in chosen
+    ]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked of a command that takes a model and a task."""
+
+    given: Mapping[str, object]  # settings on the command line
+    file: Mapping[str, object]  # settings of --config
+    recipe: str | None
+    as_json: bool
+
+    def config(
+        self, run: Path | None = None, defaults: Mapping[str, object] | None = None
+    ) -> RunConfig:
+        """Return the configuration: command line over --config over --recipe over the defaults.
+
+        Args:
+            run: start from this run's configuration instead of the defaults.
+            defaults: the command's own defaults.
+
+        Raises:
+            AbftError: values that make no sense, alone or together.
+        """
+        recipe = RECIPES[self.recipe] if self.recipe else {}
+        chosen = {**recipe, **self.file, **self.given}
+        self._check_objective(chosen)
+        if run is None:
+            return RunConfig.from_dict({**(defaults or {}), **chosen}, "the command line")
+
+        from abft.runs.run_folder import read_config
+
+        if "task" in chosen or "data" in chosen:
+            # Another task: nothing that describes the run's own data holds for it.
+            of_data = ["task", "data", "label_words", *_own_data_names()]
+            chosen = {name: default_of(RunConfig, name) for name in of_data} | chosen
+        trust = chosen.pop("trust_remote_code", False) is True
+        config = read_config(run, trust_remote_code=trust)
+        return replace(config, **{**(defaults or {}), **chosen})
+
+    def _check_objective(self, chosen: Mapping[str, object]) -> None:
+        """Raise AbftError where a file's settings follow from another objective than the chosen."""
+        theirs = self.file.get("objective")
+        if theirs is None or chosen["objective"] == theirs:
+            return
+        follow = names(RunConfig, lambda known: known.follows_objective)
+        stale = [name for name in follow if name in self.file and name not in self.given]
+        if stale:
+            options = ", ".join("--" + name.replace("_", "-") for name in stale)
+            raise AbftError(
+                f"the file of --config sets {', '.join(stale)} for objective {theirs!r}; with "
+                f"--objective {chosen['objective']} give {options} too"
+            )
+
+
+def _own_data_names() -> list[str]:
+    return names(RunConfig, lambda known: known.describes_own_data)
+
+
+def with_run_settings(
+    command: Callable[..., None] | None = None, *, measuring: bool = False
+) -> Callable[..., Any]:
+    """Give a command the options of `RunConfig`, --config and --json; it gets a `Request` first.
+
+    Args:
+        command: its own options follow the request.
+        measuring: only the settings that decide what is measured, not those of training.
+    """
+    if command is None:
+        return functools.partial(with_run_settings, measuring=measuring)
+
+    wanted = names(RunConfig, lambda known: known.measuring or not measuring)
+    own = list(inspect.signature(command).parameters.values())[1:]
+    extra = [
+        inspect.Parameter("ctx", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context),
+        inspect.Parameter(
+            "config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_config_option()
+        ),
+    ]
+    options = options_of(RunConfig, wanted)
+    json_option = inspect.Parameter(
+        "as_json", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Json
+    )
+
+    @functools.wraps(command)
+    def run(**arguments: Any) -> None:
+        given = {option.name: arguments[option.name] for option in options}
+        file = _file_settings(arguments["ctx"])
+        recipe = arguments.get("recipe")
+        _check_recipe(recipe, file)
+        request = Request(_given_settings(given), file, recipe, arguments["as_json"])
+        command(request, **{parameter.name: arguments[parameter.name] for parameter in own})
+
+    _set_signature(run, [*extra, *options, *own, json_option])
+    return run
+
+
+def with_settings(settings: type[S]) -> Callable[..., Any]:
+    """Give a command the options of a settings dataclass; it gets an object of it first."""
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = list(inspect.signature(command).parameters.values())[1:]
+        options = options_of(settings)
+
+        @functools.wraps(command)
+        def run(**arguments: Any) -> None:
+            given = {o.name: v for o in options if (v := arguments[o.name]) is not None}
+            chosen = from_mapping(settings, given, "the command line")
+            command(chosen, **{parameter.name: arguments[parameter.name] for parameter in own})
+
+        _set_signature(run, [*own, *options])
+        return run
+
+    return decorate
+
+
+def _set_signature(function: Any, parameters: Sequence[inspect.Parameter]) -> None:
+    """Let typer see these parameters."""
+    keyword = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters]
+    function.__signature__ = inspect.Signature(keyword)
+    function.__annotations__ = {p.name: p.annotation for p in keyword}
+
+
+_FILE = "abft.config"  # key of the context
+
+
+def _config_option() -> Any:
+    return Annotated[
+        Path | None,
+        typer.Option(
+            "--config",
+            callback=_read_config_file,
+            is_eager=True,
+            help="YAML file that sets any of these options.",
+        ),
+    ]
+
+
+def _read_config_file(ctx: typer.Context, path: Path | None) -> Path | None:
+    """Keep a file's settings; its values of the command's other options become their defaults."""
+    if path is not None and not ctx.resilient_parsing:
+        own = [p.name or "" for p in ctx.command.params if p.name not in ("config", "help")]
+        settings = [f.name for f in fields(RunConfig)]  # a run's config.yaml fits every command
+        values = current_values(read_yaml(path), str(path))
+        check_keys(values, [*own, *settings], str(path))
+        ctx.meta[_FILE] = {name: values[name] for name in settings if values.get(name) is not None}
+        ctx.default_map = {name: values[name] for name in own if name in values}
+        ctx.default_map = {n: v for n, v in ctx.default_map.items() if n not in settings}
+    return path
+
+
+def _file_settings(ctx: typer.Context) -> dict[str, object]:
+    """Return the settings of --config; numbers among label words are texts."""
+    values = dict(ctx.meta.get(_FILE, {}))
+    words = values.get("label_words")
+    if isinstance(words, dict):
+        values["label_words"] = {_text(label): _text(word) for label, word in words.items()}
+    return _with_absolute_paths(values)
+
+
+def _text(value: object) -> object:
+    """Write a number as text; true and false, as YAML reads yes and no, are refused later."""
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+def _check_recipe(recipe: str | None, file: Mapping[str, object]) -> None:
+    if recipe is None:
+        return
+    if recipe not in RECIPES:
+        raise AbftError(f"recipe = {recipe!r}: expected one of {', '.join(RECIPES)}")
+    differing = [name for name, value in RECIPES[recipe].items() if file.get(name, value) != value]
+    if differing and is_whole(file):
+        raise AbftError(
+            f"--recipe {recipe} and the file of --config set different {', '.join(differing)}; "
+            "give one of the two"
+        )
+
+
+def _given_settings(arguments: Mapping[str, object]) -> dict[str, object]:
+    """Return the settings that the user gave, as `RunConfig` takes them."""
+    given = {name: value for name, value in arguments.items() if value not in (None, [])}
+    pairs = given.get("label_words")
+    if isinstance(pairs, list):
         words = {}
-        for pair in chosen.get("label_words") or []:
+        for pair in pairs:
             label, equals, word = pair.partition("=")
             if not equals:
                 raise AbftError(f"--label-words {pair!r}: expected LABEL=word")
             words[label] = word
-    chosen["label_words"] = words
-    if "template" in chosen:
-        chosen["template"] = chosen["template"].replace("\\n", "\n").replace("\\t", "\t")
-    for name in ("model", "data", "test_data"):  # so that config.yaml works from every folder
-        if chosen.get(name) and Path(chosen[name]).exists():
-            chosen[name] = str(Path(chosen[name]).resolve())
-    return chosen
+        given["label_words"] = words
+    template = given.get("template")
+    if isinstance(template, str):
+        given["template"] = template.replace("\\n", "\n").replace("\\t", "\t")
+    return _with_absolute_paths(given)
 
 
-def _text(value: Any) -> Any:
-    """Numbers of a YAML file as text; `RunConfig` refuses what is no text then, as yes and no,
-    which YAML reads as truth.
-    """
-    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
-
-
-def _source(ctx: typer.Context, name: str) -> str:
-    """Where an option's value comes from: COMMANDLINE, DEFAULT_MAP (a file or a recipe) or
-    DEFAULT.
-    """
-    source = ctx.get_parameter_source(name)
-    return source.name if source else "DEFAULT"
-
-
-def was_given(ctx: typer.Context, name: str) -> bool:
-    """Whether the user set an option, on the command line or in --config."""
-    return _source(ctx, name) != "DEFAULT"
-
-
-def _refuse_settings_of_another_objective(ctx: typer.Context, chosen: dict[str, Any]) -> None:
-    """What follows from an objective, read from a file, says nothing about another one."""
-    values = ctx.meta.get(FILE_VALUES, {})
-    if "objective" not in chosen or values.get("objective") in (None, chosen["objective"]):
-        return
-    names = ("steps", "lr", "cross_entropy")
-    stale = [
-        name
-        for name in names
-        if values.get(name) is not None and _source(ctx, name) != "COMMANDLINE"
-    ]
-    if stale:
-        options = ", ".join("--" + name.replace("_", "-") for name in stale)
-        raise AbftError(
-            f"the file of --config sets {', '.join(stale)} for objective "
-            f"{values['objective']!r}; with --objective "
-            f"{chosen['objective']} give {options} too"
-        )
-
-
-def config_of(ctx: typer.Context, values: dict[str, Any], run: Path | None) -> RunConfig:
-    """The configuration of `run` (if given), changed by what the user set on the command line or in
-    --config.
-    """
-    chosen = _chosen(ctx, values)
-    _refuse_settings_of_another_objective(ctx, chosen)
-    if run is None:
-        return RunConfig(**chosen)
-    from abft.runs.run_folder import read_config
-
-    given = {name: value for name, value in chosen.items() if was_given(ctx, name)}
-    if (
-        "task" in given or "data" in given
-    ):  # another task: nothing of the run's own data description holds
-        own = (
-            "task",
-            "data",
-            "text_column",
-            "label_column",
-            "test_data",
-            "template",
-            "label_words",
-        )
-        given = {name: getattr(DEFAULTS, name) for name in own} | given
-    given["trust_remote_code"] = chosen[
-        "trust_remote_code"
-    ]  # a run folder from elsewhere cannot ask for it
-    return dataclasses.replace(read_config(run), **given)
-
-
-def _shared(
-    ctx: typer.Context,
-    config: ConfigFile = None,
-    model: Model = DEFAULTS.model,
-    revision: Revision = None,
-    dtype: Dtype = DEFAULTS.dtype,
-    load_in_4bit: FourBit = False,
-    trust_remote_code: Trust = False,
-    device: Device = DEFAULTS.device,
-    task: TaskName = None,
-    data: Data = None,
-    text_column: TextColumn = DEFAULTS.text_column,
-    label_column: LabelColumn = DEFAULTS.label_column,
-    test_data: TestData = None,
-    template: TemplateText = DEFAULT_TEMPLATE,
-    label_words: LabelWords = None,
-    protocol: ProtocolName = DEFAULTS.protocol,
-    k: K = DEFAULTS.k,
-    threshold: Threshold = None,
-    eval_batch_size: EvalBatch = DEFAULTS.eval_batch_size,
-    as_json: Json = False,
-) -> None:
-    """The options of every command that takes a model and a task; only this signature is used."""
-
-
-def with_shared_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options above; it is called with a dict of all of its arguments, its own
-    ones included.
-    """
-    own = list(inspect.signature(command).parameters.values())[1:]
-    everything = [*own, *inspect.signature(_shared).parameters.values()]
-    signature = inspect.Signature(
-        [parameter.replace(kind=parameter.KEYWORD_ONLY) for parameter in everything]
-    )
-
-    @functools.wraps(command)
-    def with_all(**arguments: Any) -> None:
-        command(arguments, **{parameter.name: arguments[parameter.name] for parameter in own})
-
-    with_all.__signature__ = signature  # type: ignore[attr-defined]
-    with_all.__annotations__ = {
-        name: parameter.annotation for name, parameter in signature.parameters.items()
-    }
-    return with_all
+def _with_absolute_paths(values: dict[str, object]) -> dict[str, object]:
+    """Resolve files and folders, so that config.yaml works from every folder."""
+    for name in names(RunConfig, lambda known: known.path):
+        value = values.get(name)
+        if isinstance(value, str) and value and Path(value).exists():
+            values[name] = str(Path(value).resolve())
+    return values

@@ -1,15 +1,14 @@
-"""Labelled texts as a file: the rows that came in, and for each its label and the probability of
+"""Predictions texts as a file: the rows that came in, and for each its label and the probability of
 every label.
 """
 
 import json
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from abft.errors import AbftError
-from abft.files import write_text
+from abft.files import atomic_file, write_text
 
 if TYPE_CHECKING:
     import datasets
@@ -21,12 +20,12 @@ SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 LABEL, PROBABILITY = "predicted_label", "probability_"
 
 
-Labelled = Sequence[tuple[str, dict[str, float]]]  # what `Predictor.predict` returns
+Predictions = Sequence[tuple[str, dict[str, float]]]  # what `Predictor.predict` returns
 
 
-def json_lines(texts: Sequence[str], labelled: Labelled) -> str:
+def json_lines(texts: Sequence[str], predictions: Predictions) -> str:
     """One JSON object for each text: text, label, probabilities."""
-    rows = zip(texts, labelled, strict=True)
+    rows = zip(texts, predictions, strict=True)
     return "".join(
         json.dumps({"text": text, "label": label, "probabilities": scores}, ensure_ascii=False)
         + "\n"
@@ -34,7 +33,7 @@ def json_lines(texts: Sequence[str], labelled: Labelled) -> str:
     )
 
 
-def refuse_bad_output(output: Path) -> None:
+def check_output(output: Path) -> None:
     """Raise AbftError unless `output` is a new file, of a kind that can be written, in a folder
     that is there.
     """
@@ -46,7 +45,7 @@ def refuse_bad_output(output: Path) -> None:
         )
 
 
-def refuse_taken_columns(output: Path, columns: Sequence[str], labels: Sequence[str]) -> None:
+def check_columns(output: Path, columns: Sequence[str], labels: Sequence[str]) -> None:
     """Raise AbftError if the source has a column that the table `output` will have for the
     prediction.
     """
@@ -57,8 +56,11 @@ def refuse_taken_columns(output: Path, columns: Sequence[str], labels: Sequence[
         )
 
 
-def write_scored(
-    output: Path, texts: Sequence[str], labelled: Labelled, table: "datasets.Dataset | None" = None
+def write_predictions(
+    output: Path,
+    texts: Sequence[str],
+    predictions: Predictions,
+    table: "datasets.Dataset | None" = None,
 ) -> None:
     """Write a table at once or not at all, its kind by the file's ending.
 
@@ -67,7 +69,7 @@ def write_scored(
             column "text".
     """
     if output.suffix.lower() == ".jsonl":
-        write_text(output, json_lines(texts, labelled))
+        write_text(output, json_lines(texts, predictions))
         return
     import pandas
 
@@ -75,17 +77,16 @@ def write_scored(
         import datasets
 
         table = datasets.Dataset.from_dict({"text": list(texts)})
-    scores = [probabilities for _, probabilities in labelled]
-    new: dict[str, list] = {LABEL: [label for label, _ in labelled]}
+    scores = [probabilities for _, probabilities in predictions]
+    new: dict[str, list] = {LABEL: [label for label, _ in predictions]}
     new |= {PROBABILITY + label: [row[label] for row in scores] for label in scores[0]}
     whole = table.with_format("arrow")[
         :
     ]  # pandas' own types would make whole numbers with gaps floats
     frame = whole.to_pandas(types_mapper=pandas.ArrowDtype).assign(**new)
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=".abft-") as folder:
-        partial = Path(folder) / output.name
-        if output.suffix.lower() == ".parquet":
+    kind = output.suffix.lower()
+    with atomic_file(output) as partial:
+        if kind == ".parquet":
             frame.to_parquet(partial, index=False)
         else:
-            frame.to_csv(partial, index=False, sep="\t" if output.suffix.lower() == ".tsv" else ",")
-        partial.replace(output)
+            frame.to_csv(partial, index=False, sep="\t" if kind == ".tsv" else ",")

@@ -8,6 +8,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from abft.method.objectives import OBJECTIVES
+
+SCORES = {
+    "accuracy": "accuracy",
+    "macro_f1": "macro-F1",
+    "ece": "ECE",
+    "heads": "heads over threshold",
+}
+
 
 def number(value: object) -> str:
     return f"{value:.4f}" if isinstance(value, float) else str(value)
@@ -22,30 +31,17 @@ def print_table(columns: list[tuple[str, Any]], rows: Sequence[tuple[str, ...]])
     Console(width=max(80, Console().width)).print(table)
 
 
-def print_result(result: dict[str, Any], output: Path) -> None:
-    """The table a run ends with."""
-    training = result["training"]
-    method = next((name for name in ("abft", "vote", "e2e") if name in result), None)
-    if method is not None:
-        before, after = result["vanilla"], result[method]
-        named = {
-            "accuracy": "accuracy",
-            "macro_f1": "macro-F1",
-            "ece": "ECE",
-            "heads": "heads over threshold",
-        }
-        rows = [(title, f"{before[key]:.3f}", f"{after[key]:.3f}") for key, title in named.items()]
-        print_table(
-            [
-                (result["task"], "left"),
-                ("vanilla", "right"),
-                ("ABFT, vote" if method == "vote" else method.upper(), "right"),
-            ],
-            rows,
-        )
+def print_result(metrics: dict[str, Any], output: Path) -> None:
+    """Print the table that a run ends with."""
+    training = metrics["training"]
+    if "before" in metrics:
+        before, after = metrics["before"], metrics["after"]
+        rows = [(title, f"{before[key]:.3f}", f"{after[key]:.3f}") for key, title in SCORES.items()]
+        method = OBJECTIVES[metrics["objective"]].title
+        print_table([(metrics["task"], "left"), ("vanilla", "right"), (method, "right")], rows)
         print(
-            f"{result['model']}, {result['test_prompts']} test prompts, k = {result['k']}, seed "
-            f"{result['seed']}"
+            f"{metrics['model']}, {metrics['test_prompts']} test prompts, k = {metrics['k']}, "
+            f"seed {metrics['seed']}"
         )
     print(
         f"training: {training['steps']} steps, {training['prompts']} prompts, "

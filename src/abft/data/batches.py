@@ -13,25 +13,20 @@ from abft.errors import AbftError
 
 @dataclass(frozen=True)
 class Batch:
-    """What the objective sees: right-padded token ids, and for each prompt where to look from and
-    at what.
+    """What the objective sees: right-padded token ids; for each prompt where to look from and at.
 
     P prompts in B sequences: P = B, or prompts are packed and P is a multiple of B; those of a
-    sequence stand together.
+    sequence follow each other.
     """
 
     input_ids: Tensor  # (B, S) int64
     query_positions: Tensor  # (P,) the last token of each prompt; its row is read
     label_positions: Tensor  # (P, K) candidate positions; 0 where a prompt has fewer than K
-    correct: Tensor  # (P, K) bool: candidate is right (I+)
-    wrong: Tensor  # (P, K) bool: candidate is wrong (I-); neither where there is no candidate
-    answers: Tensor | None = (
-        None  # (P,) token id of the right label word, -1 where it is not recorded
-    )
-    position_ids: Tensor | None = None  # (B, S) a token's place in its prompts; None = not packed
-    branch_ends: Tensor | None = (
-        None  # (B, S) where the tokens end that follow this one in some prompt; None = not packed
-    )
+    correct: Tensor  # (P, K) bool: the candidate is correct (I+)
+    incorrect: Tensor  # (P, K) bool: it is incorrect (I-); neither where there is no candidate
+    answers: Tensor | None = None  # (P,) token id of the correct label word, -1 = not recorded
+    position_ids: Tensor | None = None  # (B, S) position inside the prompt; None = not packed
+    branch_ends: Tensor | None = None  # (B, S) end of the branch; see `Pack`; None = not packed
 
     @property
     def lengths(self) -> Tensor:
@@ -43,7 +38,7 @@ class Batch:
     @property
     def candidates(self) -> Tensor:
         """Which candidate positions exist, (P, K) bool."""
-        return self.correct | self.wrong
+        return self.correct | self.incorrect
 
     def model_inputs(self) -> dict[str, Tensor]:
         """What every call of the model needs beside the ids, else packed prompts see each other.
@@ -67,44 +62,41 @@ def collate(prompts: Sequence[EncodedPrompt], queries: int = 1) -> dict[str, Ten
     packs = [pack(prompts[start : start + queries]) for start in range(0, len(prompts), queries)]
     B, S, P = len(packs), max(len(each.input_ids) for each in packs), len(prompts)
     K = max(len(prompt.label_positions) for prompt in prompts)
-    input_ids = torch.zeros(
-        B, S, dtype=torch.long
-    )  # what stands after a query position is never seen from there
+
+    # Padding follows the last query position, where causal attention never looks.
+    input_ids = torch.zeros(B, S, dtype=torch.long)
     position_ids = torch.zeros(B, S, dtype=torch.long)
     branch_ends = torch.full((B, S), S)
-    positions = torch.zeros(P, K, dtype=torch.long)
-    correct = torch.zeros(P, K, dtype=torch.bool)
-    wrong = torch.zeros(P, K, dtype=torch.bool)
     query_positions = torch.zeros(P, dtype=torch.long)
+    label_positions = torch.zeros(P, K, dtype=torch.long)
+    correct = torch.zeros(P, K, dtype=torch.bool)
+    incorrect = torch.zeros(P, K, dtype=torch.bool)
+
     for b, each in enumerate(packs):
         n = len(each.input_ids)
         input_ids[b, :n] = torch.tensor(each.input_ids)
         position_ids[b, :n] = torch.tensor(each.position_ids)
         branch_ends[b, :n] = torch.tensor(each.branch_ends)
+
         for p, places in enumerate(each.places, start=b * queries):
             prompt = prompts[p]
-            k = len(prompt.label_positions)
             query_positions[p] = places[-1]
-            positions[p, :k] = torch.tensor(
-                [places[at] for at in prompt.label_positions], dtype=torch.long
-            )
-            is_right = torch.tensor(
-                [label == prompt.target for label in prompt.label_classes], dtype=torch.bool
-            )
-            correct[p, :k], wrong[p, :k] = is_right, ~is_right
+            for i, at in enumerate(prompt.label_positions):
+                label_positions[p, i] = places[at]
+                is_correct = prompt.label_classes[i] == prompt.target
+                correct[p, i], incorrect[p, i] = is_correct, not is_correct
+
     batch = {
         "input_ids": input_ids,
         "query_positions": query_positions,
-        "label_positions": positions,
+        "label_positions": label_positions,
         "correct": correct,
-        "wrong": wrong,
+        "incorrect": incorrect,
         "answers": torch.tensor([prompt.answer for prompt in prompts]),
     }
-    return (
-        batch
-        if queries == 1
-        else {**batch, "position_ids": position_ids, "branch_ends": branch_ends}
-    )
+    if queries == 1:
+        return batch
+    return {**batch, "position_ids": position_ids, "branch_ends": branch_ends}
 
 
 class PseudoBatchSampler(torch.utils.data.Sampler[int]):
@@ -144,9 +136,10 @@ class PseudoBatchSampler(torch.utils.data.Sampler[int]):
 
 
 def at_positions(values_BS: Tensor, positions_P: Tensor) -> Tensor:
-    """What stands at single positions of (B, S, ...) values, (P, ...); P is B or a multiple of it,
-    with P / B positions of each sequence in order."""
+    """Pick single positions from (B, S, ...) values, (P, ...).
+
+    P is B or a multiple of it, with P / B positions of each sequence in order.
+    """
     B, P = len(values_BS), len(positions_P)
-    return values_BS[
-        torch.arange(P, device=values_BS.device) // (P // B), positions_P.to(values_BS.device)
-    ]
+    sequence_P = torch.arange(P, device=values_BS.device) // (P // B)
+    return values_BS[sequence_P, positions_P.to(values_BS.device)]

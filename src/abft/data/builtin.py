@@ -1,114 +1,238 @@
-"""The ten built-in tasks: StaICC's data and splits, the paper's templates and label words."""
+"""The ten built-in tasks: one record each, with the paper's words and StaICC's data and splits.
+
+Labels and templates are those of the paper (arXiv 2505.14233) and of StaICC 0.1.1; the order of the
+classes is StaICC's.
+"""
 
 import contextlib
 import functools
 import io
+from dataclasses import dataclass, field
+from difflib import get_close_matches
 
 from abft.data.splits import (
     DEMONSTRATION_POOL,
     TEST_QUERIES,
     TRAIN_POOL,
     TaskData,
-    _without_texts_of,
     lcg_indices,
     unique,
+    without_texts_of,
 )
-from abft.data.tasks import Example, Protocol, Task, Template
+from abft.data.tasks import Example, PromptStyle, Task, Template
 from abft.errors import AbftError
 
 
-def _task(name: str, text: str, label: str, words: str) -> Task:
-    template = Template(f"{text}: {{text}} {label}: {{label}}\n")
-    return Task(name, template, tuple(words.split()), tuple(words.split()))
+@dataclass(frozen=True)
+class BuiltinTask:
+    """Everything about a built-in task."""
+
+    name: str
+    text_name: str  # before the text in a prompt
+    label_name: str  # before the label in a prompt
+    words: str  # label words, class by class
+    loader: str  # StaICC's function that reads the data
+    instructions: tuple[str, str]  # StaICC's two alternates, for the consistency scenario
+    other_text_name: str  # StaICC's alternate
+    synonyms: str  # other label words of the same meaning, class by class
+    demonstrations: int = DEMONSTRATION_POOL  # size of StaICC's demonstration pool
+    staicc_words: dict[str, str] = field(default_factory=dict)  # where StaICC's code differs
+    in_paper: bool = True  # one of the paper's eight tasks
+
+    @property
+    def task(self) -> Task:
+        """The task as prompts of the `consistent` style write it."""
+        template = Template(f"{self.text_name}: {{text}} {self.label_name}: {{label}}\n")
+        words = tuple(self.words.split())
+        return Task(self.name, template, words, words)
 
 
-# Labels and templates as in the paper (arXiv 2505.14233) and StaICC 0.1.1. Class order is StaICC's.
-TASKS: dict[str, Task] = {
-    task.name: task
-    for task in (
-        _task("SST2", "sentence", "sentiment", "negative positive"),
-        _task("MR", "review", "sentiment", "negative positive"),
-        _task("FP", "sentence", "sentiment", "negative neutral positive"),
-        _task("SST5", "sentence", "sentiment", "poor bad neutral good great"),
-        _task("TREC", "question", "target", "short entity description person location number"),
-        _task("AGNews", "news", "topic", "world sports business science"),
-        _task("SUBJ", "review", "subjectiveness", "objective subjective"),
-        _task("TEE", "tweet", "emotion", "anger joy positive sad"),
-        _task("TEH", "tweet", "hate speech", "normal hate"),
-        _task("HS18", "tweet", "hate speech", "normal hate skip relation"),
+_MOVIE_FEELING = "How would you describe the overall feeling of the movie based on this sentence? "
+_CLASSIFY = "Please classify the sentiment of the following sentence. "
+_HATE = (
+    "Does this sentence contain hate speech? ",
+    "Is this sentence an example of hate speech? ",
+)
+
+BUILTIN: dict[str, BuiltinTask] = {
+    record.name: record
+    for record in (
+        BuiltinTask(
+            name="SST2",
+            text_name="sentence",
+            label_name="sentiment",
+            words="negative positive",
+            loader="glue_sst2",
+            instructions=(_MOVIE_FEELING, _CLASSIFY),
+            other_text_name="review",
+            synonyms="bad good",
+        ),
+        BuiltinTask(
+            name="MR",
+            text_name="review",
+            label_name="sentiment",
+            words="negative positive",
+            loader="rotten_tomatoes",
+            instructions=(_MOVIE_FEELING, _CLASSIFY),
+            other_text_name="sentence",
+            synonyms="bad good",
+        ),
+        BuiltinTask(
+            name="FP",
+            text_name="sentence",
+            label_name="sentiment",
+            words="negative neutral positive",
+            loader="financial_phrasebank",
+            instructions=(
+                "What is the attitude towards the financial news in this sentence? ",
+                "What is the emotional response to the financial news in this sentence? ",
+            ),
+            other_text_name="news",
+            synonyms="bad normal good",
+            demonstrations=512,
+        ),
+        BuiltinTask(
+            name="SST5",
+            text_name="sentence",
+            label_name="sentiment",
+            words="poor bad neutral good great",
+            loader="sst5",
+            instructions=(_MOVIE_FEELING, "What mood does this sentence convey about the movie? "),
+            other_text_name="review",
+            synonyms="terrible negative average positive excellent",
+        ),
+        BuiltinTask(
+            name="TREC",
+            text_name="question",
+            label_name="target",
+            words="short entity description person location number",
+            loader="trec",
+            instructions=(
+                "What is the topic of the question? ",
+                "What is the primary focus of this question? ",
+            ),
+            other_text_name="sentence",
+            synonyms="brief thing explanation human place quantity",
+        ),
+        BuiltinTask(
+            name="AGNews",
+            text_name="news",
+            label_name="topic",
+            words="world sports business science",
+            loader="agnews",
+            instructions=("What is the topic of the news? ", "What is the news focused on? "),
+            other_text_name="sentence",
+            synonyms="global games finance technology",
+            in_paper=False,
+        ),
+        BuiltinTask(
+            name="SUBJ",
+            text_name="review",
+            label_name="subjectiveness",
+            words="objective subjective",
+            loader="subjective",
+            instructions=(
+                "Does this sentence reflect a personal opinion? ",
+                "Is this sentence expressing a personal opinion or stating a fact? ",
+            ),
+            other_text_name="sentence",
+            synonyms="factual personal",
+            staicc_words={"objective": "false", "subjective": "true"},
+        ),
+        BuiltinTask(
+            name="TEE",
+            text_name="tweet",
+            label_name="emotion",
+            words="anger joy positive sad",
+            loader="tweet_eval_emotion",
+            instructions=(
+                "What feeling does this sentence convey? ",
+                "What emotion does this sentence express? ",
+            ),
+            other_text_name="sentence",
+            synonyms="rage happiness hope sorrow",
+            demonstrations=3192,
+        ),
+        BuiltinTask(
+            name="TEH",
+            text_name="tweet",
+            label_name="hate speech",
+            words="normal hate",
+            loader="tweet_eval_hate",
+            instructions=_HATE,
+            other_text_name="sentence",
+            synonyms="fine abuse",
+        ),
+        BuiltinTask(
+            name="HS18",
+            text_name="tweet",
+            label_name="hate speech",
+            words="normal hate skip relation",
+            loader="hate_speech_18",
+            instructions=_HATE,
+            other_text_name="sentence",
+            synonyms="fine abuse ignore context",
+            in_paper=False,
+        ),
     )
 }
 
+TASKS: dict[str, Task] = {name: record.task for name, record in BUILTIN.items()}
+PAPER_TASKS: tuple[str, ...] = tuple(name for name, record in BUILTIN.items() if record.in_paper)
 
-# Where StaICC's code writes other words than the paper's tables: the `staicc` protocol uses these.
-STAICC_WORDS: dict[str, dict[str, str]] = {"SUBJ": {"objective": "false", "subjective": "true"}}
 
+def task_named(name: str, prompt_style: PromptStyle = "consistent") -> Task:
+    """Return one of the ten built-in tasks, e.g. "SST2".
 
-def task_named(name: str, protocol: Protocol = "consistent") -> Task:
-    """One of the ten built-in tasks, e.g. "SST2". Raises AbftError naming the nearest for an
-    unknown name.
+    Raises:
+        AbftError: an unknown name; the message says the nearest known one.
     """
-    by_lower = {known.lower(): task for known, task in TASKS.items()}
-    if name.lower() not in by_lower:
-        from difflib import get_close_matches
-
+    by_lower = {known.lower(): record for known, record in BUILTIN.items()}
+    record = by_lower.get(name.lower())
+    if record is None:
         near = get_close_matches(name.lower(), by_lower, n=1)
         hint = f"did you mean {by_lower[near[0]].name}? " if near else ""
         raise AbftError(
-            f"unknown task {name!r}: {hint}Known tasks: {', '.join(TASKS)}. For your own data "
-            f"use --data FILE."
+            f"unknown task {name!r}: {hint}Known tasks: {', '.join(BUILTIN)}. "
+            "For your own data use --data FILE."
         )
-    task = by_lower[name.lower()]
-    return task.with_words(STAICC_WORDS.get(task.name, {})) if protocol == "staicc" else task
-
-
-_STAICC_LOADERS = {
-    "SST2": "glue_sst2",
-    "MR": "rotten_tomatoes",
-    "FP": "financial_phrasebank",
-    "SST5": "sst5",
-    "TREC": "trec",
-    "AGNews": "agnews",
-    "SUBJ": "subjective",
-    "TEE": "tweet_eval_emotion",
-    "TEH": "tweet_eval_hate",
-    "HS18": "hate_speech_18",
-}
-
-
-_STAICC_DEMONSTRATIONS = {"FP": 512, "TEE": 3192}
+    task = TASKS[record.name]
+    return task.with_words(record.staicc_words) if prompt_style == "staicc" else task
 
 
 @functools.cache
-def load_task(name: str, protocol: Protocol = "consistent") -> TaskData:
-    """A built-in task with StaICC's splits: 1,024 training, 4,096 demonstration (FP 512, TEE
-    3,192), 512 test examples.
+def load_task(name: str, prompt_style: PromptStyle = "consistent") -> TaskData:
+    """Load a built-in task with StaICC's splits.
 
-    No text stands in two parts, not even with other case or punctuation: demonstrations that are
-    test queries too are dropped (at most 1 in 100; not in the `staicc` protocol, which keeps
-    StaICC's own), and so are training examples that stand elsewhere or twice (at most 2 in 100).
+    1,024 training, 4,096 demonstration (FP 512, TEE 3,192) and 512 test examples, of which those
+    are dropped that would put one text in two parts, even with other case or punctuation:
+    demonstrations that are test queries too (at most 1 in 100; not in the `staicc` prompt style,
+    which keeps StaICC's own), and training examples that occur elsewhere or twice (at most 2 in
+    100).
 
     Raises:
         AbftError: unknown task, or the StaICC package is missing.
     """
-    task = task_named(name, protocol)
+    task = task_named(name, prompt_style)
+    record = BUILTIN[task.name]
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             from StaICC.util import hgf_dataset_loader
     except ImportError:
         raise AbftError(
             f"task {task.name} needs the StaICC data: pip install 'abft[staicc]' (or use your "
-            f"own data with --data FILE)"
+            "own data with --data FILE)"
         ) from None
-    table = getattr(hgf_dataset_loader, _STAICC_LOADERS[task.name])().table
-    demonstration_number = _STAICC_DEMONSTRATIONS.get(task.name, DEMONSTRATION_POOL)
-    sizes = (TRAIN_POOL, demonstration_number, TEST_QUERIES)
+
+    # StaICC draws all parts in one go, in this order.
+    table = getattr(hgf_dataset_loader, record.loader)().table
+    sizes = (TRAIN_POOL, record.demonstrations, TEST_QUERIES)
     (indices,) = lcg_indices(len(table), [sum(sizes)])
     examples = [Example(table[i][0][0], table[i][1]) for i in indices]
+
     train, rest = examples[:TRAIN_POOL], examples[TRAIN_POOL:]
-    demonstrations, test = rest[:demonstration_number], rest[demonstration_number:]
-    if protocol == "consistent":
-        demonstrations = _without_texts_of(demonstrations, test)
-    return TaskData(
-        task, tuple(_without_texts_of(unique(train), rest)), tuple(demonstrations), tuple(test)
-    )
+    demonstrations, test = rest[: record.demonstrations], rest[record.demonstrations :]
+    if prompt_style == "consistent":
+        demonstrations = without_texts_of(demonstrations, test)
+    train = without_texts_of(unique(train), rest)
+    return TaskData(task, tuple(train), tuple(demonstrations), tuple(test))

@@ -22,8 +22,8 @@ from abft.data.splits import (
     TEST_QUERIES,
     TRAIN_POOL,
     TaskData,
-    _without_texts_of,
     unique,
+    without_texts_of,
 )
 
 READERS = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
@@ -82,7 +82,7 @@ def load_data(
     examples = shuffled(rows)
     if test_rows:
         test = shuffled(test_rows)[:TEST_QUERIES]
-        examples = _without_texts_of(examples, test)
+        examples = without_texts_of(examples, test)
     else:
         held_out = min(TEST_QUERIES, len(examples) // 4)
         test, examples = examples[:held_out], examples[held_out:]

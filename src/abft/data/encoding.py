@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from abft.data.tasks import Example, Protocol, Task
+from abft.data.tasks import Example, PromptStyle, Task
 from abft.errors import AbftError
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ class EncodedPrompt:
     label_positions: tuple[int, ...]  # token index of each demonstration's label
     label_classes: tuple[int, ...]
     target: int
-    answer: int = -1  # token id of the query's right label word; -1 = not recorded
+    answer: int = -1  # token id of the query's correct label word; -1 = not recorded
 
 
 def attention_target(
@@ -61,7 +61,7 @@ def attention_target(
 def encode(
     tokenizer: "PreTrainedTokenizerBase",
     prompts: Sequence[Prompt],
-    protocol: Protocol = "consistent",
+    prompt_style: PromptStyle = "consistent",
     max_length: int | None = None,
 ) -> list[EncodedPrompt]:
     """Tokenise prompts and find the token of every label word.
@@ -84,7 +84,7 @@ def encode(
     encoded = []
     for number, prompt in enumerate(prompts):
         ids, offsets = encoding["input_ids"][number], encoding["offset_mapping"][number]
-        if protocol == "consistent":  # StaICC scores the very last token, special or not
+        if prompt_style == "consistent":  # StaICC scores the very last token, special or not
             while offsets and offsets[-1][0] == offsets[-1][1]:
                 ids, offsets = ids[:-1], offsets[:-1]
         if max_length is not None and len(ids) > max_length:
@@ -93,7 +93,7 @@ def encode(
                 "Use a smaller k or shorter texts."
             )
         positions = tuple(
-            _label_position(prompt, span, offsets, protocol) for span in prompt.label_spans
+            _label_position(prompt, span, offsets, prompt_style) for span in prompt.label_spans
         )
         encoded.append(EncodedPrompt(tuple(ids), positions, prompt.label_classes, prompt.target))
     return encoded
@@ -104,7 +104,10 @@ def _overlapping(span: tuple[int, int], offsets: Sequence[tuple[int, int]]) -> l
 
 
 def _label_position(
-    prompt: Prompt, span: tuple[int, int], offsets: Sequence[tuple[int, int]], protocol: Protocol
+    prompt: Prompt,
+    span: tuple[int, int],
+    offsets: Sequence[tuple[int, int]],
+    prompt_style: PromptStyle,
 ) -> int:
     """Where heads should look: a label's first token (`consistent`), or its last, which StaICC
     scores.
@@ -115,11 +118,11 @@ def _label_position(
         raise AbftError(
             f"label word {word!r} has no token of its own in a prompt; choose another word"
         )
-    return tokens[0 if protocol == "consistent" else -1]
+    return tokens[0 if prompt_style == "consistent" else -1]
 
 
 def label_tokens(
-    tokenizer: "PreTrainedTokenizerBase", task: Task, protocol: Protocol = "consistent"
+    tokenizer: "PreTrainedTokenizerBase", task: Task, prompt_style: PromptStyle = "consistent"
 ) -> list[int | tuple[int, ...]]:
     """The token id that stands for each class at the query position; a tuple where a label is
     several tokens.
@@ -136,7 +139,7 @@ def label_tokens(
         raise AbftError(
             f"{type(tokenizer).__name__} gives no character offsets; a fast tokenizer is needed"
         )
-    if protocol == "staicc":
+    if prompt_style == "staicc":
         tokens = [tokenizer(word)["input_ids"][-1] for word in task.label_words]
         _refuse_shared_tokens(task, tokens)
         return tokens
@@ -144,7 +147,7 @@ def label_tokens(
     ends: list[tuple[int, ...]] = []
     detached = []
     for label, word in enumerate(task.label_words):
-        prompt = write_prompt(task, [Example("text", label)], Example("text", label), protocol)
+        prompt = write_prompt(task, [Example("text", label)], Example("text", label), prompt_style)
         encoding = tokenizer(prompt.text, return_offsets_mapping=True)
         at = _overlapping(prompt.label_spans[0], encoding["offset_mapping"])
         ids = encoding["input_ids"]
@@ -174,7 +177,7 @@ def first_tokens(label_tokens: LabelTokens) -> list[int]:
 def with_answers(
     prompts: Sequence[EncodedPrompt], label_tokens: LabelTokens
 ) -> list[EncodedPrompt]:
-    """The same prompts with the first token of the right label recorded, for objectives that look
+    """The same prompts with the first token of the correct label recorded, for objectives that look
     at the LM's output.
     """
     answers = first_tokens(label_tokens)

@@ -8,16 +8,18 @@ from abft.data.builtin import TASKS, load_task
 from abft.data.encoding import EncodedPrompt, encode, label_tokens, with_answers
 from abft.data.prompts import training_prompts
 from abft.data.splits import TaskData, text_key
-from abft.data.tasks import Protocol
+from abft.data.tasks import PromptStyle
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def other_tasks(target: TaskData, protocol: Protocol = "consistent") -> list[TaskData]:
+def other_tasks(target: TaskData, prompt_style: PromptStyle = "consistent") -> list[TaskData]:
     """The built-in tasks but `target`, without its texts: some tasks share reviews."""
     texts = {text_key(e.text) for e in (*target.train, *target.demonstrations, *target.test)}
-    return [load_task(name, protocol).without(texts) for name in TASKS if name != target.task.name]
+    return [
+        load_task(name, prompt_style).without(texts) for name in TASKS if name != target.task.name
+    ]
 
 
 def other_prompts(
@@ -26,16 +28,19 @@ def other_prompts(
     nd: int,
     k: int,
     seed: int,
-    protocol: Protocol = "consistent",
+    prompt_style: PromptStyle = "consistent",
     max_length: int | None = None,
 ) -> list[EncodedPrompt]:
     """nd prompts, as many from every other task; the target's examples are never seen."""
-    others = other_tasks(target, protocol)
+    others = other_tasks(target, prompt_style)
     prompts: list[EncodedPrompt] = []
     for i, data in enumerate(others):
         share = nd // len(others) + (i < nd % len(others))
         encoded = encode(
-            tokenizer, training_prompts(data, share, k, seed, protocol), protocol, max_length
+            tokenizer,
+            training_prompts(data, share, k, seed, prompt_style),
+            prompt_style,
+            max_length,
         )
-        prompts += with_answers(encoded, label_tokens(tokenizer, data.task, protocol))
+        prompts += with_answers(encoded, label_tokens(tokenizer, data.task, prompt_style))
     return prompts

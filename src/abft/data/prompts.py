@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from abft.data.splits import SPLIT_SEED, TaskData, lcg_indices
-from abft.data.tasks import Example, Protocol, Task
+from abft.data.tasks import Example, PromptStyle, Task
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,10 @@ class Prompt:
 
 
 def write_prompt(
-    task: Task, demonstrations: Sequence[Example], query: Example, protocol: Protocol = "consistent"
+    task: Task,
+    demonstrations: Sequence[Example],
+    query: Example,
+    prompt_style: PromptStyle = "consistent",
 ) -> Prompt:
     """One prompt, and where its labels stand.
 
@@ -44,14 +47,19 @@ def write_prompt(
         spans.append((len(text), len(text) + len(word)))
         text += word + template.after_label
     text += template.before_text + query.text
-    text += template.after_query(protocol)
+    text += template.after_query(prompt_style)
     return Prompt(
         text, tuple(spans), tuple(example.label for example in demonstrations), query.label
     )
 
 
 def training_prompts(
-    data: TaskData, nd: int, k: int, seed: int, protocol: Protocol = "consistent", queries: int = 1
+    data: TaskData,
+    nd: int,
+    k: int,
+    seed: int,
+    prompt_style: PromptStyle = "consistent",
+    queries: int = 1,
 ) -> list[Prompt]:
     """nd prompts, each of k demonstrations and a query drawn without repetition from the training
     pool.
@@ -63,12 +71,14 @@ def training_prompts(
     generator = random.Random(seed)
     draws = (generator.sample(data.train, k + queries) for _ in range(nd // queries))
     return [
-        write_prompt(data.task, draw[:k], query, protocol) for draw in draws for query in draw[k:]
+        write_prompt(data.task, draw[:k], query, prompt_style)
+        for draw in draws
+        for query in draw[k:]
     ]
 
 
 def evaluation_prompts(
-    data: TaskData, count: int, k: int, protocol: Protocol = "consistent"
+    data: TaskData, count: int, k: int, prompt_style: PromptStyle = "consistent"
 ) -> list[Prompt]:
     """The first `count` test prompts; they never depend on a seed.
 
@@ -83,7 +93,7 @@ def evaluation_prompts(
             data.task,
             [data.demonstrations[d] for d in chosen],
             data.test[i % len(data.test)],
-            protocol,
+            prompt_style,
         )
         for i, chosen in enumerate(sets)
     ]

@@ -107,7 +107,7 @@ def lcg_indices(total: int, picks: Sequence[int], seed: int = SPLIT_SEED) -> lis
     return [generator.sample(range(total), pick) for pick in picks]
 
 
-def _without_texts_of(examples: Sequence[Example], others: Sequence[Example]) -> list[Example]:
+def without_texts_of(examples: Sequence[Example], others: Sequence[Example]) -> list[Example]:
     seen = {text_key(example.text) for example in others}
     return [example for example in examples if text_key(example.text) not in seen]
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 from abft.errors import AbftError
 
-Protocol = Literal["consistent", "staicc"]
+PromptStyle = Literal["consistent", "staicc"]
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,9 @@ class Template:
     def after_label(self) -> str:
         return self.pattern.partition("{label}")[2]
 
-    def after_query(self, protocol: "Protocol") -> str:
+    def after_query(self, prompt_style: "PromptStyle") -> str:
         """What a prompt ends with, after the query's text."""
-        return self.before_label if protocol == "staicc" else self.before_label.rstrip(" ")
+        return self.before_label if prompt_style == "staicc" else self.before_label.rstrip(" ")
 
 
 @dataclass(frozen=True)

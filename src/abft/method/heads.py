@@ -4,32 +4,31 @@ import torch
 from torch import Tensor
 
 
-def threshold(length_B: Tensor, demonstrations_B: Tensor) -> Tensor:
-    """T = k / (k + ln n): the share of attention on label tokens above which a head is an induction
-    head.
+def threshold(length_P: Tensor, demonstrations_P: Tensor) -> Tensor:
+    """Return T = k / (k + ln n), the attention on labels above which a head is an induction head.
 
     Args:
-        length_B: n, tokens in each prompt, (B,).
-        demonstrations_B: k, demonstrations in each prompt, (B,).
+        length_P: n, tokens in each prompt, (P,).
+        demonstrations_P: k, demonstrations in each prompt, (P,).
 
     Returns:
-        T, (B,) float32 in (0, 1).
+        T, (P,) float32 in (0, 1).
     """
-    k = demonstrations_B.float()
-    return k / (k + torch.log(length_B.float()))
+    k = demonstrations_P.float()
+    return k / (k + torch.log(length_P.float()))
 
 
-def induction_mask(label_attention_LBHK: Tensor, threshold_B: Tensor) -> Tensor:
-    """Heads whose attention on all label tokens together, S = sum_I alpha, exceeds T.
+def induction_mask(label_attention_LPHK: Tensor, threshold_P: Tensor) -> Tensor:
+    """Select the heads whose attention on all label tokens together, S = sum_I alpha, exceeds T.
 
     Args:
-        label_attention_LBHK: alpha at the K label positions; 0 where a prompt has fewer than K, (L,
-            B, H, K).
-        threshold_B: T for each prompt, (B,).
+        label_attention_LPHK: alpha at the K label positions, (L, P, H, K); 0 where a prompt has
+            fewer than K.
+        threshold_P: T for each prompt, (P,).
 
     Returns:
-        True where the head is an induction head *for that prompt*, (L, B, H) bool. No gradient
+        True where the head is an induction head *for that prompt*, (L, P, H) bool. No gradient
         flows through it.
     """
-    mass_LBH = label_attention_LBHK.detach().sum(-1)
-    return mass_LBH > threshold_B[None, :, None]
+    mass_LPH = label_attention_LPHK.detach().sum(-1)
+    return mass_LPH > threshold_P[None, :, None]

@@ -1,53 +1,53 @@
-"""Eq. 1 of the paper, the loss on one head's attention to the demonstrations' label tokens, and the
-vote of all heads.
-"""
+"""Eq. 1 of the paper, the loss on one head's attention to the demonstrations' labels; the vote."""
 
 import torch
 from torch import Tensor
 
 
 def label_mass(
-    label_attention_LBHK: Tensor, correct_BK: Tensor, wrong_BK: Tensor
+    label_attention_LPHK: Tensor, correct_PK: Tensor, incorrect_PK: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Attention on right label tokens (sum over I+) and on wrong ones (sum over I-), each (L, B,
-    H).
+    """Return the attention on correct labels (sum over I+) and on incorrect ones (sum over I-).
+
+    Both are (L, P, H).
     """
-    right = (label_attention_LBHK * correct_BK[None, :, None, :]).sum(-1)
-    wrong = (label_attention_LBHK * wrong_BK[None, :, None, :]).sum(-1)
-    return right, wrong
+    correct = (label_attention_LPHK * correct_PK[None, :, None, :]).sum(-1)
+    incorrect = (label_attention_LPHK * incorrect_PK[None, :, None, :]).sum(-1)
+    return correct, incorrect
 
 
-def head_loss(right_LBH: Tensor, wrong_LBH: Tensor, A: float, B: float) -> Tensor:
-    """L = A * sum_{I-} alpha + B * (1 - sum_{I+} alpha), for every head (Eq. 1).
+def head_loss(correct_LPH: Tensor, incorrect_LPH: Tensor, A: float, B: float) -> Tensor:
+    """Return L = A * sum_{I-} alpha + B * (1 - sum_{I+} alpha) for every head (Eq. 1).
 
     Args:
-        right_LBH: attention on label tokens equal to the query's label, (L, B, H).
-        wrong_LBH: attention on the other label tokens, (L, B, H).
-        A: weight of the punishment of wrong labels, >= 0.
-        B: weight of the reward of right labels, >= 0.
+        correct_LPH: attention on label tokens equal to the query's label, (L, P, H).
+        incorrect_LPH: attention on the other label tokens, (L, P, H).
+        A: weight of the punishment of incorrect labels, >= 0.
+        B: weight of the reward of correct labels, >= 0.
 
     Returns:
-        (L, B, H), before the head filter.
+        (L, P, H), before the head filter.
     """
-    return A * wrong_LBH + B * (1 - right_LBH)
+    return A * incorrect_LPH + B * (1 - correct_LPH)
 
 
-def vote_loss(right_LBH: Tensor, wrong_LBH: Tensor, divided_B: Tensor) -> Tensor:
-    """Mean over prompts of -log(R / (R + W)), with R and W the attention of all heads and layers on
-    right and wrong labels.
+def vote_loss(correct_LPH: Tensor, incorrect_LPH: Tensor, both_P: Tensor) -> Tensor:
+    """Return the mean over prompts of -log(R / (R + W)).
+
+    R and W are the attention of all heads of all layers on correct and on incorrect labels.
 
     Args:
-        right_LBH, wrong_LBH: what `label_mass` returned, (L, B, H).
-        divided_B: prompts that show both kinds of label, (B,) bool; the others count 0.
+        correct_LPH, incorrect_LPH: what `label_mass` returned, (L, P, H).
+        both_P: prompts that show both kinds of label, (P,) bool; the others count 0.
 
     Returns:
-        A scalar. A model that looks at all demonstrations alike has -log of the share of right
-        ones.
+        A scalar. Uniform attention gives -log(fraction of correct demonstrations).
     """
-    tiny = torch.finfo(right_LBH.dtype).tiny
-    right, wrong = right_LBH.sum((0, 2)), wrong_LBH.sum((0, 2))
-    # Prompts without a vote become 1 : 0 before the logarithm, so that no gradient of theirs is
-    # infinite.
-    right = torch.where(divided_B.to(right.device), right.clamp_min(tiny), 1.0)
-    wrong = torch.where(divided_B.to(right.device), wrong, 0.0)
-    return (torch.log(right + wrong) - torch.log(right)).mean()
+    tiny = torch.finfo(correct_LPH.dtype).tiny
+    both_P = both_P.to(correct_LPH.device)
+    R_P, W_P = correct_LPH.sum((0, 2)), incorrect_LPH.sum((0, 2))
+
+    # Prompts without a vote become 1 : 0 before the logarithm, so that their gradient is 0.
+    R_P = torch.where(both_P, R_P.clamp_min(tiny), 1.0)
+    W_P = torch.where(both_P, W_P, 0.0)
+    return (torch.log(R_P + W_P) - torch.log(R_P)).mean()

@@ -1,12 +1,21 @@
-"""What a model supports, measured on a few tokens: attention rows, packing, its LM head."""
+"""What a model supports: attention rows, packing, a known LM head.
 
+Every question is answered by running the model on a few tokens, once; the answers are kept with the
+model.
+"""
+
+import functools
 import math
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from abft.data.packing import branch_mask
+from abft.data.batches import Batch, collate
+from abft.data.encoding import EncodedPrompt
+from abft.data.packing import pack
 from abft.errors import AbftError
 from abft.model.attention import (
     IMPLEMENTATION,
@@ -16,73 +25,100 @@ from abft.model.attention import (
     read_rows,
     row_attention,
 )
+from abft.model.lm_head import output_logits
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_KEPT = "_abft_capabilities"  # attribute of the model
+
+# Rows and hidden states of two ways may differ by rounding; peaked rows of trained models do by
+# 1.1e-4.
+_TOLERANCE, _HALF_TOLERANCE = 1e-3, 5e-2
 
 
-@torch.no_grad()
-def supported_implementation(model: nn.Module) -> Implementation:
-    """Compare our rows with eager attention's on a few tokens and say which way is right for this
-    model.
+class Capabilities:
+    """What one model supports; `capabilities(model)` makes and keeps it.
 
-    Returns:
-        "abft_rows" where both agree; "eager" (slower, n x n matrices, the same rows) where the
-        family ignores transformers' attention interface.
+    Attributes:
+        dtype: precision of the weights when the model was measured.
+    """
+
+    def __init__(self, model: "PreTrainedModel") -> None:
+        self._model = model
+        self.dtype = next(decoder(model).parameters()).dtype
+
+    @functools.cached_property
+    def implementation(self) -> Implementation:
+        """How attention rows are read.
+
+        "abft_rows" where our rows agree with eager attention's; "eager" (slower, n x n matrices,
+        the same rows) where the family ignores transformers' attention interface.
+
+        Raises:
+            AbftError: the family gives no softmax rows at all, or rows that differ.
+        """
+        with torch.no_grad(), _eval_mode(self._model):
+            return _probe_implementation(self._model, self._tolerance)
+
+    @functools.cached_property
+    def packs(self) -> bool:
+        """Whether packed prompts give the rows and hidden states of plain ones.
+
+        Families with sliding windows, recurrent layers, positions of their own (ALiBi) or without
+        transformers' attention interface do not.
+        """
+        if not attends_to_everything(self._model):
+            return False
+        try:
+            with torch.no_grad(), _eval_mode(self._model):
+                return _packs_like_plain(self._model, self._tolerance)
+        except Exception:
+            # Legacy families refuse keywords, masks or positions, each with its own exception.
+            return False
+
+    @functools.cached_property
+    def keeps_prefix(self) -> bool:
+        """Whether keys and values of a common beginning can be computed once for many prompts."""
+        return self.packs and not positions_depend_on_length(self._model)
+
+    @functools.cached_property
+    def _output_difference(self) -> float:
+        with torch.no_grad():
+            return _output_difference(self._model)
+
+    def check_lm_head(self) -> None:
+        """Raise AbftError where a family computes logits in a way `output_logits` does not know."""
+        if self._output_difference > 0.02:
+            raise AbftError(
+                f"model family {self._model.config.model_type!r} computes its logits in a way this "
+                "package does not know; please report the family"
+            )
+
+    @property
+    def _tolerance(self) -> float:
+        return _TOLERANCE if self.dtype == torch.float32 else _HALF_TOLERANCE
+
+
+def capabilities(model: nn.Module) -> Capabilities:
+    """Return what a model supports, measured at most once for each precision of its weights.
+
+    Args:
+        model: a causal LM, or a PEFT model around one.
 
     Raises:
-        AbftError: the family gives no softmax rows at all, or rows that differ.
+        AbftError: the family has no decoder apart from its LM head.
     """
-    config = model.config.get_text_config()
-    family = config.model_type
-    if getattr(config, "index_topk", None):
-        raise AbftError(
-            f"model family {family!r} selects keys with a sparse indexer: its attention rows "
-            f"are no plain softmax. "
-            "Use a model with dense softmax attention."
-        )
-    inner = decoder(model)
-    device = next(inner.parameters()).device
-    ids = torch.arange(3, 3 + 9, device=device).remainder(config.vocab_size)[None]
-    positions = torch.tensor([ids.shape[1] - 2], device=device)
-    was_training = model.training
-    model.eval()
-    try:
-        with row_attention(model, "eager"):
-            eager, _ = read_rows(inner, ids, positions, "eager")
-        if not eager or any(rows.shape[-1] != ids.shape[1] for rows in eager):
-            raise AbftError(
-                f"model family {family!r} does not return attention weights from every layer, "
-                f"not even with eager attention. "
-                "ABFT needs a decoder-only model with softmax attention."
-            )
-        with row_attention(model):
-            ours = [r for r in _interface_attentions(inner, ids, positions) if r is not None]
-    finally:
-        model.train(was_training)
-    expected = [(1, rows.shape[1], 1, ids.shape[1]) for rows in eager]
-    if [tuple(rows.shape) for rows in ours] != expected:
-        return "eager"
-    tolerance = (
-        1e-3 if next(inner.parameters()).dtype == torch.float32 else 5e-2
-    )  # peaked rows of trained models: 1.1e-4
-    difference = (
-        torch.stack(
-            [(a.squeeze(2) - b).abs().max().cpu() for a, b in zip(ours, eager, strict=True)]
-        )
-        .max()
-        .item()
-    )
-    if math.isnan(difference):
-        raise AbftError(
-            "the model's attention is not finite: its weights are ruined, or half precision is "
-            "too narrow for it"
-        )
-    if not difference <= tolerance:
-        raise AbftError(
-            f"model family {family!r}: our attention rows differ from eager attention by "
-            f"{difference:.1e}, "
-            f"expected at most {tolerance:.0e}. Refusing to train on wrong rows; please report "
-            f"the family."
-        )
-    return IMPLEMENTATION
+    whole = causal_lm(model)
+    kept = vars(whole).get(_KEPT)
+    if kept is None or kept._model is not whole or kept.dtype != _dtype(whole):
+        kept = vars(whole)[_KEPT] = Capabilities(whole)  # type: ignore[arg-type]
+    return kept
+
+
+def supported_implementation(model: nn.Module) -> Implementation:
+    """Return how a model's attention rows are read; see `Capabilities.implementation`."""
+    return capabilities(model).implementation
 
 
 def attends_to_everything(model: nn.Module) -> bool:
@@ -93,94 +129,129 @@ def attends_to_everything(model: nn.Module) -> bool:
 
 
 def positions_depend_on_length(model: nn.Module) -> bool:
-    """Whether a longer prompt turns the keys of its beginning another way (rotary scaling "dynamic"
-    and "longrope").
-    """
-    parameters = getattr(causal_lm(model).config.get_text_config(), "rope_parameters", None) or {}
+    """Whether the rotation of a prompt's first keys depends on its length ("dynamic", "longrope")."""
+    config = causal_lm(model).config.get_text_config()
+    parameters = getattr(config, "rope_parameters", None) or {}
     by_layer = [value for value in parameters.values() if isinstance(value, dict)]
     return any(each.get("rope_type") in ("dynamic", "longrope") for each in [parameters, *by_layer])
 
 
-@torch.no_grad()
-def can_pack(model: nn.Module) -> bool:
-    """Whether packed prompts give the rows and hidden states of plain ones; a
-    few tokens tell.
+def _dtype(model: nn.Module) -> torch.dtype:
+    return next(decoder(model).parameters()).dtype
 
-    Families with sliding windows, recurrent layers, positions of their own (ALiBi) or without
-    transformers' attention interface do not.
-    """
-    if not attends_to_everything(model):
-        return False
+
+@contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    """Changes `model` to eval mode while open."""
     was_training = model.training
     model.eval()
     try:
-        return _packs_like_plain(model)
-    except (
-        Exception
-    ):  # refused keywords, masks, positions: in any way of its own, a family that does not pack
-        return False
+        yield
     finally:
         model.train(was_training)
 
 
-def _packs_like_plain(model: nn.Module) -> bool:
-    inner, vocabulary = decoder(model), causal_lm(model).config.get_text_config().vocab_size
-    trunk, tip = 5, 3  # two prompts: five tokens that they share, three of their own each
-    n, whole = trunk + tip, trunk + 2 * tip
-    own = [[*range(n)], [*range(trunk), *range(n, whole)]]  # where each prompt's tokens stand
-    last = [places[-1] for places in own]
+def _probe_implementation(model: "PreTrainedModel", tolerance: float) -> Implementation:
+    """Compare our rows with eager attention's on nine tokens."""
+    config = model.config.get_text_config()
+    family = config.model_type
+    if getattr(config, "index_topk", None):
+        raise AbftError(
+            f"model family {family!r} selects keys with a sparse indexer: its attention rows are "
+            "no plain softmax. Use a model with dense softmax attention."
+        )
+    inner = decoder(model)
     device = next(inner.parameters()).device
-    ids = torch.arange(3, 3 + whole, device=device).remainder(vocabulary)
-    depths = torch.tensor([[*range(n), *range(trunk, n)]], device=device)
-    ends = torch.tensor([[*[whole] * trunk, *[n] * tip, *[whole] * tip]], device=device)
-    positions = torch.tensor([last], device=device)
+    ids = torch.arange(3, 3 + 9, device=device).remainder(config.vocab_size)[None]
+    positions = torch.tensor([ids.shape[1] - 2], device=device)
+
+    with row_attention(model, "eager"):
+        eager, _ = read_rows(inner, ids, positions, "eager")
+    if not eager or any(rows.shape[-1] != ids.shape[1] for rows in eager):
+        raise AbftError(
+            f"model family {family!r} does not return attention weights from every layer, not even "
+            "with eager attention. ABFT needs a decoder-only model with softmax attention."
+        )
+
     with row_attention(model):
-        plain = _interface_output(
-            inner, torch.stack([ids[places] for places in own]), torch.full_like(positions.T, n - 1)
+        ours = _interface_rows(inner, ids, positions)
+    expected = [(1, rows.shape[1], 1, ids.shape[1]) for rows in eager]
+    if [tuple(rows.shape) for rows in ours] != expected:
+        return "eager"
+
+    pairs = zip(ours, eager, strict=True)
+    difference = max((a.squeeze(2) - b).abs().max().cpu() for a, b in pairs).item()
+    if math.isnan(difference):
+        raise AbftError(
+            "the model's attention is not finite: its weights are corrupted, or half precision is "
+            "too narrow for it"
         )
-        packed = _interface_output(
-            inner, ids[None], positions, position_ids=depths, attention_mask=branch_mask(ends)
+    if difference > tolerance:
+        raise AbftError(
+            f"model family {family!r}: our attention rows differ from eager attention by "
+            f"{difference:.1e}, expected at most {tolerance:.0e}. Refusing to train on incorrect "
+            "rows; please report the family."
         )
-    rows = [each for each in plain["attentions"] if each is not None]
-    packed_rows = [each for each in packed["attentions"] if each is not None]
-    if not rows or any(each.shape[2:] != (1, n) for each in rows):
-        return False
-    tolerance = 1e-3 if plain[0].dtype == torch.float32 else 5e-2
-    hidden = plain[0][:, -1]
-    differences = [
-        (packed[0][0, last] - hidden).abs().max().item() / max(1.0, hidden.abs().max().item())
+    return IMPLEMENTATION
+
+
+def _interface_rows(inner: nn.Module, ids: Tensor, positions: Tensor) -> list[Tensor]:
+    """Return what a model returns as attentions under our function, unchecked.
+
+    Nothing where a legacy family refuses the extra keyword.
+    """
+    try:
+        output = inner(
+            input_ids=ids,
+            output_attentions=True,
+            use_cache=False,
+            return_dict=True,
+            row_positions=positions[:, None],
+        )
+    except TypeError:
+        return []
+    return [rows for rows in output.get("attentions") or () if rows is not None]
+
+
+def _packs_like_plain(model: "PreTrainedModel", tolerance: float) -> bool:
+    """Compare two prompts read packed with the same prompts read one by one."""
+    inner = decoder(model)
+    device = next(inner.parameters()).device
+    vocabulary = model.config.get_text_config().vocab_size
+
+    # Five tokens that both prompts share, then three of their own.
+    trunk, tips = range(3, 8), (range(8, 11), range(11, 14))
+    prompts = [
+        EncodedPrompt(tuple(i % vocabulary for i in (*trunk, *tip)), (), (), 0) for tip in tips
     ]
-    for plain_BH1S, packed_BHQS in zip(rows, packed_rows, strict=True):
-        for prompt, places in enumerate(own):
-            differences.append(
-                (packed_BHQS[0, :, prompt][:, places] - plain_BH1S[prompt, :, 0]).abs().max().item()
-            )
+
+    def read(queries: int) -> tuple[tuple[Tensor, ...], Tensor, Batch]:
+        batch = Batch(**{n: t.to(device) for n, t in collate(prompts, queries).items()})
+        inputs = batch.model_inputs()
+        rows, hidden = read_rows(inner, batch.input_ids, batch.query_positions, **inputs)
+        return rows, hidden, batch
+
+    with row_attention(model):
+        plain_rows, plain_BSD, _ = read(1)
+        packed_rows, packed_1SD, packed = read(len(prompts))
+    n = len(prompts[0].input_ids)
+    if any(rows.shape[-1] != n for rows in plain_rows):
+        return False
+
+    hidden = plain_BSD[:, -1]
+    scale = max(1.0, hidden.abs().max().item())
+    differences = [(packed_1SD[0, packed.query_positions] - hidden).abs().max().item() / scale]
+    for plain_PHS, packed_PHS in zip(plain_rows, packed_rows, strict=True):
+        for p, places in enumerate(pack(prompts).places):
+            difference = packed_PHS[p][:, list(places)] - plain_PHS[p]
+            differences.append(difference.abs().max().item())
     return max(differences) <= tolerance
 
 
-def _interface_output(
-    inner: nn.Module, ids: Tensor, row_positions_BQ: Tensor, **inputs: object
-) -> Any:
-    """What a model returns under our function. Raises TypeError where a legacy family refuses the
-    extra keyword.
-    """
-    return inner(
-        input_ids=ids,
-        output_attentions=True,
-        use_cache=False,
-        return_dict=True,
-        row_positions=row_positions_BQ,
-        **inputs,
-    )
-
-
-def _interface_attentions(
-    inner: nn.Module, ids: Tensor, positions: Tensor
-) -> tuple[Tensor | None, ...]:
-    """What a model returns as attentions under our function; nothing where it refuses the extra
-    keyword.
-    """
-    try:
-        return _interface_output(inner, ids, positions[:, None]).get("attentions") or ()
-    except TypeError:
-        return ()
+def _output_difference(model: "PreTrainedModel") -> float:
+    """Compare our logits with the model's on two tokens, relative to the largest."""
+    inner = decoder(model)
+    ids = torch.tensor([[3, 4]], device=next(inner.parameters()).device)
+    full = model(input_ids=ids, use_cache=False).logits[0, -1:].float()
+    ours = output_logits(model, inner(input_ids=ids, use_cache=False)[0][:, -1]).to(full.device)
+    return (ours - full).abs().max().item() / max(1.0, full.abs().max().item())

@@ -13,6 +13,7 @@ from torch import Tensor
 from abft.errors import AbftError
 from abft.model.attention import causal_lm
 from abft.model.qk_weights import QKModule, lora_layers, qk_modules
+from abft.model.weight_files import ADAPTER_FILE, BASE_FILE, FULL_RANK_FILE
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -44,7 +45,7 @@ def base_samples(model: "PreTrainedModel", modules: Collection[QKModule]) -> dic
     return samples
 
 
-def refuse_other_base(
+def check_base_weights(
     model: "PreTrainedModel", samples: dict[str, list[float]], made_for: str
 ) -> None:
     """Raise AbftError unless `model` has the weights that `base_samples` saw; half precision of
@@ -126,7 +127,7 @@ def read_full_rank(
                 f"{'of another shape' if name in parameters else 'missing'} there"
             )
     if check_base:
-        refuse_other_base(model, json.loads(metadata["base_samples"]), made_for)
+        check_base_weights(model, json.loads(metadata["base_samples"]), made_for)
     return saved
 
 
@@ -146,18 +147,23 @@ def load_full_rank(
         )
 
 
+def has_weights(folder: str | Path) -> bool:
+    """Whether a folder holds a run's weights."""
+    return any((Path(folder) / name).is_file() for name in (FULL_RANK_FILE, ADAPTER_FILE))
+
+
 def is_full_rank(folder: str | Path) -> bool:
-    """Whether a run's weights are full-rank tensors (else: a LoRA adapter). Raises AbftError where
-    there are neither.
+    """Whether a run's weights are full-rank tensors (otherwise they are a LoRA adapter).
+
+    Raises:
+        AbftError: the folder holds no weights.
     """
-    if (Path(folder) / FULL_RANK_FILE).is_file():
-        return True
-    if not (Path(folder) / ADAPTER_FILE).is_file():
+    if not has_weights(folder):
         raise AbftError(
             f"{folder} holds neither {FULL_RANK_FILE} nor {ADAPTER_FILE}; is it the folder of a "
-            f"finished run?"
+            "finished run?"
         )
-    return False
+    return (Path(folder) / FULL_RANK_FILE).is_file()
 
 
 def load_adapter(
@@ -181,7 +187,7 @@ def load_adapter(
         )
     except ValueError as error:
         raise AbftError(f"{folder / BASE_FILE} is damaged: {error}") from None
-    refuse_other_base(causal_lm(model), samples, made_for)
+    check_base_weights(causal_lm(model), samples, made_for)
     try:
         if isinstance(model, PeftModel):
             model.load_adapter(str(folder), name)
@@ -204,11 +210,11 @@ def load_adapter(
 def apply_weights(
     model: "PreTrainedModel", folder: str | Path, factor: float = 1.0
 ) -> "PreTrainedModel":
-    """Changes `model`, the base model: a run's weights are merged in, extrapolated by `factor`;
-    returns the plain model.
+    """Changes `model`, the base model: merge a run's weights into it, extrapolated by `factor`.
 
-    A quantised base keeps its adapter beside it (merging would round it away) and comes back as a
-    PEFT model.
+    Returns:
+        The plain model; a quantised base keeps its adapter (merging would round it away) and comes
+        back as a PEFT model.
 
     Raises:
         AbftError: no weights in `folder`, or weights of another model.
@@ -216,17 +222,14 @@ def apply_weights(
     if is_full_rank(folder):
         load_full_rank(model, folder, factor)
         return model
-    quantised = getattr(model, "is_quantized", False)
     adapted = load_adapter(model, folder)
     for module in lora_layers(adapted).values():
         module.set_scale("default", factor)
-    return adapted if quantised else adapted.merge_and_unload()
+    return plain_model(adapted)
 
 
-FULL_RANK_FILE, ADAPTER_FILE = (
-    "qk_weights.safetensors",
-    "adapter_model.safetensors",
-)  # weights: one of the two
-
-
-BASE_FILE = "abft_base.json"  # beside an adapter: what its base model's weights are like
+def plain_model(model: "PreTrainedModel | PeftModel") -> "PreTrainedModel":
+    """Changes `model`: merge its adapter, if it has one and its base is not quantised."""
+    if not hasattr(model, "get_base_model") or getattr(causal_lm(model), "is_quantized", False):
+        return model  # type: ignore[return-value]
+    return model.merge_and_unload()

@@ -6,12 +6,11 @@ Only safetensors (and GGUF) are read as weights; remote code is off unless asked
 import hashlib
 import importlib.util
 import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from abft.errors import AbftError
+from abft.files import atomic_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -84,28 +83,6 @@ def load_tokenizer(
         raise AbftError(
             f"the tokenizer of {model!r} could not be loaded: {_reason(error)}"
         ) from error
-
-
-def layer_parameters(
-    model: str, revision: str | None = None, trust_remote_code: bool = False
-) -> int:
-    """Parameters of a model without its embeddings, from its configuration alone: no weights are
-    read.
-    """
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    try:
-        config = AutoConfig.from_pretrained(
-            resolve(model), revision=revision, trust_remote_code=trust_remote_code
-        )
-        with torch.device("meta"):
-            empty = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        if isinstance(error, AbftError):
-            raise
-        raise AbftError(f"model {model!r} could not be read: {_reason(error)}") from error
-    return empty.num_parameters(exclude_embeddings=True)
 
 
 def _device_map(device: str) -> str | dict[str, str]:
@@ -187,27 +164,23 @@ def _from_gguf(path: Path) -> Path:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     target.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(dir=target.parent, prefix=".converting-"))
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-        model = AutoModelForCausalLM.from_pretrained(
-            path.parent, gguf_file=path.name, dtype="float32"
-        )
-        for name in ("quantization_config", "_pre_quantization_dtype"):
-            if hasattr(model.config, name):
-                delattr(
-                    model.config, name
-                )  # it is dequantised: saving or PEFT would take it for a quantised model
-        model.hf_quantizer = None
-        model.save_pretrained(staging)
-        tokenizer.save_pretrained(staging)
-        staging.replace(target)
+        with atomic_folder(target) as partial:
+            tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+            model = AutoModelForCausalLM.from_pretrained(
+                path.parent, gguf_file=path.name, dtype="float32"
+            )
+            # It is dequantised now: saving it, or PEFT, would take it for a quantised model.
+            for name in ("quantization_config", "_pre_quantization_dtype"):
+                if hasattr(model.config, name):
+                    delattr(model.config, name)
+            model.hf_quantizer = None
+            model.save_pretrained(partial)
+            tokenizer.save_pretrained(partial)
     except Exception as error:
         if (target / "config.json").is_file():  # another process was faster
             return target
         raise AbftError(f"{path} could not be converted from GGUF: {_reason(error)}") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     return target
 
 

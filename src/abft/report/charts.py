@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
+from abft.method.objectives import Caption
+
 Arrays = Mapping[str, np.ndarray]
 
 
@@ -143,76 +145,50 @@ def reliability(evaluation: Arrays) -> Chart:
     )
 
 
-TRAINING = {
-    "loss": (
-        "Loss",
-        "loss (mean over prompts)",
-        "Eq. 1 falls when heads look at right labels, but also when fewer heads count.",
-    ),
-    "heads": (
-        "Induction heads",
-        "heads over the threshold (mean over prompts)",
-        "PID control should keep this line from running away.",
-    ),
-    "mass": (
-        "Attention of the induction heads",
-        "attention (sum over counted heads)",
-        "Right labels (solid) should rise above wrong ones (dashed).",
-    ),
-    "A": (
-        "Factor A",
-        "A (weight of the punishment)",
-        "A follows the number of heads (Eq. 3): more heads, more punishment.",
-    ),
-}
-
-
 def training(
     logs: Mapping[str, Sequence[Mapping[str, float]]],
     prompts_per_step: Mapping[str, int],
     comparable: Sequence[str],
+    captions: Mapping[str, Caption],
 ) -> list[Chart]:
-    """Loss (of `comparable` runs), heads, attention on labels, and A against prompts seen; a line
-    for each run.
+    """Draw what training logged against prompts seen, a line for each run.
+
+    Args:
+        logs: the logged steps of every run; the first is the run that the report is about.
+        prompts_per_step: prompts of a pseudo-batch of every run.
+        comparable: runs with the same objective; the loss of others is another quantity.
+        captions: of the objectives, by quantity; "mass" is attention on labels.
     """
     charts = []
-    for key, (title, axis, caption) in TRAINING.items():
-        figure, said = go.Figure(), []
-        for r, (run, lines) in enumerate(logs.items()):
+    for key, caption in captions.items():
+        figure, described = go.Figure(), []
+        for r, (run, steps) in enumerate(logs.items()):
+            if key == "loss" and run not in comparable:
+                continue
             colour = COLOURS["after"] if r == 0 else OTHER_RUNS[(r - 1) % len(OTHER_RUNS)]
-            fields = (
-                {"right_mass": "solid", "wrong_mass": "dash"}
-                if key == "mass"
-                else {key: DASHES[r % len(DASHES)]}
-            )
-            for field, dash in fields.items():
-                known = [line for line in lines if field in line]
-                if not known or (
-                    key == "loss" and run not in comparable
-                ):  # another objective's loss is another quantity
+            dashes = {key: DASHES[r % len(DASHES)]}
+            if key == "mass":
+                dashes = {"correct_mass": "solid", "incorrect_mass": "dash"}
+            for field, dash in dashes.items():
+                known = [step for step in steps if field in step]
+                if not known:
                     continue
                 label = run + (f", {field.removesuffix('_mass')} labels" if key == "mass" else "")
                 figure.add_scatter(
-                    x=[line["step"] * prompts_per_step[run] for line in known],
-                    y=[line[field] for line in known],
+                    x=[step["step"] * prompts_per_step[run] for step in known],
+                    y=[step[field] for step in known],
                     name=text(label),
                     mode="lines+markers",
                     showlegend=True,
                     line=dict(color=colour, dash=dash),
                     marker=dict(size=4),
                 )
-                said.append(f"{label} goes from {known[0][field]:.2f} to {known[-1][field]:.2f}")
-        if not said:
+                first, last = known[0][field], known[-1][field]
+                described.append(f"{label} goes from {first:.2f} to {last:.2f}")
+        if not described:
             continue
         figure.update_xaxes(title="prompts seen", rangemode="tozero")
-        figure.update_yaxes(title=axis)
-        charts.append(
-            chart(
-                f"training-{key}",
-                title,
-                caption,
-                f"{title} against prompts seen: {'; '.join(said)}.",
-                figure,
-            )
-        )
+        figure.update_yaxes(title=caption.axis)
+        alt = f"{caption.title} against prompts seen: {'; '.join(described)}."
+        charts.append(chart(f"training-{key}", caption.title, caption.caption, alt, figure))
     return charts

@@ -9,7 +9,7 @@ from abft.report.charts import COLOURS, SYMBOLS, TITLES, Arrays, Chart, chart
 
 QUANTITIES = {
     "mass": "attention on label tokens",
-    "right_mass": "attention on right labels",
+    "correct_mass": "attention on correct labels",
     "induction_rate": "share of prompts over the threshold",
 }
 
@@ -19,7 +19,7 @@ def head_maps(evaluation: Arrays) -> list[Chart]:
     charts = []
     layers, heads = (
         [str(layer) for layer in evaluation["layers_L"]],
-        [str(h) for h in range(evaluation["right_mass_MLH"].shape[2])],
+        [str(h) for h in range(evaluation["correct_mass_MLH"].shape[2])],
     )
     for quantity, title in QUANTITIES.items():
         before, after = quantity_of(evaluation, quantity)[:2]
@@ -61,7 +61,7 @@ def head_maps(evaluation: Arrays) -> list[Chart]:
 def quantity_of(evaluation: Arrays, quantity: str) -> np.ndarray:
     """A quantity of the head maps, (M, L, H); where labels are unseen none is right."""
     if quantity == "mass":
-        return evaluation["wrong_mass_MLH"] + evaluation.get("right_mass_MLH", 0)
+        return evaluation["incorrect_mass_MLH"] + evaluation.get("correct_mass_MLH", 0)
     return evaluation[f"{quantity}_MLH"]
 
 
@@ -70,13 +70,13 @@ def layer_lines(name: str, title: str, found: Arrays, caption: str) -> Chart:
     figure, said = go.Figure(), []
     layers = found["layers_L"]
     kinds = (
-        {"all labels": "solid", "right labels": "dash"}
-        if "right_mass_MLH" in found
+        {"all labels": "solid", "correct labels": "dash"}
+        if "correct_mass_MLH" in found
         else {"all labels": "solid"}
     )
     for m, model in enumerate(map(str, found["models_M"])):
         for kind, dash in kinds.items():
-            mass = quantity_of(found, "right_mass" if kind == "right labels" else "mass")
+            mass = quantity_of(found, "correct_mass" if kind == "correct labels" else "mass")
             values = mass[m].mean(1)
             figure.add_scatter(
                 x=layers,

@@ -2,7 +2,6 @@
 elsewhere.
 """
 
-import json
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -15,9 +14,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
 from abft.analysis.analyze import DEFAULTS, Analyses, Choices, analyze
-from abft.analysis.study import refuse_as_e2e
+from abft.analysis.study import check_e2e_run
 from abft.errors import AbftError
 from abft.files import write_text
+from abft.method.objectives import Caption, objective_title, training_captions
 from abft.report.charts import TITLES, Arrays, Chart, confusion, reliability, training
 from abft.report.inner_charts import (
     QUANTITIES,
@@ -29,7 +29,8 @@ from abft.report.inner_charts import (
     quantity_of,
     weight_lines,
 )
-from abft.runs.run_folder import LOG, METRICS, VANILLA, read_config, read_record
+from abft.runs.config import ResolvedConfig
+from abft.runs.run_folder import METRICS, read_before, read_config, read_log, read_metrics
 from abft.scoring import metrics
 
 MAX_BYTES = 15_000_000
@@ -69,93 +70,65 @@ def report(
     """
     run = Path(run)
     path = run / "report.html" if output is None else Path(output)
+    if path.is_dir() or not path.parent.is_dir():
+        reason = "is a folder" if path.is_dir() else "is in no folder"
+        raise AbftError(f"{path} {reason}; give another --output")
+
+    # This run, and those to draw next to it.
     config = read_config(run)
-    _refuse_unwritable(path)
-    beside = [*([] if choices.e2e is None else [choices.e2e]), *compare]
-    configs = {
-        "this run": config,
-        **{_name(folder, beside): read_config(folder) for folder in beside},
-    }
-    sizes = {name: one.nb for name, one in configs.items()}
-    loss = (config.objective, config.cross_entropy)
-    comparable = [
-        name for name, one in configs.items() if (one.objective, one.cross_entropy) == loss
-    ]
-    finished = (run / METRICS).is_file()
-    record = read_record(run) if finished else {}
-    vanilla = read_record(run, VANILLA) if (run / VANILLA).is_file() else None
-    logs = {"this run": _log(run), **{_name(folder, beside): _log(folder) for folder in beside}}
+    others = [*([] if choices.e2e is None else [choices.e2e]), *compare]
+    folders = {"this run": run, **{_name(folder, others): folder for folder in others}}
+    configs = {name: read_config(folder) for name, folder in folders.items()}
     if choices.e2e is not None:
-        refuse_as_e2e(run, choices.e2e)
+        check_e2e_run(run, choices.e2e)
+
+    finished = (run / METRICS).is_file()
+    record = read_metrics(run) if finished else {}
     analyses = analyze(run, choices) if finished else Analyses()
+    unfinished = None if finished else f"the run in {run} is not finished"
+    evaluation = analyses.arrays.get("evaluation")
+    versions = {"abft of the run": record.get("abft_version", "?")} if finished else {}
     context = {
-        "title": f"{config.task or Path(config.data or 'SST2').stem} · {Path(config.model).name}",
+        "title": f"{config.task_name or Path(str(config.data)).stem} · {Path(config.model).name}",
         "run": run.resolve().name,
-        "objective": {
-            "abft": "ABFT",
-            "vote": "ABFT, vote of all heads",
-            "e2e": "end-to-end training",
-        }[config.objective]
-        + (" and cross-entropy of the label word" if config.cross_entropy else ""),
+        "objective": objective_title(config),
         "finished": finished,
-        "headline": _headline(analyses.found.get("evaluation")),
-        "scores": _scores(analyses.found.get("evaluation"), vanilla),
+        "headline": _headline(evaluation),
+        "scores": _scores(evaluation, read_before(run)),
         "cost": _cost(record),
         "settings": {
-            name: value
-            for name, value in asdict(config).items()
-            if value is not None and value != {}
+            name: value for name, value in asdict(config).items() if value not in (None, {})
         },
-        "versions": {
-            **_versions(),
-            **({"abft of the run": record.get("abft_version", "?")} if finished else {}),
-        },
-        "sections": _sections(
-            analyses,
-            logs,
-            sizes,
-            comparable,
-            None if finished else f"the run in {run} is not finished",
-        ),
+        "versions": {**_versions(), **versions},
+        "sections": _sections(analyses, _training_charts(folders, configs), unfinished),
         "quantities": QUANTITIES,
     }
     write_text(path, _rendered(context, analyses))
     return path
 
 
-def _refuse_unwritable(path: Path) -> None:
-    try:
-        if path.is_dir() or not path.parent.is_dir():
-            raise AbftError(
-                f"{path} {'is a folder' if path.is_dir() else 'is in no folder'}; give another "
-                f"--output"
-            )
-        probe = path.with_name(f".{path.name}.probe")
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise AbftError(f"{path} cannot be written: {error.strerror or error}") from None
+def _training_charts(
+    folders: Mapping[str, Path], configs: Mapping[str, ResolvedConfig]
+) -> list[Chart]:
+    """Draw the training of all runs, with the captions of their objectives."""
+    first = next(iter(configs.values()))
+    comparable = [
+        name
+        for name, config in configs.items()
+        if (config.objective, config.cross_entropy) == (first.objective, first.cross_entropy)
+    ]
+    captions: dict[str, Caption] = {}
+    for config in configs.values():
+        captions = {**training_captions(config), **captions}
+    logs = {name: read_log(folder) for name, folder in folders.items()}
+    sizes = {name: config.nb for name, config in configs.items()}
+    return training(logs, sizes, comparable, captions)
 
 
 def _name(folder: Path, among: Sequence[Path]) -> str:
     """A run's folder name, or its path where two have the same name."""
     name = folder.resolve().name
     return name if sum(other.resolve().name == name for other in among) == 1 else str(folder)
-
-
-def _log(run: Path) -> list[dict[str, float]]:
-    """The steps that were logged; a damaged line ends them."""
-    lines: list[dict[str, float]] = []
-    if (run / LOG).is_file():
-        for line in (run / LOG).read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                step = json.loads(line)
-            except ValueError:
-                break
-            if not isinstance(step, dict) or "step" not in step:
-                break
-            lines.append(step)
-    return lines
 
 
 def _headline(evaluation: Arrays | None) -> dict[str, float] | None:
@@ -180,9 +153,7 @@ def _scores(
     for m, name in enumerate(map(str, evaluation["models_M"])):
         said = evaluation["probabilities_MNC"][m]
         found[TITLES[name]] = {
-            "accuracy": metrics.accuracy(said, targets),
-            "macro_f1": metrics.macro_f1(said, targets),
-            "ece": metrics.expected_calibration_error(said, targets),
+            **metrics.scores(said, targets),
             "heads": float(evaluation["induction_rate_MLH"][m].sum()),
         }
     return found
@@ -211,13 +182,9 @@ def _versions() -> dict[str, str]:
 
 
 def _sections(
-    analyses: Analyses,
-    logs: Mapping[str, Sequence[Mapping[str, float]]],
-    sizes: Mapping[str, int],
-    comparable: Sequence[str],
-    unfinished: str | None,
+    analyses: Analyses, training_charts: list[Chart], unfinished: str | None
 ) -> dict[str, Section]:
-    found, missing = analyses.found, analyses.missing
+    found, missing = analyses.arrays, analyses.missing
 
     def why(*names: str) -> list[str]:
         return [unfinished] if unfinished else [missing[name] for name in names if name in missing]
@@ -252,7 +219,7 @@ def _sections(
         "Training",
         "Every optimizer step: loss, induction heads, where they look, and factor A.",
     )
-    curves.charts = training(logs, sizes, comparable)
+    curves.charts = training_charts
     if not curves.charts:
         curves.missing = ["no step was logged"]
     if "evaluation" in found:
@@ -263,7 +230,7 @@ def _sections(
         ]
         heads.charts = head_maps(evaluation)
         seen = (
-            "After training more attention should lie on right labels, in the layers where heads "
+            "After training more attention should lie on correct labels, in the layers where heads "
             "look at labels at all."
         )
         layers.charts = [layer_lines("layers-seen", "Test prompts", evaluation, seen)]
@@ -311,7 +278,7 @@ def _rendered(context: dict[str, Any], analyses: Analyses) -> str:
         "charts": {
             c.name: c.figure for section in context["sections"].values() for c in section.charts
         },
-        "heads": _head_numbers(analyses.found.get("evaluation")),
+        "heads": _head_numbers(analyses.arrays.get("evaluation")),
         "prompts": _prompts(analyses),
     }
     page = template.render(**context, data=data, **assets)
@@ -345,9 +312,9 @@ def _prompts(analyses: Analyses) -> dict[str, Any] | None:
     """Texts in pieces, and the attention on each piece in 1/10,000: tokens that share characters
     are one piece.
     """
-    if "examples" not in analyses.found:
+    if "examples" not in analyses.arrays:
         return None
-    found, labels = analyses.found["examples"], analyses.found["evaluation"]["labels_C"].tolist()
+    found, labels = analyses.arrays["examples"], analyses.arrays["evaluation"]["labels_C"].tolist()
     ends = np.cumsum(found["tokens_P"])
     prompts = []
     for p, text in enumerate(map(str, found["texts_P"])):

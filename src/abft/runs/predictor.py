@@ -1,6 +1,5 @@
 """New texts -> labels, with a finished run."""
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,10 +8,10 @@ import numpy as np
 
 from abft.data.encoding import encode, label_tokens
 from abft.data.prompts import write_prompt
-from abft.data.tasks import Example, Protocol, Task
+from abft.data.tasks import Example, PromptStyle, Task
 from abft.model.checkpoints import apply_weights
 from abft.model.loading import context_length
-from abft.runs.run_folder import read_config, read_task, refuse_unfinished
+from abft.runs.run_folder import check_finished, read_config, read_task
 from abft.runs.session import load_run_model
 from abft.scoring.scorer import LabelScorer
 
@@ -28,7 +27,7 @@ class Predictor:
         model, tokenizer: the model with its trained weights, and its fast tokenizer.
         task: template, labels and label words.
         demonstrations: put before every text.
-        protocol: how prompts end and labels are scored.
+        prompt_style: how prompts end and labels are scored.
     """
 
     def __init__(
@@ -37,11 +36,11 @@ class Predictor:
         tokenizer: "PreTrainedTokenizerBase",
         task: Task,
         demonstrations: Sequence[Example],
-        protocol: Protocol = "consistent",
+        prompt_style: PromptStyle = "consistent",
     ) -> None:
         self.model, self.tokenizer, self.task = model, tokenizer, task
-        self.demonstrations, self.protocol = list(demonstrations), protocol
-        self.score = LabelScorer(model, label_tokens(tokenizer, task, protocol))
+        self.demonstrations, self.prompt_style = list(demonstrations), prompt_style
+        self.score = LabelScorer(model, label_tokens(tokenizer, task, prompt_style))
 
     @classmethod
     def from_run(cls, run: str | Path, *, trust_remote_code: bool = False) -> "Predictor":
@@ -50,20 +49,19 @@ class Predictor:
 
         Remote code runs only if asked for here; what the run folder says does not count.
         """
-        refuse_unfinished(run)
-        task, demonstrations, protocol = read_task(run)
-        model, tokenizer = load_run_model(
-            dataclasses.replace(read_config(run), trust_remote_code=trust_remote_code)
-        )
-        return cls(apply_weights(model, run), tokenizer, task, demonstrations, protocol)
+        check_finished(run)
+        task, demonstrations, prompt_style = read_task(run)
+        config = read_config(run, trust_remote_code=trust_remote_code)
+        model, tokenizer = load_run_model(config)
+        return cls(apply_weights(model, run), tokenizer, task, demonstrations, prompt_style)
 
     def probabilities(self, texts: Sequence[str], batch_size: int = 16) -> np.ndarray:
         """The probability of every label for each text, (N, C); a row sums to 1."""
         written = [
-            write_prompt(self.task, self.demonstrations, Example(text, 0), self.protocol)
+            write_prompt(self.task, self.demonstrations, Example(text, 0), self.prompt_style)
             for text in texts
         ]
-        prompts = encode(self.tokenizer, written, self.protocol, context_length(self.model))
+        prompts = encode(self.tokenizer, written, self.prompt_style, context_length(self.model))
         positions = prompts[0].label_positions if prompts else ()
         shared = max(positions, default=-1) + 1  # through the last demonstration's label
         return self.score(prompts, shared=shared, batch_size=batch_size)

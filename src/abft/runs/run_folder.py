@@ -1,8 +1,7 @@
-"""The run folder: what stands in it, written at once or not at all.
+"""The run folder: names and formats of its files.
 
 config.yaml (re-runnable), task.json (task and demonstrations for prediction), log.jsonl (a line a
-step), metrics.json (written last: its presence means the run is complete), the weights and a model
-card.
+step), metrics.json (written last: a folder that has it is a finished run), the weights, a card.
 """
 
 import json
@@ -14,25 +13,54 @@ from typing import Any
 
 import yaml
 
-from abft.data.tasks import Example, Protocol, Task, Template
+from abft.data.tasks import Example, PromptStyle, Task, Template
 from abft.errors import AbftError
-from abft.files import MIB, refuse_full_disk, write_text
-from abft.model.checkpoints import ADAPTER_FILE, BASE_FILE, FULL_RANK_FILE
-from abft.runs.config import RunConfig, read_yaml, with_settings_of_its_time
-
-CONFIG, TASK, LOG, METRICS, VANILLA = (
-    "config.yaml",
-    "task.json",
-    "log.jsonl",
-    "metrics.json",
-    "vanilla.json",
+from abft.files import write_text
+from abft.model.weight_files import ADAPTER_FILE, BASE_FILE, FULL_RANK_FILE
+from abft.runs.config import (
+    ResolvedConfig,
+    RunConfig,
+    config_values,
+    current_values,
+    resolve,
 )
+from abft.settings import read_yaml
+
+CONFIG, TASK, LOG, METRICS = "config.yaml", "task.json", "log.jsonl", "metrics.json"
+BEFORE = "vanilla.json"  # the untouched model's metrics, until the run is finished
+CARD = "README.md"
+VERSION = 2  # of metrics.json
+
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
+_WEIGHT_FILES = (FULL_RANK_FILE, ADAPTER_FILE, BASE_FILE, "adapter_config.json")
+
+# What version 1 called the quantities of metrics.json and log.jsonl.
+_RENAMED = {
+    "right_mass": "correct_mass",
+    "wrong_mass": "incorrect_mass",
+    "mean_right_mass": "mean_correct_mass",
+    "mean_wrong_mass": "mean_incorrect_mass",
+}
 
 
-def read_config(folder: str | Path) -> RunConfig:
-    """The configuration of a run folder."""
+def read_config(folder: str | Path, *, trust_remote_code: bool = False) -> ResolvedConfig:
+    """Read the configuration of a run folder, also of older versions.
+
+    Remote code runs only if the caller asks for it *here*: what config.yaml says about it does not
+    count, so a run folder from elsewhere cannot switch it on.
+
+    Raises:
+        AbftError: no run folder, or a damaged config.yaml.
+    """
     path = _config_path(folder)
-    return RunConfig.from_dict(with_settings_of_its_time(read_yaml(path)), str(path))
+    values = current_values(read_yaml(path), str(path))
+    values["trust_remote_code"] = trust_remote_code
+    return resolve(RunConfig.from_dict(values, str(path)))
 
 
 def _config_path(folder: str | Path) -> Path:
@@ -43,19 +71,80 @@ def _config_path(folder: str | Path) -> Path:
 
 
 def task_record(
-    task: Task, demonstrations: Sequence[Example], protocol: Protocol
+    task: Task, demonstrations: Sequence[Example], prompt_style: PromptStyle
 ) -> dict[str, Any]:
-    """What prediction needs besides the weights, JSON-ready."""
+    """Return what prediction needs besides the weights, JSON-ready."""
     return {
         "task": asdict(task),
-        "protocol": protocol,
-        "demonstrations": [asdict(e) for e in demonstrations],
+        "prompt_style": prompt_style,
+        "demonstrations": [asdict(example) for example in demonstrations],
     }
 
 
-def read_record(run: str | Path, name: str = METRICS) -> dict[str, Any]:
-    """What metrics.json (or vanilla.json) of a run holds. Raises AbftError if it is damaged."""
-    path = Path(run) / name
+def read_task(folder: str | Path) -> tuple[Task, list[Example], PromptStyle]:
+    """Read the task, demonstrations and prompt style of a run folder."""
+    path = Path(folder) / TASK
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        task = record["task"]
+        return (
+            Task(
+                task["name"],
+                Template(**task["template"]),
+                tuple(task["labels"]),
+                tuple(task["label_words"]),
+            ),
+            [Example(**example) for example in record["demonstrations"]],
+            record["prompt_style"] if "prompt_style" in record else record["protocol"],
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise AbftError(
+            f"{path} is missing or damaged ({type(error).__name__}); is {folder} the folder of a "
+            "run?"
+        ) from None
+
+
+def read_metrics(run: str | Path) -> dict[str, Any]:
+    """Read metrics.json, also of older versions. Raises AbftError if it is damaged.
+
+    Version 1 named the results "vanilla" and by the objective, now "before" and "after".
+    """
+    record = _read_record(Path(run) / METRICS)
+    if "format" in record:
+        return record
+    objective = read_config(run).objective
+    results = {"before": record.pop("vanilla", None), "after": record.pop(objective, None)}
+    record["prompt_style"] = record.pop("protocol", "consistent")
+    return {
+        "format": VERSION,
+        "objective": objective,
+        **record,
+        **{name: _renamed(result) for name, result in results.items() if result is not None},
+    }
+
+
+def read_before(run: str | Path) -> dict[str, float] | None:
+    """Read the untouched model's metrics of a run that is not finished, if they were measured."""
+    path = Path(run) / BEFORE
+    return _renamed(_read_record(path)) if path.is_file() else None
+
+
+def read_log(run: Path) -> list[dict[str, float]]:
+    """Read the steps that were logged; a damaged line ends them."""
+    lines: list[dict[str, float]] = []
+    if (run / LOG).is_file():
+        for line in (run / LOG).read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                step = json.loads(line)
+            except ValueError:
+                break
+            if not isinstance(step, dict) or "step" not in step:
+                break
+            lines.append(_renamed(step))
+    return lines
+
+
+def _read_record(path: Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(record, dict):
@@ -65,26 +154,11 @@ def read_record(run: str | Path, name: str = METRICS) -> dict[str, Any]:
     return record
 
 
-def read_task(folder: str | Path) -> tuple[Task, list[Example], Protocol]:
-    """The task, demonstrations and protocol of a run folder."""
-    path = Path(folder) / TASK
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        task = record["task"]
-        template = Template(**task["template"])
-        return (
-            Task(task["name"], template, tuple(task["labels"]), tuple(task["label_words"])),
-            [Example(**example) for example in record["demonstrations"]],
-            record["protocol"],
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise AbftError(
-            f"{path} is missing or damaged ({type(error).__name__}); is {folder} the folder of "
-            f"a run?"
-        ) from None
+def _renamed(record: dict[str, Any]) -> dict[str, Any]:
+    return {_RENAMED.get(name, name): value for name, value in record.items()}
 
 
-def refuse_unfinished(run: str | Path) -> None:
+def check_finished(run: str | Path) -> None:
     """Raise AbftError unless `run` is the folder of a finished run."""
     _config_path(run)
     if not (Path(run) / METRICS).is_file():
@@ -94,7 +168,7 @@ def refuse_unfinished(run: str | Path) -> None:
 
 
 def newest_run(folder: Path) -> Path:
-    """The run in `folder` that finished last. Raises AbftError if there is none."""
+    """Return the run in `folder` that finished last. Raises AbftError if there is none."""
     finished = [path for path in folder.glob(f"*/{METRICS}") if (path.parent / CONFIG).is_file()]
     if not finished:
         raise AbftError(
@@ -103,15 +177,15 @@ def newest_run(folder: Path) -> Path:
     return max(finished, key=lambda path: path.stat().st_mtime).parent
 
 
-def refuse_occupied(output: Path) -> None:
+def check_free(output: Path) -> None:
     """Raise AbftError if `output` cannot become a new run folder."""
     file = next((path for path in (output, *output.parents) if path.is_file()), None)
     if file is not None:
         raise AbftError(f"output {output}: {file} is a file; give a folder")
     if (output / CONFIG).is_file():
         raise AbftError(
-            f"output folder {output} holds another run; use --overwrite to replace it or "
-            f"--resume to go on with it"
+            f"output folder {output} holds another run; use --overwrite to replace it or --resume "
+            "to go on with it"
         )
     if output.is_dir() and any(output.iterdir()):
         raise AbftError(
@@ -119,16 +193,16 @@ def refuse_occupied(output: Path) -> None:
         )
 
 
-def refuse_other_settings(output: Path, config: RunConfig) -> None:
-    """Raise AbftError unless the run in `output` was started with `config`; its learning rate may
-    have been left open.
+def check_same_settings(output: Path, config: ResolvedConfig) -> None:
+    """Raise AbftError unless the run in `output` was started with `config`.
+
+    Its learning rate may be open (None).
     """
-    before = read_config(output)
+    before = read_config(output, trust_remote_code=config.trust_remote_code)
     differing = [
         f.name
         for f in fields(config)
         if getattr(config, f.name) != getattr(before, f.name)
-        and f.name != "trust_remote_code"
         and not (f.name == "lr" and config.lr is None)
     ]
     if differing:
@@ -138,19 +212,16 @@ def refuse_other_settings(output: Path, config: RunConfig) -> None:
         )
 
 
-def create_run(output: Path, config: RunConfig, overwrite: bool) -> None:
-    """Make the run folder with its config.yaml; what an earlier run left there is deleted if
-    `overwrite`.
-    """
+def create_run(output: Path, config: ResolvedConfig, overwrite: bool) -> None:
+    """Make the run folder with its config.yaml; `overwrite` deletes what an earlier run left."""
     if overwrite and (output / CONFIG).is_file():
         remove_run(output)
     else:
-        refuse_occupied(output)
+        check_free(output)
     try:
         output.mkdir(parents=True, exist_ok=True)
-        write_text(
-            output / CONFIG, yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True)
-        )
+        text = yaml.safe_dump(config_values(config), sort_keys=False, allow_unicode=True)
+        write_text(output / CONFIG, text)
     except OSError as error:
         raise AbftError(
             f"output folder {output} cannot be written: {error.strerror or error}"
@@ -160,16 +231,9 @@ def create_run(output: Path, config: RunConfig, overwrite: bool) -> None:
 def remove_run(output: Path) -> None:
     """Delete what a run writes; leave other files alone."""
     remove_checkpoints(output)
-    tokenizer = (
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "special_tokens_map.json",
-        "chat_template.jinja",
-    )
-    weights = (FULL_RANK_FILE, ADAPTER_FILE, BASE_FILE, "adapter_config.json")
     for path in output.glob("*.partial"):  # what a killed process was writing
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-    for name in (CONFIG, TASK, LOG, METRICS, VANILLA, "README.md", *tokenizer, *weights):
+    for name in (CONFIG, TASK, LOG, METRICS, BEFORE, CARD, *_TOKENIZER_FILES, *_WEIGHT_FILES):
         (output / name).unlink(missing_ok=True)
 
 
@@ -177,19 +241,3 @@ def remove_checkpoints(output: Path) -> None:
     """Delete the checkpoints of a run."""
     for path in output.glob("checkpoint-*"):
         shutil.rmtree(path, ignore_errors=True)
-
-
-def refuse_small_disk(output: Path, trained_bytes: int) -> None:
-    """Raise AbftError unless checkpoints fit: three of weights and two Adam moments each, and the
-    final weights.
-    """
-    refuse_full_disk(output, 10 * trained_bytes)
-
-
-def disk_error(output: Path, error: Exception) -> AbftError:
-    """What a failed write means to the user."""
-    free = shutil.disk_usage(output).free // MIB
-    return AbftError(
-        f"writing to {output} failed ({error}); {free} MiB free. "
-        f"Make room, then go on with: abft train --resume --output {output}"
-    )

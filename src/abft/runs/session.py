@@ -1,20 +1,109 @@
-"""What a configuration names, opened: model, tokenizer, data, label tokens and test prompts."""
+"""What a configuration names, opened once: model, tokenizer, data, label tokens, test prompts."""
 
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from abft.data.builtin import load_task
 from abft.data.datasets import load_data
 from abft.data.encoding import EncodedPrompt, LabelTokens, encode, label_tokens
-from abft.data.prompts import evaluation_prompts
+from abft.data.prompts import Prompt, evaluation_prompts
 from abft.data.splits import TaskData
+from abft.model.checkpoints import apply_weights
 from abft.model.loading import context_length, four_bit, load_model
-from abft.runs.config import DEFAULT_TASK, RunConfig
+from abft.model.qk_weights import qk_modules
+from abft.runs.config import DEFAULT_TASK, ResolvedConfig, RunConfig, resolve
+from abft.scoring import metrics
+from abft.scoring.evaluate import HeadReport, check_finite, evaluate
+
+
+@dataclass
+class Session:
+    """A model with its data, ready to be trained or measured.
+
+    Attributes:
+        config: everything filled in but the learning rate.
+        label_tokens: the token, or tokens, of every class.
+        written: the test prompts as text.
+        prompts: the same as tokens.
+    """
+
+    config: ResolvedConfig
+    data: TaskData
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    label_tokens: LabelTokens
+    written: Sequence[Prompt]
+    prompts: Sequence[EncodedPrompt]
+
+    @property
+    def layers(self) -> list[int]:
+        """The number in the model of every layer with softmax attention."""
+        return sorted({qk.layer for qk in qk_modules(self.model)})
+
+    def encode(self, written: Sequence[Prompt]) -> list[EncodedPrompt]:
+        """Tokenize prompts for this model; AbftError for one that is too long for it."""
+        style, limit = self.config.prompt_style, context_length(self.model)
+        return encode(self.tokenizer, written, style, limit)
+
+    def evaluate(
+        self,
+        prompts: Sequence[EncodedPrompt],
+        bar: tqdm,
+        head_gates: dict[int, Tensor] | None = None,
+    ) -> tuple[np.ndarray, HeadReport]:
+        """Return label probabilities (N, C) and head statistics of encoded prompts."""
+        return evaluate(
+            self.model,
+            prompts,
+            self.label_tokens,
+            batch_size=self.config.eval_batch_size,
+            fixed_threshold=self.config.threshold,
+            head_gates=head_gates,
+            progress=bar.update,
+        )
+
+    def measure(self, title: str) -> tuple[dict[str, float], HeadReport]:
+        """Return metrics and head statistics on the test prompts, with a progress bar."""
+        with progress_bar(f"evaluate {title}", len(self.prompts)) as bar:
+            probabilities, heads = self.evaluate(self.prompts, bar)
+        return summarize(probabilities, self.prompts, heads), heads
+
+
+def open_session(config: RunConfig, run: str | Path | None = None, *, queries: int = 1) -> Session:
+    """Load what a configuration names; everything is checked before the first forward pass.
+
+    Args:
+        config: names model, data and prompts.
+        run: a folder with trained weights to apply.
+        queries: training queries that share one set of demonstrations; the data has to suffice.
+
+    Raises:
+        AbftError: bad data, no such model, prompts that are too long, weights of another model.
+    """
+    config = resolve(config)
+    data = load_run_data(config)
+    data.check(config.k, queries)
+    model, tokenizer = load_run_model(config)
+    tokens = label_tokens(tokenizer, data.task, config.prompt_style)
+    written = evaluation_prompts(data, config.test_prompts, config.k, config.prompt_style)
+    session = Session(config, data, model, tokenizer, tokens, written, ())
+    session.prompts = session.encode(written)
+    if run is not None:
+        session.model = apply_weights(model, run)
+    return session
 
 
 def load_run_data(config: RunConfig) -> TaskData:
-    """The task and examples that a configuration names."""
+    """Load the task and examples that a configuration names."""
     if config.data is None:
-        data = load_task(config.task or DEFAULT_TASK, config.protocol)
+        data = load_task(config.task or DEFAULT_TASK, config.prompt_style)
     else:
         data = load_data(
             config.data, config.text_column, config.label_column, config.test_data, config.template
@@ -23,7 +112,7 @@ def load_run_data(config: RunConfig) -> TaskData:
 
 
 def load_run_model(config: RunConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The base model that a configuration names."""
+    """Load the base model that a configuration names."""
     return load_model(
         config.model,
         revision=config.revision,
@@ -34,10 +123,24 @@ def load_run_model(config: RunConfig) -> tuple[PreTrainedModel, PreTrainedTokeni
     )
 
 
-def encoded_tests(
-    config: RunConfig, data: TaskData, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-) -> tuple[LabelTokens, list[EncodedPrompt]]:
-    """The label words' tokens and the encoded test prompts of a configuration."""
-    words = label_tokens(tokenizer, data.task, config.protocol)
-    prompts = evaluation_prompts(data, config.test_prompts, config.k, config.protocol)
-    return words, encode(tokenizer, prompts, config.protocol, context_length(model))
+def summarize(
+    probabilities_NC: np.ndarray, prompts: Sequence[EncodedPrompt], heads: HeadReport
+) -> dict[str, float]:
+    """Return accuracy, macro_f1, ece; heads over the threshold; a head's mean attention on labels.
+
+    Raises:
+        AbftError: probabilities that are not finite.
+    """
+    check_finite(probabilities_NC)
+    targets = np.array([prompt.target for prompt in prompts])
+    return {
+        **metrics.scores(probabilities_NC, targets),
+        "heads": heads.heads,
+        "mean_correct_mass": float(heads.correct_mass_LH.mean()),
+        "mean_incorrect_mass": float(heads.incorrect_mass_LH.mean()),
+    }
+
+
+def progress_bar(title: str, prompts: int) -> tqdm:
+    """Open a progress bar of prompts on stderr."""
+    return tqdm(total=prompts, desc=title, unit="prompt", file=sys.stderr, mininterval=1)

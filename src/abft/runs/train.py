@@ -1,60 +1,72 @@
 """The main job: evaluate a model, train it, evaluate it again, and leave a run folder."""
 
 import contextlib
-import dataclasses
 import errno
-import json
 import resource
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from accelerate import PartialState
-from tqdm import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
+from transformers import PreTrainedModel, PrinterCallback
 
 from abft import __version__
-from abft.data.encoding import EncodedPrompt, LabelTokens
+from abft.data.encoding import EncodedPrompt
 from abft.data.other_tasks import other_prompts
 from abft.data.splits import TaskData
 from abft.data.tasks import Example, Task
 from abft.errors import AbftError, RunInterrupted
-from abft.files import MIB, write_json, write_text
-from abft.model.attention import Implementation
+from abft.files import write_json, write_text
+from abft.method.settings import MethodSettings, PromptSettings
 from abft.model.checkpoints import apply_weights
 from abft.model.loading import context_length
 from abft.model.qk_weights import trainable_parameters
-from abft.runs.config import RunConfig, default_learning_rate, refuse_without_effect
+from abft.runs.config import ResolvedConfig, RunConfig, check_effect, resolve
 from abft.runs.run_folder import (
+    BEFORE,
+    CARD,
     CONFIG,
     LOG,
     METRICS,
     TASK,
-    VANILLA,
+    VERSION,
+    check_free,
+    check_same_settings,
     create_run,
-    disk_error,
+    read_before,
     read_config,
-    refuse_occupied,
-    refuse_other_settings,
-    refuse_small_disk,
+    read_metrics,
     remove_checkpoints,
     remove_run,
     task_record,
 )
-from abft.scoring import metrics
-from abft.scoring.evaluate import HeadReport, evaluate, refuse_ruined
+from abft.runs.session import Session, load_run_model, open_session
+from abft.settings import settings_of
 from abft.training.arguments import ABFTConfig
 from abft.training.callbacks import RunLog, StepBar, stop_on_interrupt
-from abft.training.model_card import Kind, model_card, trained_weights
+from abft.training.model_card import Kind, card_settings, model_card
 from abft.training.trainer import ABFTTrainer, last_checkpoint
 
 if TYPE_CHECKING:
     from peft import LoraConfig
-from abft.runs.session import encoded_tests, load_run_data, load_run_model
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A finished run.
+
+    Attributes:
+        metrics: what metrics.json holds; empty in all processes but the first.
+        model: the trained model as it is after training (a PEFT model with LoRA); None where the
+            run was finished before.
+    """
+
+    metrics: dict[str, Any]
+    model: PreTrainedModel | None
 
 
 def train(
@@ -65,7 +77,7 @@ def train(
     Args:
         config: everything that decides the result.
         output: the run folder; created if missing.
-        overwrite: replace a run that is there.
+        overwrite: replace an earlier run in `output`.
         resume: go on from the last checkpoint there; the result is the same, bit by bit on the CPU.
 
     Raises:
@@ -73,68 +85,45 @@ def train(
             heads.
         RunInterrupted: Ctrl-C; a checkpoint was saved.
     """
+    return train_run(config, output, overwrite=overwrite, resume=resume).metrics
+
+
+def train_run(
+    config: RunConfig, output: str | Path, *, overwrite: bool = False, resume: bool = False
+) -> TrainedRun:
+    """As `train`, and hand over the trained model, so that it need not be loaded again."""
     output = Path(output)
-    if config.load_in_4bit and config.lora_r is None:
-        raise AbftError("4-bit weights train through LoRA only: give lora_r as well (--lora-r 16)")
+    config = resolve(config)
+
+    # Everything that can be refused without a model comes first.
     if resume:
-        refuse_other_settings(output, config)
-        config = dataclasses.replace(config, lr=read_config(output).lr)
+        check_same_settings(output, config)
+        config = replace(config, lr=read_config(output).lr)
         if (output / METRICS).is_file():
-            return json.loads((output / METRICS).read_text(encoding="utf-8"))
+            return TrainedRun(read_metrics(output), None)
     else:
-        refuse_without_effect(config)
+        check_effect(config)
         if not (overwrite and (output / CONFIG).is_file()):
-            refuse_occupied(output)
-    data = load_run_data(config)
-    data.check(config.k, config.queries)
-    model, tokenizer = load_run_model(config)
-    words, prompts = encoded_tests(config, data, model, tokenizer)
-    trainer = make_trainer(config, output, model, tokenizer, data)
-    if config.queries > 1 and not trainer.packed and PartialState().is_main_process:
+            check_free(output)
+
+    session = open_session(config, queries=config.queries)
+    trainer = make_trainer(session, output)
+    session.config = config = replace(config, lr=trainer.args.learning_rate)
+    process = PartialState()
+    if config.queries > 1 and not trainer.packed and process.is_main_process:
         print(
-            "this model family cannot pack prompts: queries are read one by one; take --queries 1",
+            "this model family cannot pack prompts: queries are read one by one; use --queries 1",
             file=sys.stderr,
         )
-    refuse_small_disk(
-        output, sum(p.numel() * 4 for p in trainer.model.parameters() if p.requires_grad)
-    )
 
-    config = dataclasses.replace(
-        config, lr=trainer.args.learning_rate
-    )  # resolved, so that config.yaml holds it
-    process = PartialState()
     if process.is_main_process and not resume:
         create_run(output, config, overwrite)
-        write_json(
-            output / TASK,
-            task_record(data.task, prediction_demonstrations(data, config.k), config.protocol),
-        )
+        shown = prediction_demonstrations(session.data, config.k)
+        write_json(output / TASK, task_record(session.data.task, shown, config.prompt_style))
     process.wait_for_everyone()
+
     try:
-        vanilla = (
-            _vanilla(trainer, output, prompts, words, config)
-            if prompts and process.is_main_process
-            else None
-        )
-        process.wait_for_everyone()
-        seconds, peak = _train(trainer, output)
-        trainer.save_model(str(output))
-        result: dict[str, Any] = {}
-        if process.is_main_process:
-            result = _record(config, data, trainer, len(prompts), seconds, peak)
-            if prompts:
-                # Under FSDP this process holds a part of the model only.
-                trained = (
-                    apply_weights(load_run_model(config)[0], output)
-                    if trainer.is_fsdp_enabled
-                    else trainer.model
-                )
-                after, _ = scored(
-                    trained, prompts, words, trainer.implementation, config, config.objective
-                )
-                result |= {"vanilla": vanilla, config.objective: after}
-            write_text(output / "README.md", run_card(config, data.task, result))
-            write_json(output / METRICS, result)
+        metrics, model = _train_and_measure(session, trainer, output)
     except RunInterrupted:
         raise
     except AbftError:  # nothing half-written: without a checkpoint there is nothing to go on with
@@ -142,30 +131,77 @@ def train(
             remove_run(output)
         raise
     except Exception as error:  # safetensors and torch raise their own types on a full disk
-        full = isinstance(error, OSError) and error.errno == errno.ENOSPC
-        if full or shutil.disk_usage(output).free < 16 * MIB:
-            raise disk_error(output, error) from error
+        if _is_full(output, error):
+            raise _disk_error(output, error) from error
         raise
+
     process.wait_for_everyone()
     if process.is_main_process:
-        (output / VANILLA).unlink(missing_ok=True)
+        (output / BEFORE).unlink(missing_ok=True)
         remove_checkpoints(output)
-    return result
+    return TrainedRun(metrics, model)
 
 
-def make_trainer(
-    config: RunConfig,
-    output: Path,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    data: TaskData,
-) -> ABFTTrainer:
-    """The trainer of a configuration. Changes `model`: only W_Q and W_K stay trainable."""
-    rate = config.lr
-    if rate is None:
-        rate = default_learning_rate(
-            model.num_parameters(), config.lora_r is not None, config.objective
+def _train_and_measure(
+    session: Session, trainer: ABFTTrainer, output: Path
+) -> tuple[dict[str, Any], PreTrainedModel]:
+    """Measure, train, measure; write the weights, the card and, last, metrics.json."""
+    process, config = PartialState(), session.config
+    measured = bool(session.prompts) and process.is_main_process
+    before = _measure_before(session, output) if measured else None
+    process.wait_for_everyone()
+
+    seconds, peak = _run_trainer(trainer, output)
+    trainer.save_model(str(output))
+    session.model = trainer.model
+    if not process.is_main_process:
+        return {}, session.model
+
+    metrics = _record(session, trainer, seconds, peak)
+    if measured:
+        if trainer.is_fsdp_enabled:  # this process holds a part of the model only
+            session.model = apply_weights(load_run_model(config)[0], output)
+        after, _ = session.measure(config.objective)
+        metrics |= {"before": before, "after": after}
+    write_text(output / CARD, run_card(config, session.data.task, metrics))
+    write_json(output / METRICS, metrics)
+    return metrics, session.model
+
+
+def make_trainer(session: Session, output: Path) -> ABFTTrainer:
+    """Make the trainer of a session. Changes its model: only W_Q and W_K stay trainable."""
+    config = resolve(session.config, session.model.num_parameters())
+    assert config.lr is not None  # resolved with the model's size
+    arguments = _training_arguments(config, config.lr, output)
+
+    examples: TaskData | list[EncodedPrompt] = session.data
+    if config.train_on == "others":
+        limit = context_length(session.model)
+        examples = other_prompts(
+            session.data,
+            session.tokenizer,
+            config.nd,
+            config.k,
+            config.seed,
+            config.prompt_style,
+            limit,
         )
+    trainer = ABFTTrainer(
+        session.model,
+        arguments,
+        examples,
+        session.tokenizer,
+        peft_config=_lora(config),
+        callbacks=[RunLog(output / LOG), StepBar()],
+    )
+    trainer.remove_callback(PrinterCallback)
+    session.model = trainer.model
+    return trainer
+
+
+def _training_arguments(config: ResolvedConfig, rate: float, output: Path) -> ABFTConfig:
+    """Translate a configuration; the settings that both classes share are copied by name."""
+    shared = [*settings_of(MethodSettings), *settings_of(PromptSettings)]
     arguments = ABFTConfig(
         output_dir=str(output),
         learning_rate=rate,
@@ -180,42 +216,16 @@ def make_trainer(
         use_cpu=config.device == "cpu",
         report_to="none",
         disable_tqdm=True,
-        k=config.k,
-        nd=config.nd,
-        queries=config.queries,
-        protocol=config.protocol,
-        objective=config.objective,
-        cross_entropy=config.cross_entropy,
-        lora_targets=config.lora_targets,
-        A0=config.A0,
-        B0=config.B0,
-        Cp=config.Cp,
-        Ci=config.Ci,
-        Cd=config.Cd,
-        pid=config.pid,
-        head_filter=config.head_filter,
-        threshold=config.threshold,
-        layers=config.layer_list(),
+        **{name: getattr(config, name) for name in shared},
     )
     per_pass = arguments.world_size * arguments.per_device_train_batch_size
     if config.nb % per_pass:
         raise AbftError(
-            f"nb = {config.nb} prompts cannot be shared out: {arguments.world_size} processes "
-            f"take {per_pass} at a time"
+            f"nb = {config.nb} prompts cannot be shared out: {arguments.world_size} processes take "
+            f"{per_pass} at a time"
         )
     arguments.gradient_accumulation_steps = config.nb // per_pass
-    callbacks = [RunLog(output / LOG), StepBar()]
-    examples: TaskData | list[EncodedPrompt] = data
-    if config.train_on == "others":
-        limit = context_length(model)
-        examples = other_prompts(
-            data, tokenizer, config.nd, config.k, config.seed, config.protocol, limit
-        )
-    trainer = ABFTTrainer(
-        model, arguments, examples, tokenizer, peft_config=_lora(config), callbacks=callbacks
-    )
-    trainer.remove_callback(PrinterCallback)
-    return trainer
+    return arguments
 
 
 def _lora(config: RunConfig) -> "LoraConfig | None":
@@ -227,109 +237,49 @@ def _lora(config: RunConfig) -> "LoraConfig | None":
     return LoraConfig(r=config.lora_r, lora_alpha=alpha, revision=config.revision)
 
 
-def summarize(
-    probabilities_NC: np.ndarray, prompts: Sequence[EncodedPrompt], heads: HeadReport
-) -> dict[str, float]:
-    """accuracy, macro_f1, ece; heads over the threshold, and a head's mean attention on labels.
-
-    Raises:
-        AbftError: probabilities that are not finite.
-    """
-    refuse_ruined(probabilities_NC)
-    targets = np.array([prompt.target for prompt in prompts])
-    return {
-        "accuracy": metrics.accuracy(probabilities_NC, targets),
-        "macro_f1": metrics.macro_f1(probabilities_NC, targets),
-        "ece": metrics.expected_calibration_error(probabilities_NC, targets),
-        "heads": heads.heads,
-        "mean_right_mass": float(heads.right_mass_LH.mean()),
-        "mean_wrong_mass": float(heads.wrong_mass_LH.mean()),
-    }
-
-
-def scored(
-    model: PreTrainedModel,
-    prompts: Sequence[EncodedPrompt],
-    words: LabelTokens,
-    implementation: Implementation,
-    config: RunConfig,
-    title: str,
-) -> tuple[dict[str, float], HeadReport]:
-    """Metrics and head statistics on encoded prompts, with a progress bar on stderr."""
-    with tqdm(
-        total=len(prompts), desc=f"evaluate {title}", unit="prompt", file=sys.stderr, mininterval=1
-    ) as bar:
-        probabilities, heads = evaluate(
-            model,
-            prompts,
-            words,
-            implementation,
-            batch_size=config.eval_batch_size,
-            fixed_threshold=config.threshold,
-            progress=bar.update,
-        )
-    return summarize(probabilities, prompts, heads), heads
-
-
 def prediction_demonstrations(data: TaskData, k: int) -> list[Example]:
-    """k demonstrations for new texts: the classes in turn, each class's examples in the pool's
-    order.
-    """
-    by_class = [
-        [e for e in data.demonstrations if e.label == label]
-        for label in range(len(data.task.labels))
-    ]
-    turns = [
-        examples[i]
-        for i in range(max(map(len, by_class)))
-        for examples in by_class
-        if i < len(examples)
-    ]
+    """Choose k demonstrations for new texts: the classes in turn, examples in the pool's order."""
+    classes = range(len(data.task.labels))
+    by_class = [[e for e in data.demonstrations if e.label == label] for label in classes]
+    longest = max(map(len, by_class))
+    turns = [examples[i] for i in range(longest) for examples in by_class if i < len(examples)]
     return turns[:k]
 
 
-def _vanilla(
-    trainer: ABFTTrainer,
-    output: Path,
-    prompts: Sequence[EncodedPrompt],
-    words: LabelTokens,
-    config: RunConfig,
-) -> dict[str, float]:
-    """The untouched model's metrics, measured once: a resumed run reads them."""
-    path = output / VANILLA
-    if path.is_file():
-        return json.loads(path.read_text(encoding="utf-8"))
-    vanilla, _ = scored(trainer.model, prompts, words, trainer.implementation, config, "vanilla")
+def _measure_before(session: Session, output: Path) -> dict[str, float]:
+    """Measure the untouched model, once: a resumed run reads the result."""
+    stored = read_before(output)
+    if stored is not None:
+        return stored
+    before, _ = session.measure("vanilla")
     print(
-        f"{vanilla['heads']:.1f} heads pass the threshold before training (mean over "
-        f"{len(prompts)} prompts)",
+        f"{before['heads']:.1f} heads pass the threshold before training "
+        f"(mean over {len(session.prompts)} prompts)",
         file=sys.stderr,
     )
-    write_json(path, vanilla)
-    return vanilla
+    write_json(output / BEFORE, before)
+    return before
 
 
-def _train(trainer: ABFTTrainer, output: Path) -> tuple[float, int]:
-    """Train, from the last checkpoint if there is one; seconds over all parts of the run, and this
-    part's peak memory.
+def _run_trainer(trainer: ABFTTrainer, output: Path) -> tuple[float, int]:
+    """Train, from the last checkpoint if there is one.
+
+    Returns:
+        Seconds over all parts of the run, and peak memory in bytes of this part.
     """
     checkpoint = last_checkpoint(output)
     reset_peak_memory()
     with stop_on_interrupt() as stop:
         trainer.add_callback(stop)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    if stop.asked and trainer.state.global_step < trainer.args.max_steps:
+    step, last = trainer.state.global_step, trainer.args.max_steps
+    if stop.asked and step < last:
         raise RunInterrupted(
-            f"stopped after step {trainer.state.global_step} of {trainer.args.max_steps}; a "
-            f"checkpoint is saved. "
+            f"stopped after step {step} of {last}; a checkpoint is saved. "
             f"Go on with: abft train --resume --output {output}"
         )
-    logged = (
-        (output / LOG).read_text(encoding="utf-8").splitlines() if (output / LOG).is_file() else []
-    )
-    return sum(json.loads(line)["seconds"] for line in logged), peak_memory_bytes(
-        trainer.model.device
-    )
+    seconds = sum(entry.get("seconds", 0.0) for entry in trainer.state.log_history)
+    return seconds, peak_memory_bytes(trainer.model.device)
 
 
 def reset_peak_memory() -> None:
@@ -342,8 +292,9 @@ def reset_peak_memory() -> None:
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Most memory since `reset_peak_memory`: of the GPU that holds most, or of this process for a
-    model on the CPU.
+    """Return the most memory since `reset_peak_memory`.
+
+    That of the GPU that holds most, or of this process for a model on the CPU.
     """
     if device.type == "cuda":
         return max(torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count()))
@@ -351,21 +302,22 @@ def peak_memory_bytes(device: torch.device) -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _record(
-    config: RunConfig, data: TaskData, trainer: ABFTTrainer, tests: int, seconds: float, peak: int
-) -> dict[str, Any]:
-    """metrics.json without the scores."""
+def _record(session: Session, trainer: ABFTTrainer, seconds: float, peak: int) -> dict[str, Any]:
+    """Return metrics.json without the scores."""
+    config, steps = session.config, trainer.state.global_step
     return {
+        "format": VERSION,
         "abft_version": __version__,
+        "objective": config.objective,
         "model": config.model,
-        "task": data.task.name,
-        "protocol": config.protocol,
+        "task": session.data.task.name,
+        "prompt_style": config.prompt_style,
         "seed": config.seed,
         "k": config.k,
-        "test_prompts": tests,
+        "test_prompts": len(session.prompts),
         "training": {
-            "steps": trainer.state.global_step,
-            "prompts": trainer.state.global_step * config.nb,
+            "steps": steps,
+            "prompts": steps * config.nb,
             "packed": trainer.packed,
             "processes": trainer.args.world_size,
             "seconds": round(seconds, 2),
@@ -376,42 +328,39 @@ def _record(
 
 
 def run_card(
-    config: RunConfig, task: Task, result: Mapping[str, Any], kind: Kind | None = None
+    config: RunConfig, task: Task, metrics: Mapping[str, Any], kind: Kind | None = None
 ) -> str:
-    """The model card of a run, from its configuration and what metrics.json holds; `kind` defaults
-    to what the run saved.
+    """Write the model card of a run, from its configuration and what metrics.json holds.
+
+    `kind` defaults to what the run saved.
     """
-    own = ("A0", "B0", "pid", "head_filter") if config.objective == "abft" else ()
-    lora = ("lora_r", "load_in_4bit") if config.lora_r is not None else ()
-    names = (
-        "steps",
-        "lr",
-        "nb",
-        "nd",
-        "queries",
-        "k",
-        *own,
-        *lora,
-        "protocol",
-        "seed",
-        "test_prompts",
-    )
-    settings = {name: getattr(config, name) for name in names}
-    keys = ("accuracy", "macro_f1", "ece")
-    scores: dict[str, dict[str, float]] = {
-        method: {key: result[method][key] for key in keys}
-        for method in ("vanilla", config.objective)
-        if method in result
+    shown = ("accuracy", "macro_f1", "ece")
+    results: dict[str, dict[str, float]] = {
+        when: {name: metrics[when][name] for name in shown}
+        for when in ("before", "after")
+        if when in metrics
     }
     return model_card(
         config.model,
         task,
-        settings,
+        config,
         kind or ("full_rank" if config.lora_r is None else "adapter"),
-        scores,
-        protocol=config.protocol,
-        objective=config.objective,
-        cross_entropy=config.cross_entropy,
-        weights=trained_weights(config.lora_targets),
+        shown=card_settings(config),
+        results=results,
+        prompt_style=config.prompt_style,
         trained_on=None if config.train_on == "task" else f"any built-in task but {task.name}",
+    )
+
+
+def _is_full(output: Path, error: Exception) -> bool:
+    full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+    return full or shutil.disk_usage(output).free < 16 * 2**20
+
+
+def _disk_error(output: Path, error: Exception) -> AbftError:
+    """Say what a failed write means to the user."""
+    free = shutil.disk_usage(output).free // 2**20
+    return AbftError(
+        f"writing to {output} failed ({error}); {free} MiB free. "
+        f"Make room, then go on with: abft train --resume --output {output}"
     )

@@ -15,17 +15,15 @@ from transformers import PreTrainedModel
 from abft.data.batches import Batch, at_positions, collate
 from abft.data.encoding import EncodedPrompt, LabelTokens
 from abft.errors import AbftError
-from abft.method.objectives import head_statistics
+from abft.method.head_statistics import head_statistics
 from abft.model.attention import (
     IMPLEMENTATION,
-    Implementation,
     causal_lm,
     decoder,
     read_rows,
     row_attention,
 )
-from abft.model.capabilities import can_pack
-from abft.model.lm_head import check_output_logits
+from abft.model.capabilities import capabilities
 from abft.scoring.label_tree import LabelTree
 
 
@@ -34,8 +32,8 @@ class HeadReport:
     """Means over prompts, for each layer and head."""
 
     induction_rate_LH: np.ndarray  # share of prompts for which the head passes the filter
-    right_mass_LH: np.ndarray  # attention on right label tokens
-    wrong_mass_LH: np.ndarray  # attention on wrong label tokens
+    correct_mass_LH: np.ndarray  # attention on correct label tokens
+    incorrect_mass_LH: np.ndarray  # attention on incorrect label tokens
 
     @property
     def heads(self) -> float:
@@ -54,7 +52,7 @@ def bucketed(prompts: Sequence[EncodedPrompt], batch_size: int) -> Iterator[list
         yield order[start : start + batch_size]
 
 
-def refuse_ruined(probabilities: np.ndarray) -> None:
+def check_finite(probabilities: np.ndarray) -> None:
     """Raise AbftError for probabilities that are not finite: whatever is made of them would mean
     nothing.
     """
@@ -71,44 +69,53 @@ def evaluate(
     model: PreTrainedModel,
     prompts: Sequence[EncodedPrompt],
     label_tokens: LabelTokens,
-    implementation: Implementation,
     *,
     batch_size: int = 16,
     fixed_threshold: float | None = None,
     head_gates: dict[int, Tensor] | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> tuple[np.ndarray, HeadReport]:
-    """Label probabilities (N, C) float64 and head statistics of prompts with demonstrations, in one
-    pass.
+    """Return label probabilities (N, C) float64 and head statistics, from one forward pass.
 
-    Changes `model` to eval mode. `implementation` is how rows are read:
-    `supported_implementation(model)`. `fixed_threshold` replaces k / (k + ln n) for all prompts.
-    `head_gates` are factors (H,) for the outputs of a layer's heads, 0 = off, by the layer's number
-    in the model (not with eager attention). `progress` is called with the number of prompts done by
-    each batch.
+    Changes `model` to eval mode.
+
+    Args:
+        model: a causal LM, or a PEFT model around one.
+        prompts: encoded prompts with demonstrations.
+        label_tokens: the token, or tokens, of every class; see `label_tokens`.
+        batch_size: prompts in a forward pass.
+        fixed_threshold: replaces T = k / (k + ln n) for all prompts.
+        head_gates: factors (H,) for the outputs of a layer's heads, 0 = off, by the layer's number
+            in the model (not with eager attention).
+        progress: called with the number of prompts done by each batch.
 
     Raises:
         AbftError: no prompts, or `head_gates` with a family whose heads cannot be switched off.
     """
     if not prompts:
         raise AbftError("no prompts to evaluate")
+    able = capabilities(model)
+    able.check_lm_head()
+    implementation = able.implementation
+    if head_gates is not None and implementation != IMPLEMENTATION:
+        raise AbftError(
+            "heads cannot be switched off in a model family that ignores transformers' attention "
+            "interface"
+        )
+    extra: dict[str, object] = {} if head_gates is None else {"head_gates": head_gates}
+
     model.eval()
     inner, whole = decoder(model), causal_lm(model)
-    check_output_logits(whole, inner)
     device = next(inner.parameters()).device
+
+    # A label of several tokens needs the hidden states after each of its beginnings too.
     tree = LabelTree.of(label_tokens)
     nodes = len(tree.beginnings)
-    together = nodes if nodes > 1 and implementation == IMPLEMENTATION and can_pack(model) else 1
+    together = nodes if nodes > 1 and implementation == IMPLEMENTATION and able.packs else 1
+
     probabilities = np.zeros((len(prompts), len(label_tokens)))
     totals: list[Tensor] | None = None
-    extra: dict[str, object] = {}
-    if head_gates is not None:
-        if implementation != IMPLEMENTATION:
-            raise AbftError(
-                "heads cannot be switched off in a model family that ignores transformers' "
-                "attention interface"
-            )
-        extra["head_gates"] = head_gates
+
     with row_attention(model, implementation):
         for indices in bucketed(prompts, batch_size):
             asked = [prompts[i] for i in indices]
@@ -128,7 +135,9 @@ def evaluate(
                 else Batch(**{n: t.to(device) for n, t in collate(asked).items()})
             )
             heads = head_statistics(tuple(row[::nodes] for row in rows), plain, fixed_threshold)
-            sums = [t.cpu().double().sum(1) for t in (heads.induction, heads.right, heads.wrong)]
+            sums = [
+                t.cpu().double().sum(1) for t in (heads.induction, heads.correct, heads.incorrect)
+            ]
             totals = sums if totals is None else [a + b for a, b in zip(totals, sums, strict=True)]
             if progress:
                 progress(len(indices))

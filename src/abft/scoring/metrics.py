@@ -54,6 +54,15 @@ def expected_calibration_error(
     return float(sum(gaps) / len(targets))
 
 
+def scores(probabilities_NC: np.ndarray, targets_N: np.ndarray) -> dict[str, float]:
+    """Return accuracy, macro_f1 and ece."""
+    return {
+        "accuracy": accuracy(probabilities_NC, targets_N),
+        "macro_f1": macro_f1(probabilities_NC, targets_N),
+        "ece": expected_calibration_error(probabilities_NC, targets_N),
+    }
+
+
 def consistency(predictions_VN: np.ndarray) -> float:
     """Share of equal predictions for one query: its largest group over the V variants of a prompt,
     mean over N queries.
@@ -66,7 +75,7 @@ def consistency(predictions_VN: np.ndarray) -> float:
 
 
 def gler(error_rates_R: Sequence[float], values_R: Sequence[float]) -> float:
-    """Slope of a metric against the share of right labels in the demonstrations; 0 = labels are not
+    """Slope of a metric against the share of correct labels in the demonstrations; 0 = labels are not
     read.
 
     x is 1 - rate here; for rates of 0, 0.25, 0.5, 0.75, 1 StaICC 0.1.1 fits the line to x = 1,

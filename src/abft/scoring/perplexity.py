@@ -9,7 +9,8 @@ from transformers import PreTrainedModel
 
 from abft.errors import AbftError
 from abft.model.attention import causal_lm, decoder
-from abft.model.lm_head import check_output_logits, output_logits
+from abft.model.capabilities import capabilities
+from abft.model.lm_head import output_logits
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -32,7 +33,7 @@ def perplexity(
     """
     model.eval()
     inner, whole = decoder(model), causal_lm(model)
-    check_output_logits(whole, inner)
+    capabilities(model).check_lm_head()
     device = next(inner.parameters()).device
     ids = [tokenizer(text, truncation=True, max_length=max_length)["input_ids"] for text in texts]
     ids = sorted((row for row in ids if len(row) > 1), key=len, reverse=True)

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import threading
 from collections.abc import Callable, Sequence
 
@@ -19,9 +18,8 @@ from abft.model.attention import (
     decoder,
     row_attention,
 )
-from abft.model.capabilities import can_pack, positions_depend_on_length
-from abft.model.lm_head import check_output_logits
-from abft.scoring.evaluate import bucketed, refuse_ruined
+from abft.model.capabilities import capabilities
+from abft.scoring.evaluate import bucketed, check_finite
 from abft.scoring.label_tree import LabelTree
 
 MIN_SHARED_TOKENS = 16  # shorter common beginnings are not worth a cache
@@ -48,7 +46,7 @@ class LabelScorer:
         model.eval()
         self.model, self.labels = model, LabelTree.of(label_tokens)
         self.inner, self.whole = decoder(model), causal_lm(model)
-        check_output_logits(self.whole, self.inner)
+        capabilities(model).check_lm_head()
         self._lock = threading.Lock()
         self.forget()
 
@@ -58,11 +56,6 @@ class LabelScorer:
         self._keys_values: list[
             tuple[Tensor, Tensor]
         ] = []  # of what is kept, for every layer, each (1, Hkv, len, D)
-
-    @functools.cached_property
-    def keeps(self) -> bool:
-        """Whether this model family allows to run a common beginning once."""
-        return can_pack(self.model) and not positions_depend_on_length(self.model)
 
     @torch.no_grad()
     def __call__(
@@ -93,7 +86,7 @@ class LabelScorer:
         )
         with self._lock:
             self.model.eval()
-            if keeping := worth and self.keeps:
+            if keeping := worth and capabilities(self.model).keeps_prefix:
                 self._keep(prompts[0].input_ids[:shared])
             for indices in bucketed(prompts, batch_size):
                 batch = self.labels.extended([prompts[i] for i in indices])
@@ -103,7 +96,7 @@ class LabelScorer:
                 probabilities[indices] = self.labels.probabilities(self.whole, hidden_PD)
                 if progress:
                     progress(len(indices))
-        refuse_ruined(probabilities)
+        check_finite(probabilities)
         return probabilities
 
     @property

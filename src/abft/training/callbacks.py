@@ -51,34 +51,27 @@ def stop_on_interrupt() -> Iterator[Stop]:
 
 
 class RunLog(TrainerCallback):
-    """One JSON line a step; a resumed run drops the lines after its checkpoint."""
+    """Writes the trainer's own log of steps to a file, one JSON line a step.
+
+    The log is part of every checkpoint, so a resumed run continues that of its checkpoint.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
-            lines = (
-                self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []
-            )
-            kept = [
-                line
-                for line in lines
-                if line.endswith("}") and json.loads(line)["step"] <= state.global_step
-            ]
-            write_text(self.path, "".join(line + "\n" for line in kept))
+            steps = (logged_step(entry) for entry in state.log_history if "heads" in entry)
+            write_text(self.path, "".join(json.dumps(step) + "\n" for step in steps))
 
-    def on_log(
-        self, args: Any, state: Any, control: Any, logs: dict | None = None, **kwargs: Any
-    ) -> None:
-        if state.is_world_process_zero and logs and "heads" in logs:
-            names = ("loss", "cross_entropy", "heads", "right_mass", "wrong_mass", "A", "seconds")
-            line = {
-                "step": state.global_step,
-                **{name: logs[name] for name in names if name in logs},
-            }
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+
+def logged_step(entry: dict[str, float]) -> dict[str, float]:
+    """Return what the trainer logged for a step, without what is the same in every step."""
+    kept = {name: value for name, value in entry.items() if name not in _SAME_IN_EVERY_STEP}
+    return {"step": kept.pop("step"), **kept}
+
+
+_SAME_IN_EVERY_STEP = ("epoch", "grad_norm", "learning_rate")
 
 
 class StepBar(TrainerCallback):

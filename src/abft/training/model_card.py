@@ -7,49 +7,16 @@ from typing import Any, Literal
 
 import yaml
 
-from abft.data.tasks import Protocol, Task
+from abft.data.tasks import PromptStyle, Task
+from abft.method.objectives import OBJECTIVES
+from abft.method.settings import MethodSettings
 from abft.model.loading import HUB_NAMES
+from abft.settings import settings_of
 
-PAPER = "[Mechanistic Fine-tuning for In-context Learning](https://arxiv.org/abs/2505.14233)"
-
+PAPER_LINK = "[Mechanistic Fine-tuning for In-context Learning](https://arxiv.org/abs/2505.14233)"
+FOLDER = "path/to/this/folder"  # the place of the model in the usage snippet
 
 Kind = Literal["full_rank", "adapter", "merged"]
-
-
-FOLDER = "path/to/this/folder"  # what stands in the usage snippet
-
-
-_ABFT = (
-    "# {short}, fine-tuned where it looks (ABFT, {task})",
-    "",
-    "Attention Behavior Fine-Tuning ({paper}) trained {weights} of `{name}` so that its "
-    "induction heads look at",
-    "the demonstrations with the right label in few-shot prompts of {task}. No other weight "
-    "changed.",
-)
-
-
-_VOTE = (
-    "# {short}, fine-tuned where it looks (ABFT with the vote objective, {task})",
-    "",
-    "A variant of Attention Behavior Fine-Tuning ({paper}) trained {weights} of `{name}` so "
-    "that the attention of all heads",
-    "favours the demonstrations with the right label in few-shot prompts of {task}. No other "
-    "weight changed.",
-)
-
-
-_E2E = (
-    "# {short}, fine-tuned end to end ({task})",
-    "",
-    "Cross-entropy of the label word in few-shot prompts of {task} trained {weights} of "
-    "`{name}`: what",
-    "{paper} compares its method with. No other weight changed.",
-)
-
-
-_ABOUT = {"abft": _ABFT, "vote": _VOTE, "e2e": _E2E}
-
 
 _LOAD_ADAPTER = """\
 from peft import PeftModel
@@ -99,112 +66,105 @@ def log_probability(word):
 print(max(words, key=log_probability))"""
 
 
-def trained_weights(lora_targets: str) -> str:
-    """Words for what was trained."""
-    return "W_Q and W_K" if lora_targets == "qk" else "all linear layers, through LoRA,"
+def card_settings(settings: Any) -> dict[str, Any]:
+    """Return the settings that a card shows: those tagged `card` that have a value and an effect."""
+    objective = settings.objective
+    return {
+        name: value
+        for name, known in settings_of(settings).items()
+        if known.card and (not known.objectives or objective in known.objectives)
+        if (value := getattr(settings, name)) is not None and value is not False
+    }
 
 
 def model_card(
     base_model: str,
     task: Task | None,
-    settings: Mapping[str, Any],
+    method: MethodSettings,
     kind: Kind,
-    results: Mapping[str, Mapping[str, float]] | None = None,
     *,
-    protocol: Protocol = "consistent",
-    objective: str = "abft",
-    cross_entropy: float = 0.0,
-    weights: str = "W_Q and W_K",
+    shown: Mapping[str, object],
+    results: Mapping[str, Mapping[str, float]] | None = None,
+    prompt_style: PromptStyle = "consistent",
     trained_on: str | None = None,
 ) -> str:
-    """Markdown, without any text of the data.
+    """Write a card in Markdown, without any text of the data.
 
     Args:
+        base_model: what `load_model` takes.
         task: how prompts are written, and what was measured; None: prompts of the caller's own.
-        kind: what lies beside the card: changed tensors, a PEFT adapter, or a whole model.
-        results: method -> metric -> value, measured on test prompts of `task`.
-        weights: what was trained.
+        method: what was trained.
+        kind: what the card describes: changed tensors, a PEFT adapter, or a whole model.
+        shown: settings to list.
+        results: "before", "after" -> metric -> value, measured on test prompts of `task`.
+        prompt_style: how prompts end and labels are scored.
         trained_on: the training prompts' task, where it is not `task`.
     """
+    objective = OBJECTIVES[method.objective]
     model = HUB_NAMES.get(base_model, base_model)
     on_hub = bool(model) and not model.endswith(".gguf") and not Path(model).exists()
     name = (model if on_hub else Path(model).name) or "a model without a name"
     task_name = task.name if task else "own data"
-    about = {
-        "name": name,
-        "short": Path(name).name,
-        "task": trained_on or task_name,
-        "weights": weights,
-        "paper": PAPER,
-    }
-    text = [line.format(**about) for line in _ABOUT[objective]]
-    if cross_entropy:
-        text.append(
-            f"The cross-entropy of the label word stood beside it with weight {cross_entropy:g}."
-        )
-    metadata: dict[str, Any] = {"base_model": model} if on_hub else {}  # the hub refuses a path
+    trained_task = trained_on or task_name
+    title = objective.card_title.format(model=Path(name).name, task=trained_task)
+
+    # The hub's metadata block; the hub refuses a path as the base model.
+    metadata: dict[str, Any] = {"base_model": model} if on_hub else {}
     metadata |= {
         "library_name": _LIBRARY[kind],
         "pipeline_tag": "text-generation",  # what loads it; it has no classification head
         "tags": [
-            *(["abft", "induction-heads"] if objective != "e2e" else []),
+            *objective.method_tags,
             *(["lora"] if kind == "adapter" else []),
             *("in-context-learning", "text-classification", "arxiv:2505.14233"),
         ],
     }
-    if results and objective in results:
+    if results and "after" in results:
         metadata["model-index"] = [
-            {
-                "name": text[0].removeprefix("# "),
-                "results": [_result(task_name, results[objective])],
-            }
+            {"name": title, "results": [_result(task_name, results["after"])]}
         ]
-    if results:
-        columns = list(next(iter(results.values())))
-        text += ["", f"Measured on test prompts of {task_name}:", ""]
-        text += ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
-        text += [
-            f"| {method} | " + " | ".join(f"{row[c]:.3f}" for c in columns) + " |"
-            for method, row in results.items()
-        ]
+
+    weights = "W_Q and W_K" if method.lora_targets == "qk" else "all linear layers, through LoRA,"
+    about = objective.card_text.format(
+        model=name, task=trained_task, weights=weights, paper=PAPER_LINK
+    )
+    if method.cross_entropy:
+        about += (
+            " The loss also has a cross-entropy term on the label word, with weight "
+            f"{method.cross_entropy:g}."
+        )
+
     load = _LOAD[kind].format(folder=FOLDER, model=model if kind == "adapter" else base_model)
-    text += [
-        "",
-        "## Use",
-        "",
-        "```python",
-        load,
-        *([_predict(task, protocol)] if task else []),
-        "```",
-        "",
+    use = [load, *([_predict(task, prompt_style)] if task else [])]
+    limitations = _limitations(base_model, name, method, kind, bool(results))
+    packages = ("abft", "transformers", "torch", "peft")
+    versions = ", ".join(f"{package} {version(package)}" for package in packages)
+    header = yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True).rstrip()
+    text = [
+        *("---", header, "---", ""),
+        *(f"# {title}", "", about),
+        *(_results_table(results, task_name) if results else []),
+        *("", "## Use", "", "```python", *use, "```", ""),
+        "Write prompts as in training: the same template, the same label words, your own texts as "
+        "demonstrations.",
+        *("", "## Limitations", "", *(f"- {line}" for line in limitations)),
+        *("", "## Settings", "", ", ".join(f"{s} {value}" for s, value in shown.items()) + "."),
+        *("", f"Made with {versions}.", ""),
     ]
-    text += [
-        "Write prompts as in training: the same template, the same label words, texts of yours "
-        "as demonstrations.",
-        "",
-    ]
-    text += [
-        "## Limitations",
-        "",
+    return "\n".join(text)
+
+
+def _results_table(results: Mapping[str, Mapping[str, float]], task: str) -> list[str]:
+    columns = list(next(iter(results.values())))
+    return [
+        *("", f"Measured on test prompts of {task}:", ""),
+        "| | " + " | ".join(columns) + " |",
+        "|---" * (len(columns) + 1) + "|",
         *(
-            f"- {line}"
-            for line in _limitations(
-                base_model, name, kind, bool(results), objective == "e2e" or cross_entropy > 0
-            )
+            f"| {when} | " + " | ".join(f"{row[column]:.3f}" for column in columns) + " |"
+            for when, row in results.items()
         ),
     ]
-    text += [
-        "",
-        "## Settings",
-        "",
-        ", ".join(f"{setting} {value}" for setting, value in settings.items()) + ".",
-        "",
-    ]
-    versions = ", ".join(
-        f"{package} {version(package)}" for package in ("abft", "transformers", "torch", "peft")
-    )
-    header = yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True).rstrip()
-    return "\n".join(["---", header, "---", "", *text, f"Made with {versions}.", ""])
 
 
 def _result(task: str, values: Mapping[str, float]) -> dict[str, Any]:
@@ -222,10 +182,10 @@ def _result(task: str, values: Mapping[str, float]) -> dict[str, Any]:
     }
 
 
-def _predict(task: Task, protocol: Protocol) -> str:
+def _predict(task: Task, prompt_style: PromptStyle) -> str:
     """Python that prints the likeliest label word of a prompt in the task's template."""
     template = task.template
-    end = template.after_query(protocol)
+    end = template.after_query(prompt_style)
     shown = [
         f"{template.before_text}a text that is "
         f"{word}{template.before_label}{word}{template.after_label}"
@@ -237,20 +197,14 @@ def _predict(task: Task, protocol: Protocol) -> str:
 
 
 def _limitations(
-    base_model: str, name: str, kind: Kind, measured: bool, reads_output: bool
+    base_model: str, name: str, method: MethodSettings, kind: Kind, measured: bool
 ) -> list[str]:
-    copies = (
-        "It learned to look at labels that the demonstrations show, not what the classes are: show "
-        "every label."
-    )
-    means = (
-        "It learned what its label words mean: where they are swapped, expect answers by the old "
-        "meaning."
-    )
+    # A loss on the LM's output teaches what the label words mean, whatever else is trained.
+    learned = OBJECTIVES["e2e" if method.cross_entropy else method.objective].limitation
     lines = [
-        "It tells classes of texts apart in few-shot prompts. Text that it generates was "
-        "neither trained nor measured.",
-        means if reads_output else copies,
+        "It tells classes of texts apart in few-shot prompts. Text that it generates was neither "
+        "trained nor measured.",
+        learned,
         "The figures are of one training run. Other tasks, templates and label words were not "
         "measured."
         if measured

@@ -40,26 +40,12 @@ from abft.data.packing import pack
 from abft.data.prompts import training_prompts
 from abft.data.splits import TaskData
 from abft.errors import AbftError
-from abft.files import share
-from abft.method.objectives import (
-    ABFTObjective,
-    CombinedObjective,
-    E2EObjective,
-    Objective,
-    RowObjective,
-    VoteObjective,
-)
-from abft.method.pid import PIDController
-from abft.model.attention import IMPLEMENTATION, Implementation, causal_lm, decoder, row_attention
-from abft.model.capabilities import can_pack, supported_implementation
-from abft.model.checkpoints import (
-    FULL_RANK_FILE,
-    base_samples,
-    load_full_rank,
-    save_adapter,
-    save_full_rank,
-)
-from abft.model.lm_head import check_output_logits
+from abft.files import atomic_files, write_text
+from abft.method.objectives import OBJECTIVES, Objective, make_objective
+from abft.method.settings import layer_numbers
+from abft.model.attention import IMPLEMENTATION, causal_lm, decoder, row_attention
+from abft.model.capabilities import capabilities
+from abft.model.checkpoints import base_samples, load_full_rank, save_adapter, save_full_rank
 from abft.model.loading import context_length, load_model
 from abft.model.qk_weights import (
     add_lora,
@@ -68,44 +54,18 @@ from abft.model.qk_weights import (
     qk_modules,
     train_full_rank,
 )
-from abft.training.model_card import model_card, trained_weights
+from abft.model.weight_files import FULL_RANK_FILE
+from abft.training.arguments import ABFTConfig
+from abft.training.model_card import card_settings, model_card
+from abft.training.sharding import check_sharding, with_used_output
 
 if TYPE_CHECKING:
     import datasets
     from peft import LoraConfig
-from abft.training.arguments import ABFTConfig
-from abft.training.sharding import check_sharding, with_used_output
-
-
-def chosen_objective(
-    args: ABFTConfig, model: nn.Module, implementation: Implementation
-) -> Objective:
-    """The objective that `args` names, with its settings."""
-    if args.reads_output:
-        base = causal_lm(model)
-        check_output_logits(base, decoder(base))  # type: ignore[arg-type]
-    e2e = E2EObjective(model, fixed_threshold=args.threshold, implementation=implementation)
-    if args.objective == "e2e":
-        return e2e
-    attention: RowObjective
-    if args.objective == "vote":
-        attention = VoteObjective(fixed_threshold=args.threshold, implementation=implementation)
-    else:
-        attention = ABFTObjective(
-            PIDController(A=args.A0, Cp=args.Cp, Ci=args.Ci, Cd=args.Cd),
-            args.B0,
-            head_filter=args.head_filter,
-            fixed_threshold=args.threshold,
-            pid=args.pid,
-            implementation=implementation,
-        )
-    return (
-        CombinedObjective(attention, e2e, args.cross_entropy) if args.cross_entropy else attention
-    )
 
 
 class ABFTTrainer(Trainer):
-    """Trains W_Q and W_K of a causal LM so that its attention heads look at the right labels.
+    """Trains W_Q and W_K of a causal LM so that its attention heads look at the correct labels.
 
     Args:
         model: a model, or what `load_model` takes. It is changed: only W_Q and W_K stay
@@ -166,8 +126,9 @@ class ABFTTrainer(Trainer):
             )
         self.task = train_dataset.task if isinstance(train_dataset, TaskData) else None
         if isinstance(train_dataset, TaskData):
-            words = label_tokens(processing_class, train_dataset.task, args.protocol)
-            if args.objective == "e2e" and len(set(first_tokens(words))) < len(words):
+            words = label_tokens(processing_class, train_dataset.task, args.prompt_style)
+            reads_attention = OBJECTIVES[args.objective].reads_attention
+            if not reads_attention and len(set(first_tokens(words))) < len(words):
                 raise AbftError(
                     "cross-entropy is taken of a label's first token, and two labels begin with "
                     "the same token. Train on "
@@ -175,14 +136,15 @@ class ABFTTrainer(Trainer):
                     "(--label-words 'LABEL=word')"
                 )
             prompts = training_prompts(
-                train_dataset, args.nd, args.k, args.seed, args.protocol, args.queries
+                train_dataset, args.nd, args.k, args.seed, args.prompt_style, args.queries
             )
             train_dataset = with_answers(
-                encode(processing_class, prompts, args.protocol, context_length(model)), words
+                encode(processing_class, prompts, args.prompt_style, context_length(model)), words
             )
         if not train_dataset:
             raise AbftError("train_dataset: expected a TaskData or encoded prompts, got nothing")
-        self.implementation = supported_implementation(model)
+        able = capabilities(model)
+        self.implementation = able.implementation
         count = args.nd if self.task is not None else len(train_dataset)
         if count % args.queries:
             raise AbftError(
@@ -190,10 +152,10 @@ class ABFTTrainer(Trainer):
             )
         # Where they cannot be packed, prompts that share demonstrations are read one by one: the
         # same, but slower.
-        self.packed = args.queries > 1 and self.implementation == IMPLEMENTATION and can_pack(model)
+        self.packed = args.queries > 1 and self.implementation == IMPLEMENTATION and able.packs
         set_seed(args.seed)  # LoRA's initial weights
         model = _select_weights(model, args, peft_config)
-        self.objective = objective or chosen_objective(args, model, self.implementation)
+        self.objective = objective or make_objective(args, model, self.implementation)
         base = causal_lm(model)
         self.step_metrics: dict[str, float] = {}
         self._sums: dict[str, Tensor] = {}
@@ -313,10 +275,7 @@ class ABFTTrainer(Trainer):
         folder = Path(output_dir or self.args.output_dir)
         if not self.args.should_save:
             return
-        staging = folder / ".partial"
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir(parents=True)
-        try:
+        with atomic_files(folder) as staging:
             model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
             if hasattr(model, "get_base_model"):
                 save_adapter(model, staging, self._base_samples, state_dict)
@@ -324,16 +283,11 @@ class ABFTTrainer(Trainer):
                 save_full_rank(model, staging, self._base_samples)
             if self.processing_class is not None:
                 self.processing_class.save_pretrained(staging)
+
+            # PEFT leaves an unfilled form as the card.
             card = staging / "README.md"
-            if (
-                card.is_file() or not (folder / "README.md").is_file()
-            ):  # PEFT leaves an unfilled form there
+            if card.is_file() or not (folder / "README.md").is_file():
                 card.write_text(self._card(), encoding="utf-8")
-            share(staging)
-            for path in staging.iterdir():
-                path.replace(folder / path.name)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
@@ -354,23 +308,17 @@ class ABFTTrainer(Trainer):
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write README.md, the model card, to the output folder."""
         if self.is_world_process_zero():
-            Path(self.args.output_dir, "README.md").write_text(self._card(), encoding="utf-8")
+            write_text(Path(self.args.output_dir, "README.md"), self._card())
 
     def _card(self) -> str:
-        own = ("A0", "B0", "pid") if self.args.objective == "abft" else ()
-        settings = {
-            name: getattr(self.args, name)
-            for name in ("learning_rate", "max_steps", "k", "nd", "queries", *own)
-        }
+        arguments = {name: getattr(self.args, name) for name in ("learning_rate", "max_steps")}
         return model_card(
             str(self.model.config.name_or_path),
             self.task,
-            settings,
+            self.args,
             "adapter" if hasattr(self.model, "get_base_model") else "full_rank",
-            protocol=self.args.protocol,
-            objective=self.args.objective,
-            cross_entropy=self.args.cross_entropy,
-            weights=trained_weights(self.args.lora_targets),
+            shown={**arguments, **card_settings(self.args)},
+            prompt_style=self.args.prompt_style,
         )
 
 
@@ -433,14 +381,9 @@ def _select_weights(
 ) -> PreTrainedModel:
     """Changes `model`: leaves W_Q and W_K trainable, at full rank or through LoRA."""
     if peft_config is not None and args.lora_targets == "all-linear":
-        if args.objective != "e2e":
-            raise AbftError(
-                "ABFT trains W_Q and W_K only; lora_targets = 'all-linear' goes with objective "
-                "= 'e2e'"
-            )
         return add_lora_everywhere(model, peft_config)  # type: ignore[return-value]
     if peft_config is not None:
-        return add_lora(model, peft_config, args.layers)  # type: ignore[return-value]
+        return add_lora(model, peft_config, layer_numbers(args.layers))  # type: ignore[return-value]
     if hasattr(model, "get_base_model"):
         mask_lora(model)  # type: ignore[arg-type]
         return model
@@ -448,7 +391,7 @@ def _select_weights(
         raise AbftError(
             "a quantised model trains through LoRA only: give peft_config (--lora-r 16)"
         )
-    train_full_rank(model, args.layers)
+    train_full_rank(model, layer_numbers(args.layers))
     return model
 
 

@@ -1,0 +1,71 @@
+"""The command line. Commands import heavy modules when they run: `abft --help` is instant."""
+
+import errno
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from abft.cli.analyses import analyze, report
+from abft.cli.benchmark import bench
+from abft.cli.measuring import evaluate, heads, predict
+from abft.cli.training import merge, train
+from abft.errors import AbftError
+
+app = typer.Typer(
+    name="abft",
+    help="Attention Behavior Fine-Tuning: teach a language model's attention heads where to look "
+    "in few-shot prompts.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        from importlib.metadata import version
+
+        print(f"abft {version('abft')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    pass
+
+
+for name, command in {
+    "train": train,
+    "eval": evaluate,
+    "heads": heads,
+    "predict": predict,
+    "analyze": analyze,
+    "report": report,
+    "bench": bench,
+    "merge": merge,
+}.items():
+    app.command(name)(command)
+
+
+def main() -> None:
+    """Entry point: users' mistakes end in one line on stderr, not in a traceback."""
+    # PyTorch on Linux: activations in huge pages (PERFORMANCE.md)
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    try:
+        app()
+    except AbftError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

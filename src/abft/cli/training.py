@@ -1,0 +1,104 @@
+"""`abft train` and `abft merge`."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from abft.cli.options import Recipe, Request, with_run_settings
+from abft.cli.quiet import quiet
+from abft.errors import AbftError, RunInterrupted
+from abft.runs.config import OUTPUT, RUNS, RunConfig
+
+
+@with_run_settings
+def train(
+    request: Request,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="The run folder.",
+            show_default="runs/ and the name of task or data",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    recipe: Recipe = None,
+    overwrite: Annotated[
+        bool,
+        typer.Option("--overwrite", help="Replace the run in the folder.", rich_help_panel=OUTPUT),
+    ] = False,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Continue the run in the folder.", rich_help_panel=OUTPUT),
+    ] = False,
+) -> None:
+    """Fine-tune W_Q and W_K of a model and measure it before and after.
+
+    **Examples**
+
+    `abft train` (SST2; the run folder is runs/SST2)
+
+    `abft train --model openai-community/gpt2-large --task TREC --output runs/trec`
+
+    `abft train --data reviews.csv --text-column review --label-column stars --output runs/mine`
+
+    `abft train --config runs/sst2/config.yaml --seed 1 --output runs/sst2-seed1`
+
+    `abft train --recipe paper --model openai-community/gpt2-xl --output runs/paper` (nothing but
+    the paper's settings)
+
+    `abft train --objective e2e --output runs/sst2-e2e` (end to end, to compare with)
+    """
+    if overwrite and resume:
+        raise AbftError("give --overwrite or --resume, not both")
+    config = request.config(output) if resume and output is not None else request.config()
+    if output is None:
+        output = RUNS / _run_name(config)
+        config = request.config(output) if resume else config
+    quiet()
+    from abft.cli.tables import print_result
+    from abft.runs.train import train as run
+
+    try:
+        metrics = run(config, output, overwrite=overwrite, resume=resume)
+    except KeyboardInterrupt:
+        if not (output / "config.yaml").is_file():
+            raise RunInterrupted("stopped before anything was written") from None
+        raise RunInterrupted(
+            f"stopped. Go on with: abft train --resume --output {output}"
+        ) from None
+
+    if request.as_json:
+        print(json.dumps(metrics))
+    elif metrics:
+        print_result(metrics, output)
+
+
+def _run_name(config: RunConfig) -> str:
+    return config.task_name or Path(str(config.data)).stem
+
+
+def merge(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    output: Annotated[Path, typer.Argument(help="Folder of the plain checkpoint.")],
+    factor: Annotated[float, typer.Option(help="theta0 + factor * (theta - theta0).")] = 1.0,
+    model: Annotated[str | None, typer.Option(help="Base model, if not the run's own.")] = None,
+    trust_remote_code: Annotated[
+        bool,
+        typer.Option("--trust-remote-code", help="Run Python code of the model's repository."),
+    ] = False,
+) -> None:
+    """Merge a run into a plain checkpoint that AutoModelForCausalLM loads without abft.
+
+    **Examples**
+
+    `abft merge runs/sst2 merged`
+
+    `abft merge runs/sst2 bolder --factor 1.5`
+    """
+    quiet()
+    from abft.runs.merge import merge as merge_run
+
+    folder = merge_run(run, output, factor=factor, model=model, trust_remote_code=trust_remote_code)
+    print(f"wrote {folder}")

@@ -1,0 +1,60 @@
+"""Attention rows of a batch -> attention on correct and incorrect labels, head by head."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from abft.data.batches import Batch
+from abft.method.heads import induction_mask, threshold
+from abft.method.losses import label_mass
+
+
+@dataclass
+class HeadStatistics:
+    """Where the heads of a batch look from the query positions, (L, P, H) each."""
+
+    correct: Tensor  # attention on correct label tokens
+    incorrect: Tensor  # attention on incorrect label tokens
+    induction: Tensor  # bool: the head passes the filter for the prompt
+
+
+def head_statistics(
+    rows: tuple[Tensor, ...], batch: Batch, fixed_threshold: float | None = None
+) -> HeadStatistics:
+    """Read the attention on labels off the rows, one (P, H, S) a layer, and filter the heads."""
+    device = rows[0].device  # layers may be on several
+
+    # alpha_i of Eq. 1: the entries of the rows at the label positions.
+    alphas = []
+    for rows_PHS in rows:
+        positions_P1K = batch.label_positions.to(rows_PHS.device)[:, None, :]
+        positions_PHK = positions_P1K.expand(-1, rows_PHS.shape[1], -1)
+        alphas.append(rows_PHS.gather(-1, positions_PHK).to(device))
+    candidates_PK = batch.candidates.to(device)
+    label_attention_LPHK = torch.stack(alphas) * candidates_PK[None, :, None, :]
+
+    if fixed_threshold is None:
+        threshold_P = threshold(batch.lengths.to(device), candidates_PK.sum(-1))
+    else:
+        threshold_P = torch.full(batch.lengths.shape, fixed_threshold, device=device)
+
+    correct, incorrect = label_mass(
+        label_attention_LPHK, batch.correct.to(device), batch.incorrect.to(device)
+    )
+    return HeadStatistics(correct, incorrect, induction_mask(label_attention_LPHK, threshold_P))
+
+
+@torch.no_grad()
+def mass_metrics(heads: HeadStatistics, counted_LPH: Tensor) -> dict[str, Tensor]:
+    """Return means over prompts, for the log.
+
+    They are the number of heads over the threshold, and the attention of the counted heads on
+    correct and on incorrect labels, summed over heads.
+    """
+    prompts = counted_LPH.shape[1]
+    return {
+        "heads": heads.induction.sum() / prompts,
+        "correct_mass": (heads.correct * counted_LPH).sum() / prompts,
+        "incorrect_mass": (heads.incorrect * counted_LPH).sum() / prompts,
+    }

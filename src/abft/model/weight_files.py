@@ -1,0 +1,5 @@
+"""Names of the files with a run's weights: one of the first two; the third goes with an adapter."""
+
+FULL_RANK_FILE = "qk_weights.safetensors"
+ADAPTER_FILE = "adapter_model.safetensors"
+BASE_FILE = "abft_base.json"  # a few entries of the base model's weights, to recognise it
