@@ -20,6 +20,7 @@ from abft.data.builtin import TASKS
 from abft.data.encoding import encode, label_tokens
 from abft.data.prompts import write_prompt
 from abft.data.tasks import Example
+from abft.method.settings import MethodSettings
 from abft.model.loading import EMBEDDED, load_tokenizer
 from abft.scoring.scorer import label_probabilities
 from abft.training.model_card import FOLDER, model_card
@@ -298,10 +299,10 @@ def test_cards_of_hub_models(task, objective):
     text = model_card(
         EMBEDDED,
         TASKS[task],
-        {"k": 4},
+        MethodSettings(objective=objective),
         "adapter",
-        {objective: {"accuracy": 0.5}},
-        objective=objective,
+        shown={"k": 4},
+        results={"before": {"accuracy": 0.3}, "after": {"accuracy": 0.5}},
     )
     card = ModelCard(text)
     assert card.data.base_model == "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -310,12 +311,12 @@ def test_cards_of_hub_models(task, objective):
     assert ("swapped" in card.text) == (objective == "e2e")
     compile(snippet(card), task, "exec")
     both = model_card(
-        EMBEDDED, TASKS[task], {"k": 4}, "adapter", objective="vote", cross_entropy=1.0
+        EMBEDDED, TASKS[task], MethodSettings(cross_entropy=1.0), "adapter", shown={"k": 4}
     )
     assert "swapped" in both
     assert (
         ModelCard(
-            model_card("openai-community/gpt2", None, {"k": 4}, "full_rank")
+            model_card("openai-community/gpt2", None, MethodSettings(), "full_rank", shown={"k": 4})
         ).data.eval_results
         is None
     )
@@ -328,7 +329,14 @@ def test_cards_of_hub_models(task, objective):
 def test_a_card_writes_prompts_as_its_protocol_does(prompt_style, end, word):
     use = snippet(
         ModelCard(
-            model_card(EMBEDDED, TASKS["SST2"], {"k": 4}, "merged", prompt_style=prompt_style)
+            model_card(
+                EMBEDDED,
+                TASKS["SST2"],
+                MethodSettings(),
+                "merged",
+                shown={"k": 4},
+                prompt_style=prompt_style,
+            )
         )
     )
     assert f"the text to label {end}'" in use

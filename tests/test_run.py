@@ -18,7 +18,10 @@ from typer.testing import CliRunner
 
 import abft
 from abft.cli.app import app
-from abft.runs.config import RunConfig, default_learning_rate
+from abft.method.objectives import DEFAULT_OBJECTIVE
+from abft.method.settings import layer_numbers
+from abft.runs.config import RunConfig, config_values, default_learning_rate, resolve
+from abft.runs.session import Session
 from command_line import arguments, invoke, refused
 
 
@@ -48,8 +51,9 @@ def test_run_folder(finished):
         0,
         20,
     )
-    for method in ("vanilla", "abft"):
-        assert {"accuracy", "macro_f1", "ece", "heads"} <= set(metrics[method])
+    assert (metrics["format"], metrics["objective"]) == (2, "abft")
+    for when in ("before", "after"):
+        assert {"accuracy", "macro_f1", "ece", "heads"} <= set(metrics[when])
     training = metrics["training"]
     assert training["steps"] == 4
     assert training["prompts"] == 32
@@ -67,7 +71,7 @@ def test_run_folder(finished):
         "A",
         "seconds",
     }
-    assert "| abft |" in (finished / "README.md").read_text()
+    assert "| after |" in (finished / "README.md").read_text()
 
 
 def test_config_is_re_runnable_and_the_command_line_overrides(finished, tmp_path):
@@ -228,20 +232,20 @@ def test_a_runs_config_file_beside_other_settings(tmp_path, monkeypatch):
 
     whole = tmp_path / "config.yaml"
     for config in (RunConfig(), RunConfig(objective="abft", lr=1e-4, k=8)):
-        whole.write_text(yaml.safe_dump(asdict(config)))
-        assert settings("--config", whole) == config
+        whole.write_text(yaml.safe_dump(config_values(resolve(config))))
+        assert resolve(settings("--config", whole)) == resolve(config)
         for given in (
             ("--config", whole, "--recipe", "paper"),
             ("--recipe", "paper", "--config", whole),
         ):
             assert "and the file of --config set different" in refused("train", *given)
-    whole.write_text(yaml.safe_dump(asdict(RunConfig(lr=3e-4))))
-    assert "give --steps, --lr, --cross-entropy too" in refused(
+    whole.write_text(yaml.safe_dump(config_values(resolve(RunConfig(lr=3e-4)))))
+    assert "give --cross-entropy, --steps, --lr too" in refused(
         "train", "--config", whole, "--objective", "abft"
     )
     own = ("--steps", 8, "--lr", 1e-4, "--cross-entropy", 0.5)
     assert settings("--config", whole, "--objective", "abft", *own) == RunConfig(
-        objective="abft", steps=8, lr=1e-4, cross_entropy=0.5
+        objective="abft", steps=8, lr=1e-4, cross_entropy=0.5, queries=4
     )
     part = tmp_path / "part.yaml"
     part.write_text("lora_r: null\nload_in_4bit: false\n")
@@ -261,10 +265,11 @@ def test_a_runs_config_file_beside_other_settings(tmp_path, monkeypatch):
     assert settings("--config", part, "--recipe", "paper").steps == 8
     old = {
         name: value
-        for name, value in asdict(RunConfig()).items()
-        if name not in ("queries", "cross_entropy")
+        for name, value in asdict(resolve(RunConfig())).items()
+        if name not in ("queries", "cross_entropy", "prompt_style")
     }
-    whole.write_text(yaml.safe_dump(old))
+    whole.write_text(yaml.safe_dump({**old, "protocol": "staicc"}))
+    assert settings("--config", whole).prompt_style == "staicc"
     assert (settings("--config", whole).queries, seen[-1].cross_entropy) == (1, 0)
 
 
@@ -288,7 +293,7 @@ def test_merge_is_a_stock_checkpoint(finished, model_folder, tmp_path):
     assert "not an empty folder" in refused("merge", finished, tmp_path / "merged")
     card = (tmp_path / "merged/README.md").read_text()
     assert "library_name: transformers" in card
-    assert "| abft |" in card
+    assert "| after |" in card
     assert invoke("merge", finished, tmp_path / "named", "--model", model_folder).exit_code == 0
     assert (tmp_path / "named/README.md").read_text() == card
     assert not (
@@ -431,15 +436,13 @@ def test_two_processes_give_the_same_run(options, tmp_path):
 
 
 def test_interrupted_in_the_last_evaluation(options, tmp_path, monkeypatch):
-    import abft.runs.train
-
-    def scored(*args):
-        if args[-1] == "abft":
+    def measure(session, title):
+        if title == "abft":
             raise KeyboardInterrupt
-        return real(*args)
+        return real(session, title)
 
-    real = abft.runs.train.scored
-    monkeypatch.setattr("abft.runs.train.scored", scored)
+    real = Session.measure
+    monkeypatch.setattr(Session, "measure", measure)
     assert "abft train --resume" in refused(
         "train", *arguments(options), "--output", tmp_path / "run"
     )
@@ -467,10 +470,10 @@ def test_four_bit_run(options, four_bit_model_folder, tmp_path):
 
 
 def test_learning_rate_rule():
-    assert default_learning_rate(134_000_000, lora=False) == 1e-4
-    assert default_learning_rate(774_000_000, lora=False) == 2e-5
-    assert default_learning_rate(32_000_000_000, lora=True) == 1e-4
-    assert RunConfig(layers="3-5,9").layer_list() == [3, 4, 5, 9]
+    assert default_learning_rate(134_000_000, False, "abft") == 1e-4
+    assert default_learning_rate(774_000_000, False, "vote") == 2e-5
+    assert default_learning_rate(32_000_000_000, True, "e2e") == 1e-4
+    assert layer_numbers("3-5,9") == [3, 4, 5, 9]
 
 
 def test_end_to_end_run_is_named_as_what_it_is(options, tmp_path):
@@ -489,8 +492,7 @@ def test_end_to_end_run_is_named_as_what_it_is(options, tmp_path):
     assert "E2E" in result.stdout
     assert "ABFT" not in result.stdout
     metrics = json.loads((tmp_path / "run/metrics.json").read_text())
-    assert "e2e" in metrics
-    assert "abft" not in metrics
+    assert metrics["objective"] == "e2e"
     card = (tmp_path / "run/README.md").read_text()
     assert "fine-tuned end to end" in card
     assert "all linear layers" in card
@@ -501,35 +503,37 @@ def test_end_to_end_run_is_named_as_what_it_is(options, tmp_path):
     again = invoke(
         "train", "--config", tmp_path / "run/config.yaml", "--output", tmp_path / "again", "--json"
     )
-    assert json.loads(again.stdout)["e2e"] == metrics["after"]
+    assert json.loads(again.stdout)["after"] == metrics["after"]
     shown = json.loads(invoke("eval", "--run", tmp_path / "run", "--json").stdout)
     assert shown["ece"] == pytest.approx(metrics["after"]["ece"], abs=1e-6)
 
 
 def test_settings_left_open_follow_from_others():
-    assert (
-        RunConfig().objective,
-        RunConfig().cross_entropy,
-        RunConfig().queries,
-        RunConfig().steps,
-    ) == ("vote", 1, 4, 16)
-    assert [RunConfig(objective=name).steps for name in ("vote", "abft", "e2e")] == [16, 32, 24]
-    assert [RunConfig(objective=name).cross_entropy for name in ("vote", "abft", "e2e")] == [
+    config = RunConfig()
+    default = resolve(config)
+    assert (default.objective, default.cross_entropy, default.queries, default.steps) == (
+        DEFAULT_OBJECTIVE,
         1,
-        0,
-        0,
-    ]
+        4,
+        16,
+    )
+    assert (config.cross_entropy, config.queries, config.steps) == (None, None, None)
+    by_objective = [resolve(RunConfig(objective=name)) for name in ("vote", "abft", "e2e")]
+    assert [each.steps for each in by_objective] == [16, 32, 24]
+    assert [each.cross_entropy for each in by_objective] == [1, 0, 0]
+    assert [resolve(each, parameters=10**8).lr for each in by_objective] == [3e-4, 1e-4, 3e-4]
     for changes in (
         {"nb": 10, "batch_size": 5},
         {"nd": 510},
         {"train_on": "others"},
         {"batch_size": 2},
     ):
-        assert RunConfig(**changes).queries == 1
-    assert RunConfig(nb=16, nd=64, batch_size=4).queries == 4
-    assert RunConfig(queries=2, steps=3, cross_entropy=0.5) == RunConfig.from_dict(
-        {"queries": 2, "steps": 3, "cross_entropy": 0.5}, "here"
-    )
+        assert resolve(RunConfig(**changes)).queries == 1
+    assert resolve(RunConfig(nb=16, nd=64, batch_size=4)).queries == 4
+    given = {"queries": 2, "steps": 3, "cross_entropy": 0.5, "lr": 0.1}
+    kept = resolve(RunConfig.from_dict(given, "here"), parameters=10**8)
+    assert {name: getattr(kept, name) for name in given} == given
+    assert resolve(kept) == kept
 
 
 def test_a_run_with_default_settings(options, tmp_path):
@@ -558,7 +562,7 @@ def test_a_run_with_default_settings(options, tmp_path):
         6,
     )
     card = (tmp_path / "run/README.md").read_text()
-    assert "cross-entropy of the label word stood beside it with weight 1" in card
+    assert "cross-entropy term on the label word, with weight 1" in card
     log = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
     assert log[-1]["loss"] < log[0]["loss"]
     assert all(0 < line["cross_entropy"] <= line["loss"] for line in log)
@@ -566,7 +570,7 @@ def test_a_run_with_default_settings(options, tmp_path):
         "train", "--config", tmp_path / "run/config.yaml", "--output", tmp_path / "again", "--json"
     )
     assert (
-        json.loads(again.stdout)["vote"]
+        json.loads(again.stdout)["after"]
         == json.loads((tmp_path / "run/metrics.json").read_text())["after"]
     )
 

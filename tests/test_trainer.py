@@ -518,6 +518,5 @@ def test_demonstrations_are_read_again_after_training(tmp_path, review_data, bpe
 
 
 def test_abft_does_not_train_other_weights(tmp_path, review_data, bpe):
-    settings = config(tmp_path, lora_targets="all-linear")
     with pytest.raises(AbftError, match="W_Q and W_K only"):
-        ABFTTrainer(tiny_model("llama"), settings, review_data, bpe, peft_config=LoraConfig(r=4))
+        config(tmp_path, lora_targets="all-linear")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 
@@ -85,8 +85,15 @@ def choices_of(settings: Any, name: str) -> tuple[str, ...]:
     known = settings_of(settings)[name]
     if known.choices is not None:
         return tuple(known.choices())
-    kind = next(f.type for f in fields(settings) if f.name == name)
+    kind = required(next(f.type for f in fields(settings) if f.name == name))
     return get_args(kind) if get_origin(kind) is Literal else ()
+
+
+def required(kind: Any) -> Any:
+    """Return a field's type without None."""
+    if get_origin(kind) in (Union, UnionType):
+        (kind,) = (part for part in get_args(kind) if part is not NoneType)
+    return kind
 
 
 def check_settings(settings: Any) -> None:
@@ -97,7 +104,8 @@ def check_settings(settings: Any) -> None:
         value, known = getattr(settings, f.name), f.metadata[_KEY]
 
         options = choices_of(settings, f.name)
-        if options and value not in options:
+        is_open = value is None and is_a(None, f.type)
+        if options and value not in options and not is_open:
             raise AbftError(f"{f.name} = {value!r}: expected one of {', '.join(options)}")
         if not is_a(value, f.type):
             raise AbftError(f"{f.name} = {value!r}: expected {_TYPE_NAMES.get(f.type, f.type)}")
@@ -137,10 +145,10 @@ def is_a(value: object, kind: Any) -> bool:
     """
     if get_origin(kind) is Literal:
         return value in get_args(kind)
-    if isinstance(kind, UnionType):
-        return any(
-            value is None if part is NoneType else is_a(value, part) for part in get_args(kind)
-        )
+    if get_origin(kind) in (Union, UnionType):
+        return any(is_a(value, part) for part in get_args(kind))
+    if kind is NoneType:
+        return value is None
     if get_origin(kind) is list:
         return isinstance(value, list) and all(is_a(part, get_args(kind)[0]) for part in value)
     if get_origin(kind) is dict:

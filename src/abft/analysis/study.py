@@ -56,7 +56,7 @@ class Study:
 
 
 def accuracy_of(probabilities_NC: np.ndarray, prompts: Sequence[EncodedPrompt]) -> float:
-    """Return the accuracy; NaN where extrapolated weights give probabilities that are not finite."""
+    """Return the accuracy; NaN where extrapolated weights give no finite probabilities."""
     if not np.isfinite(probabilities_NC).all():
         return float("nan")
     return metrics.accuracy(probabilities_NC, np.array([prompt.target for prompt in prompts]))

@@ -5,8 +5,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Annotated, Any, TypeVar, get_args, get_origin
+from typing import Annotated, Any, TypeVar, get_origin
 
 import typer
 
@@ -21,6 +20,7 @@ from abft.settings import (
     from_mapping,
     names,
     read_yaml,
+    required,
     settings_of,
 )
 
@@ -75,8 +75,7 @@ def _default_text(default: object) -> str:
 
 def _option_type(kind: Any) -> Any:
     """Return the type of an option; typer gets texts for choices, which the setting checks."""
-    if isinstance(kind, UnionType):
-        (kind,) = (part for part in get_args(kind) if part is not NoneType)
+    kind = required(kind)
     if get_origin(kind) is dict:
         return list[str]
     return kind if kind in (int, float, bool, str, Path) else str
@@ -113,7 +112,8 @@ class Request:
             AbftError: values that make no sense, alone or together.
         """
         recipe = RECIPES[self.recipe] if self.recipe else {}
-        chosen = {**recipe, **self.file, **self.given}
+        merged = {**recipe, **self.file, **self.given}
+        chosen = {name: value for name, value in merged.items() if value is not None}
         self._check_objective(chosen)
         if run is None:
             return RunConfig.from_dict({**(defaults or {}), **chosen}, "the command line")
@@ -134,7 +134,9 @@ class Request:
         if theirs is None or chosen["objective"] == theirs:
             return
         follow = names(RunConfig, lambda known: known.follows_objective)
-        stale = [name for name in follow if name in self.file and name not in self.given]
+        stale = [
+            name for name in follow if self.file.get(name) is not None and name not in self.given
+        ]
         if stale:
             options = ", ".join("--" + name.replace("_", "-") for name in stale)
             raise AbftError(
@@ -233,7 +235,7 @@ def _read_config_file(ctx: typer.Context, path: Path | None) -> Path | None:
         settings = [f.name for f in fields(RunConfig)]  # a run's config.yaml fits every command
         values = current_values(read_yaml(path), str(path))
         check_keys(values, [*own, *settings], str(path))
-        ctx.meta[_FILE] = {name: values[name] for name in settings if values.get(name) is not None}
+        ctx.meta[_FILE] = {name: values[name] for name in settings if name in values}
         ctx.default_map = {name: values[name] for name in own if name in values}
         ctx.default_map = {n: v for n, v in ctx.default_map.items() if n not in settings}
     return path

@@ -129,7 +129,7 @@ def attends_to_everything(model: nn.Module) -> bool:
 
 
 def positions_depend_on_length(model: nn.Module) -> bool:
-    """Whether the rotation of a prompt's first keys depends on its length ("dynamic", "longrope")."""
+    """Whether the rotation of a prompt's first keys depends on its length (as with "longrope")."""
     config = causal_lm(model).config.get_text_config()
     parameters = getattr(config, "rope_parameters", None) or {}
     by_layer = [value for value in parameters.values() if isinstance(value, dict)]

@@ -1,4 +1,4 @@
-"""A run's configuration: `RunConfig`'s fields, the command line's options and config.yaml's keys."""
+"""A run's configuration: fields of `RunConfig`, command-line options, keys of config.yaml."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass

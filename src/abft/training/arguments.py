@@ -1,4 +1,4 @@
-"""`ABFTConfig`: transformers' TrainingArguments with the paper's values and the method's settings."""
+"""`ABFTConfig`: TrainingArguments with the paper's values and the method's settings."""
 
 import math
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from abft.settings import check_settings, with_default
 
 @dataclass
 class ABFTConfig(MethodSettings, PromptSettings, TrainingArguments):
-    """TrainingArguments, and the quantities of arXiv 2505.14233 with the paper's values as defaults.
+    """TrainingArguments and the quantities of arXiv 2505.14233; defaults are the paper's.
 
     A pseudo-batch (one optimizer step) is per_device_train_batch_size x
     gradient_accumulation_steps x processes prompts: 8 x 4 = 32 by default. Small models need a

@@ -67,7 +67,7 @@ print(max(words, key=log_probability))"""
 
 
 def card_settings(settings: Any) -> dict[str, Any]:
-    """Return the settings that a card shows: those tagged `card` that have a value and an effect."""
+    """Return the settings that a card shows: tagged `card`, with a value and an effect."""
     objective = settings.objective
     return {
         name: value

@@ -1,4 +1,4 @@
-"""The vote of all heads: this project's variant of the paper's objective, which needs fewer steps."""
+"""The vote of all heads: a variant of the paper's objective that needs fewer steps."""
 
 from typing import TYPE_CHECKING
 
