@@ -20,6 +20,7 @@ from abft.analysis.study import check_e2e_run, open_study
 from abft.data.prompts import training_prompts
 from abft.errors import AbftError
 from abft.model.attention import decoder, read_rows, row_attention
+from abft.model.capabilities import capabilities
 from abft.runs.config import RunConfig
 from abft.runs.session import progress_bar
 from command_line import arguments, invoke, refused
@@ -55,7 +56,7 @@ def test_everything_is_found_and_documented(analyses, run):
 def test_evaluation_equals_the_runs_own(analyses, run):
     own = json.loads((run / "metrics.json").read_text())
     found = analyses.arrays["evaluation"]
-    for m, name in enumerate(("vanilla", "abft")):
+    for m, name in enumerate(("before", "after")):
         predicted = found["probabilities_MNC"][m].argmax(1)
         assert (predicted == found["targets_N"]).mean() == own[name]["accuracy"]
         assert found["induction_rate_MLH"][m].sum() == pytest.approx(own[name]["heads"])
@@ -88,9 +89,9 @@ def test_unseen_labels_are_never_right(analyses, study):
 def test_the_basin_holds_the_models(analyses, run, e2e):
     vanilla, abft = (
         json.loads((run / "metrics.json").read_text())[name]["accuracy"]
-        for name in ("vanilla", "abft")
+        for name in ("before", "after")
     )
-    other = json.loads((e2e / "metrics.json").read_text())["e2e"]["accuracy"]
+    other = json.loads((e2e / "metrics.json").read_text())["after"]["accuracy"]
     line, plane = analyses.arrays["line"], analyses.arrays["plane"]
     along = dict(zip(line["a_A"].tolist(), line["accuracy_A"].tolist(), strict=True))
     assert (along[0.0], along[1.0]) == (vanilla, abft)
@@ -217,7 +218,8 @@ def test_only_what_is_missing_damaged_or_outdated_is_computed_again(run, e2e, an
 
 
 def test_heads_of_families_without_the_interface_cannot_be_switched_off(study, monkeypatch):
-    monkeypatch.setattr("abft.model.capabilities.Capabilities.implementation", "eager")
+    able = capabilities(study.session.model)
+    monkeypatch.setitem(vars(able), "implementation", "eager")
     with pytest.raises(AbftError, match="cannot be switched off"):
         study.evaluate({}, study.prompts, progress_bar("test", 1), {0: torch.ones(4)})
 
@@ -246,7 +248,7 @@ def test_bad_input(options, run, e2e, tmp_path):
     (other / "config.yaml").write_text(config.replace("tiny-llama", "another"))
     assert "base model and data have to be the same" in refused("analyze", run, "--e2e", other)
     (other / "config.yaml").write_text(config)
-    assert "test-prompts" in refused("analyze", run, "--test-prompts", 0)
+    assert "test_prompts" in refused("analyze", run, "--test-prompts", 0)
     missing = shutil.copytree(run, tmp_path / "moved", ignore=shutil.ignore_patterns("analysis"))
     (missing / "analysis").write_text("in the way")
     assert "cannot be written" in refused("analyze", missing)

@@ -177,7 +177,9 @@ def test_a_longer_grid_reuses_what_is_there(benchmark, grid_values, monkeypatch,
     monkeypatch.setattr(
         Subject, "measure", lambda self, cell: measured.append(cell.name) or measure(self, cell)
     )
-    monkeypatch.setattr("abft.bench.subject.train", lambda *a, **k: pytest.fail("trained again"))
+    monkeypatch.setattr(
+        "abft.bench.subject.train_run", lambda *a, **k: pytest.fail("trained again")
+    )
     path = write_grid(tmp_path, grid_values, scenarios=[*TESTED, "contextual_bias"])
     assert invoke("bench", "--config", path, "--output", folder).exit_code == 0
     assert len(measured) == 8
@@ -257,7 +259,7 @@ def test_dry_run_lists_cells_and_writes_nothing(grid_values, tmp_path, benchmark
     listed = json.loads(
         invoke("bench", "--config", path, "--output", benchmark[1], "--dry-run", "--json").stdout
     )
-    assert all(entry["done"] and entry["seconds"] == 0 for entry in listed)
+    assert all(entry["done"] and entry["scored_prompts"] == 0 for entry in listed)
 
 
 def test_dry_run_counts_shared_work_once(grid_values, tmp_path):
@@ -267,14 +269,46 @@ def test_dry_run_counts_shared_work_once(grid_values, tmp_path):
             "bench", "--config", path, "--output", tmp_path / "out", "--dry-run", "--json"
         ).stdout
     )
-    seconds = {entry["cell"].removeprefix("tiny__reviews__"): entry["seconds"] for entry in listed}
-    assert seconds["vanilla__standard__seed0"] > 0
-    assert seconds["vanilla__posterior_bias__seed0"] == 0  # the standard prompts again
-    assert seconds["abft__posterior_bias__seed0"] == 0
-    assert (
-        seconds["abft__standard__seed0"] > 1.5 * seconds["vanilla__standard__seed0"]
-    )  # and the training
-    assert seconds["contextual_calibration__standard__seed0"] > 0
+    plans = {entry["cell"].removeprefix("tiny__reviews__"): entry for entry in listed}
+    scored = {name: entry["scored_prompts"] for name, entry in plans.items()}
+    trained = {name: entry["training_prompts"] for name, entry in plans.items()}
+    count, calibration = grid_values["settings"]["test_prompts"], 8
+    assert scored["vanilla__standard__seed0"] == count
+    assert scored["vanilla__posterior_bias__seed0"] == 0  # the standard prompts again
+    assert scored["contextual_calibration__standard__seed0"] == calibration
+    assert (scored["abft__standard__seed0"], trained["vanilla__standard__seed0"]) == (count, 0)
+    settings = grid_values["settings"]
+    assert trained["abft__standard__seed0"] == settings["steps"] * settings["nb"]
+    assert (scored["abft__posterior_bias__seed0"], trained["abft__posterior_bias__seed0"]) == (0, 0)
+
+
+@pytest.mark.parametrize("method", ["abft", "e2e_lora"])
+def test_a_trained_model_is_loaded_once_and_is_what_was_saved(
+    grid_values, tmp_path, monkeypatch, method
+):
+    import abft.runs.session
+
+    loads = []
+    load = abft.runs.session.load_model
+    monkeypatch.setattr(
+        "abft.runs.session.load_model", lambda *a, **k: loads.append(a) or load(*a, **k)
+    )
+    path = write_grid(
+        tmp_path, grid_values, methods=[method], scenarios=["standard", "zero_shot"], seeds=[0]
+    )
+    for output in ("out", "again"):
+        assert invoke("bench", "--config", path, "--output", tmp_path / output).exit_code == 0
+        assert len(loads) == 1  # for the training and both measurements; later for these alone
+        loads.clear()
+        shutil.copytree(tmp_path / "out/weights", tmp_path / "again/weights", dirs_exist_ok=True)
+        for part in ("cells", "scores"):
+            (tmp_path / "again" / part).mkdir(exist_ok=True)
+    kept, reloaded = (
+        [np.load(p)["probabilities"] for p in sorted((tmp_path / o / "scores").iterdir())]
+        for o in ("out", "again")
+    )
+    for ours, theirs in zip(kept, reloaded, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-6)
 
 
 def test_killed_and_restarted_gives_the_same_numbers(grid_values, tmp_path, benchmark):
@@ -573,9 +607,9 @@ def test_jobs_share_weights(grid_values, tmp_path):
         ({"methods": [{"name": "abft", "stepz": 2}]}, "did you mean 'steps'"),
         ({"methods": [{"name": "mine", "method": "abtf"}]}, "did you mean 'abft'"),
         ({"method": ["abft"]}, "did you mean 'methods'"),
-        ({"seeds": [0, 1.5]}, "seed 1.5 is no whole number"),
-        ({"seeds": ["a"]}, "seed 'a' is no whole number"),
-        ({"seeds": [True]}, "seed True is no whole number"),
+        ({"seeds": [0, 1.5]}, "seeds = [0, 1.5]: expected a list of whole numbers"),
+        ({"seeds": ["a"]}, "seeds = ['a']: expected a list of whole numbers"),
+        ({"seeds": [True]}, "seeds = [True]: expected a list of whole numbers"),
         ({"seeds": 3}, "expected a list of whole numbers"),
         ({"seeds": [0, 0]}, "names 0 twice"),
         ({"seeds": [-1]}, "seed = -1"),
@@ -602,7 +636,7 @@ def test_jobs_share_weights(grid_values, tmp_path):
         ({"models": [{"name": "x", "model": None}]}, "model = None"),
         ({"models": [{"name": "x", "model": ["a"]}]}, "expected text"),
         ({"tasks": [{"name": "mine", "data": None}]}, "expected a file"),
-        ({"resources": {"cpus": float("nan")}}, "expected a number"),
+        ({"resources": {"cpus": float("nan")}}, "expected a finite number"),
     ],
 )
 def test_bad_grids_are_refused_in_one_line(grid_values, tmp_path, changes, message):

@@ -29,6 +29,7 @@ _HOMES = {
     "TaskData": "data.splits",
     "Template": "data.tasks",
     "apply_weights": "model.checkpoints",
+    "capabilities": "model.capabilities",
     "attention_rows": "scoring.inspect",
     "attention_target": "data.encoding",
     "encode": "data.encoding",
@@ -42,6 +43,7 @@ _HOMES = {
     "load_model": "model.loading",
     "load_task": "data.builtin",
     "merge": "runs.merge",
+    "resolve": "runs.config",
     "supported_implementation": "model.capabilities",
     "train": "runs.train",
     "training_prompts": "data.prompts",
@@ -61,10 +63,10 @@ if TYPE_CHECKING:
     from abft.errors import AbftError
     from abft.method.objectives import ABFTObjective
     from abft.method.pid import PIDController
-    from abft.model.capabilities import supported_implementation
+    from abft.model.capabilities import capabilities, supported_implementation
     from abft.model.checkpoints import apply_weights
     from abft.model.loading import four_bit, load_model
-    from abft.runs.config import RunConfig
+    from abft.runs.config import RunConfig, resolve
     from abft.runs.merge import merge
     from abft.runs.predictor import Predictor
     from abft.runs.train import train

@@ -1,60 +1,112 @@
-"""Calibration of label probabilities: divide by a prior, the mean prediction where no label is
-right or all are.
+"""Calibration of label probabilities: divide by a prior, the mean prediction on neutral prompts.
 
-The three methods differ in the prompts that the prior is estimated on; all of them come from the
-training pool.
+The methods differ in the queries that the prior is estimated on. All of them come from the training
+pool.
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from abft.bench.methods import Calibration
 from abft.data.prompts import Prompt, write_prompt
 from abft.data.splits import TaskData
 from abft.data.tasks import Example, PromptStyle
 
-CONTENT_FREE = ("N/A", "[MASK]", "")  # Zhao et al. 2021
+CONTENT_FREE = ("N/A", "[MASK]", "")
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What a calibration makes a query from.
+
+    Attributes:
+        number: of the prompt, from 0.
+        text: one of the training pool, in none of the prompt's demonstrations.
+        words: of the whole pool.
+        length: words of a mean text.
+    """
+
+    number: int
+    text: str
+    words: Sequence[str]
+    length: int
+    generator: random.Random
+
+
+def _content_free(draw: Draw) -> str:
+    return CONTENT_FREE[draw.number % len(CONTENT_FREE)]
+
+
+def _random_words(draw: Draw) -> str:
+    return " ".join(draw.generator.choices(draw.words, k=draw.length))
+
+
+def _own_text(draw: Draw) -> str:
+    return draw.text
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A way to estimate the prior."""
+
+    title: str
+    query: Callable[[Draw], str]
+
+
+CALIBRATIONS: dict[str, Calibration] = {
+    # Zhao et al. 2021, arXiv 2102.09690: queries without content.
+    "contextual": Calibration("contextual calibration", _content_free),
+    # Fei et al. 2023, arXiv 2305.19148: random words of the pool, as many as a mean text has.
+    "domain": Calibration("domain-context calibration", _random_words),
+    # Zhou et al. 2024, arXiv 2309.17249: the pool's own texts. The paper averages over the test
+    # batch, which would let test queries into the prior.
+    "batch": Calibration("batch calibration", _own_text),
+}
 
 
 def calibration_prompts(
-    kind: Calibration,
+    name: str,
     data: TaskData,
     count: int,
     k: int,
     seed: int,
     prompt_style: PromptStyle = "consistent",
 ) -> list[Prompt]:
-    """Prompts whose mean prediction is the prior, k demonstrations each, all from the training
-    pool.
+    """Write prompts whose mean prediction is the prior.
 
-    contextual (Zhao et al. 2021, arXiv 2102.09690): queries without content. domain (Fei et al.
-    2023, arXiv 2305.19148): queries of random words of the pool, as many as a mean text has. batch
-    (Zhou et al. 2024, arXiv 2309.17249): the pool's own texts; the paper averages over the test
-    batch, which would let test queries into the prior.
+    Args:
+        name: key of `CALIBRATIONS`.
+        data: a task; demonstrations and queries come from its training pool.
+        count: prompts.
+        k: demonstrations in a prompt.
+        seed: decides what is drawn.
+        prompt_style: how prompts end.
+
+    Raises:
+        AbftError: too few examples.
     """
     data.check(k)
     generator = random.Random(seed)
     words = [word for example in data.train for word in example.text.split()]
     length = max(1, round(len(words) / len(data.train)))
+
     prompts = []
     for number in range(count):
-        *demonstrations, query = generator.sample(data.train, k + 1)
-        if kind == "contextual":
-            query = Example(CONTENT_FREE[number % len(CONTENT_FREE)], 0)
-        elif kind == "domain":
-            query = Example(" ".join(generator.choices(words, k=length)), 0)
+        *demonstrations, example = generator.sample(data.train, k + 1)
+        text = CALIBRATIONS[name].query(Draw(number, example.text, words, length, generator))
+        query = Example(text, example.label)
         prompts.append(write_prompt(data.task, demonstrations, query, prompt_style))
     return prompts
 
 
 def prior(probabilities_NC: np.ndarray) -> np.ndarray:
-    """The mean prediction, (C,)."""
+    """Return the mean prediction, (C,)."""
     return np.asarray(probabilities_NC).mean(0)
 
 
 def calibrated(probabilities_NC: np.ndarray, prior_C: np.ndarray | Sequence[float]) -> np.ndarray:
-    """p / prior, normalised, (N, C): a prediction that equals the prior becomes uniform."""
+    """Return p / prior, normalised, (N, C): a prediction that equals the prior becomes uniform."""
     scaled = np.asarray(probabilities_NC) / np.maximum(np.asarray(prior_C), 1e-12)
     return scaled / scaled.sum(1, keepdims=True)

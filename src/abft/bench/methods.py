@@ -5,11 +5,10 @@ A trained method is a set of `RunConfig` values, so that every method is trained
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
+from abft.bench.calibration import CALIBRATIONS
 from abft.method.objectives import OBJECTIVES
-
-Calibration = Literal["contextual", "domain", "batch"]
 
 
 @dataclass(frozen=True)
@@ -17,10 +16,8 @@ class Method:
     """One row of the benchmark's tables."""
 
     title: str
-    training: Mapping[str, Any] | None = (
-        None  # RunConfig values that make the training; None = not trained
-    )
-    calibration: Calibration | None = None  # how probabilities are corrected afterwards
+    training: Mapping[str, Any] | None = None  # RunConfig values; None = not trained
+    calibration: str | None = None  # key of CALIBRATIONS; how probabilities are corrected
     ablation: bool = False  # a row of Table 4
 
 
@@ -32,16 +29,14 @@ def _training(objective: str, **values: Any) -> dict[str, Any]:
 _ABFT = _training("abft", pid=True, head_filter=True)
 _E2E = _training("e2e")
 _VOTE = _training("vote")
+_ALL_LAYERS = {"lora_r": 16, "lora_targets": "all-linear"}
 
 METHODS: dict[str, Method] = {
     "vanilla": Method("vanilla"),
-    "contextual_calibration": Method(
-        "contextual calibration", calibration="contextual"
-    ),  # Zhao et al. 2021
-    "domain_calibration": Method(
-        "domain-context calibration", calibration="domain"
-    ),  # Fei et al. 2023
-    "batch_calibration": Method("batch calibration", calibration="batch"),  # Zhou et al. 2024
+    **{
+        f"{name}_calibration": Method(calibration.title, calibration=name)
+        for name, calibration in CALIBRATIONS.items()
+    },
     "abft": Method(OBJECTIVES["abft"].long_title, _ABFT, ablation=True),
     "abft_no_pid": Method("ABFT, no PID", {**_ABFT, "pid": False}, ablation=True),
     "abft_no_pid_no_filter": Method(
@@ -50,17 +45,15 @@ METHODS: dict[str, Method] = {
     "abft_no_punishment": Method("ABFT, A = 0", {**_ABFT, "A0": 0.0, "pid": False}, ablation=True),
     "abft_no_reward": Method("ABFT, B = 0", {**_ABFT, "B0": 0.0}, ablation=True),
     "vote": Method(OBJECTIVES["vote"].long_title, _VOTE),
+    # What `abft train` does by default.
     "vote_and_cross_entropy": Method(
         "ABFT, vote and cross-entropy", {**_VOTE, "cross_entropy": 1.0}
-    ),  # as `abft train`
+    ),
     "e2e": Method("E2E, W_Q and W_K", _E2E),
     "e2e_lora": Method("E2E, LoRA on W_Q and W_K", {**_E2E, "lora_r": 16}),
-    "e2e_lora_all": Method(
-        "E2E, LoRA on all linear layers", {**_E2E, "lora_r": 16, "lora_targets": "all-linear"}
-    ),
-    "metaicl": Method(
-        "MetaICL, W_Q and W_K", {**_E2E, "train_on": "others", "queries": 1}
-    ),  # Min et al. 2022
+    "e2e_lora_all": Method("E2E, LoRA on all linear layers", {**_E2E, **_ALL_LAYERS}),
+    # Min et al. 2022, arXiv 2110.15943.
+    "metaicl": Method("MetaICL, W_Q and W_K", {**_E2E, "train_on": "others", "queries": 1}),
 }
 
 

@@ -70,9 +70,7 @@ def report(
     """
     run = Path(run)
     path = run / "report.html" if output is None else Path(output)
-    if path.is_dir() or not path.parent.is_dir():
-        reason = "is a folder" if path.is_dir() else "is in no folder"
-        raise AbftError(f"{path} {reason}; give another --output")
+    _check_output(path)
 
     # This run, and those to draw next to it.
     config = read_config(run)
@@ -105,6 +103,16 @@ def report(
     }
     write_text(path, _rendered(context, analyses))
     return path
+
+
+def _check_output(path: Path) -> None:
+    """Raise AbftError where the page cannot be written, before minutes of work."""
+    try:
+        reason = "is a folder" if path.is_dir() else "is in no folder"
+        if path.is_dir() or not path.parent.is_dir():
+            raise AbftError(f"{path} {reason}; give another --output")
+    except OSError as error:
+        raise AbftError(f"{path} cannot be written: {error.strerror or error}") from None
 
 
 def _training_charts(
