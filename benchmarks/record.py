@@ -10,6 +10,8 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
+from abft.files import write_text
+
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("abft", "torch", "transformers", "peft")
 
@@ -53,6 +55,4 @@ def write(path, results):
     }
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_text(path, json.dumps(record, indent=1) + "\n")

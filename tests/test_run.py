@@ -22,6 +22,7 @@ from abft.method.objectives import DEFAULT_OBJECTIVE
 from abft.method.settings import layer_numbers
 from abft.runs.config import RunConfig, config_values, default_learning_rate, resolve
 from abft.runs.session import Session
+from abft.runs.train import TrainedRun
 from command_line import arguments, invoke, refused
 
 
@@ -183,7 +184,8 @@ def test_the_paper_recipe_is_the_papers(tmp_path, monkeypatch):
     path.write_text("recipe: paper\nnd: 256\n")
     seen = []
     monkeypatch.setattr(
-        "abft.runs.train.train", lambda config, *rest, **options: seen.append(config)
+        "abft.runs.train.train_run",
+        lambda config, *rest, **options: seen.append(config) or TrainedRun({}, None),
     )
 
     def settings(*given):
@@ -223,7 +225,8 @@ def test_a_runs_config_file_beside_other_settings(tmp_path, monkeypatch):
     """It sets everything, so that what else is asked for must not be lost in it, nor it in that."""
     seen = []
     monkeypatch.setattr(
-        "abft.runs.train.train", lambda config, *rest, **options: seen.append(config)
+        "abft.runs.train.train_run",
+        lambda config, *rest, **options: seen.append(config) or TrainedRun({}, None),
     )
 
     def settings(*given):

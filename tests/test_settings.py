@@ -2,14 +2,17 @@
 
 import dataclasses
 import re
+import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
 import pytest
+import transformers
 import typer
 import yaml
 
+import abft
 from abft import ABFTClassifier, ABFTConfig
 from abft.cli.app import app
 from abft.cli.options import options_of
@@ -26,7 +29,7 @@ from abft.settings import (
     settings_of,
     with_default,
 )
-from command_line import invoke
+from command_line import arguments, invoke
 
 
 @dataclass
@@ -159,3 +162,24 @@ def test_options_of_a_new_setting():
     assert set(options) == set(settings_of(Example))
     assert options["size"].annotation.__metadata__[0].help == "How large."
     assert all(option.default is None for option in options.values())
+
+
+def test_few_functions_lie_between_the_command_line_and_the_optimizer(
+    options, tmp_path, monkeypatch
+):
+    depths = []
+    create = transformers.Trainer.create_optimizer
+
+    def counted(trainer, *rest):
+        frame, own = sys._getframe(1), []
+        while frame is not None:
+            if Path(frame.f_code.co_filename).is_relative_to(Path(abft.__file__).parent):
+                own.append(frame.f_code.co_name)
+            frame = frame.f_back
+        depths.append(own)
+        return create(trainer, *rest)
+
+    monkeypatch.setattr(transformers.Trainer, "create_optimizer", counted)
+    given = {**options, "steps": 1, "test-prompts": 0}
+    assert invoke("train", *arguments(given), "--output", tmp_path / "run").exit_code == 0
+    assert len(depths[0]) <= 6, depths[0]

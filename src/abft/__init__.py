@@ -8,10 +8,7 @@ K demonstration, C class, N example, D feature, V vocabulary entry.
 """
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
-
-__version__ = version("abft")
 
 _HOMES = {
     "ABFTClassifier": "classifier",
@@ -52,6 +49,7 @@ _HOMES = {
 __all__ = [*_HOMES, "__version__"]
 
 if TYPE_CHECKING:
+    __version__: str
     from abft.classifier import ABFTClassifier
     from abft.data.batches import Batch
     from abft.data.builtin import load_task
@@ -79,6 +77,10 @@ if TYPE_CHECKING:
 
 def __getattr__(name: str) -> Any:
     """Import on first use: `import abft` stays instant."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("abft")
     if name not in _HOMES:
         raise AttributeError(f"module 'abft' has no attribute {name!r}")
     return getattr(import_module(f"abft.{_HOMES[name]}"), name)

@@ -8,7 +8,6 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from difflib import get_close_matches
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
@@ -38,6 +37,7 @@ class Setting:
     follows_objective: bool = False  # where it is left open, its value depends on the objective
     defines_method: bool = False  # part of what a method of the benchmark is
     axis: bool = False  # a grid sets it by an axis of its own
+    of_task: bool = False  # says which task, or describes it: another task has another value
     describes_own_data: bool = False  # means something only next to `data`
     path: bool = False  # names a file or folder, if there is one of that name
     card: bool = False  # shown in model cards
@@ -179,6 +179,8 @@ def check_keys(values: Mapping[str, object], known: Sequence[str], origin: str) 
 
 def did_you_mean(name: str, known: Sequence[str]) -> str:
     """Return "; did you mean 'x'?" for the nearest known name, "" where none is near."""
+    from difflib import get_close_matches  # only where something is refused
+
     near = get_close_matches(name, known, n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
 

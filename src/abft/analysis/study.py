@@ -13,10 +13,12 @@ from abft.analysis.space import WeightSpace
 from abft.data.encoding import EncodedPrompt
 from abft.errors import AbftError
 from abft.model.capabilities import capabilities
+from abft.runs.config import MODEL, RunConfig
 from abft.runs.run_folder import check_finished, read_config
 from abft.runs.session import Session, open_session
 from abft.scoring import metrics
 from abft.scoring.evaluate import HeadReport
+from abft.settings import names
 
 RUN, E2E = "run", "e2e"
 
@@ -97,7 +99,8 @@ def check_e2e_run(run: Path, e2e: Path) -> None:
             f"{e2e} is no end-to-end run (its objective is {theirs.objective!r}); compare it with "
             "--compare"
         )
-    for name in ("model", "revision", "dtype", "load_in_4bit", "task_name", "data"):
+    of_model = names(RunConfig, lambda known: known.panel == MODEL and known.affects_result)
+    for name in (*of_model, "task_name", "data"):
         if (mine := getattr(ours, name)) != (other := getattr(theirs, name)):
             raise AbftError(
                 f"{run} has {name.removesuffix('_name')} {mine!r}, {e2e} has {other!r}: base model "

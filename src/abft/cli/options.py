@@ -121,9 +121,9 @@ class Request:
         from abft.runs.run_folder import read_config
 
         if "task" in chosen or "data" in chosen:
-            # Another task: nothing that describes the run's own data holds for it.
-            of_data = ["task", "data", "label_words", *_own_data_names()]
-            chosen = {name: default_of(RunConfig, name) for name in of_data} | chosen
+            # Nothing that describes the run's own task holds for another one.
+            of_task = names(RunConfig, lambda known: known.of_task)
+            chosen = {name: default_of(RunConfig, name) for name in of_task} | chosen
         trust = chosen.pop("trust_remote_code", False) is True
         config = read_config(run, trust_remote_code=trust)
         return replace(config, **{**(defaults or {}), **chosen})
@@ -143,10 +143,6 @@ class Request:
                 f"the file of --config sets {', '.join(stale)} for objective {theirs!r}; with "
                 f"--objective {chosen['objective']} give {options} too"
             )
-
-
-def _own_data_names() -> list[str]:
-    return names(RunConfig, lambda known: known.describes_own_data)
 
 
 def with_run_settings(

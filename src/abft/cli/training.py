@@ -58,10 +58,10 @@ def train(
         config = request.config(output) if resume else config
     quiet()
     from abft.cli.tables import print_result
-    from abft.runs.train import train as run
+    from abft.runs.train import train_run
 
     try:
-        metrics = run(config, output, overwrite=overwrite, resume=resume)
+        metrics = train_run(config, output, overwrite=overwrite, resume=resume).metrics
     except KeyboardInterrupt:
         if not (output / "config.yaml").is_file():
             raise RunInterrupted("stopped before anything was written") from None

@@ -8,7 +8,6 @@ import contextlib
 import functools
 import io
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 
 from abft.data.splits import (
     DEMONSTRATION_POOL,
@@ -190,6 +189,8 @@ def task_named(name: str, prompt_style: PromptStyle = "consistent") -> Task:
     by_lower = {known.lower(): record for known, record in BUILTIN.items()}
     record = by_lower.get(name.lower())
     if record is None:
+        from difflib import get_close_matches  # only where something is refused
+
         near = get_close_matches(name.lower(), by_lower, n=1)
         hint = f"did you mean {by_lower[near[0]].name}? " if near else ""
         raise AbftError(

@@ -35,7 +35,7 @@ PAPER: dict[str, Any] = {
 }
 
 
-@dataclass
+@dataclass(init=False, repr=False, eq=False)  # a part of RunConfig and ABFTConfig
 class PromptSettings:
     """How texts become prompts."""
 
@@ -44,6 +44,7 @@ class PromptSettings:
         "Column of the texts in your data.",
         panel=DATA,
         measuring=True,
+        of_task=True,
         describes_own_data=True,
     )
     label_column: str = setting(
@@ -51,6 +52,7 @@ class PromptSettings:
         "Column of the labels in your data.",
         panel=DATA,
         measuring=True,
+        of_task=True,
         describes_own_data=True,
     )
     template: str = setting(
@@ -58,6 +60,7 @@ class PromptSettings:
         "How one demonstration of your data is written; \\n is a newline.",
         panel=DATA,
         measuring=True,
+        of_task=True,
         describes_own_data=True,
     )
     prompt_style: PromptStyle = setting(

@@ -33,7 +33,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 """Named settings, `RunConfig(**RECIPES["paper"])`: the paper's, up to and above 10B parameters."""
 
 
-@dataclass
+@dataclass(init=False, repr=False, eq=False)  # a part of RunConfig
 class ModelSettings:
     """Which model, and how it is loaded."""
 
@@ -77,7 +77,7 @@ class ModelSettings:
     )
 
 
-@dataclass
+@dataclass(init=False, repr=False, eq=False)  # a part of RunConfig
 class DataSettings(PromptSettings):
     """Which task, and how its prompts are written."""
 
@@ -87,6 +87,7 @@ class DataSettings(PromptSettings):
         panel=DATA,
         follows=f"{DEFAULT_TASK} without --data",
         measuring=True,
+        of_task=True,
         axis=True,
     )
     data: str | None = setting(
@@ -94,6 +95,7 @@ class DataSettings(PromptSettings):
         "Your own data: .csv, .tsv, .jsonl, .json, .parquet or a hub data set id.",
         panel=DATA,
         measuring=True,
+        of_task=True,
         path=True,
         axis=True,
     )
@@ -104,6 +106,7 @@ class DataSettings(PromptSettings):
         follows="held out of --data",
         measuring=True,
         path=True,
+        of_task=True,
         describes_own_data=True,
     )
     label_words: dict[str, str] = setting(
@@ -112,6 +115,7 @@ class DataSettings(PromptSettings):
         panel=DATA,
         follows="the labels",
         measuring=True,
+        of_task=True,
     )
     test_prompts: int = setting(
         512,
@@ -123,7 +127,7 @@ class DataSettings(PromptSettings):
     )
 
 
-@dataclass
+@dataclass(init=False, repr=False, eq=False)  # a part of RunConfig
 class TrainingSettings(MethodSettings):
     """How training runs."""
 
