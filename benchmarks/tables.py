@@ -15,15 +15,42 @@ from abft.bench.statistics import interval, paired_bootstrap
 
 ROOT = Path(__file__).parent.parent
 MARK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
-STEP_WAYS = {
-    "abft": "one query",
-    "packed": "four queries",
-    "bf16": "four, `--bf16`",
-    "half": "one, `--activation-checkpointing 2`",
-    "plain": "plain",
+STEP_WAYS = {  # row names of the ways of step.py
+    "abft": "abft, `--queries 1`",
+    "packed": "abft, `--queries 4`",
+    "bf16": "abft, `--queries 4 --bf16`",
+    "half": "abft, `--queries 1 --activation-checkpointing 2`",
+    "plain": "eager baseline",
     "sft": "TRL `SFTTrainer`, LoRA",
 }
-VARIANT_WAYS = {"default": "the default loss", "compiled": "every decoder layer compiled"}
+STEP_CHANGES = {
+    "default": "loss of the default (vote + cross-entropy)",
+    "compiled": "every decoder layer under `torch.compile`",
+}
+PROFILE_KINDS = {  # row names of the kinds of operations of limits.py
+    "element by element": "element-wise operations",
+    "attention": "attention kernel",
+    "attention rows": "attention rows for the loss",
+}
+RUN_NAMES = {  # row names of the variants of time_to_accuracy.py
+    "paper": "paper's recipe",
+    "both4": "default",
+    "both4-above14": "default, layers 15-29 only",
+    "both4-above9": "default, layers 10-29 only",
+    "both4-beta2": "default, second Adam beta 0.95",
+    "both4-clip": "default, gradient norm clipped to 1",
+    "both4-linear": "default, linear schedule",
+    "both4-warmup": "default, 4 warm-up steps",
+    "e2e4": "cross-entropy only",
+    "mass0.3-4": "vote only, plus reward for attention on all labels",
+    "paper4": "paper's recipe, 4 queries",
+    "ratio4": "one loss per induction head",
+    "vote4": "vote only",
+    "vote4-1e-3": "vote only, learning rate 1e-3",
+    "vote4-32": "vote only, 32 steps",
+    "vote4-dense": "vote only, demonstrations as queries",
+    "vote4-nb16": "vote only, 16 prompts per step",
+}
 GIB = 2**30
 DEFAULT = "both4"  # among the variants of time_to_accuracy.py
 GOALS = {"SST2": 0.85, "TREC": 0.6, "FP": 0.75}  # accuracy on held-out prompts
@@ -71,12 +98,12 @@ def step(record):
             )
     head = [
         "tokens x batch",
-        "way",
+        "setup",
         "prompts/s",
-        "speed against plain",
-        "against TRL",
+        "speed vs. eager baseline",
+        "speed vs. TRL",
         "peak memory",
-        "of plain's",
+        "memory vs. eager baseline",
     ]
     return table(head, rows)
 
@@ -95,13 +122,13 @@ def variants(record):
         rows += [
             [
                 f"{shape['tokens']:,} x {shape['batch_size']}",
-                VARIANT_WAYS[way],
+                STEP_CHANGES[way],
                 spread(against(taken, seconds["packed"])),
             ]
             for way, taken in seconds.items()
             if way != "packed"
         ]
-    return table(["tokens x batch", "way", "speed against four queries"], rows)
+    return table(["tokens x batch", "change", "speed vs. `--queries 4`"], rows)
 
 
 def memory(record):
@@ -123,12 +150,12 @@ def memory(record):
                 *ratios,
             ]
         )
-    names = ("abft", "every second layer recomputed")
+    names = ("abft", "with checkpointing")
     head = [
         "tokens",
-        *(f"{name}, GiB" for name in (*names, "plain")),
-        "abft, MiB a token",
-        *(f"{n} / plain" for n in names),
+        *(f"{name}, GiB" for name in (*names, "eager baseline")),
+        "abft, MiB per token",
+        *(f"{name} / baseline" for name in names),
     ]
     return table(head, rows)
 
@@ -149,11 +176,11 @@ def limits(record):
         )
     head = [
         "tokens x batch",
-        "GFLOP a step",
+        "GFLOP per step",
         "matrix rate, GFLOP/s",
         "bandwidth, GB/s",
         "training, GFLOP/s",
-        "share",
+        "share of matrix rate",
     ]
     return table(head, rows)
 
@@ -166,9 +193,12 @@ def profile(record):
         {k: v / sum(shape["profile"].values()) for k, v in shape["profile"].items()}
         for shape in record["results"]
     ]
-    rows = [[kind, *(f"{100 * share.get(kind, 0):.1f}%" for share in shares)] for kind in kinds]
+    rows = [
+        [PROFILE_KINDS.get(kind, kind), *(f"{100 * share.get(kind, 0):.1f}%" for share in shares)]
+        for kind in kinds
+    ]
     return table(
-        ["share of a step", *(f"{s['tokens']:,} x {s['batch_size']}" for s in record["results"])],
+        ["operations", *(f"{s['tokens']:,} x {s['batch_size']}" for s in record["results"])],
         rows,
     )
 
@@ -176,13 +206,23 @@ def profile(record):
 def evaluation(record):
     rows = [
         [
-            name,
+            evaluation_name(name),
             f"{way['prompts_per_second']:.1f}",
             spread(way["ratios"]) if name != "StaICC" else "1",
         ]
         for name, way in record["ways"].items()
     ]
-    return table(["way", "prompts/s", "ratio"], rows)
+    return table(["setup", "prompts/s", "speed vs. StaICC"], rows)
+
+
+def evaluation_name(way):
+    """A row's name from the way's name in the raw results, which ends in or holds the batch size."""
+    bound, _, size = way.partition("matrix products alone, ")
+    if size:
+        return f"matrix products only, batch size {size} (upper bound)"
+    return bound.replace("batches of", "abft, batch size").replace(
+        "with heads", "with every head's attention"
+    )
 
 
 def predict(record):
@@ -200,12 +240,12 @@ def predict(record):
     ]
     head = [
         "k",
-        "tokens",
-        "the query's",
+        "tokens per prompt",
+        "tokens of the query",
         "whole prompts, queries/s",
-        "kept demonstrations",
-        "ratio",
-        "largest difference",
+        "cached demonstrations, queries/s",
+        "speedup",
+        "largest difference in probability",
     ]
     return table(head, rows)
 
@@ -276,7 +316,7 @@ def time_to_accuracy(runs):
             rows.append(
                 [
                     f"{task}, {100 * goal:.1f}%",
-                    f"`{name}`",
+                    RUN_NAMES.get(name, name),
                     f"{len(arrived)} of {len(found)}",
                     f"{cost[name]:.1f}",
                     f"{statistics.median(arrived):.0f}" if arrived else "",
@@ -287,15 +327,15 @@ def time_to_accuracy(runs):
                 ]
             )
     head = [
-        "task, goal",
-        "variant",
-        "reached",
-        "CPU seconds a step",
-        "until the goal, median",
-        "times faster",
-        "until the recipe's end, times faster",
-        "final accuracy",
-        "difference",
+        "task, target accuracy",
+        "method",
+        "seeds that reach it",
+        "CPU seconds per step",
+        "CPU seconds to target, median",
+        "speedup to target",
+        "speedup to recipe's final accuracy",
+        "final accuracy, %",
+        "difference in points",
     ]
     return table(head, rows)
 
@@ -327,7 +367,7 @@ def explored(runs):
         rows.append(
             [
                 run["task"],
-                f"`{run['variant']}`",
+                RUN_NAMES.get(run["variant"], run["variant"]),
                 str(run["seed"]),
                 f"{100 * run['before']['accuracy']:.1f}",
                 *seen,
@@ -336,7 +376,7 @@ def explored(runs):
         )
     head = [
         "task",
-        "variant",
+        "method",
         "seed",
         "before",
         "128 prompts",
@@ -344,7 +384,7 @@ def explored(runs):
         "512",
         "768",
         "1,024",
-        "cost of a step",
+        "cost per step",
     ]
     return table(head, rows)
 
@@ -371,8 +411,8 @@ def against_default(runs):
             chosen = [(own, its) for task, own, its in found if task in tasks]
             own, its = ([right for pair in chosen for right in pair[side]] for side in (0, 1))
             cells.append(f"{len(chosen)}: {difference([own], [its])}" if chosen else "")
-        rows.append([f"`{name}`", *cells])
-    return table(["variant", *GOALS, "all"], rows)
+        rows.append([RUN_NAMES.get(name, name), *cells])
+    return table(["method", *GOALS, "all"], rows)
 
 
 def difference(ours, theirs):
@@ -384,10 +424,14 @@ def difference(ours, theirs):
 
 def startup(record):
     rows = [
-        [f"`{name}`", f"{statistics.median(taken):.2f}", f"{min(taken):.2f}"]
+        [
+            f"`{name}`".replace(", without imports`", "`, without imports"),
+            f"{statistics.median(taken):.2f}",
+            f"{min(taken):.2f}",
+        ]
         for name, taken in record["seconds"].items()
     ]
-    return table(["", "seconds, median", "least"], rows)
+    return table(["process", "seconds, median", "seconds, minimum"], rows)
 
 
 def machine(record):

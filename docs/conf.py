@@ -1,4 +1,7 @@
-"""Sphinx builds the site from this folder: `make docs`, then open build/docs/index.html. No network is needed."""
+"""Sphinx builds the site from this folder; it needs no network.
+
+`make docs`, then open build/docs/index.html.
+"""
 
 import dataclasses
 import inspect
@@ -12,10 +15,12 @@ from sphinx.util import logging
 from sphinx.util.typing import stringify_annotation
 
 logger = logging.getLogger(__name__)
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the API pages import abft; nothing may be fetched meanwhile
+# The API pages import abft; nothing may be fetched meanwhile.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
+README_HEAD, END_OF_HEAD = "<!-- the head of README.md -->", "<!-- docs/index.md includes"
 ROOT_PAGES = {"results": "RESULTS.md", "performance": "PERFORMANCE.md", "changelog": "CHANGELOG.md"}
 
 project = "abft"
@@ -50,14 +55,17 @@ html_css_files = ["abft.css"]
 html_show_sourcelink = False
 html_copy_source = False
 
-LINK = re.compile(r"(?P<text>!?\[(?:[^\[\]]|\[[^\[\]]*\])*\])\((?P<path>[^()\s:#]+)(?P<anchor>#[^()\s]*)?\)")
+LINK = re.compile(
+    r"(?P<text>!?\[(?:[^\[\]]|\[[^\[\]]*\])*\])\((?P<path>[^()\s:#]+)(?P<anchor>#[^()\s]*)?\)"
+)
 
 
 def link_for_site(match: re.Match, folder: Path, page: Path) -> str:
-    """A Markdown link as it stands in the repository -> the same for the page that is built from `page`.
+    """A Markdown link as it stands in the repository -> the same for the page that is built from
+    `page`.
 
-    RESULTS.md and the like become their pages; a file becomes a download; what else there is of the repository (folders)
-    keeps its text and loses its link.
+    RESULTS.md and the like become their pages; a file becomes a download; what else there is of the
+    repository (folders) keeps its text and loses its link.
     """
     target = Path(os.path.normpath(folder / match["path"]))
     pages = {ROOT / name: DOCS / f"{docname}.md" for docname, name in ROOT_PAGES.items()}
@@ -83,20 +91,38 @@ def read_source(app, docname, source):
         app.env.note_reread()
         names = "\n".join(sorted(path.stem for path in folder.glob("*.ipynb")))
         text += f"\n```{{toctree}}\n:maxdepth: 1\n\n{names}\n```\n"
+    if docname == "index":
+        readme = ROOT / "README.md"
+        app.env.note_dependency(str(readme))
+        head = readme.read_text(encoding="utf-8").partition(END_OF_HEAD)[0]
+        head = LINK.sub(lambda match: link_for_site(match, ROOT, page), head)
+        text = text.replace(README_HEAD, head)
     source[0] = LINK.sub(lambda match: link_for_site(match, folder, page), text)
 
 
 def list_fields(app, what, name, obj, options, lines):
-    """Fields of dataclasses and named tuples, which say what they are in a comment or in their metadata."""
+    """Fields of dataclasses and named tuples, which say what they are in a comment or in their
+    metadata.
+    """
     if what != "class" or not (dataclasses.is_dataclass(obj) or hasattr(obj, "_field_defaults")):
         return
-    if any(owner == obj.__name__ for owner, _ in ModuleAnalyzer.for_module(obj.__module__).find_attr_docs()):
+    if any(
+        owner == obj.__name__
+        for owner, _ in ModuleAnalyzer.for_module(obj.__module__).find_attr_docs()
+    ):
         return  # autodoc lists fields with a docstring of their own
     said = dict(re.findall(r"^    (\w+): .*?  # (.+)$", inspect.getsource(obj), re.MULTILINE))
     for field in dataclasses.fields(obj) if dataclasses.is_dataclass(obj) else ():
         said |= {field.name: field.metadata["help"]} if "help" in field.metadata else {}
-    for field_name, annotation in inspect.get_annotations(obj).items():
-        lines += [f".. py:attribute:: {field_name}", f"   :type: {stringify_annotation(annotation, 'smart')}"]
+    annotations = inspect.get_annotations(obj)
+    for field in dataclasses.fields(obj) if dataclasses.is_dataclass(obj) else ():
+        if "setting" in field.metadata:  # also those that a class inherits
+            annotations[field.name] = field.type
+    for field_name, annotation in annotations.items():
+        lines += [
+            f".. py:attribute:: {field_name}",
+            f"   :type: {stringify_annotation(annotation, 'smart')}",
+        ]
         if isinstance(getattr(obj, field_name, None), bool | int | float | str):
             lines.append(f"   :value: {getattr(obj, field_name)!r}")
         lines += ["", f"   {said.get(field_name, '')}", ""]
@@ -106,16 +132,23 @@ _as_written: dict[str, list[str]] = {}
 
 
 def keep_field(app, what, name, obj, options, lines):
-    """Before napoleon, which would take the text before a colon of a field for a type. Backslashes outside of code stay."""
+    """Before napoleon, which would take the text before a colon of a field for a type. Backslashes
+    outside of code stay.
+    """
     lines[:] = [
-        "`".join(part if i % 2 else part.replace("\\", "\\\\") for i, part in enumerate(line.split("`"))) for line in lines
+        "`".join(
+            part if i % 2 else part.replace("\\", "\\\\") for i, part in enumerate(line.split("`"))
+        )
+        for line in lines
     ]
     if what in ("attribute", "property"):
         _as_written[name] = list(lines)
 
 
 def restore_field(app, what, name, obj, options, lines):
-    """After napoleon. Words that follow code without a space (`Task`s) need an escape in reStructuredText."""
+    """After napoleon. Words that follow code without a space (`Task`s) need an escape in
+    reStructuredText.
+    """
     lines[:] = [re.sub(r"(`[^`]+`)(?=\w)", r"\1\\ ", line) for line in _as_written.pop(name, lines)]
 
 

@@ -115,7 +115,7 @@ def test_bad_input_is_refused_and_nothing_is_left(options, tmp_path, changes, me
 
 def test_a_last_step_that_ruins_the_weights(options, tmp_path):
     output = tmp_path / "run"
-    message = "the label probabilities are not finite: the weights are ruined"
+    message = "the label probabilities are not finite: the weights are corrupted"
     assert message in refused("train", *arguments(options, lr=1e20, steps=1), "--output", output)
     assert message in refused("train", "--resume", "--output", output)
     assert (

@@ -36,25 +36,12 @@ except ImportError:
 
 
 FILE, FORMAT = "classifier.json", 1
-
-
 PARTIAL = ".partial"  # what is being written stands there
-
-
 SMALLEST_HELD_OUT = 8  # texts; fewer could not tell whether training helped
-
-
 LARGEST_HELD_OUT = 256
-
-
 VALIDATIONS = 8  # during training
-
-
 PATIENCE = 3  # validations without a better one, after which training ends
-
-
 PSEUDO_BATCH, QUERIES = 32, 4
-
 
 _SHARED = {
     "model": "model",

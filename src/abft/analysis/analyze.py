@@ -26,7 +26,6 @@ from abft.runs.run_folder import check_finished, read_config
 
 Arrays = dict[str, np.ndarray]
 
-
 DOCUMENTED: dict[str, tuple[str, Mapping[str, str]]] = {
     "evaluation": ("predictions and head maps on the test prompts", EVALUATION),
     "unseen": ("the same where every demonstration has another label than the query", UNSEEN),
@@ -36,7 +35,6 @@ DOCUMENTED: dict[str, tuple[str, Mapping[str, str]]] = {
     "plane": ("accuracy on the plane of the run's and an end-to-end run's change", PLANE),
     "causality": ("accuracy with heads switched off", CAUSALITY),
 }
-
 
 DEFAULTS = Choices()
 

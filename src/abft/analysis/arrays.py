@@ -18,14 +18,8 @@ from abft.model.weight_files import ADAPTER_FILE, FULL_RANK_FILE
 from abft.runs.run_folder import read_config
 
 FOLDER = "analysis"
-
-
 VERSION = 2  # of what the files hold; others are computed again
-
-
 _KEY = "made_from"
-
-
 _LOGGER = logging.getLogger(__name__)
 
 

@@ -13,14 +13,12 @@ LINE = {
     "prompts": "test prompts at every point",
 }
 
-
 PLANE = {
     "e_E": "factors of the E2E run's change",
     "a_A": "factors of the run's change",
     "accuracy_EA": "accuracy at theta0 + e (theta_E2E - theta0) + a (theta_run - theta0)",
     "prompts": "test prompts at every point",
 }
-
 
 EXTRAPOLATION = np.linspace(0, 2, 9)
 

@@ -19,10 +19,7 @@ CAUSALITY = {
     "prompts": "test prompts behind every accuracy",
 }
 
-
 SIZES = (0, 4, 8, 16, 32)
-
-
 DRAWS = 3
 
 

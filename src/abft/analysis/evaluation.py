@@ -26,12 +26,9 @@ EVALUATION = {
     "incorrect_mass_MLH": "the same on incorrect label tokens",
 }
 
-
 UNSEEN = {
     name: EVALUATION[name] for name in EVALUATION if name != "correct_mass_MLH"
 }  # no label is right there
-
-
 UNSEEN_PROMPTS = 128
 
 

@@ -22,12 +22,8 @@ EXAMPLES = {
     "attention_MJT": "attention from the query position on every token, float16",
 }
 
-
 PER_CHANGE = 3  # prompts of each kind
-
-
 HEADS, FEWEST_HEADS = 16, 4
-
 
 # models x heads x tokens that are kept; beyond that fewer heads, then fewer prompts of each kind
 ROW_ENTRIES = 1_000_000

@@ -31,7 +31,6 @@ from abft.settings import (
 VERSION = 1  # of cell files; a change of what is measured, or of BASELINE, raises it
 BASELINE = {**PAPER, "lr": None}  # what every cell starts from; the rate follows the model's size
 NAME_LIMIT = 180  # characters of a file name
-
 _STORED_NAMES = {"prompt_style": "protocol"}  # settings that were renamed after cells were stored
 
 

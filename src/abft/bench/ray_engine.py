@@ -15,8 +15,6 @@ from abft.bench.store import Store
 from abft.errors import AbftError
 
 POLL_SECONDS = 1.0
-
-
 RETRIES = 3  # of a job whose worker died
 ANSWER_SECONDS = 5
 

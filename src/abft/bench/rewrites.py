@@ -9,7 +9,6 @@ from abft.data.tasks import Task, Template
 
 _OWN_INSTRUCTIONS = ("Please classify the following text. ", "Which label fits this text? ")
 
-
 # The L9(3^4) orthogonal table: instruction, text prefix, label prefix, what follows the label.
 _L9 = (
     (0, 0, 0, 0),
@@ -22,7 +21,6 @@ _L9 = (
     (2, 1, 0, 2),
     (2, 2, 1, 0),
 )
-
 
 _ARBITRARY = (
     "foo",

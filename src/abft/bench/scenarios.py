@@ -24,25 +24,12 @@ from abft.scoring import metrics
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-
 SHOTS = (1, 2, 4, 8, 16)
-
-
 ERROR_RATES = (0.0, 0.25, 0.5, 0.75, 1.0)
-
-
 TEMPLATE_QUERIES = 100  # StaICC
-
-
 DEMONSTRATION_QUERIES, DEMONSTRATION_SETS = 128, 8  # StaICC
-
-
 DOMAIN_WORDS = 128  # StaICC
-
-
 NEUTRAL_TEXTS = 256
-
-
 UNSEEN_TRIES = 5000  # of StaICC's draws for one query
 
 
@@ -74,8 +61,6 @@ class PromptSet:
 
 
 _NOISE = "noise="  # and the share of incorrect labels: the name of a prompt set of `label_noise`
-
-
 Measure = Callable[[Sequence[PromptSet], Sequence[np.ndarray]], dict[str, float]]
 
 
@@ -349,7 +334,6 @@ def _nothing(sets: Sequence[PromptSet], probabilities: Sequence[np.ndarray]) -> 
 
 _SIZES = (32, 64, 128, 256, 512, 1024)
 
-
 _FACTORS = tuple(
     {"A0": a, "B0": b, "pid": pid}
     for pid in (True, False)
@@ -357,7 +341,6 @@ _FACTORS = tuple(
     for b in (0.0, 0.5, 1.0, 2.0)
     if a or b
 )
-
 
 SCENARIOS: dict[str, Scenario] = {
     "standard": Scenario(_standard, scores),

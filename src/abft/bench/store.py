@@ -26,11 +26,7 @@ from abft.errors import AbftError
 from abft.files import atomic_file, write_json, write_text
 
 LOCK = ".lock"
-
-
 _LOGGER = logging.getLogger(__name__)
-
-
 _TRIED_TO_READ = (OSError, ValueError, KeyError, TypeError, AttributeError)
 
 

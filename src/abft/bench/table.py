@@ -9,8 +9,6 @@ import numpy as np
 from abft.bench.statistics import interval, mean_and_deviation
 
 Value = float | str | None
-
-
 BySeed = dict[int, float]
 
 

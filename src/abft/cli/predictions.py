@@ -13,13 +13,8 @@ from abft.files import atomic_file, write_text
 if TYPE_CHECKING:
     import datasets
 
-
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
-
-
 LABEL, PROBABILITY = "predicted_label", "probability_"
-
-
 Predictions = Sequence[tuple[str, dict[str, float]]]  # what `Predictor.predict` returns
 
 

@@ -1,4 +1,4 @@
-"""Encoded prompts -> a `Batch` of tensors."""
+"""Collate encoded prompts into a `Batch` of tensors, and draw the order in which they train."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from abft.errors import AbftError
 
 @dataclass(frozen=True)
 class Batch:
-    """What the objective sees: right-padded token ids; for each prompt where to look from and at.
+    """Holds right-padded token ids and, for each prompt, the positions to look from and at.
 
     P prompts in B sequences: P = B, or prompts are packed and P is a multiple of B; those of a
     sequence follow each other.
@@ -30,37 +30,41 @@ class Batch:
 
     @property
     def lengths(self) -> Tensor:
-        """n, tokens in each prompt without padding, (P,)."""
+        """Return n, the number of tokens in each prompt without padding, (P,)."""
         if self.position_ids is None:
             return self.query_positions + 1
+
         return at_positions(self.position_ids, self.query_positions) + 1
 
     @property
     def candidates(self) -> Tensor:
-        """Which candidate positions exist, (P, K) bool."""
+        """Return which candidate positions exist, (P, K) bool."""
         return self.correct | self.incorrect
 
     def model_inputs(self) -> dict[str, Tensor]:
-        """What every call of the model needs beside the ids, else packed prompts see each other.
+        """Return what the model needs besides the ids, so that packed prompts do not see each other.
 
         Nothing for plain prompts (causal attention on right-padded ids needs no mask); positions
         and a (B, 1, S, S) bool mask, True = attend, for packed ones.
         """
         if self.branch_ends is None or self.position_ids is None:
             return {}
+
         return {"position_ids": self.position_ids, "attention_mask": branch_mask(self.branch_ends)}
 
 
 def collate(prompts: Sequence[EncodedPrompt], queries: int = 1) -> dict[str, Tensor]:
-    """The fields of a `Batch`, as a dict because that is what `Trainer` moves between devices.
+    """Return the fields of a `Batch`, as the dict that `Trainer` moves between devices.
 
     With `queries` > 1, every `queries` prompts that follow each other are packed into one sequence;
     their number has to be a multiple of it.
     """
     if len(prompts) % queries:
         raise ValueError(f"{len(prompts)} prompts cannot be packed by {queries}")
+
     packs = [pack(prompts[start : start + queries]) for start in range(0, len(prompts), queries)]
-    B, S, P = len(packs), max(len(each.input_ids) for each in packs), len(prompts)
+    B, P = len(packs), len(prompts)
+    S = max(len(sequence.input_ids) for sequence in packs)
     K = max(len(prompt.label_positions) for prompt in prompts)
 
     # Padding follows the last query position, where causal attention never looks.
@@ -72,19 +76,19 @@ def collate(prompts: Sequence[EncodedPrompt], queries: int = 1) -> dict[str, Ten
     correct = torch.zeros(P, K, dtype=torch.bool)
     incorrect = torch.zeros(P, K, dtype=torch.bool)
 
-    for b, each in enumerate(packs):
-        n = len(each.input_ids)
-        input_ids[b, :n] = torch.tensor(each.input_ids)
-        position_ids[b, :n] = torch.tensor(each.position_ids)
-        branch_ends[b, :n] = torch.tensor(each.branch_ends)
+    for b, sequence in enumerate(packs):
+        n = len(sequence.input_ids)
+        input_ids[b, :n] = torch.tensor(sequence.input_ids)
+        position_ids[b, :n] = torch.tensor(sequence.position_ids)
+        branch_ends[b, :n] = torch.tensor(sequence.branch_ends)
 
-        for p, places in enumerate(each.places, start=b * queries):
+        for p, places in enumerate(sequence.places, start=b * queries):
             prompt = prompts[p]
             query_positions[p] = places[-1]
-            for i, at in enumerate(prompt.label_positions):
-                label_positions[p, i] = places[at]
-                is_correct = prompt.label_classes[i] == prompt.target
-                correct[p, i], incorrect[p, i] = is_correct, not is_correct
+            for k, position in enumerate(prompt.label_positions):
+                label_positions[p, k] = places[position]
+                is_correct = prompt.label_classes[k] == prompt.target
+                correct[p, k], incorrect[p, k] = is_correct, not is_correct
 
     batch = {
         "input_ids": input_ids,
@@ -94,18 +98,21 @@ def collate(prompts: Sequence[EncodedPrompt], queries: int = 1) -> dict[str, Ten
         "incorrect": incorrect,
         "answers": torch.tensor([prompt.answer for prompt in prompts]),
     }
-    if queries == 1:
-        return batch
-    return {**batch, "position_ids": position_ids, "branch_ends": branch_ends}
+    if queries > 1:
+        batch |= {"position_ids": position_ids, "branch_ends": branch_ends}
+    return batch
 
 
 class PseudoBatchSampler(torch.utils.data.Sampler[int]):
-    """Shuffled prompts, cut into pseudo-batches of `size`, each sorted by length so that
-    micro-batches pad little.
+    """Shuffles prompts and cuts them into pseudo-batches of `size`, each sorted by length.
 
-    The order depends on (seed, epoch) only, which is what makes a resumed run repeat it. What does
-    not fill a pseudo-batch is left out of that epoch. Every `queries` prompts that follow each
-    other stay together; `lengths` holds the tokens of each such group.
+    Micro-batches of prompts of similar length pad little. The order depends on (seed, epoch) only,
+    which is what makes a resumed run repeat it. What does not fill a pseudo-batch is left out of
+    that epoch. Every `queries` prompts that follow each other stay together; `lengths` holds the
+    tokens of each such group.
+
+    Raises:
+        AbftError: fewer prompts than one pseudo-batch, or one that `queries` does not divide.
     """
 
     def __init__(self, lengths: Sequence[int], size: int, seed: int, queries: int = 1) -> None:
@@ -117,26 +124,31 @@ class PseudoBatchSampler(torch.utils.data.Sampler[int]):
             )
         if size % queries:
             raise AbftError(f"pseudo-batches of {size} prompts cannot be packed by {queries}")
+
         self.lengths = list(lengths)
         self.size, self.seed, self.queries, self.epoch = size, seed, queries, 0
 
     def set_epoch(self, epoch: int) -> None:
+        """Set the epoch on which the next order depends."""
         self.epoch = epoch
 
     def __len__(self) -> int:
         return len(self.lengths) * self.queries // self.size * self.size
 
     def __iter__(self) -> Iterator[int]:
+        # The large factor keeps epochs of different seeds apart.
         generator = torch.Generator().manual_seed(self.seed + 1_000_003 * self.epoch)
         order = torch.randperm(len(self.lengths), generator=generator).tolist()
-        step = self.size // self.queries
-        for start in range(0, len(self) // self.queries, step):
-            for group in sorted(order[start : start + step], key=lambda i: self.lengths[i]):
+
+        groups = self.size // self.queries  # in a pseudo-batch
+        for start in range(0, len(self) // self.queries, groups):
+            pseudo_batch = order[start : start + groups]
+            for group in sorted(pseudo_batch, key=lambda i: self.lengths[i]):
                 yield from range(group * self.queries, (group + 1) * self.queries)
 
 
 def at_positions(values_BS: Tensor, positions_P: Tensor) -> Tensor:
-    """Pick single positions from (B, S, ...) values, (P, ...).
+    """Return the values at single positions of (B, S, ...), (P, ...).
 
     P is B or a multiple of it, with P / B positions of each sequence in order.
     """

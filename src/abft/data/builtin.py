@@ -1,4 +1,4 @@
-"""The ten built-in tasks: one record each, with the paper's words and StaICC's data and splits.
+"""Define the ten built-in tasks: a record each, the paper's label words, StaICC's data and splits.
 
 Labels and templates are those of the paper (arXiv 2505.14233) and of StaICC 0.1.1; the order of the
 classes is StaICC's.
@@ -24,7 +24,7 @@ from abft.errors import AbftError
 
 @dataclass(frozen=True)
 class BuiltinTask:
-    """Everything about a built-in task."""
+    """Holds everything about a built-in task."""
 
     name: str
     text_name: str  # before the text in a prompt
@@ -40,12 +40,13 @@ class BuiltinTask:
 
     @property
     def task(self) -> Task:
-        """The task as prompts of the `consistent` style write it."""
+        """Return the task as prompts of the `consistent` style write it."""
         template = Template(f"{self.text_name}: {{text}} {self.label_name}: {{label}}\n")
         words = tuple(self.words.split())
         return Task(self.name, template, words, words)
 
 
+# Instructions that several tasks share.
 _MOVIE_FEELING = "How would you describe the overall feeling of the movie based on this sentence? "
 _CLASSIFY = "Please classify the sentiment of the following sentence. "
 _HATE = (
@@ -184,19 +185,20 @@ def task_named(name: str, prompt_style: PromptStyle = "consistent") -> Task:
     """Return one of the ten built-in tasks, e.g. "SST2".
 
     Raises:
-        AbftError: an unknown name; the message says the nearest known one.
+        AbftError: an unknown name; the message names the nearest task.
     """
-    by_lower = {known.lower(): record for known, record in BUILTIN.items()}
-    record = by_lower.get(name.lower())
+    records = {record.name.lower(): record for record in BUILTIN.values()}
+    record = records.get(name.lower())
     if record is None:
         from difflib import get_close_matches  # only where something is refused
 
-        near = get_close_matches(name.lower(), by_lower, n=1)
-        hint = f"did you mean {by_lower[near[0]].name}? " if near else ""
+        matches = get_close_matches(name.lower(), records, n=1)
+        hint = f"did you mean {records[matches[0]].name}? " if matches else ""
         raise AbftError(
             f"unknown task {name!r}: {hint}Known tasks: {', '.join(BUILTIN)}. "
             "For your own data use --data FILE."
         )
+
     task = TASKS[record.name]
     return task.with_words(record.staicc_words) if prompt_style == "staicc" else task
 
@@ -217,6 +219,7 @@ def load_task(name: str, prompt_style: PromptStyle = "consistent") -> TaskData:
     task = task_named(name, prompt_style)
     record = BUILTIN[task.name]
     try:
+        # StaICC prints while it is imported.
         with contextlib.redirect_stdout(io.StringIO()):
             from StaICC.util import hgf_dataset_loader
     except ImportError:

@@ -1,8 +1,7 @@
-"""Labelled examples and their three disjoint parts: training pool, demonstration pool, test
-queries.
+"""Load a user's own labelled texts and split them into training, demonstrations and test queries.
 
-Built-in tasks come from StaICC with StaICC's own splits; a user's own data from CSV, TSV, JSON
-lines, Parquet, a `datasets.Dataset` or a data set id of the Hugging Face hub.
+They come from CSV, TSV, JSON lines, Parquet, a `datasets.Dataset` or a data set id of the Hugging
+Face hub.
 """
 
 import glob
@@ -11,11 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from abft.data.tasks import Example, Task, Template
-from abft.errors import AbftError
-
-if TYPE_CHECKING:
-    import datasets
 from abft.data.splits import (
     DEMONSTRATION_POOL,
     SPLIT_SEED,
@@ -25,6 +19,11 @@ from abft.data.splits import (
     unique,
     without_texts_of,
 )
+from abft.data.tasks import Example, Task, Template
+from abft.errors import AbftError
+
+if TYPE_CHECKING:
+    import datasets
 
 READERS = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 
@@ -37,7 +36,7 @@ def load_data(
     template: str = "text: {text} label: {label}\n",
     name: str | None = None,
 ) -> TaskData:
-    """A task from the user's own labelled texts.
+    """Load a task from the user's own labelled texts.
 
     Args:
         source: a .csv, .tsv, .jsonl, .json or .parquet file, a `datasets.Dataset`, or a data set id
@@ -50,8 +49,8 @@ def load_data(
         name: the task's name; default: the file's stem.
 
     Returns:
-        Texts that occur twice (case and punctuation aside) are kept once; every text is in one part
-        only.
+        The task and its examples. Texts that occur twice (case and punctuation aside) are kept
+        once; every text is in one part only.
 
     Raises:
         AbftError: missing file or column, no rows, empty texts or labels, one class, unknown test
@@ -60,15 +59,18 @@ def load_data(
     origin = str(source) if isinstance(source, str | Path) else "data set"
     tables = _tables(source)
     rows = _rows(tables[0], origin, text_column, label_column)
+
+    # A test source replaces the test split that a hub data set brings itself.
     if test_source is not None:
         tables = [tables[0], *_tables(test_source)[-1:]]
-    test_rows = (
-        _rows(tables[1], "test data", text_column, label_column) if len(tables) > 1 else None
-    )
+    test_rows = []
+    if len(tables) > 1:
+        test_rows = _rows(tables[1], "test data", text_column, label_column)
+
     task_name = name or (Path(source).stem if isinstance(source, str | Path) else "data")
     task = _task_of(rows, task_name, template, f"{origin}: column {label_column!r}")
     labels = task.labels
-    unknown = sorted({label for _, label in test_rows} - set(labels)) if test_rows else []
+    unknown = sorted({label for _, label in test_rows} - set(labels))
     if unknown:
         raise AbftError(
             f"test data: labels {unknown} do not occur in {origin}; its labels are {list(labels)}"
@@ -84,15 +86,13 @@ def load_data(
         test = shuffled(test_rows)[:TEST_QUERIES]
         examples = without_texts_of(examples, test)
     else:
-        held_out = min(TEST_QUERIES, len(examples) // 4)
-        test, examples = examples[:held_out], examples[held_out:]
-    train = min(TRAIN_POOL, (len(examples) + 1) // 2)
-    return TaskData(
-        task,
-        tuple(examples[:train]),
-        tuple(examples[train : train + DEMONSTRATION_POOL]),
-        tuple(test),
-    )
+        size = min(TEST_QUERIES, len(examples) // 4)
+        test, examples = examples[:size], examples[size:]
+
+    # Of few examples, training gets one half and the demonstrations the other.
+    size = min(TRAIN_POOL, (len(examples) + 1) // 2)
+    train, demonstrations = examples[:size], examples[size : size + DEMONSTRATION_POOL]
+    return TaskData(task, tuple(train), tuple(demonstrations), tuple(test))
 
 
 def training_pool(
@@ -101,8 +101,9 @@ def training_pool(
     label_column: str = "label",
     template: str = "text: {text} label: {label}\n",
 ) -> TaskData:
-    """A task of which every row is trained on, for those who measure elsewhere: its other parts are
-    the same rows.
+    """Return a task of which every row is trained on, for those who measure elsewhere.
+
+    Its other parts are the same rows.
 
     Raises:
         AbftError: as `load_data`.
@@ -114,7 +115,7 @@ def training_pool(
 
 
 def _task_of(rows: Sequence[tuple[str, str]], name: str, template: str, origin: str) -> Task:
-    """The task whose labels are those of `rows`, (text, label) pairs."""
+    """Return the task whose labels are those of `rows`, (text, label) pairs."""
     labels = tuple(sorted({label for _, label in rows}))
     if len(labels) < 2:
         raise AbftError(
@@ -124,26 +125,31 @@ def _task_of(rows: Sequence[tuple[str, str]], name: str, template: str, origin: 
 
 
 def texts_of(table: "datasets.Dataset", text_column: str, origin: str) -> list[str]:
-    """The texts of a table, labelled or not. Raises AbftError as `load_data` does."""
+    """Return the texts of a table, labelled or not. Raises AbftError as `load_data` does."""
     return _strings(table, text_column, origin, "text")
 
 
 def _rows(
     table: "datasets.Dataset", origin: str, text_column: str, label_column: str
 ) -> list[tuple[str, str]]:
+    """Return the (text, label) pairs of a table."""
     texts = _strings(table, text_column, origin, "text")
-    return list(zip(texts, _strings(table, label_column, origin, "label"), strict=True))
+    labels = _strings(table, label_column, origin, "label")
+    return list(zip(texts, labels, strict=True))
 
 
 def _tables(source: "str | Path | datasets.Dataset") -> "list[datasets.Dataset]":
-    """The training table, and the test table that a hub data set brings (the validation split if
-    test has no labels).
+    """Return the training table and, of a hub data set, its test table.
+
+    The test table is the validation split if the test split has no labels.
     """
     if not isinstance(source, str | Path):
         return [source]
+
     path = Path(source)
     if path.suffix.lower() in READERS or path.exists():
         return [read_table(path)]
+
     import datasets
 
     try:
@@ -158,22 +164,25 @@ def _tables(source: "str | Path | datasets.Dataset") -> "list[datasets.Dataset]"
 
 
 def labelled_splits(splits: "datasets.DatasetDict") -> "list[datasets.Dataset]":
-    """The training split, then the first labelled one of test and validation, if any (class -1
-    means unlabelled).
+    """Return the training split, then the first labelled one of test and validation, if any.
+
+    Class -1 means unlabelled.
     """
     train = splits["train"] if "train" in splits else next(iter(splits.values()))
     for name in ("test", "validation"):
-        if name in splits and splits[name] is not train:
-            classes = [
-                c for c, feature in splits[name].features.items() if hasattr(feature, "names")
-            ]
-            if not any(value == -1 for column in classes for value in splits[name][column]):
-                return [train, splits[name]]
+        if name not in splits or splits[name] is train:
+            continue
+        table = splits[name]
+        columns = [
+            column for column, feature in table.features.items() if hasattr(feature, "names")
+        ]
+        if not any(label == -1 for column in columns for label in table[column]):
+            return [train, table]
     return [train]
 
 
 def read_table(path: Path) -> "datasets.Dataset":
-    """A file as a table. Raises AbftError for a missing, empty or unreadable one."""
+    """Read a file as a table. Raises AbftError for a missing, empty or unreadable one."""
     if not path.is_file():
         raise AbftError(f"no such file: {path}")
     if path.suffix.lower() not in READERS:
@@ -183,6 +192,7 @@ def read_table(path: Path) -> "datasets.Dataset":
         )
     if path.stat().st_size == 0:
         raise AbftError(f"{path} is empty")
+
     import datasets
     import pandas
 
@@ -200,14 +210,18 @@ def read_table(path: Path) -> "datasets.Dataset":
         cause = error.__cause__ or error
         reason = (str(cause).splitlines() or [type(cause).__name__])[0][:160]
         raise AbftError(f"{path} could not be read as {kind}: {reason}") from None
+
+    # pandas makes an index of the first cells where rows are longer than the header.
     if not isinstance(frame.index, pandas.RangeIndex):
         raise AbftError(f"{path}: rows have more cells than the header")
     return datasets.Dataset.from_pandas(frame, preserve_index=False)
 
 
 def _strings(table: "datasets.Dataset", column: str, source: str, what: str) -> list[str]:
-    """One column as strings; class indices become their names; refuses missing columns and empty
-    cells.
+    """Return one column as strings; class indices become their names, labels are stripped.
+
+    Raises:
+        AbftError: a missing column, no rows, or empty cells.
     """
     if column not in table.column_names:
         raise AbftError(
@@ -216,14 +230,16 @@ def _strings(table: "datasets.Dataset", column: str, source: str, what: str) -> 
         )
     if len(table) == 0:
         raise AbftError(f"{source}: no rows")
-    feature = table.features[column]
-    names = getattr(feature, "names", None)
+
+    names = getattr(table.features[column], "names", None)
     if names:
         values = [
-            names[v] if v is not None and 0 <= v < len(names) else None for v in table[column]
+            names[index] if index is not None and 0 <= index < len(names) else None
+            for index in table[column]
         ]
     else:
-        values = [None if v is None else str(v) for v in table[column]]
+        values = [None if cell is None else str(cell) for cell in table[column]]
+
     empty = [row for row, value in enumerate(values, start=1) if value is None or not value.strip()]
     if empty:
         raise AbftError(
@@ -231,4 +247,4 @@ def _strings(table: "datasets.Dataset", column: str, source: str, what: str) -> 
             f"or fill them."
         )
     strings = [value for value in values if value is not None]
-    return [value.strip() for value in strings] if what == "label" else strings
+    return [label.strip() for label in strings] if what == "label" else strings

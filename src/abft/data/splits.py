@@ -7,14 +7,8 @@ from abft.data.tasks import Example, Task
 from abft.errors import AbftError
 
 TRAIN_POOL = 1024  # examples; StaICC calls this part "calibration"
-
-
 DEMONSTRATION_POOL = 4096
-
-
 TEST_QUERIES = 512
-
-
 SPLIT_SEED = 42  # the parts never depend on a run's seed
 
 

@@ -21,8 +21,6 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from abft.errors import AbftError
 
 Implementation = Literal["abft_rows", "eager"]
-
-
 IMPLEMENTATION: Literal["abft_rows"] = "abft_rows"
 
 

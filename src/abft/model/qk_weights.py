@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from peft.tuners.lora import LoraLayer
     from transformers import PreTrainedModel
 
-
 Q, K, OTHER = 0, 1, 2  # what an output feature of a projection belongs to
 
 

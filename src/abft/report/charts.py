@@ -17,23 +17,11 @@ import plotly.graph_objects as go
 from abft.method.objectives import Caption
 
 Arrays = Mapping[str, np.ndarray]
-
-
 TITLES = {"before": "before", "after": "after", "e2e": "E2E"}
-
-
 COLOURS = {"before": "#8a8f98", "after": "#3b8ede", "e2e": "#e0712c"}
-
-
 SYMBOLS = {"before": "circle", "after": "square", "e2e": "diamond"}
-
-
 OTHER_RUNS = ("#e0712c", "#8a8f98", "#009e73", "#cc79a7", "#b8860b")
-
-
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
-
-
 BINS = 10
 
 

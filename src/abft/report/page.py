@@ -34,8 +34,6 @@ from abft.runs.run_folder import METRICS, read_before, read_config, read_log, re
 from abft.scoring import metrics
 
 MAX_BYTES = 15_000_000
-
-
 TEMPLATES = Path(__file__).parent / "templates"
 
 

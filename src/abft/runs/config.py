@@ -22,7 +22,6 @@ MODEL, OUTPUT = "Model", "Output"
 DEFAULT_TASK = "SST2"
 RUNS = Path("runs")  # where run folders are made and looked for if none is named
 VERSION = 2  # of config.yaml
-
 QUERIES = 4  # training queries that share one set of demonstrations, where 4 divides the counts
 SMALL_MODEL = 500_000_000  # parameters; below it the paper's learning rate moves too little
 

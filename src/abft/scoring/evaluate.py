@@ -58,7 +58,7 @@ def check_finite(probabilities: np.ndarray) -> None:
     """
     if not np.isfinite(probabilities).all():
         raise AbftError(
-            "the label probabilities are not finite: the weights are ruined, or half precision "
+            "the label probabilities are not finite: the weights are corrupted, or half precision "
             "is too narrow. Start over with "
             "a smaller learning rate, or in float32."
         )

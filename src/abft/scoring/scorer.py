@@ -23,8 +23,6 @@ from abft.scoring.evaluate import bucketed, check_finite
 from abft.scoring.label_tree import LabelTree
 
 MIN_SHARED_TOKENS = 16  # shorter common beginnings are not worth a cache
-
-
 PACK_TOKENS = 2048  # in one packed sequence, whose mask grows with the square
 
 

@@ -15,7 +15,6 @@ from abft.settings import settings_of
 
 PAPER_LINK = "[Mechanistic Fine-tuning for In-context Learning](https://arxiv.org/abs/2505.14233)"
 FOLDER = "path/to/this/folder"  # the place of the model in the usage snippet
-
 Kind = Literal["full_rank", "adapter", "merged"]
 
 _LOAD_ADAPTER = """\
@@ -26,14 +25,12 @@ folder = "{folder}"  # or its name on the hub
 model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({model!r}), folder)
 tokenizer = AutoTokenizer.from_pretrained(folder)"""
 
-
 _LOAD_FULL_RANK = """\
 import abft
 
 folder = "{folder}"  # from the hub: huggingface_hub.snapshot_download(name)
 model, tokenizer = abft.load_model({model!r})
 model = abft.apply_weights(model, folder)"""
-
 
 _LOAD_MERGED = """\
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -42,12 +39,8 @@ folder = "{folder}"  # or its name on the hub
 model = AutoModelForCausalLM.from_pretrained(folder)
 tokenizer = AutoTokenizer.from_pretrained(folder)"""
 
-
 _LOAD = {"full_rank": _LOAD_FULL_RANK, "adapter": _LOAD_ADAPTER, "merged": _LOAD_MERGED}
-
-
 _LIBRARY = {"full_rank": "abft", "adapter": "peft", "merged": "transformers"}
-
 
 _PREDICT = """
 prompt = (

@@ -250,7 +250,7 @@ class ABFTTrainer(Trainer):
             raise AbftError(
                 f"the loss of step {self.state.global_step + 1} is {metrics['loss']}; that step "
                 f"was not taken, but an earlier "
-                "one may have ruined the weights. Start over with a smaller learning rate, or "
+                "one may have corrupted the weights. Start over with a smaller learning rate, or "
                 "in float32."
             )
         self.step_metrics = {**metrics, **self.objective.after_step(metrics)}
