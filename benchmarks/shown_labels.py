@@ -5,7 +5,7 @@ which none does?
 
 Reads finished `standard` cells of `abft bench` (seed 0, consistent prompt style, k = 4) and writes
 the prompts again, which takes seconds; no model runs. "copied" is the share of predictions that are a
-label of the demonstrations; "right share" is how much of all heads' attention on label tokens is on
+label of the demonstrations; "correct share" is how much of all heads' attention on label tokens is on
 right ones.
 """
 
@@ -38,7 +38,7 @@ def main():
     options = parser.parse_args()
     print(
         "| task | classes | label shown | method | accuracy, shown | accuracy, not shown | "
-        "copied | right share |"
+        "copied | correct share |"
     )
     print("|---|---|---|---|---|---|---|---|")
     for name in options.tasks:

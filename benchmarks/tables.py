@@ -42,7 +42,7 @@ RUN_NAMES = {  # row names of the variants of time_to_accuracy.py
     "both4-linear": "default, linear schedule",
     "both4-warmup": "default, 4 warm-up steps",
     "e2e4": "cross-entropy only",
-    "mass0.3-4": "vote only, plus reward for attention on all labels",
+    "mass0.3-4": "vote plus reward for attention on all labels",
     "paper4": "paper's recipe, 4 queries",
     "ratio4": "one loss per induction head",
     "vote4": "vote only",
@@ -216,11 +216,11 @@ def evaluation(record):
 
 
 def evaluation_name(way):
-    """A row's name from the way's name in the raw results, which ends in or holds the batch size."""
-    bound, _, size = way.partition("matrix products alone, ")
+    """The row name for a way of eval.py, whose name has the batch size in it."""
+    _, _, size = way.partition("matrix products alone, ")
     if size:
         return f"matrix products only, batch size {size} (upper bound)"
-    return bound.replace("batches of", "abft, batch size").replace(
+    return way.replace("batches of", "abft, batch size").replace(
         "with heads", "with every head's attention"
     )
 

@@ -52,16 +52,15 @@ def option_of(settings: type, name: str, known: Setting) -> inspect.Parameter:
     flag = known.flag or f"--{name.replace('_', '-')}"
     if kind is bool and default is True and "/" not in flag:
         flag += f"/--no-{flag.removeprefix('--')}"
-    shown: object = known.follows or default
-    if isinstance(shown, str):
-        shown = shown.replace("\n", "\\n")
+
+    values = "|".join(choices_of(settings, name))
+    pairs = "LABEL=word" if kind == dict[str, str] else None
     option = typer.Option(
         flag,
         help=known.help,
         rich_help_panel=known.panel,
-        show_default=False if shown is None or shown is False else _default_text(shown),
-        metavar="|".join(choices_of(settings, name))
-        or ("LABEL=word" if kind == dict[str, str] else None),
+        show_default=known.follows or _default_text(default),
+        metavar=values or pairs,
     )
     annotation = Annotated[_option_type(kind) | None, option]  # type: ignore[valid-type]
     return inspect.Parameter(
@@ -69,8 +68,11 @@ def option_of(settings: type, name: str, known: Setting) -> inspect.Parameter:
     )
 
 
-def _default_text(default: object) -> str:
-    return "on" if default is True else str(default)
+def _default_text(default: object) -> str | bool:
+    """Return a default as help shows it; False where there is nothing to show."""
+    if default is None or default is False:
+        return False
+    return "on" if default is True else str(default).replace("\n", "\\n")
 
 
 def _option_type(kind: Any) -> Any:

@@ -9,7 +9,7 @@ import typer
 from abft.cli.options import Recipe, Request, with_run_settings
 from abft.cli.quiet import quiet
 from abft.errors import AbftError, RunInterrupted
-from abft.runs.config import OUTPUT, RUNS, RunConfig
+from abft.runs.config import OUTPUT, RUNS, RunConfig, check_effect
 
 
 @with_run_settings
@@ -56,6 +56,8 @@ def train(
     if output is None:
         output = RUNS / _run_name(config)
         config = request.config(output) if resume else config
+    if not resume:
+        check_effect(config)  # now, not after the seconds that importing torch takes
     quiet()
     from abft.cli.tables import print_result
     from abft.runs.train import train_run

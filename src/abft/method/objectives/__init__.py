@@ -98,12 +98,15 @@ def training_captions(settings: "MethodSettings") -> dict[str, Caption]:
     """Return title, axis and caption of every quantity that training logs, by its name."""
     captions = dict(OBJECTIVES[settings.objective].captions)
     if settings.cross_entropy:
-        weight = f"{settings.cross_entropy:g}"
         loss = captions["loss"]
-        captions["loss"] = Caption(
-            loss.title,
-            loss.axis,
-            f"{loss.caption} The line is this loss plus {weight} x the cross-entropy of the label "
-            "word.",
+        both = (
+            f"{loss.caption} The line is this loss plus {settings.cross_entropy:g} x the "
+            "cross-entropy of the label word."
+        )
+        captions["loss"] = Caption(loss.title, loss.axis, both)
+        captions["cross_entropy"] = Caption(
+            "Cross-entropy of the label word",
+            "cross-entropy (mean over prompts)",
+            E2EObjective.captions["loss"].caption,
         )
     return captions

@@ -126,6 +126,11 @@ class RowObjective:
         pass
 
 
+# What objectives that are a loss on attention share.
+LEARNS_TO_COPY = (
+    "It learned to look at labels that the demonstrations show, not what the classes are: show "
+    "every label."
+)
 HEADS_CAPTION = Caption(
     "Induction heads",
     "heads over the threshold (mean over prompts)",

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from abft.errors import AbftError
-from abft.method.objectives.base import Caption, RowObjective
+from abft.method.objectives.base import LEARNS_TO_COPY, Caption, RowObjective
 from abft.method.pid import PIDController
 
 if TYPE_CHECKING:
@@ -37,10 +37,7 @@ class ABFTObjective(RowObjective):
         "induction heads look at the demonstrations with the correct label in few-shot prompts of "
         "{task}. No other weight changed."
     )
-    limitation = (
-        "It learned to look at labels that the demonstrations show, not what the classes are: show "
-        "every label."
-    )
+    limitation = LEARNS_TO_COPY
     captions = {
         "loss": Caption(
             "Loss",

@@ -3,7 +3,12 @@
 from typing import TYPE_CHECKING
 
 from abft.errors import AbftError
-from abft.method.objectives.base import HEADS_CAPTION, Caption, RowObjective
+from abft.method.objectives.base import (
+    HEADS_CAPTION,
+    LEARNS_TO_COPY,
+    Caption,
+    RowObjective,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -38,10 +43,7 @@ class VoteObjective(RowObjective):
         "that the attention of all heads favours the demonstrations with the correct label in "
         "few-shot prompts of {task}. No other weight changed."
     )
-    limitation = (
-        "It learned to look at labels that the demonstrations show, not what the classes are: show "
-        "every label."
-    )
+    limitation = LEARNS_TO_COPY
     captions = {
         "loss": Caption(
             "Loss",
