@@ -3,10 +3,10 @@ which none does?
 
     python benchmarks/shown_labels.py --cells results/bench/cells
 
-Reads finished `standard` cells of `abft bench` (seed 0, consistent prompt style, k = 4) and writes
-the prompts again, which takes seconds; no model runs. "copied" is the share of predictions that are a
-label of the demonstrations; "correct share" is how much of all heads' attention on label tokens is on
-right ones.
+Reads finished `standard` cells of `abft bench` (seed 0, consistent prompt style, k = 4) and
+writes the prompts again, which takes seconds; no model runs. "copied" is the share of predictions
+that are a label of the demonstrations; "correct share" is how much of all heads' attention on label
+tokens is on correct ones.
 """
 
 import argparse

@@ -1,11 +1,13 @@
 """`ABFTClassifier`: labelled texts in, a classifier out, in scikit-learn's manner."""
 
 import functools
+import itertools
 import json
 import math
 import random
 import tempfile
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,7 +38,7 @@ except ImportError:
 
 
 FILE, FORMAT = "classifier.json", 1
-PARTIAL = ".partial"  # what is being written stands there
+PARTIAL = ".partial"  # holds files while they are written
 SMALLEST_HELD_OUT = 8  # texts; fewer could not tell whether training helped
 LARGEST_HELD_OUT = 256
 VALIDATIONS = 8  # during training
@@ -55,18 +57,17 @@ _SHARED = {
 
 @document_settings(RunConfig, _SHARED)
 class ABFTClassifier(ClassifierMixin, BaseEstimator):
-    """Classifies texts with a language model that reads a few of the labelled texts as
-    demonstrations.
+    """Classifies texts with a language model that reads a few labelled texts as demonstrations.
 
-    `fit` trains W_Q and W_K so that attention heads look at the right demonstrations, and holds a
-    part of the texts out to decide when to stop and whether training helped at all: if it did not,
-    the untouched model is kept, with a warning.
+    `fit` trains W_Q and W_K so that attention heads look at demonstrations with the correct label,
+    and holds a part of the texts out to decide when to stop and whether training helped at all: if
+    it did not, the untouched model is kept, with a warning.
 
     Of a class's texts that are equal but for case and punctuation the first counts: none is held
     out and trained on.
 
     Args:
-        label_words: class -> the word that stands for it in prompts; default: the class as text.
+        label_words: class -> its label word in prompts; default: the class as text.
         k: demonstrations in a prompt; default: 4, or as many as there are classes, up to 16.
         demonstration_sets: probabilities are averaged over so many sets of demonstrations; default:
             2, or as many as it takes to show every class once. A set takes the classes in turn, in
@@ -125,9 +126,8 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
         tags.input_tags.string = True
         tags.input_tags.one_d_array = True
         tags.input_tags.two_d_array = False
-        tags.classifier_tags.poor_score = (
-            True  # numbers written as text say nothing to a language model
-        )
+        # scikit-learn's checks write numbers as text, which mean nothing to a language model.
+        tags.classifier_tags.poor_score = True
         return tags
 
     def fit(self, X: Sequence[str], y: Sequence[Any]) -> "ABFTClassifier":
@@ -140,62 +140,69 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
         """
         from abft.model.loading import load_model
 
+        # Settings and data are checked before the model is loaded.
         self._check_settings()
         texts = _texts(X)
         classes = _classes(y)
         check_consistent_length(texts, classes)
         self.classes_, labels = np.unique(classes, return_inverse=True)
         examples = [Example(text, int(label)) for text, label in zip(texts, labels, strict=True)]
+        # No text may be both held out and trained on.
         examples = unique(examples, lambda example: (text_key(example.text), example.label))
         self._check_classes(examples)
+
+        # One generator decides the parts, the demonstrations and the seed of training.
         generator = random.Random(int(check_random_state(self.random_state).randint(2**31)))
         task = self._task()
         training, held_out = _parts(examples, self.held_out, generator)
-        k = self._shown(training)
-        count = (
-            max(2, math.ceil(len(self.classes_) / k))
-            if self.demonstration_sets is None
-            else self.demonstration_sets
-        )
+        k = self._choose_k(training)
+        count = self.demonstration_sets
+        if count is None:
+            # As many as it takes to show every class once.
+            count = max(2, math.ceil(len(self.classes_) / k))
         sets = demonstration_sets(training, k, count, generator)
+
         model, tokenizer = load_model(self.model, device=self.device)
         names = self.classes_.tolist()
         self.demonstrations_ = [
-            [(example.text, names[example.label]) for example in shown] for shown in sets
+            [(example.text, names[example.label]) for example in demonstrations]
+            for demonstrations in sets
         ]
         self._attach(model, tokenizer)
+
         self.validation_: dict[int, dict[str, float]] = {}
         self.best_step_ = 0
         if self.steps:
             data = TaskData(task, tuple(training), tuple(training), tuple(held_out))
             self._train(data, k, held_out, generator.randrange(2**31))
+
+        # Step 0 is the untouched model.
         if self.steps and not self.best_step_:
-            before, *after = (found["accuracy"] for found in self.validation_.values())
+            before, *after = (scores["accuracy"] for scores in self.validation_.values())
             warnings.warn(
-                f"training did not help on {len(held_out)} held-out texts (accuracy "
-                f"{before:.3f} before it, at best "
-                f"{max(after):.3f}); the untouched model is kept",
+                f"training did not help on {len(held_out)} held-out texts (accuracy {before:.3f} "
+                f"before it, at best {max(after):.3f}); the untouched model is kept",
                 stacklevel=2,
             )
         return self
 
     def predict_proba(self, X: Sequence[str]) -> np.ndarray:
-        """Probabilities (N, C) in the order of `classes_`, mean over the sets of demonstrations; a
-        row sums to 1.
+        """Return probabilities (N, C), the mean over the sets of demonstrations.
+
+        Columns are in the order of `classes_`; a row sums to 1.
         """
         predictors = self._opened()
         texts = _texts(X)
-        return np.mean(
-            [predictor.probabilities(texts, self.batch_size) for predictor in predictors], axis=0
-        )
+        by_set = [predictor.probabilities(texts, self.batch_size) for predictor in predictors]
+        return np.mean(by_set, axis=0)
 
     def predict(self, X: Sequence[str]) -> np.ndarray:
-        """The most probable class of every text, (N,)."""
+        """Return the most probable class of every text, (N,)."""
         probabilities = self.predict_proba(X)
         return self.classes_[probabilities.argmax(1)]
 
     def score(self, X: Sequence[str], y: Sequence[Any], sample_weight: Any = None) -> float:
-        """Accuracy. Raises ValueError for classes that `fit` has not seen."""
+        """Return the accuracy. Raises ValueError for classes that `fit` has not seen."""
         check_is_fitted(self)
         unknown = set(np.unique(_classes(y)).tolist()) - set(self.classes_.tolist())
         if unknown:
@@ -203,12 +210,14 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
         return super().score(X, y, sample_weight)
 
     def _check_settings(self) -> None:
+        """Raise ValueError for settings that mean nothing."""
         for name, least in (("demonstration_sets", 1), ("batch_size", 1), ("steps", 0)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise AbftError(f"{name} = {value}: expected at least {least}")
         if not 0 < self.held_out < 1:
             raise ValueError(f"held_out = {self.held_out}: expected a share between 0 and 1")
+        # The data decide an open k only later; here the default takes its place.
         check_effect(self._config(RunConfig.k if self.k is None else self.k))
 
     def _config(self, k: int) -> RunConfig:
@@ -218,60 +227,65 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
         return RunConfig(objective=self.objective, k=k, cross_entropy=weight, lr=rate)
 
     def _check_classes(self, examples: Sequence[Example]) -> None:
+        """Raise ValueError unless there are two classes, and two texts of every class."""
         if len(self.classes_) < 2:
             raise ValueError(
                 f"y holds one class only ({self.classes_[0]!r}); a classifier needs at least 2 "
-                f"classes"
+                "classes"
             )
+
         counts = np.bincount([example.label for example in examples], minlength=len(self.classes_))
         if counts.min() < 2:
-            alone = self.classes_[counts < 2].tolist()
+            rare = self.classes_[counts < 2].tolist()
             raise ValueError(
-                f"classes with one text: {alone[:5]}; every class needs at least 2, one to "
-                f"show and one to ask"
+                f"classes with one text: {rare[:5]}; every class needs at least 2, one to show "
+                "and one to ask"
             )
 
     def _task(self) -> Task:
+        """Return a task whose labels are the classes as text."""
         names = [str(name) for name in self.classes_.tolist()]
         words = {str(name): word for name, word in (self.label_words or {}).items()}
         task = Task("texts", Template(self.template), tuple(names), tuple(names))
         return task.with_words(words)
 
-    def _shown(self, training: Sequence[Example]) -> int:
-        """k, the demonstrations in a prompt."""
+    def _choose_k(self, training: Sequence[Example]) -> int:
+        """Return k, the demonstrations in a prompt. Raises ValueError for too few texts."""
         k = min(max(4, len(self.classes_)), 16) if self.k is None else self.k
         if len(training) < k + QUERIES:
             raise ValueError(
-                f"{len(training)} texts are left for training, prompts of k = {k} "
-                f"demonstrations need {k + QUERIES}; "
-                "give more texts or a smaller k"
+                f"{len(training)} texts are left for training, prompts of k = {k} demonstrations "
+                f"need {k + QUERIES}; give more texts or a smaller k"
             )
         return k
 
     def _attach(self, model: Any, tokenizer: Any) -> None:
-        """A predictor for every set of demonstrations."""
+        """Open a predictor for every set of demonstrations."""
         from abft.model.checkpoints import base_samples
         from abft.model.qk_weights import qk_modules
         from abft.runs.predictor import Predictor
 
+        # `save` writes them next to the weights, so that these are loaded into this base only.
         self._base_samples = base_samples(model, qk_modules(model))
-        label = {name: i for i, name in enumerate(self.classes_.tolist())}
+        labels = {name: i for i, name in enumerate(self.classes_.tolist())}
         task = self._task()
-        self._predictors: list[Predictor] = [
-            Predictor(model, tokenizer, task, [Example(text, label[name]) for text, name in shown])
-            for shown in self.demonstrations_
-        ]
+        predictors = []
+        for demonstrations in self.demonstrations_:
+            examples = [Example(text, labels[name]) for text, name in demonstrations]
+            predictors.append(Predictor(model, tokenizer, task, examples))
+        self._predictors: list[Predictor] = predictors
 
-    def _changed(self) -> dict[str, Any]:
-        """The trained tensors by name; none where the untouched model is kept."""
+    def _trained_tensors(self) -> dict[str, Any]:
+        """Return the trained tensors by name; none where the untouched model is kept."""
         if not self.best_step_:
             return {}
         parameters = self._predictors[0].model.named_parameters()
         return {name: p.detach().cpu() for name, p in parameters if p.requires_grad}
 
     def save(self, folder: str | Path) -> None:
-        """Write what `load` needs: settings, demonstrations, and the trained W_Q and W_K
-        (safetensors), not the base model.
+        """Write what `load` needs: settings, demonstrations, the trained W_Q and W_K (safetensors).
+
+        The base model is not written.
 
         Raises:
             ValueError: `folder` holds other files.
@@ -280,15 +294,14 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
 
         check_is_fitted(self)
         folder = Path(folder)
-        ours = {FILE, FULL_RANK_FILE, PARTIAL}
-        if folder.is_file() or (
-            folder.is_dir()
-            and {path.name for path in folder.iterdir()} - ours
-            and not (folder / FILE).is_file()
-        ):
+        names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+        foreign = names - {FILE, FULL_RANK_FILE, PARTIAL}
+        is_classifier = (folder / FILE).is_file()
+        if folder.is_file() or (foreign and not is_classifier):
             raise AbftError(
                 f"{folder} holds files that are no saved classifier; give a new or empty folder"
             )
+
         model = self._opened()[0].model
         with atomic_files(folder, owned=(FULL_RANK_FILE, FILE)) as partial:
             if self.best_step_:
@@ -296,18 +309,15 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
             write_json(partial / FILE, self._record())
 
     def _record(self) -> dict[str, Any]:
-        """What `load` needs besides the weights, JSON-ready."""
-        settings = self.get_params()
+        """Return what `load` needs besides the weights, JSON-ready."""
         settings = {
             name: value.item() if isinstance(value, np.generic) else value
-            for name, value in settings.items()
+            for name, value in self.get_params().items()
         }
-        settings["random_state"] = (
-            None  # a RandomState is no JSON, and nothing is drawn after `fit`
-        )
-        settings["label_words"] = list(
-            (self.label_words or {}).items()
-        )  # JSON would turn integer keys into text
+        # A RandomState is no JSON, and nothing is drawn after `fit`.
+        settings["random_state"] = None
+        # As keys of JSON, integer classes would turn into text.
+        settings["label_words"] = list((self.label_words or {}).items())
         return {
             "format": FORMAT,
             "abft_version": __version__,
@@ -320,7 +330,7 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
 
     @classmethod
     def load(cls, folder: str | Path) -> "ABFTClassifier":
-        """A classifier that `save` wrote, with its base model.
+        """Load a classifier that `save` wrote, and its base model.
 
         Raises:
             ValueError: no such folder, one of a newer version, a base model that is missing or
@@ -338,38 +348,40 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
             if record["format"] > FORMAT:
                 raise AbftError(
                     f"{folder} was saved by abft {record['abft_version']}, which is newer; "
-                    f"update abft to load it"
+                    "update abft to load it"
                 )
-            settings = {
-                **record["settings"],
-                "label_words": dict(record["settings"]["label_words"]) or None,
-            }
-            classifier = cls(**settings)
+            # Pairs, as `_record` wrote them, become a dictionary again.
+            settings = record["settings"]
+            label_words = dict(settings["label_words"]) or None
+            classifier = cls(**{**settings, "label_words": label_words})
             classifier.classes_ = np.array(record["classes"])
             classifier.demonstrations_ = [
-                [(text, name) for text, name in shown] for shown in record["demonstrations"]
+                [(text, name) for text, name in demonstrations]
+                for demonstrations in record["demonstrations"]
             ]
             classifier.validation_ = dict(record["validation"])
             classifier.best_step_ = record["best_step"]
         except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise AbftError(f"{path} is damaged ({type(error).__name__}: {error})") from None
+
         model, tokenizer = load_model(classifier.model, device=classifier.device)
         classifier._attach(model, tokenizer)
         if classifier.best_step_:
             load_full_rank(model, folder)
-            train_full_rank(model)  # marks what `save` writes
+            # `save` writes the parameters that are marked as trained.
+            train_full_rank(model)
         return classifier
 
     def __getstate__(self) -> dict[str, Any]:
-        """Pickles hold the trained tensors, not the base model."""
+        """Return the state for pickles, which hold the trained tensors, not the base model."""
         state = dict(super().__getstate__())
         if "_predictors" in state:
-            state["_weights"] = self._changed()
+            state["_weights"] = self._trained_tensors()
             del state["_predictors"]
         return state
 
     def _opened(self) -> "list[Predictor]":
-        """The predictors; an unpickled classifier loads its base model first."""
+        """Return the predictors; an unpickled classifier loads its base model first."""
         check_is_fitted(self)
         if not hasattr(self, "_predictors"):
             import torch
@@ -387,29 +399,33 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
                         model.get_parameter(name).copy_(tensor)
         return self._predictors
 
-    def _validated(self, held_out: Sequence[Example]) -> tuple[float, float]:
-        """Accuracy and mean log probability of the right class on held-out texts."""
-        probabilities = self.predict_proba([example.text for example in held_out])
-        right = np.array([example.label for example in held_out])
-        chosen = np.clip(probabilities[np.arange(len(right)), right], 1e-12, None)
-        return float((probabilities.argmax(1) == right).mean()), float(np.log(chosen).mean())
+    def _validate(self, held_out: Sequence[Example]) -> tuple[float, float]:
+        """Return accuracy and mean log probability of the correct class on held-out texts."""
+        probabilities_NC = self.predict_proba([example.text for example in held_out])
+        labels_N = np.array([example.label for example in held_out])
+
+        accuracy = (probabilities_NC.argmax(1) == labels_N).mean()
+        correct_N = probabilities_NC[np.arange(len(labels_N)), labels_N]
+        log_probability = np.log(np.clip(correct_N, 1e-12, None)).mean()
+        return float(accuracy), float(log_probability)
 
     def _train(self, data: TaskData, k: int, held_out: Sequence[Example], seed: int) -> None:
-        """Train, and leave the weights of the best validation in the model."""
+        """Train the model, in which the weights of the best validation remain."""
         from transformers import PrinterCallback
 
         from abft.training.arguments import ABFTConfig
         from abft.training.callbacks import KeepBest, StepBar
         from abft.training.trainer import ABFTTrainer
 
-        first = self._predictors[0]
-        config = resolve(self._config(k), first.model.num_parameters())
+        # All predictors share one model.
+        model, tokenizer = self._predictors[0].model, self._predictors[0].tokenizer
+        config = resolve(self._config(k), model.num_parameters())
         assert config.lr is not None
-        keep = KeepBest(
-            functools.partial(self._validated, held_out),
-            max(1, self.steps // VALIDATIONS),
-            PATIENCE,
-        )
+
+        # The best weights are kept in memory; nothing is saved in the folder.
+        every = max(1, self.steps // VALIDATIONS)
+        best = KeepBest(functools.partial(self._validate, held_out), every, PATIENCE)
+        callbacks = [StepBar(), best] if self.progress else [best]
         with tempfile.TemporaryDirectory() as folder:
             arguments = ABFTConfig(
                 output_dir=folder,
@@ -427,87 +443,86 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
                 disable_tqdm=True,
                 use_cpu=self.device == "cpu",
             )
-            bar = [StepBar()] if self.progress else []
-            trainer = ABFTTrainer(
-                first.model, arguments, data, first.tokenizer, callbacks=[*bar, keep]
-            )
+            trainer = ABFTTrainer(model, arguments, data, tokenizer, callbacks=callbacks)
+            # It would print every step that is logged.
             trainer.remove_callback(PrinterCallback)
             trainer.train()
-        self.best_step_ = keep.best_step
+
+        self.best_step_ = best.best_step
         self.validation_ = {
-            step: {"accuracy": a, "log_loss": -b} for step, (a, b) in keep.scores.items()
+            step: {"accuracy": accuracy, "log_loss": -log_probability}
+            for step, (accuracy, log_probability) in best.scores.items()
         }
 
 
 def demonstration_sets(
     examples: Sequence[Example], k: int, count: int, generator: random.Random
 ) -> list[list[Example]]:
-    """`count` sets of k demonstrations, balanced over classes.
+    """Return `count` sets of k demonstrations, balanced over classes.
 
     The classes are taken in turn, in an order that is shuffled once; the next set goes on with the
     class at which the last one stopped, and every class goes through its texts in shuffled order,
     from the start when they are used up. Within a set the order is shuffled, so that no class
-    always stands last.
+    always comes last.
     """
     by_class: dict[int, list[Example]] = {}
     for example in generator.sample(list(examples), len(examples)):
         by_class.setdefault(example.label, []).append(example)
     order = generator.sample(sorted(by_class), len(by_class))
-    turns = [0] * (max(order) + 1)
-    sets, turn = [], 0
+
+    # Endless turns: classes, and texts of every class, start again when they are used up.
+    class_turns = itertools.cycle(order)
+    example_turns = {label: itertools.cycle(of_class) for label, of_class in by_class.items()}
+    sets = []
     for _ in range(count):
-        shown = []
-        for _ in range(k):
-            label = order[turn % len(order)]
-            shown.append(by_class[label][turns[label] % len(by_class[label])])
-            turns[label] += 1
-            turn += 1
-        generator.shuffle(shown)
-        sets.append(shown)
+        demonstrations = [next(example_turns[next(class_turns)]) for _ in range(k)]
+        generator.shuffle(demonstrations)
+        sets.append(demonstrations)
     return sets
 
 
 def _parts(
     examples: Sequence[Example], share: float, generator: random.Random
 ) -> tuple[list[Example], list[Example]]:
-    """What is trained on, and what is held out: the same share of every class, whose last text is
-    never held out.
+    """Return the examples to train on, and those to hold out.
+
+    The same share of every class is held out, but never its last text.
     """
-    wanted = min(
-        max(round(share * len(examples)), SMALLEST_HELD_OUT), LARGEST_HELD_OUT, len(examples) // 2
-    )
-    shuffled = generator.sample(list(examples), len(examples))
-    left = {
-        label: sum(example.label == label for example in examples)
-        for label in {e.label for e in examples}
+    size = max(round(share * len(examples)), SMALLEST_HELD_OUT)
+    size = min(size, LARGEST_HELD_OUT, len(examples) // 2)
+
+    # A class gives at least one text, where `size` allows it, and keeps at least one.
+    counts = Counter(example.label for example in examples)
+    quotas = {
+        label: min(max(1, round(size * count / len(examples))), count - 1)
+        for label, count in counts.items()
     }
-    quota = {label: wanted * count / len(examples) for label, count in left.items()}
+
     training: list[Example] = []
     held_out: list[Example] = []
-    taken = dict.fromkeys(left, 0)
-    for example in shuffled:
-        label = example.label
-        if (
-            len(held_out) < wanted
-            and taken[label] < max(1, round(quota[label]))
-            and left[label] > 1
-        ):
+    for example in generator.sample(list(examples), len(examples)):
+        if len(held_out) < size and quotas[example.label] > 0:
             held_out.append(example)
-            taken[label] += 1
-            left[label] -= 1
+            quotas[example.label] -= 1
         else:
             training.append(example)
     return training, held_out
 
 
 def _texts(X: Any) -> list[str]:
-    """A list, array, column or series of texts as a list. Raises ValueError for anything else."""
+    """Return a list, array, column or series of texts as a list.
+
+    Raises:
+        ValueError: anything else, or a text that is empty.
+    """
     if isinstance(X, str):
         raise ValueError("X is one text; expected a list of texts, for example [text]")
-    if hasattr(X, "to_list"):  # pandas, polars
+    # pandas, polars
+    if hasattr(X, "to_list"):
         X = X.to_list()
     elif getattr(X, "ndim", 1) != 1:
         raise ValueError(f"X has shape {X.shape}; expected texts, (N,)")
+
     texts = list(X)
     for row, text in enumerate(texts):
         if not isinstance(text, str):
@@ -520,26 +535,28 @@ def _texts(X: Any) -> list[str]:
 
 
 def _classes(y: Any) -> np.ndarray:
-    """Classes as an array of strings or of integers. Raises ValueError for missing, mixed or
-    continuous ones.
+    """Return classes as an array of strings or of integers.
+
+    Raises:
+        ValueError: missing, mixed or continuous classes.
     """
-    values = column_or_1d(
-        np.asarray(y, dtype=object) if isinstance(y, list | tuple) else np.asarray(y), warn=True
-    )
-    kinds = {
-        (
-            "text"
-            if isinstance(v, str)
-            else "number"
-            if isinstance(v, int | np.integer)
-            else type(v).__name__
-        )
-        for v in values
-    }
+    # numpy would turn a list of texts and numbers into texts alone.
+    array = np.asarray(y, dtype=object) if isinstance(y, list | tuple) else np.asarray(y)
+    values = column_or_1d(array, warn=True)
+
+    kinds = set()
+    for value in values:
+        if isinstance(value, str):
+            kinds.add("text")
+        elif isinstance(value, int | np.integer):
+            kinds.add("number")
+        else:
+            kinds.add(type(value).__name__)
     if len(kinds) > 1:
         raise ValueError(
             f"y mixes {', '.join(sorted(kinds))}; expected classes of one kind, strings or integers"
         )
-    found = np.array(values.tolist())
-    check_classification_targets(found)
-    return found
+
+    classes = np.array(values.tolist())
+    check_classification_targets(classes)
+    return classes

@@ -1,9 +1,8 @@
-"""The exceptions that stand for a user's mistake or wish rather than a bug of this package."""
+"""Exceptions that mean a user's mistake or wish, not a bug of this package."""
 
 
 class AbftError(ValueError):
-    """Bad input. The message says what was got, what was expected and what to do, in one or two
-    lines.
+    """Bad input: the message says what was given, what was expected and what to do.
 
     The command line prints it without a traceback.
     """

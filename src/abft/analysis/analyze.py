@@ -61,30 +61,35 @@ def analyze(run: str | Path, choices: Choices = DEFAULTS) -> Analyses:
     count = choices.test_prompts or read_config(run).test_prompts
     if count < 1:
         raise AbftError(f"the run in {run} has no test prompts; give --test-prompts")
+
+    # A key holds everything that an analysis depends on, and nothing else: it is computed again
+    # only where its key changed.
     run_key = fingerprint(run)
     e2e_key = fingerprint(choices.e2e) if choices.e2e is not None else None
-    used = {"unseen": UNSEEN_PROMPTS, "line": choices.points, "plane": choices.points}
+    prompt_limits = {"unseen": UNSEEN_PROMPTS, "line": choices.points, "plane": choices.points}
     keys = {
         name: key_of(
             run=run_key,
             e2e=e2e_key if name != "line" else None,
-            test_prompts=min(count, used.get(name, count)),
+            test_prompts=min(count, prompt_limits.get(name, count)),
             points=min(count, choices.points) if name == "causality" else None,
             resolution=choices.resolution if name == "plane" else None,
         )
         for name in DOCUMENTED
         if name != "plane" or choices.e2e is not None
     }
-    analyses, opened = Analyses(), list[Study]()
+
+    analyses = Analyses()
+    studies: list[Study] = []
 
     def study() -> Study:
         """Load the model when the first analysis needs it."""
-        if not opened:
+        if not studies:
             make_folder(run)
-            opened.append(open_study(run, choices))
-        return opened[0]
+            studies.append(open_study(run, choices))
+        return studies[0]
 
-    made: dict[str, Callable[[], Arrays]] = {
+    computations: dict[str, Callable[[], Arrays]] = {
         "evaluation": lambda: evaluation(study()),
         "unseen": lambda: unseen(study()),
         "examples": lambda: examples(study(), analyses.arrays["evaluation"]),
@@ -94,20 +99,23 @@ def analyze(run: str | Path, choices: Choices = DEFAULTS) -> Analyses:
         "causality": lambda: causality(study(), analyses.arrays["evaluation"], choices.points),
     }
     for name, key in keys.items():
-        stored = read_arrays(run, name, DOCUMENTED[name][1], key)
-        if stored is None:
-            study()  # what is wrong with the run as a whole is an error, not a missing analysis
+        arrays = read_arrays(run, name, DOCUMENTED[name][1], key)
+        if arrays is None:
+            # A fault of the run as a whole is an error, not a missing analysis.
+            study()
             try:
-                stored = made[name]()
+                arrays = computations[name]()
             except AbftError as error:
-                if name == "evaluation":  # others need it
+                # Other analyses are computed from the evaluation.
+                if name == "evaluation":
                     raise
                 analyses.missing[name] = str(error)
                 continue
-            write_arrays(run, name, stored, key)
-        analyses.arrays[name] = stored
+            write_arrays(run, name, arrays, key)
+        analyses.arrays[name] = arrays
+
     if "plane" not in keys:
         analyses.missing["plane"] = "needs an end-to-end run of the same base model: --e2e RUN_DIR"
-    if opened:
+    if studies:
         write_legend(run, DOCUMENTED)
     return analyses

@@ -1,5 +1,6 @@
-"""Plain arrays on disk: one .npz file an analysis in RUN_DIR/analysis, which numpy alone reads
-(nothing is pickled).
+"""Plain arrays on disk: one .npz file per analysis in RUN_DIR/analysis.
+
+numpy alone reads them (nothing is pickled).
 """
 
 import hashlib
@@ -18,20 +19,20 @@ from abft.model.weight_files import ADAPTER_FILE, FULL_RANK_FILE
 from abft.runs.run_folder import read_config
 
 FOLDER = "analysis"
-VERSION = 2  # of what the files hold; others are computed again
+VERSION = 2  # of the files' contents; files of another version are computed again
 _KEY = "made_from"
 _LOGGER = logging.getLogger(__name__)
 
 
 def fingerprint(run: Path) -> str:
-    """Changes with a run's settings, its weights and its own data."""
+    """Return a text that changes with a run's settings, its weights and its own data."""
     config = read_config(run)
     digest = hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode())
-    for path in (
-        run / FULL_RANK_FILE,
-        run / ADAPTER_FILE,
-        *map(Path, filter(None, (config.data, config.test_data))),
-    ):
+
+    # A run has weights of one kind; built-in tasks and data sets of the hub are no files.
+    weight_files = (run / FULL_RANK_FILE, run / ADAPTER_FILE)
+    data_files = [Path(name) for name in (config.data, config.test_data) if name]
+    for path in (*weight_files, *data_files):
         if path.is_file():
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
@@ -39,15 +40,16 @@ def fingerprint(run: Path) -> str:
 
 
 def key_of(**parts: object) -> str:
-    """What arrays were made from, as one string."""
+    """Return everything that arrays were computed from, as one string."""
     return json.dumps({"version": VERSION, **parts}, sort_keys=True)
 
 
 def read_arrays(
     run: Path, name: str, expected: Mapping[str, str], key: str | None = None
 ) -> dict[str, np.ndarray] | None:
-    """The arrays of an analysis; None where they are missing, damaged (with a warning) or made from
-    something else.
+    """Return the arrays of an analysis, or None where they have to be computed again.
+
+    They are missing, damaged (with a warning) or computed from something else than `key` says.
     """
     path = run / FOLDER / f"{name}.npz"
     if not path.is_file():
@@ -56,18 +58,20 @@ def read_arrays(
         with np.load(path, allow_pickle=False) as file:
             arrays = {entry: file[entry] for entry in file.files}
         made_from = str(arrays.pop(_KEY))
+        # Arrays of other weights, settings or versions are out of date, not damaged.
         if key is not None and made_from != key:
             return None
         if set(arrays) != set(expected):
             raise ValueError("other arrays than expected")
-    except Exception as error:  # numpy, zipfile and zlib have many names for damage
+    except Exception as error:
+        # numpy, zipfile and zlib raise many kinds of errors for damaged files.
         _LOGGER.warning("%s is damaged (%s); it is computed again", path, error)
         return None
     return arrays
 
 
 def write_arrays(run: Path, name: str, arrays: Mapping[str, np.ndarray], key: str) -> Path:
-    """Write the arrays of an analysis, whole or not at all."""
+    """Write the arrays of an analysis, whole or not at all, and return the file's path."""
     path = run / FOLDER / f"{name}.npz"
     stored: dict[str, Any] = {**arrays, _KEY: np.array(key)}
     with atomic_file(path) as partial, partial.open("wb") as file:
@@ -84,7 +88,7 @@ def make_folder(run: Path) -> None:
 
 
 def write_legend(run: Path, documented: Mapping[str, tuple[str, Mapping[str, str]]]) -> None:
-    """A README.md beside the arrays that says what every one of them is."""
+    """Write a README.md next to the arrays that describes every one of them."""
     lines = [
         "# Analyses",
         "",
@@ -95,7 +99,7 @@ def write_legend(run: Path, documented: Mapping[str, tuple[str, Mapping[str, str
         lines += [
             f"## {name}.npz: {title}",
             "",
-            *(f"- `{array}`: {what}" for array, what in arrays.items()),
+            *(f"- `{array}`: {meaning}" for array, meaning in arrays.items()),
             "",
         ]
     write_text(run / FOLDER / "README.md", "\n".join(lines))

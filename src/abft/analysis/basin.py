@@ -1,5 +1,6 @@
-"""Accuracy on the plane theta0 + e (theta_E2E - theta0) + a (theta_ABFT - theta0), and beyond a = 1
-(Fig. 7, 9).
+"""Accuracy between and beyond the weights of runs (Fig. 7, 9).
+
+The plane is theta0 + e (theta_E2E - theta0) + a (theta_ABFT - theta0); the line goes beyond a = 1.
 """
 
 import numpy as np
@@ -24,38 +25,46 @@ EXTRAPOLATION = np.linspace(0, 2, 9)
 
 
 def line(study: Study, count: int) -> dict[str, np.ndarray]:
-    """Accuracy from the untouched model through the run's to twice the change, on the first `count`
-    test prompts.
+    """Return the accuracy from the untouched model through the run's model to twice the change.
+
+    It is measured on the first `count` test prompts.
     """
     accuracy_EA = _accuracies(study, count, [0.0], EXTRAPOLATION.tolist(), "extrapolation")
-    return {"a_A": EXTRAPOLATION, "accuracy_A": accuracy_EA[0], "prompts": _used(study, count)}
+    return {"a_A": EXTRAPOLATION, "accuracy_A": accuracy_EA[0], "prompts": _prompts(study, count)}
 
 
 def plane(study: Study, count: int, resolution: int) -> dict[str, np.ndarray]:
-    """Accuracy on a grid of `resolution` x `resolution` points, both factors from -0.5 to 1.5."""
+    """Return the accuracy on `resolution` x `resolution` points, both factors from -0.5 to 1.5.
+
+    It is measured on the first `count` test prompts.
+    """
     factors = np.linspace(-0.5, 1.5, resolution)
     accuracy_EA = _accuracies(study, count, factors.tolist(), factors.tolist(), "basin")
     return {
         "e_E": factors,
         "a_A": factors,
         "accuracy_EA": accuracy_EA,
-        "prompts": _used(study, count),
+        "prompts": _prompts(study, count),
     }
 
 
-def _used(study: Study, count: int) -> np.ndarray:
+def _prompts(study: Study, count: int) -> np.ndarray:
+    """Return how many test prompts are measured at every point."""
     return np.array(min(count, len(study.session.written)))
 
 
 def _accuracies(
-    study: Study, count: int, es: list[float], as_: list[float], title: str
+    study: Study, count: int, e_factors: list[float], a_factors: list[float], title: str
 ) -> np.ndarray:
+    """Return the accuracy at every pair of factors, (E2E run's, run's)."""
     prompts = study.prompts[:count]
-    accuracy = np.zeros((len(es), len(as_)))
-    with progress_bar(title, len(prompts) * accuracy.size) as bar:
-        for i, e in enumerate(es):
-            for j, a in enumerate(as_):
-                at = {RUN: a} | ({E2E: e} if e != 0 else {})
-                said, _ = study.evaluate(at, prompts, bar)
-                accuracy[i, j] = accuracy_of(said, prompts)
-    return accuracy
+    accuracy_EA = np.zeros((len(e_factors), len(a_factors)))
+
+    with progress_bar(title, len(prompts) * accuracy_EA.size) as bar:
+        for i, e in enumerate(e_factors):
+            for j, a in enumerate(a_factors):
+                # The line is also drawn where there is no E2E run, which then cannot be named.
+                factors = {RUN: a} | ({E2E: e} if e != 0 else {})
+                probabilities, _ = study.evaluate(factors, prompts, bar)
+                accuracy_EA[i, j] = accuracy_of(probabilities, prompts)
+    return accuracy_EA

@@ -1,5 +1,6 @@
-"""Do the heads that ABFT trains carry the answer? Accuracy with induction heads switched off,
-against random heads.
+"""Do the heads that ABFT trains carry the answer? Accuracy with heads switched off.
+
+Induction heads are compared with as many random heads.
 """
 
 import numpy as np
@@ -24,47 +25,57 @@ DRAWS = 3
 
 
 def causality(study: Study, evaluation: dict[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
-    """Accuracy on the first `count` test prompts with heads switched off (their output is 0)."""
+    """Return the accuracy on the first `count` test prompts with heads switched off (output 0)."""
     prompts = study.prompts[:count]
-    rates = evaluation["induction_rate_MLH"]
-    sizes = np.array(
-        [
-            [*(s for s in SIZES if s <= r.size // 2), min(int((r >= 0.5).sum()), r.size // 2)]
-            for r in rates
-        ]
-    )
-    induction, chance = np.zeros(sizes.shape), np.zeros((*sizes.shape, DRAWS))
+    rates_MLH = evaluation["induction_rate_MLH"]
+    head_count = rates_MLH.shape[2]
+
+    # The last size follows the model. Half of the heads is the most, so that as many others remain.
+    half = rates_MLH[0].size // 2
+    fixed_sizes = [size for size in SIZES if size <= half]
+    passing = [min(int((rates_LH >= 0.5).sum()), half) for rates_LH in rates_MLH]
+    sizes = np.array([[*fixed_sizes, last] for last in passing])
+
+    induction_accuracy = np.zeros(sizes.shape)
+    random_accuracy = np.zeros((*sizes.shape, DRAWS))
     passes = sum(1 if size == 0 else 1 + DRAWS for row in sizes for size in {*row})
     with progress_bar("heads switched off", len(prompts) * passes) as bar:
-        for m, at in enumerate(study.models.values()):
-            order = np.argsort(-rates[m], axis=None, kind="stable")
+        for m, factors in enumerate(study.models.values()):
+            order = np.argsort(-rates_MLH[m], axis=None, kind="stable")
+
             for size in {*sizes[m]}:
-                draws = [order[:size]]
+                # First the induction heads, then the random draws; without a head all are equal.
+                head_sets = [order[:size]]
                 if size > 0:
-                    draws += [
-                        np.random.default_rng(draw).permutation(order[size:])[:size]
-                        for draw in range(DRAWS)
-                    ]
-                gates = [head_gates(study.layers, rates.shape[2], off) for off in draws]
-                accuracies = [
-                    accuracy_of(study.evaluate(at, prompts, bar, gate)[0], prompts)
-                    for gate in gates
-                ]
-                induction[m, sizes[m] == size] = accuracies[0]
-                chance[m, sizes[m] == size] = accuracies[1:] or accuracies[0]
+                    for draw in range(DRAWS):
+                        others = np.random.default_rng(draw).permutation(order[size:])
+                        head_sets.append(others[:size])
+
+                accuracies = []
+                for heads in head_sets:
+                    gates = head_gates(study.layers, head_count, heads)
+                    probabilities, _ = study.evaluate(factors, prompts, bar, gates)
+                    accuracies.append(accuracy_of(probabilities, prompts))
+
+                # The size that follows the model can equal a fixed one.
+                columns = sizes[m] == size
+                induction_accuracy[m, columns] = accuracies[0]
+                random_accuracy[m, columns] = accuracies[1:] or accuracies[0]
+
     return {
         "models_M": np.array(list(study.models)),
         "heads_off_MS": sizes,
-        "induction_accuracy_MS": induction,
-        "random_accuracy_MSD": chance,
+        "induction_accuracy_MS": induction_accuracy,
+        "random_accuracy_MSD": random_accuracy,
         "prompts": np.array(len(prompts)),
     }
 
 
 def head_gates(layers: tuple[int, ...], heads: int, off: np.ndarray) -> dict[int, Tensor]:
-    """Factors of every layer's heads: 0 for those in `off` (numbers layer * heads + head), 1 for
-    the others.
+    """Return factors of every layer's heads, (H,): 0 for the heads in `off`, 1 for the others.
+
+    `off` holds numbers i * heads + head, where i counts the attention layers from 0.
     """
-    gates = torch.ones(len(layers), heads)
-    gates.view(-1)[torch.as_tensor(off, dtype=torch.long)] = 0
-    return {layer: gates[i] for i, layer in enumerate(layers)}
+    gates_LH = torch.ones(len(layers), heads)
+    gates_LH.view(-1)[torch.as_tensor(off, dtype=torch.long)] = 0
+    return {layer: gates_LH[i] for i, layer in enumerate(layers)}

@@ -21,54 +21,60 @@ CHANGES = {
 
 
 def changes(study: Study) -> dict[str, np.ndarray]:
-    """Norms and effective ranks of the changes of W_Q and W_K; E2E changes of other weights are not
-    counted.
+    """Return norms and effective ranks of the changes of W_Q and W_K.
+
+    An E2E run's changes of other weights are not counted.
     """
     runs = {"after": RUN} | ({"e2e": E2E} if "e2e" in study.models else {})
-    study.space.move({})
     index = {layer: i for i, layer in enumerate(study.layers)}
-    shape = (len(runs), len(study.layers), 2)
-    squares, ranks = np.zeros(shape), np.zeros(shape)
-    base = np.zeros(shape[1:])
+
+    # Squares are summed over the modules of a layer: the norm is that of all of them together.
+    study.space.move({})
+    base_squares = np.zeros((len(study.layers), 2))
     for qk in study.space.modules:
         weight = study.space.weight(qk)
         for role in (Q, K):
             rows = qk.roles == role
             if rows.any():
-                base[index[qk.layer], role] += (
-                    float("nan") if weight is None else weight[rows].square().sum().item()
-                )
+                square = float("nan") if weight is None else weight[rows].square().sum().item()
+                base_squares[index[qk.layer], role] += square
+
+    squares = np.zeros((len(runs), len(study.layers), 2))
+    ranks = np.zeros_like(squares)
     for r, run in enumerate(runs.values()):
-        values: dict[tuple[int, int], list[Tensor]] = {}
-        for qk, change in tqdm(
+        spectra: dict[tuple[int, int], list[Tensor]] = {}
+        matrices = tqdm(
             study.space.changes(run), desc="changes of weights", unit="matrix", file=sys.stderr
-        ):
+        )
+        for qk, change in matrices:
             for role in (Q, K):
                 rows = qk.roles == role
                 if not rows.any():
                     continue
-                at = index[qk.layer], role
-                singular = torch.linalg.svdvals(change[rows])
-                squares[(r, *at)] += singular.square().sum().item()
-                values.setdefault(at, []).append(singular)
-        for (
-            at,
-            singular_values,
-        ) in values.items():  # several modules (MLA) act side by side: a direct sum
-            ranks[(r, *at)] = effective_rank(torch.cat(singular_values))
+                place = index[qk.layer], role
+                singular_values = torch.linalg.svdvals(change[rows])
+                squares[(r, *place)] += singular_values.square().sum().item()
+                spectra.setdefault(place, []).append(singular_values)
+
+        # Several modules of a layer (MLA) act side by side: together they are a direct sum.
+        for place, spectrum in spectra.items():
+            ranks[(r, *place)] = effective_rank(torch.cat(spectrum))
+
     return {
         "models_R": np.array(list(runs)),
         "layers_L": np.array(study.layers),
         "norm_RLP": np.sqrt(squares),
-        "base_norm_LP": np.sqrt(base),
+        "base_norm_LP": np.sqrt(base_squares),
         "effective_rank_RLP": ranks,
     }
 
 
 def effective_rank(singular_values: Tensor) -> float:
-    """exp(entropy of sigma / sum sigma); n for n equal singular values, 0 if all are 0."""
+    """Return exp(entropy of sigma / sum sigma): n for n equal singular values, 0 if all are 0."""
     total = singular_values.sum()
     if total == 0:
         return 0.0
-    share = (singular_values / total).double()
-    return float(torch.exp(-(share[share > 0] * share[share > 0].log()).sum()))
+    shares = (singular_values / total).double()
+    shares = shares[shares > 0]  # the limit of p log p at 0 is 0
+    entropy = -(shares * shares.log()).sum()
+    return float(torch.exp(entropy))

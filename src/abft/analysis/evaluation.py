@@ -1,5 +1,6 @@
-"""Predictions and head maps before and after (Fig. 1 C; Fig. 4, 10-14), also with labels that no
-demonstration shows.
+"""Predictions and head maps before and after (Fig. 1 C; Fig. 4, 10-14).
+
+The same is measured with queries whose label no demonstration has.
 """
 
 from collections.abc import Sequence
@@ -22,24 +23,25 @@ EVALUATION = {
     "targets_N": "class of every test prompt's query",
     "probabilities_MNC": "probability of every class",
     "induction_rate_MLH": "share of prompts in which the head passes the filter",
-    "correct_mass_MLH": "attention from the query position on correct label tokens, mean over prompts",
+    "correct_mass_MLH": "attention from the query position on correct label tokens, mean over "
+    "prompts",
     "incorrect_mass_MLH": "the same on incorrect label tokens",
 }
 
-UNSEEN = {
-    name: EVALUATION[name] for name in EVALUATION if name != "correct_mass_MLH"
-}  # no label is right there
+# Without correct labels there is no attention on them.
+UNSEEN = {name: EVALUATION[name] for name in EVALUATION if name != "correct_mass_MLH"}
 UNSEEN_PROMPTS = 128
 
 
 def evaluation(study: Study) -> dict[str, np.ndarray]:
-    """Predictions and head maps on the test prompts."""
-    return _measured(study, study.prompts, "test prompts")
+    """Return predictions and head maps on the test prompts."""
+    return _evaluate_models(study, study.prompts, "test prompts")
 
 
 def unseen(study: Study) -> dict[str, np.ndarray]:
-    """The same on prompts whose demonstrations all carry another label than the query (Fig. 3,
-    12-14).
+    """Return the same on prompts whose demonstrations all have another label than the query.
+
+    It follows Fig. 3 and 12-14.
     """
     count = min(UNSEEN_PROMPTS, len(study.session.written))
     config = study.session.config
@@ -51,24 +53,35 @@ def unseen(study: Study) -> dict[str, np.ndarray]:
         lambda name: load_task(name, config.prompt_style),
         study.session.tokenizer,
     )
-    (only,) = SCENARIOS["unseen_label"].write(setting)
-    found = _measured(study, study.session.encode(only.prompts), "unseen label")
-    return {name: found[name] for name in UNSEEN}
+    # The scenario writes one set of prompts, of the run's own task.
+    (prompt_set,) = SCENARIOS["unseen_label"].write(setting)
+    prompts = study.session.encode(prompt_set.prompts)
+
+    arrays = _evaluate_models(study, prompts, "unseen label")
+    return {name: arrays[name] for name in UNSEEN}
 
 
-def _measured(study: Study, prompts: Sequence[EncodedPrompt], title: str) -> dict[str, np.ndarray]:
-    probabilities: list[np.ndarray] = []
+def _evaluate_models(
+    study: Study, prompts: Sequence[EncodedPrompt], title: str
+) -> dict[str, np.ndarray]:
+    """Return the arrays of `EVALUATION` for prompts.
+
+    Raises:
+        AbftError: probabilities that are not finite.
+    """
+    probabilities_by_model: list[np.ndarray] = []
     reports: list[HeadReport] = []
-    for name, at in study.models.items():
+    for name, factors in study.models.items():
         with progress_bar(f"{title}, {name}", len(prompts)) as bar:
-            said, report = study.evaluate(at, prompts, bar)
-        if not np.isfinite(said).all():
+            probabilities, report = study.evaluate(factors, prompts, bar)
+        if not np.isfinite(probabilities).all():
             raise AbftError(
-                f"the model's probabilities {name} are no numbers; is {study.session.config.dtype} too "
-                f"narrow for it?"
+                f"the model's probabilities {name} are no numbers; is "
+                f"{study.session.config.dtype} too narrow for it?"
             )
-        probabilities.append(said)
+        probabilities_by_model.append(probabilities)
         reports.append(report)
+
     maps: dict[str, Any] = {
         f"{field}_MLH": np.stack([getattr(report, f"{field}_LH") for report in reports])
         for field in ("induction_rate", "correct_mass", "incorrect_mass")
@@ -78,6 +91,6 @@ def _measured(study: Study, prompts: Sequence[EncodedPrompt], title: str) -> dic
         "layers_L": np.array(study.layers),
         "labels_C": np.array(study.session.data.task.labels),
         "targets_N": np.array([prompt.target for prompt in prompts]),
-        "probabilities_MNC": np.stack(probabilities),
+        "probabilities_MNC": np.stack(probabilities_by_model),
         **maps,
     }

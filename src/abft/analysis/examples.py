@@ -8,8 +8,8 @@ from abft.scoring.inspect import attention_rows
 
 EXAMPLES = {
     "models_M": "before, after (the run), and e2e where one was given",
-    "prompts_P": "which test prompts: the first of each kind of change, right to right, wrong "
-    "to right, ...",
+    "prompts_P": "which test prompts: the first of each kind of change, correct to correct, "
+    "incorrect to correct, ...",
     "texts_P": "the prompts",
     "label_spans_PK2": "characters [start, end) of every demonstration's label word",
     "label_classes_PK": "class of every demonstration",
@@ -30,75 +30,84 @@ ROW_ENTRIES = 1_000_000
 
 
 def examples(study: Study, evaluation: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Rows of the heads that look at labels most, on a few prompts of each kind of change."""
+    """Return rows of the heads that look at labels most, on prompts of each kind of change."""
     predicted_MN = evaluation["probabilities_MNC"].argmax(-1)
-    heads, each = top_heads(evaluation["induction_rate_MLH"]), PER_CHANGE
-    chosen = chosen_prompts(predicted_MN, evaluation["targets_N"], each)
-    while (
-        len(study.models) * len(heads) * sum(len(study.prompts[i].input_ids) for i in chosen)
-        > ROW_ENTRIES
-    ):
+    targets_N = evaluation["targets_N"]
+
+    # Long prompts leave room for fewer heads only, and then for fewer prompts.
+    heads = top_heads(evaluation["induction_rate_MLH"])
+    per_change = PER_CHANGE
+    chosen = chosen_prompts(predicted_MN, targets_N, per_change)
+    while True:
+        tokens = sum(len(study.prompts[i].input_ids) for i in chosen)
+        if len(study.models) * len(heads) * tokens <= ROW_ENTRIES:
+            break
         if len(heads) > FEWEST_HEADS:
             heads = heads[: len(heads) // 2]
-        elif each > 1:
-            each -= 1
-            chosen = chosen_prompts(predicted_MN, evaluation["targets_N"], each)
+        elif per_change > 1:
+            per_change -= 1
+            chosen = chosen_prompts(predicted_MN, targets_N, per_change)
         else:
             break
-    written, encoded = (
-        [study.session.written[i] for i in chosen],
-        [study.prompts[i] for i in chosen],
-    )
-    offsets = [
-        study.session.tokenizer(prompt.text, return_offsets_mapping=True)["offset_mapping"]
-        for prompt in written
-    ]
+
+    written = [study.session.written[i] for i in chosen]
+    encoded = [study.prompts[i] for i in chosen]
     lengths = [len(prompt.input_ids) for prompt in encoded]
-    rows = np.zeros((len(study.models), len(heads), sum(lengths)), np.float16)
+
+    # The rows of all prompts follow each other on the last axis.
+    attention = np.zeros((len(study.models), len(heads), sum(lengths)), np.float16)
     with progress_bar("attention on single prompts", len(encoded) * len(study.models)) as bar:
-        for m, at in enumerate(study.models.values()):
-            model, begin = study.space.move(at), 0
+        for m, factors in enumerate(study.models.values()):
+            model, begin = study.space.move(factors), 0
             for prompt, length in zip(encoded, lengths, strict=True):
                 rows_LHS = attention_rows(model, [prompt.input_ids])[:, 0].cpu().numpy()
                 for j, (layer, head) in enumerate(heads):
-                    rows[m, j, begin : begin + length] = rows_LHS[layer, head]
+                    attention[m, j, begin : begin + length] = rows_LHS[layer, head]
                 begin += length
                 bar.update(1)
 
+    # Encoded prompts can lack the tokenizer's special tokens at the end: their spans are cut off.
+    texts = [prompt.text for prompt in written]
+    spans: list[tuple[int, int]] = []
+    for text, length in zip(texts, lengths, strict=True):
+        encoding = study.session.tokenizer(text, return_offsets_mapping=True)
+        spans += encoding["offset_mapping"][:length]
+
+    label_spans = np.array([prompt.label_spans for prompt in written])
+    label_classes = np.array([prompt.label_classes for prompt in written])
     return {
         "models_M": np.array(list(study.models)),
         "prompts_P": np.array(chosen),
-        "texts_P": np.array([prompt.text for prompt in written]),
-        "label_spans_PK2": np.array([prompt.label_spans for prompt in written]).reshape(
-            len(written), -1, 2
-        ),
-        "label_classes_PK": np.array([prompt.label_classes for prompt in written]).reshape(
-            len(written), -1
-        ),
+        "texts_P": np.array(texts),
+        "label_spans_PK2": label_spans.reshape(len(written), -1, 2),
+        "label_classes_PK": label_classes.reshape(len(written), -1),
         "targets_P": np.array([prompt.target for prompt in written]),
         "predicted_MP": predicted_MN[:, chosen],
         "heads_J2": np.array([(study.layers[layer], head) for layer, head in heads]),
         "tokens_P": np.array(lengths),
-        "spans_T2": np.array(
-            [span for spans, n in zip(offsets, lengths, strict=True) for span in spans[:n]]
-        ),
-        "attention_MJT": rows,
+        "spans_T2": np.array(spans),
+        "attention_MJT": attention,
     }
 
 
 def top_heads(induction_rate_MLH: np.ndarray) -> list[tuple[int, int]]:
-    """(layer, head) of the heads that pass the filter most often in any of the models, best
-    first.
+    """Return (layer, head) of the heads that pass the filter most often in any model, best first.
+
+    Layers are counted from 0 over the attention layers.
     """
     best_LH = induction_rate_MLH.max(0)
     order = np.argsort(-best_LH, axis=None, kind="stable")[:HEADS]
-    return [(int(i) // best_LH.shape[1], int(i) % best_LH.shape[1]) for i in order]
+    heads = best_LH.shape[1]
+    return [divmod(int(i), heads) for i in order]
 
 
 def chosen_prompts(
     predicted_MN: np.ndarray, targets_N: np.ndarray, each: int = PER_CHANGE
 ) -> list[int]:
-    """The first prompts that stay right, become right, become wrong, stay wrong."""
+    """Return the first prompts of each kind of change, `each` of them.
+
+    The kinds: predictions stay correct, become correct, become incorrect, stay incorrect.
+    """
     before, after = predicted_MN[0] == targets_N, predicted_MN[1] == targets_N
     kinds = (before & after, ~before & after, before & ~after, ~before & ~after)
     return [int(i) for kind in kinds for i in np.flatnonzero(kind)[:each]]

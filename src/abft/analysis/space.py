@@ -1,5 +1,6 @@
-"""theta0 + sum of factor * (theta_run - theta0): the untouched model, trained ones, and what lies
-between and beyond.
+"""theta0 + sum of factor * (theta_run - theta0): weights of a model and of its trainings.
+
+Factor 0 is the untouched model, 1 a trained one; other factors are points between and beyond.
 """
 
 from collections.abc import Iterator, Mapping
@@ -19,11 +20,10 @@ if TYPE_CHECKING:
 
 
 class WeightSpace:
-    """A base model that moves between the weights of several runs; the paper's section 5.3 walks on
-    such a plane.
+    """A base model that moves between the weights of several runs, as in the paper's section 5.3.
 
-    Changes `model`. LoRA adapters stay beside the base's weights (which may be quantised), so 0 is
-    exactly the base.
+    Changes `model`. LoRA adapters are not merged into the base's weights (which may be quantised),
+    so factor 0 is exactly the base.
 
     Args:
         model: the base model of all runs.
@@ -36,11 +36,12 @@ class WeightSpace:
     def __init__(self, model: "PreTrainedModel", runs: Mapping[str, Path]) -> None:
         self.model = model
         self.modules = qk_modules(model)
-        self._parameters = dict(
-            model.named_parameters()
-        )  # by their names before adapters are put beside them
+        # Adapters change the names of parameters, so these are listed before any is added.
+        self._parameters = dict(model.named_parameters())
         self._theta0: dict[str, Tensor] = {}
         self._changes: dict[str, dict[str, Tensor]] = {}
+
+        # Full-rank weights come first: they are read into a model without adapters.
         self._adapters = [name for name, folder in runs.items() if not is_full_rank(folder)]
         for name, folder in runs.items():
             if name not in self._adapters:
@@ -49,20 +50,27 @@ class WeightSpace:
             self.model = load_adapter(self.model, runs[name], name)
         if self._adapters:
             self.model.base_model.set_adapter(self._adapters)
+
         self.model.requires_grad_(False)
         self.move({})
 
     def _change(self, folder: Path) -> dict[str, Tensor]:
+        """Return theta_run - theta0 by parameter, and keep theta0 of these parameters."""
         change = {}
         for name, theta in read_full_rank(self.model, folder).items():
+            # Runs that train the same parameter share one copy of theta0.
             theta0 = self._theta0.setdefault(name, self._parameters[name].detach().clone())
             change[name] = theta.to(theta0.device) - theta0
         return change
 
     @torch.no_grad()
     def move(self, factors: Mapping[str, float]) -> "PreTrainedModel":
-        """Changes the model: go to theta0 + sum of factor * change; runs that are not named count
-        0.
+        """Changes `model`: set it to theta0 + sum of factor * change by run, and return it.
+
+        Runs that are not named have the factor 0.
+
+        Raises:
+            AbftError: an unknown run.
         """
         unknown = set(factors) - set(self._changes) - set(self._adapters)
         if unknown:
@@ -70,12 +78,15 @@ class WeightSpace:
                 f"no run named {min(unknown)!r} among "
                 f"{', '.join([*self._changes, *self._adapters])}"
             )
+
+        # Every point is computed from theta0, so that rounding errors do not add up.
         for name, theta0 in self._theta0.items():
             theta = theta0.clone()
             for run, change in self._changes.items():
                 if name in change and factors.get(run, 0.0) != 0:
                     theta += factors[run] * change[name]
             self._parameters[name].copy_(theta)
+
         for run in self._adapters:
             for module in lora_layers(self.model, run).values():
                 module.set_scale(run, factors.get(run, 0.0))
@@ -83,8 +94,10 @@ class WeightSpace:
 
     @torch.no_grad()
     def changes(self, run: str) -> Iterator[tuple[QKModule, Tensor]]:
-        """What a run did to every projection that computes queries or keys: (out, in) float32; V
-        outputs are zero.
+        """Yield every projection that computes queries or keys, and its change by a run.
+
+        A change is (out, in) float32; the rows of V outputs are zero. Projections that the run did
+        not train are left out.
         """
         layers = lora_layers(self.model, run) if run in self._adapters else {}
         for qk in self.modules:
@@ -93,27 +106,30 @@ class WeightSpace:
                     continue
                 layer = layers[qk.name]
                 scale = layer.lora_alpha[run] / layer.r[run]
-                change = scale * (
-                    layer.lora_B[run].weight.float() @ layer.lora_A[run].weight.float()
-                )
+                lora_A, lora_B = layer.lora_A[run].weight, layer.lora_B[run].weight
+                change = scale * (lora_B.float() @ lora_A.float())
             else:
                 name = f"{qk.name}.weight"
                 if name not in self._changes[run]:
                     continue
                 change = self._changes[run][name].float()
-                if hasattr(self._base_layer(qk), "nf"):  # Conv1D stores (in, out)
+                # Conv1D, which alone has `nf`, stores (in, out).
+                if hasattr(self._base_layer(qk), "nf"):
                     change = change.T
-            yield qk, change * (qk.roles != OTHER).to(change.device, change.dtype)[:, None]
+
+            is_qk = (qk.roles != OTHER).to(change.device, change.dtype)
+            yield qk, change * is_qk[:, None]
 
     def _base_layer(self, qk: QKModule) -> nn.Module:
-        """The projection itself, also where an adapter is wrapped around it."""
+        """Return the projection itself, also where an adapter is wrapped around it."""
         module = causal_lm(self.model).get_submodule(qk.name)
         return module.get_base_layer() if hasattr(module, "get_base_layer") else module
 
     def weight(self, qk: QKModule) -> Tensor | None:
-        """The base's own weight of a projection, (out, in) float32; None where it is quantised."""
+        """Return the base's weight of a projection, (out, in) float32; None if it is quantised."""
         base = self._base_layer(qk)
         stored = self._theta0.get(f"{qk.name}.weight", base.weight.detach())
         if not stored.dtype.is_floating_point:
             return None
-        return (stored.T if hasattr(base, "nf") else stored).float()
+        weight = stored.T if hasattr(base, "nf") else stored
+        return weight.float()

@@ -25,7 +25,7 @@ RUN, E2E = "run", "e2e"
 
 @dataclass(frozen=True)
 class Study:
-    """What analyses read.
+    """A run's session, and the models that analyses compare.
 
     Attributes:
         session: model, data and test prompts.
@@ -42,7 +42,7 @@ class Study:
 
     @property
     def prompts(self) -> Sequence[EncodedPrompt]:
-        """The test prompts."""
+        """Return the test prompts."""
         return self.session.prompts
 
     def evaluate(
@@ -65,11 +65,14 @@ def accuracy_of(probabilities_NC: np.ndarray, prompts: Sequence[EncodedPrompt]) 
 
 
 def open_study(run: Path, choices: Choices) -> Study:
-    """Load a finished run, and the end-to-end run to compare with; prompts and weights are checked.
+    """Load a finished run, and the end-to-end run to compare with.
+
+    Prompts and weights are checked.
 
     Raises:
         AbftError: weights of another model, prompts that are too long, data that are gone.
     """
+    # What the user chooses comes before what the run recorded.
     config = read_config(run, trust_remote_code=choices.trust_remote_code)
     config = replace(
         config,
@@ -77,13 +80,16 @@ def open_study(run: Path, choices: Choices) -> Study:
         model=choices.model or config.model,
         device=choices.device or config.device,
     )
+
     session = open_session(config)
-    capabilities(session.model).implementation  # noqa: B018  refuses unsupported families now
+    # Unsupported families are refused now, not in the middle of an analysis.
+    capabilities(session.model).implementation  # noqa: B018
     layers = tuple(session.layers)
 
     runs = {RUN: run} | ({E2E: choices.e2e} if choices.e2e is not None else {})
     space = WeightSpace(session.model, runs)
     session.model = space.model
+
     models: dict[str, dict[str, float]] = {"before": {}, "after": {RUN: 1.0}}
     if choices.e2e is not None:
         models["e2e"] = {E2E: 1.0}
@@ -93,16 +99,19 @@ def open_study(run: Path, choices: Choices) -> Study:
 def check_e2e_run(run: Path, e2e: Path) -> None:
     """Raise AbftError unless `e2e` is a finished end-to-end run of `run`'s base model and data."""
     check_finished(e2e)
-    ours, theirs = read_config(run), read_config(e2e)
-    if theirs.objective != "e2e":
+    config, e2e_config = read_config(run), read_config(e2e)
+    if e2e_config.objective != "e2e":
         raise AbftError(
-            f"{e2e} is no end-to-end run (its objective is {theirs.objective!r}); compare it with "
-            "--compare"
+            f"{e2e} is no end-to-end run (its objective is {e2e_config.objective!r}); compare it "
+            "with --compare"
         )
-    of_model = names(RunConfig, lambda known: known.panel == MODEL and known.affects_result)
-    for name in (*of_model, "task_name", "data"):
-        if (mine := getattr(ours, name)) != (other := getattr(theirs, name)):
+
+    # Settings of the model that do not affect the result may differ.
+    model_settings = names(RunConfig, lambda entry: entry.panel == MODEL and entry.affects_result)
+    for name in (*model_settings, "task_name", "data"):
+        value, e2e_value = getattr(config, name), getattr(e2e_config, name)
+        if value != e2e_value:
             raise AbftError(
-                f"{run} has {name.removesuffix('_name')} {mine!r}, {e2e} has {other!r}: base model "
-                "and data have to be the same"
+                f"{run} has {name.removesuffix('_name')} {value!r}, {e2e} has {e2e_value!r}: "
+                "base model and data have to be the same"
             )

@@ -202,9 +202,8 @@ class Grid:
                     f"{axis} names {twice[0]!r} twice, so the grid would name a cell twice"
                 )
         if self.reference is not None and self.reference not in self.method_names:
-            raise AbftError(
-                f"reference {self.reference!r} is none of the methods {', '.join(self.method_names)}"
-            )
+            methods = ", ".join(self.method_names)
+            raise AbftError(f"reference {self.reference!r} is none of the methods {methods}")
 
     @property
     def method_names(self) -> list[str]:

@@ -1,6 +1,4 @@
-"""The paper's tables, and ours: each makes a `Table` of one model's results, or nothing where there
-are none.
-"""
+"""The paper's tables, and ours: each function makes a `Table` of one model, or None."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -69,18 +67,19 @@ def _heads(results: Results, model: str) -> Table | None:
 
 
 def _differences(results: Results, model: str) -> Table | None:
+    reference = results.title(results.grid.reference_method)
     table = Table(
         f"differences-{_file(model)}",
-        f"Difference in accuracy to {results.title(results.grid.reference_method)}, in points, {model}",
-        "95% interval of a paired bootstrap over test queries and seeds. In brackets: the "
-        "interval holds 0.",
+        f"Difference in accuracy to {reference}, in points, {model}",
+        "95% interval of a paired bootstrap over test queries and seeds. In parentheses: the "
+        "interval contains 0.",
         ("method", *_task_columns(results)),
     )
     for method in results.methods:
         if method != results.grid.reference_method:
-            found = [difference(results, model, task, method) for task in results.tasks]
-            mean = (signed(mean_difference(found)),) if len(found) > 1 else ()
-            table.rows.append((results.title(method), *map(signed, found), *mean))
+            by_task = [difference(results, model, task, method) for task in results.tasks]
+            mean = (signed(mean_difference(by_task)),) if len(by_task) > 1 else ()
+            table.rows.append((results.title(method), *map(signed, by_task), *mean))
     return table
 
 
@@ -395,7 +394,7 @@ def _named_sets(scenario: str, title: str, caption: str) -> Any:
 
 
 def _column_order(name: str) -> tuple[bool, int]:
-    """The paper's order of tasks, the mean last; everything else as it stands in the results."""
+    """Return a sort key: the paper's order of tasks, then that of the results, the mean last."""
     return name == "mean", PAPER_TASKS.index(name) if name in PAPER_TASKS else 0
 
 

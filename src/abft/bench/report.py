@@ -11,7 +11,7 @@ from abft.files import write_text
 
 def tables(results: Results) -> list[Table]:
     """Every table for which there are results, model after model."""
-    found = []
+    made = []
     for model in (entry.name for entry in results.grid.models):
         for make in TABLES:
             table = make(results, model)
@@ -20,13 +20,15 @@ def tables(results: Results) -> list[Table]:
                 and table.rows
                 and any(any(value is not None for value in row[1:]) for row in table.rows)
             ):
-                found.append(table)
-    return found
+                made.append(table)
+    return made
 
 
 def write_tables(results: Results, folder: Path) -> list[Table]:
-    """Write every table as Markdown, CSV and JSON, and all numbers as one long CSV; returns the
-    tables.
+    """Write every table as Markdown, CSV and JSON, and all numbers as one long CSV.
+
+    Returns:
+        The tables.
     """
     folder.mkdir(parents=True, exist_ok=True)
     made = tables(results)

@@ -24,7 +24,7 @@ class Results:
     def records(
         self, model: str, task: str, method: str, scenario: str, **variant: Any
     ) -> list[dict[str, Any]]:
-        """One record a seed; of all variants where none is named."""
+        """Return one record a seed; of all variants where none is named."""
         return [
             record
             for cell, record in self.finished
@@ -36,17 +36,16 @@ class Results:
     def values(
         self, model: str, task: str, method: str, scenario: str, metric: str, **variant: Any
     ) -> BySeed:
-        """A metric, by seed."""
-        found = self.records(model, task, method, scenario, **variant)
-        return {
-            r["seed"]: r["metrics"][metric] for r in found if r["metrics"].get(metric) is not None
-        }
+        """Return a metric, by seed."""
+        records = self.records(model, task, method, scenario, **variant)
+        metrics = {record["seed"]: record["metrics"].get(metric) for record in records}
+        return {seed: value for seed, value in metrics.items() if value is not None}
 
     def has(self, scenario: str) -> bool:
         return any(cell.scenario == scenario for cell, _ in self.finished)
 
     def title(self, method: str) -> str:
-        """A method's name in tables."""
+        """Return a method's name in tables."""
         named, kind = next((m, kind) for m, kind in self.grid.methods if m.name == method)
         return METHODS[kind].title if named.name == kind else named.name
 
@@ -59,22 +58,19 @@ class Results:
         return [task.name for task in self.grid.tasks]
 
     def trainings(self, model: str, method: str) -> list[dict[int, dict[str, Any]]]:
-        """Cost of the trainings behind the standard cells, a dict by seed for each task that has
-        any.
+        """Return what the trainings of the standard cells cost.
+
+        A dict by seed for each task that has any.
         """
-        found = [
-            {
-                r["seed"]: r["training"]
-                for r in self.records(model, task, method, "standard")
-                if r["training"]
-            }
-            for task in self.tasks
-        ]
-        return [trainings for trainings in found if trainings]
+        by_task = []
+        for task in self.tasks:
+            records = self.records(model, task, method, "standard")
+            by_task.append({r["seed"]: r["training"] for r in records if r["training"]})
+        return [trainings for trainings in by_task if trainings]
 
 
 def mean_over_tasks(cells: Sequence[BySeed]) -> BySeed:
-    """The mean for every seed that all tasks have."""
+    """Return the mean over tasks for every seed that all tasks have."""
     seeds = set.intersection(*(set(values) for values in cells)) if cells else set()
     return {seed: float(np.mean([values[seed] for values in cells])) for seed in sorted(seeds)}
 
@@ -87,34 +83,43 @@ def difference(
     scenario: str = "standard",
     prompts: str = "standard",
 ) -> tuple[float, np.ndarray] | None:
-    """Accuracy of a method less the reference's on one set of prompts, and bootstrap samples; None
-    where one is missing.
+    """Return a method's accuracy less the reference's on one set of prompts.
+
+    Returns:
+        The difference and bootstrap samples of it; None where either has no predictions, or their
+        test prompts differ.
     """
-    pair = [
-        results.records(model, task, name, scenario)
-        for name in (method, results.grid.reference_method)
-    ]
-    said = [[record["predictions"].get(prompts) for record in records] for records in pair]
-    if not all(said) or any(one is None for records in said for one in records):
-        return None
-    first = said[0][0]
-    if any(one["targets"] != first["targets"] for records in said for one in records):
-        return None
     ours, theirs = (
-        [np.array(one["predicted"]) == np.array(one["targets"]) for one in records]
-        for records in said
+        [
+            record["predictions"].get(prompts)
+            for record in results.records(model, task, name, scenario)
+        ]
+        for name in (method, results.grid.reference_method)
     )
-    return paired_bootstrap(ours, theirs, np.arange(len(first["targets"])) % first["queries"])
+    if not ours or not theirs or any(predictions is None for predictions in ours + theirs):
+        return None
+    first = ours[0]
+    if any(predictions["targets"] != first["targets"] for predictions in ours + theirs):
+        return None
+
+    targets = np.array(first["targets"])
+    correct, reference = (
+        [np.array(predictions["predicted"]) == targets for predictions in by_seed]
+        for by_seed in (ours, theirs)
+    )
+    # Prompts with the same query are one cluster.
+    return paired_bootstrap(correct, reference, np.arange(len(targets)) % first["queries"])
 
 
 def mean_difference(
-    found: Sequence[tuple[float, np.ndarray] | None],
+    differences: Sequence[tuple[float, np.ndarray] | None],
 ) -> tuple[float, np.ndarray] | None:
-    """The mean over tasks, whose queries are drawn apart."""
-    known = [one for one in found if one is not None]
-    if len(known) < len(found):
+    """Return the mean over tasks of what `difference` returned; None where one is missing."""
+    known = [difference for difference in differences if difference is not None]
+    if len(known) < len(differences):
         return None
+
+    # Tasks have other queries: their samples are paired at random.
     generator = np.random.default_rng(0)
-    return float(np.mean([value for value, _ in known])), np.mean(
-        [generator.permutation(s) for _, s in known], axis=0
-    )
+    samples = [generator.permutation(samples) for _, samples in known]
+    return float(np.mean([value for value, _ in known])), np.mean(samples, axis=0)

@@ -1,6 +1,4 @@
-"""Other templates and other label words for a task: what the consistency and renaming scenarios
-rewrite.
-"""
+"""Other templates and label words for a task, for the consistency and renaming scenarios."""
 
 from dataclasses import replace
 
@@ -39,8 +37,9 @@ _ARBITRARY = (
 
 
 def alternate_templates(task: Task) -> list[Task]:
-    """StaICC's nine templates of a task (an L9 table over instruction, text prefix, label prefix
-    and separator).
+    """Return StaICC's nine templates of a task.
+
+    An L9 table over instruction, text prefix, label prefix and separator.
     """
     record = BUILTIN.get(task.name)
     first, second = record.instructions if record else _OWN_INSTRUCTIONS
@@ -65,8 +64,9 @@ def alternate_templates(task: Task) -> list[Task]:
 
 
 def renamed(task: Task) -> dict[str, Task]:
-    """The task with other label words: synonyms (built-in tasks), the same words swapped, words
-    without meaning here.
+    """Return the task with other label words, by the kind of renaming.
+
+    Synonyms (built-in tasks), the same words swapped, words without meaning here.
     """
     words, record = task.label_words, BUILTIN.get(task.name)
     choices = {

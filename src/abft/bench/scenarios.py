@@ -1,8 +1,7 @@
-"""What is measured: every scenario writes prompts from a task's data and reads metrics off their
-predictions.
+"""What is measured: scenarios write prompts from a task's data and read metrics off predictions.
 
-A scenario knows no method. Where StaICC 0.1.1 defines one, prompts (`staicc` prompt style) and metrics
-are StaICC's.
+A scenario knows no method. Where StaICC 0.1.1 defines one, prompts (in the `staicc` prompt style)
+and metrics are StaICC's.
 """
 
 import functools
@@ -208,8 +207,9 @@ def _random_queries(setting: Setting) -> list[PromptSet]:
 
 
 def _label_noise(setting: Setting) -> list[PromptSet]:
-    """Demonstrations whose label is replaced by the next class: none, a quarter, ..., all of the k
-    (StaICC's GLER).
+    """Write prompts in which 0%, 25%, ..., 100% of the demonstrations have the next class's label.
+
+    StaICC's GLER is the slope of accuracy against these shares.
     """
     data, pool, classes = setting.data, setting.data.demonstrations, len(setting.data.task.labels)
     lists, _ = _drawn(setting)

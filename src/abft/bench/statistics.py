@@ -13,8 +13,9 @@ def paired_bootstrap(
     queries_N: np.ndarray,
     seed: int = 0,
 ) -> tuple[float, np.ndarray]:
-    """Difference in accuracy between two methods, and `RESAMPLES` bootstrap samples of it (Efron
-    and Tibshirani 1993).
+    """Return the difference in accuracy between two methods, and bootstrap samples of it.
+
+    `RESAMPLES` samples of a paired bootstrap (Efron and Tibshirani 1993).
 
     Queries are resampled, each with all of its prompts (one query with two demonstration sets is
     not two observations), and seeds of each method, which differ in their training prompts. With

@@ -1,5 +1,6 @@
-"""Results on disk: one file a cell, written at once or not at all; label probabilities and weights
-that cells share.
+"""Results on disk: a file for each cell, and what cells share.
+
+Files are written whole or not at all.
 
 cells/NAME.json          metrics and predictions of a finished cell
 cells/NAME.failed.json   the error of a failed one; a restart tries it again
@@ -56,9 +57,7 @@ class Store:
             _LOGGER.warning(message)
 
     def prepare(self, grid_file: str | Path) -> None:
-        """Make the folder and keep a copy of the grid file in it; refuse a folder that holds
-        something else.
-        """
+        """Make the folder, with a copy of the grid file; refuse one that holds something else."""
         if self.folder.is_file():
             raise AbftError(f"output {self.folder} is a file; give a folder")
         if (
@@ -82,8 +81,9 @@ class Store:
             ) from None
 
     def tables(self, grid_file: str | Path) -> Path:
-        """Where the tables of a grid file go; several grids can share a folder, and with it cells
-        and weights.
+        """Return the folder of a grid file's tables.
+
+        Several grids can share the benchmark's folder, and with it cells and weights.
         """
         return self.folder / "tables" / Path(grid_file).stem
 
@@ -96,8 +96,10 @@ class Store:
         return self.folder / "cells" / f"{cell.name}{ending}"
 
     def read(self, cell: Cell) -> dict[str, Any] | None:
-        """A finished cell's result; None, with a logged warning, where the file is cut short or of
-        other settings.
+        """Return a finished cell's result.
+
+        None where there is none, and, with a logged warning, where the file is damaged or was made
+        with other settings.
         """
         path = self._path(cell)
         if not path.is_file():
@@ -178,9 +180,7 @@ class Store:
             np.savez(file, probabilities=scores.probabilities, heads=np.array(heads, dtype=float))
 
     def remove_weights(self, cell: Cell) -> None:
-        """Delete the weights of a job that is done; what a kill leaves of it goes at the next
-        start.
-        """
+        """Delete the weights of a finished job; `sweep` deletes what a kill leaves of them."""
         if cell.weights is not None and self.weights(cell).is_dir():
             going = self.folder / "weights" / f".removing-{cell.weights}"
             shutil.rmtree(going, ignore_errors=True)
@@ -188,9 +188,7 @@ class Store:
             shutil.rmtree(going, ignore_errors=True)
 
     def sweep(self) -> None:
-        """Remove what killed processes left half-written or half-deleted; nothing else may be
-        running here.
-        """
+        """Remove what killed processes left half-written; nothing else may be running here."""
         for path in self.folder.glob("weights/.removing-*"):
             shutil.rmtree(path, ignore_errors=True)
         for path in (*self.folder.glob("scores/.*.partial"), *self.folder.glob("cells/.*.partial")):

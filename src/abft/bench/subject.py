@@ -36,12 +36,11 @@ if TYPE_CHECKING:
 
 
 def setting_of(cell: Cell, tokenizer: "PreTrainedTokenizerBase") -> Setting:
-    """What the cell's scenario writes its prompts from. Nothing of it depends on the seed."""
+    """Return what the cell's scenario writes its prompts from; the seed has no part in it."""
     config = cell.config
     data = load_run_data(config)
-    data = replace(
-        data, task=replace(data.task, name=cell.task)
-    )  # own data is known by the grid's name, not its file's
+    # Own data has the grid's name, not its file's.
+    data = replace(data, task=replace(data.task, name=cell.task))
     return Setting(
         data,
         config.k,
@@ -53,7 +52,7 @@ def setting_of(cell: Cell, tokenizer: "PreTrainedTokenizerBase") -> Setting:
 
 
 class Subject:
-    """The model of one job: the untouched one, or one that the job's training made."""
+    """Measures the model of one job: the untouched one, or the one that the job trains."""
 
     def __init__(self, store: Store, cell: Cell) -> None:
         self.store, self.first = store, cell
@@ -65,51 +64,52 @@ class Subject:
         self._broken: Exception | None = None
 
     def measure(self, cell: Cell) -> dict[str, Any]:
-        """A cell's record: metrics, heads over the threshold, cost of the training, predictions."""
+        """Return a cell's record: metrics, heads, cost of the training, predictions."""
         scenario, method = SCENARIOS[cell.scenario], METHODS[cell.kind]
         setting = setting_of(cell, self.tokenizer)
+
+        # Label probabilities of every prompt set, corrected where the method is a calibration.
         sets = scenario.write(setting)
-        scored = [self.scores(s.data, s.prompts, s.k, cell.scenario) for s in sets]
-        probabilities = [s.probabilities for s in scored]
+        scores = [self.scores(s.data, s.prompts, s.k, cell.scenario) for s in sets]
+        probabilities = [each.probabilities for each in scores]
         if method.calibration is not None:
-            probabilities = [
-                self._calibrated(cell, s, p) for s, p in zip(sets, probabilities, strict=True)
-            ]
-        found = scenario.measure(sets, probabilities)
+            pairs = zip(sets, probabilities, strict=True)
+            probabilities = [self._calibrated(cell, s, p) for s, p in pairs]
+
+        metrics = scenario.measure(sets, probabilities)
         if scenario.texts is not None:
-            found["perplexity"] = self.perplexity(scenario.texts(setting))
-        only = scored[0] if len(scored) == 1 else None
-        heads = (
-            {name: getattr(only, name) for name in ("heads", "correct_mass", "incorrect_mass")}
-            if only
-            else {}
-        )
+            metrics["perplexity"] = self.perplexity(scenario.texts(setting))
+        heads = {}
+        if len(scores) == 1:
+            names = ("heads", "correct_mass", "incorrect_mass")
+            heads = {name: getattr(scores[0], name) for name in names}
+        predictions = {
+            s.name: {
+                "queries": len(s.data.test),  # prompt i has query i modulo this
+                "targets": s.targets.tolist(),
+                "predicted": p.argmax(1).tolist(),
+            }
+            for s, p in zip(sets, probabilities, strict=True)
+        }
         return {
-            "metrics": found,
+            "metrics": metrics,
             **heads,
             "training": self.training(),
-            "predictions": {
-                s.name: {
-                    "queries": len(s.data.test),  # prompt i asks query i modulo this
-                    "targets": s.targets.tolist(),
-                    "predicted": p.argmax(1).tolist(),
-                }
-                for s, p in zip(sets, probabilities, strict=True)
-            },
+            "predictions": predictions,
         }
 
     def scores(self, data: TaskData, prompts: Sequence[Prompt], k: int, title: str) -> Scores:
-        """Label probabilities of prompts, computed once for all cells and methods that ask."""
-        words = label_tokens(self.tokenizer, data.task, self.config.prompt_style)
-        key = scores_key(self.first, words, prompts)
+        """Return label probabilities of prompts, computed once for all cells and methods."""
+        tokens = label_tokens(self.tokenizer, data.task, self.config.prompt_style)
+        key = scores_key(self.first, tokens, prompts)
         stored = self.store.scores(key)
         if stored is None:
-            stored = self._scored(prompts, words, k, title)
+            stored = self._scored(prompts, tokens, k, title)
             self.store.write_scores(key, stored)
         return stored
 
     def perplexity(self, texts: Sequence[str]) -> float:
-        """Perplexity of texts, computed once."""
+        """Return the perplexity of texts, computed once."""
         key = texts_key(self.first, texts)
         stored = self.store.scores(key)
         if stored is None:
@@ -117,7 +117,7 @@ class Subject:
             self.store.write_scores(key, stored)
         return float(stored.probabilities[0, 0])
 
-    def _scored(self, prompts: Sequence[Prompt], words: LabelTokens, k: int, title: str) -> Scores:
+    def _scored(self, prompts: Sequence[Prompt], tokens: LabelTokens, k: int, title: str) -> Scores:
         model = self.model()
         encoded = encode(self.tokenizer, prompts, self.config.prompt_style, context_length(model))
         size = self.config.eval_batch_size
@@ -129,15 +129,17 @@ class Subject:
             leave=False,
             mininterval=1,
         ) as bar:
-            if k == 0:
+            if k == 0:  # there are no labels to look at
                 return Scores(
-                    label_probabilities(model, encoded, words, batch_size=size, progress=bar.update)
+                    label_probabilities(
+                        model, encoded, tokens, batch_size=size, progress=bar.update
+                    )
                 )
             threshold = self.config.threshold
             probabilities, report = evaluate(
                 model,
                 encoded,
-                words,
+                tokens,
                 batch_size=size,
                 fixed_threshold=threshold,
                 progress=bar.update,

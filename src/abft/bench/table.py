@@ -52,15 +52,14 @@ def _shown(value: Value) -> str:
 
 
 def percent(values: BySeed, seeds: int = 0) -> str | None:
-    """Mean in %, with the standard deviation over seeds where there are several; n where fewer than
-    `seeds` are done.
-    """
+    """Return the mean in %; see `spread`."""
     return spread({seed: 100 * value for seed, value in values.items()}, seeds)
 
 
 def spread(values: BySeed, seeds: int = 0, digits: int = 1) -> str | None:
-    """Mean, with the standard deviation over seeds where there are several; n where fewer than
-    `seeds` are done.
+    """Return the mean, with the standard deviation over seeds where there are several.
+
+    Says n where fewer than `seeds` are done.
     """
     if not values:
         return None
@@ -71,9 +70,10 @@ def spread(values: BySeed, seeds: int = 0, digits: int = 1) -> str | None:
     return f"{text} (n = {len(values)})" if len(values) < seeds else text
 
 
-def signed(found: tuple[float, np.ndarray] | None) -> str | None:
-    if found is None:
+def signed(difference: tuple[float, np.ndarray] | None) -> str | None:
+    """Return a difference in points with its interval; in parentheses if that contains 0."""
+    if difference is None:
         return None
-    value, (low, high) = found[0], interval(found[1])
+    value, (low, high) = difference[0], interval(difference[1])
     text = f"{100 * value:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
     return text if low > 0 or high < 0 else f"({text})"

@@ -1,6 +1,4 @@
-"""Predictions texts as a file: the rows that came in, and for each its label and the probability of
-every label.
-"""
+"""Write predictions to a file: the rows read, each with its label and every label's probability."""
 
 import json
 from collections.abc import Sequence
@@ -19,35 +17,34 @@ Predictions = Sequence[tuple[str, dict[str, float]]]  # what `Predictor.predict`
 
 
 def json_lines(texts: Sequence[str], predictions: Predictions) -> str:
-    """One JSON object for each text: text, label, probabilities."""
-    rows = zip(texts, predictions, strict=True)
-    return "".join(
-        json.dumps({"text": text, "label": label, "probabilities": scores}, ensure_ascii=False)
-        + "\n"
-        for text, (label, scores) in rows
-    )
+    """Return one JSON object in a line for each text: text, label, probabilities."""
+    rows = [
+        {"text": text, "label": label, "probabilities": probabilities}
+        for text, (label, probabilities) in zip(texts, predictions, strict=True)
+    ]
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def check_output(output: Path) -> None:
-    """Raise AbftError unless `output` is a new file, of a kind that can be written, in a folder
-    that is there.
-    """
+    """Raise AbftError unless `output` is a new file of a known kind in an existing folder."""
     if output.suffix.lower() not in SUFFIXES:
         raise AbftError(f"--output {output}: expected a file ending in {', '.join(SUFFIXES)}")
-    if output.exists() or not output.parent.is_dir():
-        raise AbftError(
-            f"{output} {'exists' if output.exists() else 'is in no folder'}; give another --output"
-        )
+    if output.exists():
+        raise AbftError(f"{output} exists; give another --output")
+    if not output.parent.is_dir():
+        raise AbftError(f"{output} is in no folder; give another --output")
 
 
 def check_columns(output: Path, columns: Sequence[str], labels: Sequence[str]) -> None:
-    """Raise AbftError if the source has a column that the table `output` will have for the
-    prediction.
+    """Raise AbftError if the source already has a column that `output`, a table, would write.
+
+    JSON lines hold none of the source's columns.
     """
-    own = {LABEL, *(PROBABILITY + label for label in labels)} & set(columns)
-    if own and output.suffix.lower() != ".jsonl":
+    new_columns = {LABEL, *(PROBABILITY + label for label in labels)}
+    clashes = sorted(new_columns & set(columns))
+    if clashes and output.suffix.lower() != ".jsonl":
         raise AbftError(
-            f"--data has a column {sorted(own)[0]!r} already, which --output would write; rename it"
+            f"--data has a column {clashes[0]!r} already, which --output would write; rename it"
         )
 
 
@@ -57,28 +54,32 @@ def write_predictions(
     predictions: Predictions,
     table: "datasets.Dataset | None" = None,
 ) -> None:
-    """Write a table at once or not at all, its kind by the file's ending.
+    """Write predictions at once or not at all, in the format of the file's ending.
 
     Args:
-        table: what the texts are a column of; tables keep its other columns. Without it there is a
-            column "text".
+        table: the table of which the texts are a column; its other columns are kept. Without it
+            there is a column "text".
     """
     if output.suffix.lower() == ".jsonl":
         write_text(output, json_lines(texts, predictions))
         return
+
     import pandas
 
     if table is None:
         import datasets
 
         table = datasets.Dataset.from_dict({"text": list(texts)})
-    scores = [probabilities for _, probabilities in predictions]
-    new: dict[str, list] = {LABEL: [label for label, _ in predictions]}
-    new |= {PROBABILITY + label: [row[label] for row in scores] for label in scores[0]}
-    whole = table.with_format("arrow")[
-        :
-    ]  # pandas' own types would make whole numbers with gaps floats
-    frame = whole.to_pandas(types_mapper=pandas.ArrowDtype).assign(**new)
+
+    # A column of labels, and one of probabilities for each label.
+    rows = [probabilities for _, probabilities in predictions]
+    columns: dict[str, list] = {LABEL: [label for label, _ in predictions]}
+    columns |= {PROBABILITY + label: [row[label] for row in rows] for label in rows[0]}
+
+    # pandas' own types would make floats of whole numbers with gaps.
+    arrow_table = table.with_format("arrow")[:]
+    frame = arrow_table.to_pandas(types_mapper=pandas.ArrowDtype).assign(**columns)
+
     kind = output.suffix.lower()
     with atomic_file(output) as partial:
         if kind == ".parquet":

@@ -42,14 +42,16 @@ class Batch:
         return self.correct | self.incorrect
 
     def model_inputs(self) -> dict[str, Tensor]:
-        """Return what the model needs besides the ids, so that packed prompts do not see each other.
+        """Return what every call of the model needs besides the ids.
 
+        Without it packed prompts would see each other.
         Nothing for plain prompts (causal attention on right-padded ids needs no mask); positions
         and a (B, 1, S, S) bool mask, True = attend, for packed ones.
         """
         if self.branch_ends is None or self.position_ids is None:
             return {}
 
+        # The mask is made here, on the model's device: the batch itself stays small.
         return {"position_ids": self.position_ids, "attention_mask": branch_mask(self.branch_ends)}
 
 
@@ -62,6 +64,7 @@ def collate(prompts: Sequence[EncodedPrompt], queries: int = 1) -> dict[str, Ten
     if len(prompts) % queries:
         raise ValueError(f"{len(prompts)} prompts cannot be packed by {queries}")
 
+    # A prompt that is not packed is a pack of one.
     packs = [pack(prompts[start : start + queries]) for start in range(0, len(prompts), queries)]
     B, P = len(packs), len(prompts)
     S = max(len(sequence.input_ids) for sequence in packs)
@@ -85,6 +88,8 @@ def collate(prompts: Sequence[EncodedPrompt], queries: int = 1) -> dict[str, Ten
         for p, places in enumerate(sequence.places, start=b * queries):
             prompt = prompts[p]
             query_positions[p] = places[-1]
+
+            # Positions in the prompt become positions in the sequence.
             for k, position in enumerate(prompt.label_positions):
                 label_positions[p, k] = places[position]
                 is_correct = prompt.label_classes[k] == prompt.target
@@ -98,6 +103,8 @@ def collate(prompts: Sequence[EncodedPrompt], queries: int = 1) -> dict[str, Ten
         "incorrect": incorrect,
         "answers": torch.tensor([prompt.answer for prompt in prompts]),
     }
+
+    # Without these fields a batch is not packed.
     if queries > 1:
         batch |= {"position_ids": position_ids, "branch_ends": branch_ends}
     return batch
@@ -136,11 +143,12 @@ class PseudoBatchSampler(torch.utils.data.Sampler[int]):
         return len(self.lengths) * self.queries // self.size * self.size
 
     def __iter__(self) -> Iterator[int]:
-        # The large factor keeps epochs of different seeds apart.
+        # The large factor keeps the epochs of neighbouring seeds apart.
         generator = torch.Generator().manual_seed(self.seed + 1_000_003 * self.epoch)
         order = torch.randperm(len(self.lengths), generator=generator).tolist()
 
-        groups = self.size // self.queries  # in a pseudo-batch
+        # Within a pseudo-batch the order does not matter, so that it can be the lengths'.
+        groups = self.size // self.queries
         for start in range(0, len(self) // self.queries, groups):
             pseudo_batch = order[start : start + groups]
             for group in sorted(pseudo_batch, key=lambda i: self.lengths[i]):
@@ -153,5 +161,7 @@ def at_positions(values_BS: Tensor, positions_P: Tensor) -> Tensor:
     P is B or a multiple of it, with P / B positions of each sequence in order.
     """
     B, P = len(values_BS), len(positions_P)
+
+    # Which sequence each position is in: 0, 0, 1, 1, ... where P = 2 B.
     sequence_P = torch.arange(P, device=values_BS.device) // (P // B)
     return values_BS[sequence_P, positions_P.to(values_BS.device)]

@@ -41,6 +41,7 @@ class BuiltinTask:
     @property
     def task(self) -> Task:
         """Return the task as prompts of the `consistent` style write it."""
+        # All ten tasks are written in the same way, but for two names.
         template = Template(f"{self.text_name}: {{text}} {self.label_name}: {{label}}\n")
         words = tuple(self.words.split())
         return Task(self.name, template, words, words)
@@ -187,6 +188,7 @@ def task_named(name: str, prompt_style: PromptStyle = "consistent") -> Task:
     Raises:
         AbftError: an unknown name; the message names the nearest task.
     """
+    # Names are accepted in any case.
     records = {record.name.lower(): record for record in BUILTIN.values()}
     record = records.get(name.lower())
     if record is None:
@@ -236,6 +238,8 @@ def load_task(name: str, prompt_style: PromptStyle = "consistent") -> TaskData:
 
     train, rest = examples[:TRAIN_POOL], examples[TRAIN_POOL:]
     demonstrations, test = rest[: record.demonstrations], rest[record.demonstrations :]
+
+    # No text is in two parts. Test queries stay as they are, so that results can be compared.
     if prompt_style == "consistent":
         demonstrations = without_texts_of(demonstrations, test)
     train = without_texts_of(unique(train), rest)

@@ -67,6 +67,7 @@ def load_data(
     if len(tables) > 1:
         test_rows = _rows(tables[1], "test data", text_column, label_column)
 
+    # The labels of the training rows define the task; test rows may have no others.
     task_name = name or (Path(source).stem if isinstance(source, str | Path) else "data")
     task = _task_of(rows, task_name, template, f"{origin}: column {label_column!r}")
     labels = task.labels
@@ -150,6 +151,7 @@ def _tables(source: "str | Path | datasets.Dataset") -> "list[datasets.Dataset]"
     if path.suffix.lower() in READERS or path.exists():
         return [read_table(path)]
 
+    # Anything else is an id on the hub.
     import datasets
 
     try:
@@ -173,6 +175,8 @@ def labelled_splits(splits: "datasets.DatasetDict") -> "list[datasets.Dataset]":
         if name not in splits or splits[name] is train:
             continue
         table = splits[name]
+
+        # Only columns of classes can be unlabelled.
         columns = [
             column for column, feature in table.features.items() if hasattr(feature, "names")
         ]
@@ -197,6 +201,7 @@ def read_table(path: Path) -> "datasets.Dataset":
     import pandas
 
     datasets.disable_progress_bars()
+
     kind = READERS[path.suffix.lower()]
     try:
         if kind != "csv":
@@ -207,6 +212,8 @@ def read_table(path: Path) -> "datasets.Dataset":
     except Exception as error:
         if "corresponds to no data" in str(error):
             raise AbftError(f"{path}: no rows") from None
+
+        # The cause says what is wrong in the file; the error itself only that reading failed.
         cause = error.__cause__ or error
         reason = (str(cause).splitlines() or [type(cause).__name__])[0][:160]
         raise AbftError(f"{path} could not be read as {kind}: {reason}") from None
@@ -231,6 +238,7 @@ def _strings(table: "datasets.Dataset", column: str, source: str, what: str) -> 
     if len(table) == 0:
         raise AbftError(f"{source}: no rows")
 
+    # Class -1, or any other that has no name, counts as empty.
     names = getattr(table.features[column], "names", None)
     if names:
         values = [

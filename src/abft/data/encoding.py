@@ -1,22 +1,26 @@
-"""Prompts as tokens, with the position of every demonstration's label."""
+"""Encode prompts as tokens, with the position of every demonstration's label.
+
+A label's position comes from the character span recorded while the prompt was written and from the
+fast tokenizer's offsets; prefixes are never tokenised again.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from abft.data.prompts import Prompt, write_prompt
 from abft.data.tasks import Example, PromptStyle, Task
 from abft.errors import AbftError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-from abft.data.prompts import Prompt, write_prompt
 
 LabelTokens = Sequence[int | tuple[int, ...]]  # of every class: its token, or several
 
 
 @dataclass(frozen=True)
 class EncodedPrompt:
-    """A prompt as tokens; its last token is the query position, the one that predicts the label."""
+    """Holds a prompt as tokens; its last token, the query position, predicts the label."""
 
     input_ids: tuple[int, ...]
     label_positions: tuple[int, ...]  # token index of each demonstration's label
@@ -28,16 +32,15 @@ class EncodedPrompt:
 def attention_target(
     input_ids: Sequence[int], candidates: Sequence[int], correct: Sequence[bool], answer: int = -1
 ) -> EncodedPrompt:
-    """A prompt of any kind to train or measure attention on: its last token should look at the
-    right ones of some candidates.
+    """Return a prompt whose last token should look at the correct ones of some candidates.
 
-    Label tokens of demonstrations are one use; passages of which one holds the answer are another
-    (examples/retrieval.py).
+    Any attention can be trained or measured with it. Label tokens of demonstrations are one use;
+    passages of which one holds the answer are another (examples/retrieval.py).
 
     Args:
         input_ids: token ids of the prompt, up to the position that looks.
         candidates: positions to choose from, k of them.
-        correct: for each candidate whether it is right.
+        correct: for each candidate whether it is correct.
         answer: token id that should come next, for the end-to-end objective; -1 = none.
 
     Raises:
@@ -49,13 +52,14 @@ def attention_target(
             f"expected distinct candidates and whether each is right, got {list(candidates)} "
             f"and {list(correct)}"
         )
-    if not all(0 <= at < len(input_ids) for at in candidates):
+    if not all(0 <= position < len(input_ids) for position in candidates):
         raise ValueError(
             f"candidates {list(candidates)}: expected positions from 0 to {len(input_ids) - 1}"
         )
-    return EncodedPrompt(
-        tuple(input_ids), tuple(candidates), tuple(map(int, correct)), target=1, answer=answer
-    )
+
+    # Correct candidates are of class 1, which is the target.
+    classes = tuple(map(int, correct))
+    return EncodedPrompt(tuple(input_ids), tuple(candidates), classes, target=1, answer=answer)
 
 
 def encode(
@@ -70,7 +74,8 @@ def encode(
         max_length: the model's context in tokens; None = unlimited.
 
     Raises:
-        AbftError: a prompt is longer than `max_length`, or a label word has no token of its own.
+        AbftError: a prompt is longer than `max_length`, a label word has no token of its own, or
+            the tokenizer is not a fast one.
     """
     if not prompts:
         return []
@@ -78,20 +83,24 @@ def encode(
         raise AbftError(
             f"{type(tokenizer).__name__} gives no character offsets; a fast tokenizer is needed"
         )
-    encoding = tokenizer(
-        [prompt.text for prompt in prompts], return_offsets_mapping=True, verbose=False
-    )
+
+    texts = [prompt.text for prompt in prompts]
+    encoding = tokenizer(texts, return_offsets_mapping=True, verbose=False)
     encoded = []
     for number, prompt in enumerate(prompts):
         ids, offsets = encoding["input_ids"][number], encoding["offset_mapping"][number]
-        if prompt_style == "consistent":  # StaICC scores the very last token, special or not
+
+        # Special tokens at the end are dropped; StaICC scores the very last token, special or not.
+        if prompt_style == "consistent":
             while offsets and offsets[-1][0] == offsets[-1][1]:
                 ids, offsets = ids[:-1], offsets[:-1]
+
         if max_length is not None and len(ids) > max_length:
             raise AbftError(
                 f"prompt {number} has {len(ids)} tokens, the model reads at most {max_length}. "
                 "Use a smaller k or shorter texts."
             )
+
         positions = tuple(
             _label_position(prompt, span, offsets, prompt_style) for span in prompt.label_spans
         )
@@ -100,6 +109,7 @@ def encode(
 
 
 def _overlapping(span: tuple[int, int], offsets: Sequence[tuple[int, int]]) -> list[int]:
+    """Return the tokens, as indices into `offsets`, that share a character with `span`."""
     return [i for i, (start, end) in enumerate(offsets) if start < span[1] and end > span[0]]
 
 
@@ -109,87 +119,98 @@ def _label_position(
     offsets: Sequence[tuple[int, int]],
     prompt_style: PromptStyle,
 ) -> int:
-    """Where heads should look: a label's first token (`consistent`), or its last, which StaICC
-    scores.
+    """Return where heads should look: a label's first token, or its last in the `staicc` style.
+
+    The last is the one that StaICC scores.
     """
-    tokens = _overlapping(span, offsets)
-    if not tokens:
+    positions = _overlapping(span, offsets)
+    if not positions:
         word = prompt.text[span[0] : span[1]]
         raise AbftError(
             f"label word {word!r} has no token of its own in a prompt; choose another word"
         )
-    return tokens[0 if prompt_style == "consistent" else -1]
+    return positions[0 if prompt_style == "consistent" else -1]
 
 
 def label_tokens(
     tokenizer: "PreTrainedTokenizerBase", task: Task, prompt_style: PromptStyle = "consistent"
 ) -> list[int | tuple[int, ...]]:
-    """The token id that stands for each class at the query position; a tuple where a label is
-    several tokens.
+    """Return the token id of each class's label; a tuple where the label is several tokens.
 
-    `consistent`: the tokens of the label word as it stands inside a demonstration; where one label
-    begins with another, all end with the token that follows a label there. `staicc`: the last
-    sub-token of the bare label word, as StaICC scores it.
+    They are those that follow the query position. `consistent`: the tokens of the label word as a
+    demonstration writes it; where one label begins with another, all end with the token that
+    follows a label there. `staicc`: the last sub-token of the bare label word, as StaICC scores it.
 
     Raises:
-        AbftError: two labels are the same tokens, or the tokenizer writes the label differently
-            after a query than inside a demonstration.
+        AbftError: two labels are the same tokens, the tokenizer writes the label differently after
+            a query than inside a demonstration, or it is not a fast one.
     """
     if not tokenizer.is_fast:
         raise AbftError(
             f"{type(tokenizer).__name__} gives no character offsets; a fast tokenizer is needed"
         )
     if prompt_style == "staicc":
-        tokens = [tokenizer(word)["input_ids"][-1] for word in task.label_words]
-        _refuse_shared_tokens(task, tokens)
-        return tokens
-    pieces: list[tuple[int, ...]] = []
-    ends: list[tuple[int, ...]] = []
-    detached = []
+        last_tokens = [tokenizer(word)["input_ids"][-1] for word in task.label_words]
+        _refuse_shared_tokens(task, last_tokens)
+        return last_tokens
+
+    # Each label's tokens in a demonstration, and the same with the token that follows them.
+    tokens: list[tuple[int, ...]] = []
+    ended_tokens: list[tuple[int, ...]] = []
+    detached_words = []
     for label, word in enumerate(task.label_words):
+        # One demonstration and a query, as in training; their texts do not matter.
         prompt = write_prompt(task, [Example("text", label)], Example("text", label), prompt_style)
         encoding = tokenizer(prompt.text, return_offsets_mapping=True)
-        at = _overlapping(prompt.label_spans[0], encoding["offset_mapping"])
+        positions = _overlapping(prompt.label_spans[0], encoding["offset_mapping"])
         ids = encoding["input_ids"]
-        ending = prompt.text[: prompt.label_spans[0][0]].rstrip(" ")
-        (query,) = encode(tokenizer, [Prompt(ending, (), (), label)])
-        start = len(query.input_ids)  # a space of its own before the label belongs to it
-        if at and list(query.input_ids) != ids[:start]:
-            detached.append(word)
-        pieces.append(tuple(ids[start : at[-1] + 1]) if at else ())
-        ends.append(tuple(ids[start : at[-1] + 2]) if at else ())
-    _refuse_shared_tokens(task, pieces)
-    if detached:
+
+        # A query ends where this label begins. A space of its own before the label belongs to it.
+        query_text = prompt.text[: prompt.label_spans[0][0]].rstrip(" ")
+        (query,) = encode(tokenizer, [Prompt(query_text, (), (), label)])
+        start = len(query.input_ids)
+        if positions and list(query.input_ids) != ids[:start]:
+            detached_words.append(word)
+
+        tokens.append(tuple(ids[start : positions[-1] + 1]) if positions else ())
+        ended_tokens.append(tuple(ids[start : positions[-1] + 2]) if positions else ())
+
+    _refuse_shared_tokens(task, tokens)
+    if detached_words:
+        label_text = task.template.before_label.strip() + " " + detached_words[0]
         raise AbftError(
-            f"this tokenizer splits {task.template.before_label.strip() + ' ' + detached[0]!r} "
-            f"so that the label does not "
-            "directly follow the query; write the template without the space before {label}"
+            f"this tokenizer splits {label_text!r} so that the label does not directly follow the "
+            "query; write the template without the space before {label}"
         )
-    begun = any(a != b and b[: len(a)] == a for a in pieces for b in pieces)
-    return [piece[0] if len(piece) == 1 else piece for piece in (ends if begun else pieces)]
+
+    # The probability of a label that begins another one would contain the other's.
+    if any(a != b and b[: len(a)] == a for a in tokens for b in tokens):
+        tokens = ended_tokens
+    return [label[0] if len(label) == 1 else label for label in tokens]
 
 
 def first_tokens(label_tokens: LabelTokens) -> list[int]:
-    """The token with which each label begins."""
+    """Return the token with which each label begins."""
     return [label if isinstance(label, int) else label[0] for label in label_tokens]
 
 
 def with_answers(
     prompts: Sequence[EncodedPrompt], label_tokens: LabelTokens
 ) -> list[EncodedPrompt]:
-    """The same prompts with the first token of the correct label recorded, for objectives that look
-    at the LM's output.
+    """Return the prompts with the first token of the correct label recorded.
+
+    Objectives that look at the LM's output need it.
     """
     answers = first_tokens(label_tokens)
     return [replace(prompt, answer=answers[prompt.target]) for prompt in prompts]
 
 
 def _refuse_shared_tokens(task: Task, tokens: Sequence[int] | Sequence[tuple[int, ...]]) -> None:
+    """Raise AbftError if two labels are the same tokens."""
     for i, token in enumerate(tokens):
         if token in tokens[:i]:
             first, second = task.label_words[tokens.index(token)], task.label_words[i]  # type: ignore[arg-type]
             raise AbftError(
-                f"label words {first!r} and {second!r} have the same tokens for this tokenizer "
-                f"and cannot be told apart; "
-                "map one to another word with --label-words 'LABEL=word'"
+                f"label words {first!r} and {second!r} have the same tokens for this tokenizer and "
+                "cannot be told apart; map one to another word with --label-words 'LABEL=word'"
             )

@@ -1,5 +1,6 @@
-"""Training prompts of every built-in task but one, as in MetaICL (Min et al. 2022, arXiv
-2110.15943).
+"""Draw training prompts of every built-in task but one, as in MetaICL (Min et al. 2022).
+
+The paper is arXiv 2110.15943.
 """
 
 from typing import TYPE_CHECKING
@@ -15,11 +16,11 @@ if TYPE_CHECKING:
 
 
 def other_tasks(target: TaskData, prompt_style: PromptStyle = "consistent") -> list[TaskData]:
-    """The built-in tasks but `target`, without its texts: some tasks share reviews."""
-    texts = {text_key(e.text) for e in (*target.train, *target.demonstrations, *target.test)}
-    return [
-        load_task(name, prompt_style).without(texts) for name in TASKS if name != target.task.name
-    ]
+    """Return the built-in tasks but `target`, without its texts: some tasks share reviews."""
+    examples = (*target.train, *target.demonstrations, *target.test)
+    texts = {text_key(example.text) for example in examples}
+    others = (name for name in TASKS if name != target.task.name)
+    return [load_task(name, prompt_style).without(texts) for name in others]
 
 
 def other_prompts(
@@ -31,16 +32,16 @@ def other_prompts(
     prompt_style: PromptStyle = "consistent",
     max_length: int | None = None,
 ) -> list[EncodedPrompt]:
-    """nd prompts, as many from every other task; the target's examples are never seen."""
+    """Return nd prompts, as many from every other task; the target's examples are never seen."""
     others = other_tasks(target, prompt_style)
+
     prompts: list[EncodedPrompt] = []
     for i, data in enumerate(others):
+        # The first tasks take one prompt more where nd does not divide evenly.
         share = nd // len(others) + (i < nd % len(others))
-        encoded = encode(
-            tokenizer,
-            training_prompts(data, share, k, seed, prompt_style),
-            prompt_style,
-            max_length,
-        )
-        prompts += with_answers(encoded, label_tokens(tokenizer, data.task, prompt_style))
+        texts = training_prompts(data, share, k, seed, prompt_style)
+        encoded = encode(tokenizer, texts, prompt_style, max_length)
+
+        tokens = label_tokens(tokenizer, data.task, prompt_style)
+        prompts += with_answers(encoded, tokens)
     return prompts

@@ -1,4 +1,4 @@
-"""A task's examples in three disjoint parts: training pool, demonstration pool, test queries."""
+"""Hold a task's examples in three disjoint parts: training, demonstrations and test queries."""
 
 from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +14,7 @@ SPLIT_SEED = 42  # the parts never depend on a run's seed
 
 @dataclass(frozen=True)
 class TaskData:
-    """A task and its examples. No text of `train` occurs in `demonstrations` or `test`."""
+    """Holds a task and its examples. No text of `train` occurs in `demonstrations` or `test`."""
 
     task: Task
     train: tuple[Example, ...]
@@ -22,11 +22,11 @@ class TaskData:
     test: tuple[Example, ...]
 
     def with_words(self, words: dict[str, str]) -> "TaskData":
-        """The same data with some labels written as other words."""
+        """Return the same data with some labels written as other words."""
         return replace(self, task=self.task.with_words(words))
 
     def without(self, texts: Collection[str]) -> "TaskData":
-        """The same data without the examples whose text has one of these `text_key`s."""
+        """Return the same data without the examples whose text has one of these `text_key`s."""
 
         def kept(examples: Sequence[Example]) -> tuple[Example, ...]:
             return tuple(example for example in examples if text_key(example.text) not in texts)
@@ -39,23 +39,25 @@ class TaskData:
         )
 
     def check(self, k: int, queries: int = 1) -> None:
-        """Raise AbftError unless prompts of k demonstrations can be drawn from every part; training
-        adds `queries` to them.
+        """Raise AbftError unless prompts of k demonstrations can be drawn from every part.
+
+        Training prompts draw `queries` in addition.
         """
+        # Demonstrations and queries of a training prompt are all different examples.
         if len(self.train) < k + queries:
-            asked = "a query" if queries == 1 else f"{queries} queries"
+            query = "a query" if queries == 1 else f"{queries} queries"
+            remedy = "" if queries == 1 else ", --queries 1"
             raise AbftError(
                 f"{self.task.name}: the training pool has {len(self.train)} examples, k = {k} "
-                f"demonstrations and {asked} need "
-                f"{k + queries}. Give more data{'' if queries == 1 else ', --queries 1'} or a "
-                f"smaller k."
+                f"demonstrations and {query} need {k + queries}. Give more data{remedy} or a "
+                "smaller k."
             )
         if len(self.demonstrations) < k:
             raise AbftError(
                 f"{self.task.name}: the demonstration pool has {len(self.demonstrations)} "
-                f"examples, k = {k} needs "
-                f"at least {k}. Give more data or a smaller k."
+                f"examples, k = {k} needs at least {k}. Give more data or a smaller k."
             )
+
         if not self.test:
             raise AbftError(f"{self.task.name}: no test examples; give --test-data or more data")
         if len({example.label for example in self.train}) < 2:
@@ -66,49 +68,56 @@ class TaskData:
 
 
 def text_key(text: str) -> str:
-    """What two writings of one text share: its letters and digits, without case (tasks tokenise the
-    same review apart).
+    """Return what two writings of one text share: its letters and digits, without case.
+
+    Tasks tokenise the same review differently. A text without letters and digits is its own key.
     """
-    return (
-        "".join(character for character in text.casefold() if character.isalnum()) or text.strip()
-    )
+    characters = (character for character in text.casefold() if character.isalnum())
+    return "".join(characters) or text.strip()
 
 
 class LinearCongruential:
-    """StaICC's random numbers: every draw continues where the last one ended, so that ours equal
-    StaICC's.
+    """Draws StaICC's random numbers.
+
+    Every draw continues where the last one ended, so that ours equal StaICC's.
     """
 
     def __init__(self, seed: int = SPLIT_SEED) -> None:
         self.state = seed
 
     def uniform(self) -> float:
-        """A number in [0, 1)."""
+        """Return a number in [0, 1)."""
+        # The constants of Numerical Recipes.
         self.state = (self.state * 1664525 + 1013904223) % 2**32
         return self.state / 2**32
 
     def sample(self, values: Sequence[int], count: int) -> list[int]:
-        """`count` of `values` without repetition."""
-        left = list(values)
-        return [left.pop(int(self.uniform() * len(left))) for _ in range(count)]
+        """Draw `count` of `values` without repetition."""
+        remaining = list(values)
+        return [remaining.pop(int(self.uniform() * len(remaining))) for _ in range(count)]
 
 
 def lcg_indices(total: int, picks: Sequence[int], seed: int = SPLIT_SEED) -> list[list[int]]:
-    """Index lists drawn without repetition, `picks[i]` out of `total` each; one generator runs
-    through all lists.
+    """Draw lists of indices without repetition, `picks[i]` out of `total` each.
+
+    One generator runs through all lists.
     """
     generator = LinearCongruential(seed)
     return [generator.sample(range(total), pick) for pick in picks]
 
 
 def without_texts_of(examples: Sequence[Example], others: Sequence[Example]) -> list[Example]:
-    seen = {text_key(example.text) for example in others}
-    return [example for example in examples if text_key(example.text) not in seen]
+    """Return the examples whose text does not occur in `others`."""
+    texts = {text_key(example.text) for example in others}
+    return [example for example in examples if text_key(example.text) not in texts]
 
 
 def unique(
     examples: Sequence[Example], key: Callable[[Example], Hashable] | None = None
 ) -> list[Example]:
-    """The first example of every key, by default of every text."""
+    """Return the first example of every key, by default of every text."""
     key = key or (lambda example: text_key(example.text))
-    return list({key(example): example for example in reversed(examples)}.values())[::-1]
+
+    # Of equal keys a dictionary keeps the last value: read backwards, the first example.
+    by_key = {key(example): example for example in reversed(examples)}
+    return list(by_key.values())[::-1]

@@ -1,6 +1,4 @@
-"""A task: a template, labels and the words that stand for them in a prompt; the ten tasks of
-StaICC.
-"""
+"""Describe a classification task: a template, labels, and the words they are in a prompt."""
 
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -12,7 +10,7 @@ PromptStyle = Literal["consistent", "staicc"]
 
 @dataclass(frozen=True)
 class Example:
-    """One labelled text; `label` indexes `Task.labels`."""
+    """Holds one labelled text; `label` indexes `Task.labels`."""
 
     text: str
     label: int
@@ -20,8 +18,9 @@ class Example:
 
 @dataclass(frozen=True)
 class Template:
-    """How one demonstration is written: a pattern with `{text}` and `{label}`, e.g. "review: {text}
-    label: {label}\\n".
+    """Defines how one demonstration is written: a pattern with `{text}` and `{label}`.
+
+    For example "review: {text} label: {label}\\n".
     """
 
     pattern: str
@@ -34,6 +33,8 @@ class Template:
                 f"template {self.pattern!r}: expected {{text}} once, then {{label}} once, "
                 'for example "sentence: {text} sentiment: {label}\\n"'
             )
+
+        # Without it the next demonstration would continue the label word.
         if self.after_label == "":
             raise AbftError(
                 f"template {self.pattern!r}: needs something after {{label}}, for example a "
@@ -42,29 +43,32 @@ class Template:
 
     @property
     def before_text(self) -> str:
+        """Return what precedes the text."""
         return self.pattern.partition("{text}")[0]
 
     @property
     def before_label(self) -> str:
+        """Return what comes between the text and the label word."""
         return self.pattern.partition("{text}")[2].partition("{label}")[0]
 
     @property
     def after_label(self) -> str:
+        """Return what follows the label word."""
         return self.pattern.partition("{label}")[2]
 
     def after_query(self, prompt_style: "PromptStyle") -> str:
-        """What a prompt ends with, after the query's text."""
+        """Return what a prompt ends with, after the query's text."""
         return self.before_label if prompt_style == "staicc" else self.before_label.rstrip(" ")
 
 
 @dataclass(frozen=True)
 class Task:
-    """A classification task as a prompt sees it."""
+    """Describes a classification task as a prompt writes it."""
 
     name: str
     template: Template
-    labels: tuple[str, ...]  # as they stand in the data, one per class
-    label_words: tuple[str, ...]  # as they stand in the prompt, same order
+    labels: tuple[str, ...]  # as the data write them, one per class
+    label_words: tuple[str, ...]  # as the prompt writes them, same order
 
     def __post_init__(self) -> None:
         if len(self.labels) < 2:
@@ -77,27 +81,29 @@ class Task:
                 f"task {self.name!r}: {len(self.labels)} labels but {len(self.label_words)} "
                 f"label words"
             )
+
+        # Spaces around a label word belong to the template.
         for label, word in zip(self.labels, self.label_words, strict=True):
             if not word.strip() or word != word.strip():
                 raise AbftError(
                     f"task {self.name!r}: label word {word!r} of label {label!r} is empty or "
                     f"padded with spaces"
                 )
+
         if len(set(self.label_words)) != len(self.label_words):
             raise AbftError(
                 f"task {self.name!r}: two labels share a label word: {', '.join(self.label_words)}"
             )
 
     def with_words(self, words: dict[str, str]) -> "Task":
-        """The same task with some labels written as other words, e.g. {"negative": "bad"}."""
+        """Return the task with some labels written as other words, e.g. {"negative": "bad"}."""
         unknown = sorted(set(words) - set(self.labels))
         if unknown:
             raise AbftError(
                 f"label words given for unknown labels {unknown}; the data's labels are "
                 f"{list(self.labels)}"
             )
-        renamed = tuple(
-            words.get(label, word)
-            for label, word in zip(self.labels, self.label_words, strict=True)
-        )
-        return replace(self, label_words=renamed)
+
+        pairs = zip(self.labels, self.label_words, strict=True)
+        label_words = tuple(words.get(label, word) for label, word in pairs)
+        return replace(self, label_words=label_words)

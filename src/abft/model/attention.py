@@ -1,8 +1,8 @@
-"""Attention rows of single query positions, without n x n matrices and without the LM head.
+"""Read attention rows of single query positions, without n x n matrices and without the LM head.
 
 One function is registered with transformers under the name `abft_rows`, together with a mask
 function of the same name (without it transformers would silently pass no padding mask). Its output
-is SDPA's; beside it, it returns only the softmax rows of the asked query positions, which
+is SDPA's; in addition it returns the softmax rows of chosen query positions only, which
 transformers collects into `outputs.attentions`.
 """
 
@@ -34,14 +34,15 @@ def softmax_rows(
     softcap: float | None = None,
     sinks_H: Tensor | None = None,
 ) -> Tensor:
-    """softmax(q K^T) for some query positions only, causal, float32.
+    """Return softmax(q K^T) for some query positions only, causal, float32.
 
     Args:
-        query: (B, H, N, D), after RoPE and QK-norm.
-        key: (B, Hkv, S, D), before the repetition of grouped-query attention; S >= N (a cache may
-            precede).
-        query_positions_BQ: indices into N, (B, Q).
-        attention_mask: bool (True = attend) or additive, (B or 1, H or 1, N, S); None = causal.
+        query: (B, H, S - past, D), after RoPE and QK-norm; a cache holds the `past` tokens before.
+        key: (B, Hkv, S, D), before the repetition of grouped-query attention.
+        query_positions_BQ: indices into the S - past queries, (B, Q).
+        attention_mask: bool (True = attend) or additive, (B or 1, H or 1, S - past, S); None =
+            causal.
+        scaling: of the scores; default: 1 / sqrt(D).
         sliding_window: keys further back than this many tokens get 0.
         softcap: scores are capped to `softcap * tanh(scores / softcap)` (Gemma 2).
         sinks_H: one extra score a head that takes part in the softmax and is then dropped
@@ -50,35 +51,39 @@ def softmax_rows(
     Returns:
         (B, H, Q, S) float32; differentiable in query and key.
     """
-    B, H, N, D = query.shape
+    B, H, queries, D = query.shape
     kv_heads, S = key.shape[1], key.shape[2]
     Q = query_positions_BQ.shape[1]
+    past = S - queries
     scaling = D**-0.5 if scaling is None else scaling
-    index = query_positions_BQ[:, None, :, None].expand(B, H, Q, D)
-    query_BHQD = query.gather(2, index)
+
+    # The heads that share keys are folded into the query axis: no key is repeated.
+    positions_B1Q1 = query_positions_BQ[:, None, :, None]
+    query_BHQD = query.gather(2, positions_B1Q1.expand(B, H, Q, D))
     grouped = query_BHQD.reshape(B, kv_heads, H // kv_heads * Q, D)
     scores = (grouped @ key.transpose(2, 3)).reshape(B, H, Q, S).float() * scaling
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
-    lowest = torch.finfo(
-        scores.dtype
-    ).min  # not -inf: rows of left padding see nothing and must not become NaN
+
+    # Not -inf: rows of left padding see nothing and must not become NaN.
+    lowest = torch.finfo(scores.dtype).min
     if attention_mask is not None:
-        mask = attention_mask.expand(B, attention_mask.shape[1], N, attention_mask.shape[-1])[
-            ..., :S
-        ]
-        at = query_positions_BQ[:, None, :, None].expand(B, mask.shape[1], Q, S)
-        mask = mask.gather(2, at)
-        scores = (
-            scores.masked_fill(~mask, lowest) if mask.dtype == torch.bool else scores + mask.float()
-        )
+        mask_heads, mask_keys = attention_mask.shape[1], attention_mask.shape[-1]
+        mask = attention_mask.expand(B, mask_heads, queries, mask_keys)[..., :S]
+        mask = mask.gather(2, positions_B1Q1.expand(B, mask_heads, Q, S))
+        if mask.dtype == torch.bool:
+            scores = scores.masked_fill(~mask, lowest)
+        else:
+            scores = scores + mask.float()
     else:
         keys_S = torch.arange(S, device=query.device)
-        last_BQ1 = (query_positions_BQ + S - N)[..., None]
-        visible = keys_S <= last_BQ1
+        last_BQ1 = (query_positions_BQ + past)[..., None]
+        visible_BQS = keys_S <= last_BQ1
         if sliding_window is not None:
-            visible = visible & (keys_S > last_BQ1 - sliding_window)
-        scores = scores.masked_fill(~visible[:, None], lowest)
+            visible_BQS = visible_BQS & (keys_S > last_BQ1 - sliding_window)
+        scores = scores.masked_fill(~visible_BQS[:, None], lowest)
+
+    # A sink takes part of the softmax: the rows then sum to less than 1.
     if sinks_H is not None:
         sinks = sinks_H.float().reshape(1, H, 1, 1).expand(B, H, Q, 1)
         return torch.softmax(torch.cat([scores, sinks], dim=-1), dim=-1)[..., :-1]
@@ -95,15 +100,19 @@ def _exact_output(
     softcap: float | None,
     sinks_H: Tensor | None,
 ) -> Tensor:
-    """Attention output for what SDPA refuses (softcap, sinks): every row, recomputed in backward,
-    never stored.
+    """Return the attention output where SDPA refuses (softcap, sinks), from every softmax row.
+
+    The rows are recomputed in the backward pass, never stored.
     """
     every_row = torch.arange(query.shape[2], device=query.device).expand(query.shape[0], -1)
     rows = softmax_rows(
         query, key, every_row, attention_mask, scaling, sliding_window, softcap, sinks_H
     )
     groups = query.shape[1] // key.shape[1]
-    return (rows.to(value.dtype) @ repeat_kv(value, groups)).transpose(1, 2).contiguous()
+    output = rows.to(value.dtype) @ repeat_kv(value, groups)
+
+    # transformers expects (B, S, H, D).
+    return output.transpose(1, 2).contiguous()
 
 
 def _forward(
@@ -121,12 +130,14 @@ def _forward(
     head_gates: dict[int, Tensor] | None = None,
     **kwargs: object,
 ) -> tuple[Tensor, Tensor | None]:
-    """The registered attention function: SDPA's output, and the rows of `row_positions` (B, Q) if
-    asked.
+    """Return SDPA's output and, if `row_positions` (B, Q) are given, their rows.
 
-    `head_gates`: by layer, a factor (H,) for each head's output; 0 switches the head off.
+    This is the registered attention function. `head_gates`: by layer, a factor (H,) for each head's
+    output; 0 switches the head off.
     """
-    kwargs.pop("output_attentions", None)  # SDPA would warn that it has none
+    # SDPA would warn that it has none.
+    kwargs.pop("output_attentions", None)
+
     if softcap is None and s_aux is None:
         output, _ = sdpa_attention_forward(
             module,
@@ -140,12 +151,15 @@ def _forward(
             **kwargs,
         )
     else:
+        # SDPA has neither a soft cap nor sinks.
         arguments = (query, key, value, attention_mask, scaling, sliding_window, softcap, s_aux)
         output = checkpoint(_exact_output, *arguments, use_reentrant=False)
+
     if head_gates is not None and module.layer_idx in head_gates:
         output = output * head_gates[module.layer_idx].to(output.device, output.dtype)[:, None]
     if row_positions is None:
         return output, None
+
     rows = softmax_rows(
         query, key, row_positions, attention_mask, scaling, sliding_window, softcap, s_aux
     )
@@ -153,8 +167,6 @@ def _forward(
 
 
 AttentionInterface.register(IMPLEMENTATION, _forward)
-
-
 AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)
 
 
@@ -162,8 +174,9 @@ AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)
 def row_attention(
     model: nn.Module, implementation: Implementation = IMPLEMENTATION
 ) -> Iterator[None]:
-    """Changes `model` while the context is open: its attention returns rows. Stock attention is
-    back afterwards.
+    """Changes `model` while the context is open: its attention returns rows.
+
+    Stock attention is back afterwards.
     """
     if implementation not in (*ALL_ATTENTION_FUNCTIONS.valid_keys(), "eager"):
         raise RuntimeError(
@@ -175,8 +188,11 @@ def row_attention(
             f"no mask function named {implementation!r} is registered with transformers: "
             f"padding would be attended to"
         )
+
+    # Nested models share a configuration or have one of their own; each is changed once.
     configs = {id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}
     before = [(config, config._attn_implementation) for config in configs.values()]
+
     try:
         for config, _ in before:
             config._attn_implementation = implementation
@@ -187,18 +203,20 @@ def row_attention(
 
 
 def causal_lm(model: nn.Module) -> nn.Module:
-    """The causal LM itself, also where PEFT wraps it."""
+    """Return the causal LM itself, also where PEFT wraps it."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def decoder(model: nn.Module) -> nn.Module:
-    """The part of a causal LM that ends in hidden states, without the LM head; unwraps PEFT models.
+    """Return the part of a causal LM that ends in hidden states; unwraps PEFT models.
 
     Raises:
         AbftError: the family has no such part.
     """
     whole = causal_lm(model)
     inner = whole.get_decoder() if hasattr(whole, "get_decoder") else None
+
+    # Some families return nothing, or themselves.
     if inner is None or inner is whole:
         inner = whole.base_model
     if inner is whole:
@@ -215,8 +233,9 @@ def read_rows(
     implementation: Implementation = IMPLEMENTATION,
     **inputs: object,
 ) -> tuple[tuple[Tensor, ...], Tensor]:
-    """Run `module` (a decoder, or a whole model) once and return its rows; needs an open
-    `row_attention`.
+    """Run a decoder, or a whole model, once and return its attention rows.
+
+    Needs an open `row_attention`.
 
     Args:
         module: what to call; `decoder(model)` leaves out the LM head.
@@ -232,32 +251,33 @@ def read_rows(
     """
     B, P = input_ids.shape[0], query_positions_P.shape[0]
     mask = inputs.get("attention_mask")
-    if (
-        implementation != IMPLEMENTATION
-        and isinstance(mask, Tensor)
-        and mask.dim() == 4
-        and mask.dtype == torch.bool
-    ):
+    packed = isinstance(mask, Tensor) and mask.dim() == 4 and mask.dtype == torch.bool
+    if packed and implementation != IMPLEMENTATION:
         raise ValueError(
             "packed prompts need the implementation 'abft_rows': eager attention would add a "
             "bool mask to its scores"
         )
+
     if implementation == IMPLEMENTATION:
         inputs = {**inputs, "row_positions": query_positions_P.view(B, P // B)}
     output = module(
         input_ids=input_ids, output_attentions=True, use_cache=False, return_dict=True, **inputs
     )
+
+    # Layers without attention, such as recurrent ones, have None.
     attentions = [rows for rows in output.get("attentions") or () if rows is not None]
     if not attentions and implementation == IMPLEMENTATION:
         raise RuntimeError(
             "the model returned no rows: read them inside `with row_attention(model):`"
         )
+
+    # Eager attention returns whole matrices, of which the rows are picked here.
     if implementation == IMPLEMENTATION:
         rows = tuple(rows_BHQS.transpose(1, 2).flatten(0, 1) for rows_BHQS in attentions)
     else:
-        sequence = torch.arange(P, device=input_ids.device) // (P // B)
+        sequence_P = torch.arange(P, device=input_ids.device) // (P // B)
         rows = tuple(
-            matrix[sequence, :, query_positions_P.to(matrix.device)].float()
-            for matrix in attentions
+            matrix_BHSS[sequence_P, :, query_positions_P.to(matrix_BHSS.device)].float()
+            for matrix_BHSS in attentions
         )
     return rows, output[0]

@@ -1,4 +1,4 @@
-"""What a model supports: attention rows, packing, a known LM head.
+"""Measure what a model supports: attention rows, packing, a known LM head.
 
 Every question is answered by running the model on a few tokens, once; the answers are kept with the
 model.
@@ -38,7 +38,7 @@ _TOLERANCE, _HALF_TOLERANCE = 1e-3, 5e-2
 
 
 class Capabilities:
-    """What one model supports; `capabilities(model)` makes and keeps it.
+    """Measures what one model supports; `capabilities(model)` makes and keeps it.
 
     Attributes:
         dtype: precision of the weights when the model was measured.
@@ -50,7 +50,7 @@ class Capabilities:
 
     @functools.cached_property
     def implementation(self) -> Implementation:
-        """How attention rows are read.
+        """Return how attention rows are read.
 
         "abft_rows" where our rows agree with eager attention's; "eager" (slower, n x n matrices,
         the same rows) where the family ignores transformers' attention interface.
@@ -63,7 +63,7 @@ class Capabilities:
 
     @functools.cached_property
     def packs(self) -> bool:
-        """Whether packed prompts give the rows and hidden states of plain ones.
+        """Return whether packed prompts give the rows and hidden states of plain ones.
 
         Families with sliding windows, recurrent layers, positions of their own (ALiBi) or without
         transformers' attention interface do not.
@@ -79,7 +79,7 @@ class Capabilities:
 
     @functools.cached_property
     def keeps_prefix(self) -> bool:
-        """Whether keys and values of a common beginning can be computed once for many prompts."""
+        """Return whether keys and values of a common beginning can serve many prompts."""
         return self.packs and not positions_depend_on_length(self._model)
 
     @functools.cached_property
@@ -110,6 +110,8 @@ def capabilities(model: nn.Module) -> Capabilities:
         AbftError: the family has no decoder apart from its LM head.
     """
     whole = causal_lm(model)
+
+    # A copied model may carry the answers of the model it was copied from.
     kept = vars(whole).get(_KEPT)
     if kept is None or kept._model is not whole or kept.dtype != _dtype(whole):
         kept = vars(whole)[_KEPT] = Capabilities(whole)  # type: ignore[arg-type]
@@ -122,18 +124,22 @@ def supported_implementation(model: nn.Module) -> Implementation:
 
 
 def attends_to_everything(model: nn.Module) -> bool:
-    """Whether every layer attends to all keys before it: no sliding window, no recurrent state."""
+    """Return whether every layer attends to all keys: no sliding window, no recurrent state."""
     config = causal_lm(model).config.get_text_config()
+
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     return kinds == {"full_attention"} and not getattr(config, "sliding_window", None)
 
 
 def positions_depend_on_length(model: nn.Module) -> bool:
-    """Whether the rotation of a prompt's first keys depends on its length (as with "longrope")."""
+    """Return whether the rotation of a prompt's first keys depends on its length ("longrope")."""
     config = causal_lm(model).config.get_text_config()
     parameters = getattr(config, "rope_parameters", None) or {}
+
+    # Some families give parameters for each type of layer.
     by_layer = [value for value in parameters.values() if isinstance(value, dict)]
-    return any(each.get("rope_type") in ("dynamic", "longrope") for each in [parameters, *by_layer])
+    kinds = {rope.get("rope_type") for rope in (parameters, *by_layer)}
+    return not kinds.isdisjoint(("dynamic", "longrope"))
 
 
 def _dtype(model: nn.Module) -> torch.dtype:
@@ -152,7 +158,11 @@ def _eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 def _probe_implementation(model: "PreTrainedModel", tolerance: float) -> Implementation:
-    """Compare our rows with eager attention's on nine tokens."""
+    """Compare our rows with eager attention's on nine tokens, and return what can be used.
+
+    Raises:
+        AbftError: as `Capabilities.implementation`.
+    """
     config = model.config.get_text_config()
     family = config.model_type
     if getattr(config, "index_topk", None):
@@ -160,8 +170,11 @@ def _probe_implementation(model: "PreTrainedModel", tolerance: float) -> Impleme
             f"model family {family!r} selects keys with a sparse indexer: its attention rows are "
             "no plain softmax. Use a model with dense softmax attention."
         )
+
     inner = decoder(model)
     device = next(inner.parameters()).device
+
+    # The last but one position is read, so that a row has a token that it must not see.
     ids = torch.arange(3, 3 + 9, device=device).remainder(config.vocab_size)[None]
     positions = torch.tensor([ids.shape[1] - 2], device=device)
 
@@ -173,6 +186,7 @@ def _probe_implementation(model: "PreTrainedModel", tolerance: float) -> Impleme
             "with eager attention. ABFT needs a decoder-only model with softmax attention."
         )
 
+    # Where the family ignores the interface, it returns full matrices or nothing.
     with row_attention(model):
         ours = _interface_rows(inner, ids, positions)
     expected = [(1, rows.shape[1], 1, ids.shape[1]) for rows in eager]
@@ -196,9 +210,9 @@ def _probe_implementation(model: "PreTrainedModel", tolerance: float) -> Impleme
 
 
 def _interface_rows(inner: nn.Module, ids: Tensor, positions: Tensor) -> list[Tensor]:
-    """Return what a model returns as attentions under our function, unchecked.
+    """Return the attentions that a model gives under our function, unchecked.
 
-    Nothing where a legacy family refuses the extra keyword.
+    There are none where a legacy family refuses the extra keyword.
     """
     try:
         output = inner(
@@ -214,15 +228,16 @@ def _interface_rows(inner: nn.Module, ids: Tensor, positions: Tensor) -> list[Te
 
 
 def _packs_like_plain(model: "PreTrainedModel", tolerance: float) -> bool:
-    """Compare two prompts read packed with the same prompts read one by one."""
+    """Return whether two prompts read packed give what they give one by one."""
     inner = decoder(model)
     device = next(inner.parameters()).device
     vocabulary = model.config.get_text_config().vocab_size
 
     # Five tokens that both prompts share, then three of their own.
-    trunk, tips = range(3, 8), (range(8, 11), range(11, 14))
+    shared, endings = range(3, 8), (range(8, 11), range(11, 14))
     prompts = [
-        EncodedPrompt(tuple(i % vocabulary for i in (*trunk, *tip)), (), (), 0) for tip in tips
+        EncodedPrompt(tuple(i % vocabulary for i in (*shared, *ending)), (), (), 0)
+        for ending in endings
     ]
 
     def read(queries: int) -> tuple[tuple[Tensor, ...], Tensor, Batch]:
@@ -238,9 +253,11 @@ def _packs_like_plain(model: "PreTrainedModel", tolerance: float) -> bool:
     if any(rows.shape[-1] != n for rows in plain_rows):
         return False
 
-    hidden = plain_BSD[:, -1]
-    scale = max(1.0, hidden.abs().max().item())
-    differences = [(packed_1SD[0, packed.query_positions] - hidden).abs().max().item() / scale]
+    # Hidden states are compared relative to the largest, rows as they are.
+    hidden_PD = plain_BSD[:, -1]
+    packed_PD = packed_1SD[0, packed.query_positions]
+    scale = max(1.0, hidden_PD.abs().max().item())
+    differences = [(packed_PD - hidden_PD).abs().max().item() / scale]
     for plain_PHS, packed_PHS in zip(plain_rows, packed_rows, strict=True):
         for p, places in enumerate(pack(prompts).places):
             difference = packed_PHS[p][:, list(places)] - plain_PHS[p]
@@ -249,9 +266,12 @@ def _packs_like_plain(model: "PreTrainedModel", tolerance: float) -> bool:
 
 
 def _output_difference(model: "PreTrainedModel") -> float:
-    """Compare our logits with the model's on two tokens, relative to the largest."""
+    """Return how far our logits are from the model's on two tokens, relative to the largest."""
     inner = decoder(model)
     ids = torch.tensor([[3, 4]], device=next(inner.parameters()).device)
-    full = model(input_ids=ids, use_cache=False).logits[0, -1:].float()
-    ours = output_logits(model, inner(input_ids=ids, use_cache=False)[0][:, -1]).to(full.device)
-    return (ours - full).abs().max().item() / max(1.0, full.abs().max().item())
+
+    # Only the last position is compared.
+    expected = model(input_ids=ids, use_cache=False).logits[0, -1:].float()
+    hidden_BD = inner(input_ids=ids, use_cache=False)[0][:, -1]
+    ours = output_logits(model, hidden_BD).to(expected.device)
+    return (ours - expected).abs().max().item() / max(1.0, expected.abs().max().item())

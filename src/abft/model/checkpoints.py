@@ -1,4 +1,4 @@
-"""Trained weights on disk: how they are saved, recognised, loaded, merged and extrapolated."""
+"""Save trained weights, and recognise, load, merge and extrapolate them."""
 
 import json
 from collections.abc import Collection
@@ -20,22 +20,24 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 SAMPLES = 16  # entries of each base weight that are remembered
-
-# mean relative difference; half precision of the same base passes, another model does not
+# Mean relative difference; half precision of the same base passes, another model does not.
 BASE_TOLERANCE = 0.005
 _FORMAT = "abft-qk-1"
 
 
 def base_samples(model: "PreTrainedModel", modules: Collection[QKModule]) -> dict[str, list[float]]:
-    """A few evenly spaced entries of every weight of `modules`, by which a base model is
-    recognised; none if quantised.
+    """Return a few evenly spaced entries of every weight of `modules`; none if quantised.
+
+    A base model is recognised by them.
     """
     samples = {}
     for qk in modules:
         module = model.get_submodule(qk.name)
-        weight = (
-            module.get_base_layer() if hasattr(module, "get_base_layer") else module
-        ).weight.detach()
+        if hasattr(module, "get_base_layer"):  # LoRA wraps it
+            module = module.get_base_layer()
+        weight = module.weight.detach()
+
+        # Quantised weights are packed: their entries are not those of the base.
         if weight.dtype.is_floating_point:
             entries = weight.flatten()[:: max(1, weight.numel() // SAMPLES)][:SAMPLES]
             samples[qk.name] = [round(entry, 6) for entry in entries.float().tolist()]
@@ -45,19 +47,22 @@ def base_samples(model: "PreTrainedModel", modules: Collection[QKModule]) -> dic
 def check_base_weights(
     model: "PreTrainedModel", samples: dict[str, list[float]], made_for: str
 ) -> None:
-    """Raise AbftError unless `model` has the weights that `base_samples` saw; half precision of
-    them passes.
+    """Raise AbftError unless `model` has the weights of which `base_samples` took `samples`.
+
+    Half precision of them passes. `made_for` begins the message.
     """
     modules = {qk.name: qk for qk in qk_modules(model)}
     for name, expected in samples.items():
         if name not in modules:
             raise AbftError(f"{made_for}: {name} is missing there")
-        got = base_samples(model, [modules[name]]).get(name)
-        if got is None:
+        entries = base_samples(model, [modules[name]]).get(name)
+        if entries is None:  # quantised
             continue
-        if len(got) != len(expected):
+        if len(entries) != len(expected):
             raise AbftError(f"{made_for}: {name} is of another shape there")
-        difference = sum(abs(a - b) for a, b in zip(got, expected, strict=True))
+
+        # The constant covers the samples' rounding to 6 digits.
+        difference = sum(abs(a - b) for a, b in zip(entries, expected, strict=True))
         if difference > BASE_TOLERANCE * sum(map(abs, expected)) + 1e-5:
             raise AbftError(f"{made_for}: {name} has other values there")
 
@@ -65,11 +70,14 @@ def check_base_weights(
 def save_full_rank(
     model: "PreTrainedModel", folder: str | Path, samples: dict[str, list[float]]
 ) -> None:
-    """Write the trained tensors to `folder/qk_weights.safetensors`; `samples` are the
-    `base_samples` before training.
+    """Write the trained tensors to `folder/qk_weights.safetensors`.
+
+    `samples`: the `base_samples` before training.
     """
     tensors = {
-        n: p.detach().cpu().contiguous() for n, p in model.named_parameters() if p.requires_grad
+        name: parameter.detach().cpu().contiguous()
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
     }
     metadata = {
         "format": _FORMAT,
@@ -85,7 +93,7 @@ def save_adapter(
     samples: dict[str, list[float]],
     state_dict: dict[str, Tensor] | None = None,
 ) -> None:
-    """Write a stock PEFT adapter, and beside it the `base_samples` before training.
+    """Write a stock PEFT adapter, and the `base_samples` before training to a file of their own.
 
     `state_dict`: the model's tensors, gathered, where processes hold parts of them.
     """
@@ -96,7 +104,7 @@ def save_adapter(
 def read_full_rank(
     model: "PreTrainedModel", folder: str | Path, check_base: bool = True
 ) -> dict[str, Tensor]:
-    """The tensors that a run saved, theta of W_Q and W_K by parameter name.
+    """Read the tensors that a run saved, theta of W_Q and W_K by parameter name.
 
     Args:
         model: the base model, which they have to fit.
@@ -108,6 +116,8 @@ def read_full_rank(
     """
     path = Path(folder) / FULL_RANK_FILE
     parameters = dict(model.named_parameters())
+
+    # Missing and damaged files raise different exceptions; all mean that none can be used.
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -116,13 +126,14 @@ def read_full_rank(
         raise AbftError(f"{path} could not be read: {error}. Was writing it cut short?") from None
     if metadata.get("format") != _FORMAT:
         raise AbftError(f"{path}: expected format {_FORMAT}, got {metadata.get('format')!r}")
+
+    # Another family shows in names and shapes, another base of the same shape in its entries.
     made_for = f"{path} was trained on {metadata['base_model']!r}, which is not the model given"
     for name, tensor in saved.items():
-        if name not in parameters or parameters[name].shape != tensor.shape:
-            raise AbftError(
-                f"{made_for}: {name} is "
-                f"{'of another shape' if name in parameters else 'missing'} there"
-            )
+        if name not in parameters:
+            raise AbftError(f"{made_for}: {name} is missing there")
+        if parameters[name].shape != tensor.shape:
+            raise AbftError(f"{made_for}: {name} is of another shape there")
     if check_base:
         check_base_weights(model, json.loads(metadata["base_samples"]), made_for)
     return saved
@@ -132,25 +143,26 @@ def read_full_rank(
 def load_full_rank(
     model: "PreTrainedModel", folder: str | Path, factor: float = 1.0, check_base: bool = True
 ) -> None:
-    """Changes `model`, the base model: theta0 + factor * (theta - theta0) for every saved tensor;
-    see `read_full_rank`.
+    """Changes `model`, the base model: theta0 + factor * (theta - theta0) for every saved tensor.
+
+    See `read_full_rank` for the arguments and errors.
     """
     parameters = dict(model.named_parameters())
     for name, tensor in read_full_rank(model, folder, check_base).items():
         theta0 = parameters[name]
-        new = tensor.to(theta0.device)
-        theta0.copy_(
-            new if factor == 1.0 else theta0.float() + factor * (new.float() - theta0.float())
-        )
+        theta = tensor.to(theta0.device)
+        if factor != 1.0:  # 1 copies the saved tensor, without rounding
+            theta = theta0.float() + factor * (theta.float() - theta0.float())
+        theta0.copy_(theta)
 
 
 def has_weights(folder: str | Path) -> bool:
-    """Whether a folder holds a run's weights."""
+    """Return whether a folder holds a run's weights."""
     return any((Path(folder) / name).is_file() for name in (FULL_RANK_FILE, ADAPTER_FILE))
 
 
 def is_full_rank(folder: str | Path) -> bool:
-    """Whether a run's weights are full-rank tensors (otherwise they are a LoRA adapter).
+    """Return whether a run's weights are full-rank tensors (otherwise they are a LoRA adapter).
 
     Raises:
         AbftError: the folder holds no weights.
@@ -166,25 +178,27 @@ def is_full_rank(folder: str | Path) -> bool:
 def load_adapter(
     model: "PreTrainedModel | PeftModel", folder: str | Path, name: str = "default"
 ) -> "PeftModel":
-    """Changes `model`: a run's LoRA adapter is put beside its weights, and beside other adapters
-    that are there.
+    """Changes `model`: adds a run's LoRA adapter to it, which may have other adapters already.
 
     Raises:
-        AbftError: an adapter of another model.
+        AbftError: an adapter of another model, or damaged files.
     """
     from peft import PeftModel, get_peft_model_state_dict
 
     folder = Path(folder)
     made_for = f"the adapter in {folder} was trained on another model"
+
+    # Adapters that others made have no samples: nothing can be compared.
+    samples: dict[str, list[float]] = {}
+    base_file = folder / BASE_FILE
     try:
-        samples = (
-            json.loads((folder / BASE_FILE).read_text(encoding="utf-8"))
-            if (folder / BASE_FILE).is_file()
-            else {}
-        )
+        if base_file.is_file():
+            samples = json.loads(base_file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise AbftError(f"{folder / BASE_FILE} is damaged: {error}") from None
+        raise AbftError(f"{base_file} is damaged: {error}") from None
     check_base_weights(causal_lm(model), samples, made_for)
+
+    # PEFT raises RuntimeError for tensors of another shape.
     try:
         if isinstance(model, PeftModel):
             model.load_adapter(str(folder), name)
@@ -196,6 +210,8 @@ def load_adapter(
         ) from None
     except (RuntimeError, ValueError) as error:
         raise AbftError(f"{made_for}: {str(error).strip().splitlines()[0][:160]}") from None
+
+    # PEFT does not refuse an adapter with tensors too few or too many.
     with safe_open(folder / ADAPTER_FILE, framework="pt") as file:
         loaded = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
         differing = set(file.keys()) ^ set(loaded)
@@ -219,10 +235,12 @@ def apply_weights(
     if is_full_rank(folder):
         load_full_rank(model, folder, factor)
         return model
-    adapted = load_adapter(model, folder)
-    for module in lora_layers(adapted).values():
+
+    # The change of a LoRA module is proportional to its scale.
+    peft_model = load_adapter(model, folder)
+    for module in lora_layers(peft_model).values():
         module.set_scale("default", factor)
-    return plain_model(adapted)
+    return plain_model(peft_model)
 
 
 def plain_model(model: "PreTrainedModel | PeftModel") -> "PreTrainedModel":

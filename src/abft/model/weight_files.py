@@ -1,4 +1,4 @@
-"""Names of the files with a run's weights: one of the first two; the third goes with an adapter."""
+"""Name the files with a run's weights: one of the first two; the third goes with an adapter."""
 
 FULL_RANK_FILE = "qk_weights.safetensors"
 ADAPTER_FILE = "adapter_model.safetensors"

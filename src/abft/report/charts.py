@@ -1,8 +1,7 @@
-"""Plotly figures with a caption that says what to see and a text for who cannot see it; those of
-results and training.
+"""Plotly figures of results and training, with a caption and a text for screen readers.
 
 Blue, orange and grey differ for every kind of colour vision; lines differ in marker and dash as
-well. Colours of text and background are the page's, which knows light from dark.
+well. Colours of text and background are the page's, which switches between light and dark.
 """
 
 import html
@@ -27,16 +26,17 @@ BINS = 10
 
 @dataclass(frozen=True)
 class Chart:
-    """A figure and what is said about it."""
+    """A figure with its texts."""
 
     name: str
     title: str
     caption: str  # what to see, one line
-    alt: str  # for who cannot see it
+    alt: str  # for readers who cannot see it
     figure: dict[str, Any]  # Plotly's data and layout
 
 
 def chart(name: str, title: str, caption: str, alt: str, figure: go.Figure) -> Chart:
+    """Return a chart, with the layout that all figures share. Changes `figure`."""
     figure.update_layout(
         template="none",
         margin=dict(l=56, r=16, t=12, b=48),
@@ -46,51 +46,59 @@ def chart(name: str, title: str, caption: str, alt: str, figure: go.Figure) -> C
 
 
 def text(value: object) -> str:
-    """A label as Plotly has to get it: tags and entities in it are text."""
+    """Return a label escaped for Plotly, so that tags and entities in it are text."""
     return html.escape(str(value), quote=False)
 
 
 def confusion(evaluation: Arrays, m: int) -> Chart:
-    """Counts of (right class, predicted class) of one model."""
-    name, labels = str(evaluation["models_M"][m]), [text(label) for label in evaluation["labels_C"]]
-    predicted, targets = evaluation["probabilities_MNC"][m].argmax(-1), evaluation["targets_N"]
-    counts = np.zeros((len(labels), len(labels)), int)
-    np.add.at(counts, (targets, predicted), 1)
-    shares = counts / np.maximum(1, counts.sum(1, keepdims=True))
+    """Draw the counts of (correct class, predicted class) of one model."""
+    name = str(evaluation["models_M"][m])
+    labels = [text(label) for label in evaluation["labels_C"]]
+    predicted_N = evaluation["probabilities_MNC"][m].argmax(-1)
+
+    counts_CC = np.zeros((len(labels), len(labels)), int)
+    np.add.at(counts_CC, (evaluation["targets_N"], predicted_N), 1)
+    # A class without prompts has shares of 0.
+    shares_CC = counts_CC / np.maximum(1, counts_CC.sum(1, keepdims=True))
+
     figure = go.Figure(
         go.Heatmap(
-            z=shares,
+            z=shares_CC,
             x=labels,
             y=labels,
-            text=counts,
+            text=counts_CC,
             texttemplate="%{text}",
             colorscale="Cividis",
             zmin=0,
             zmax=1,
             colorbar=dict(title="share of row", thickness=10),
-            hovertemplate="right: %{y}<br>predicted: %{x}<br>%{text} prompts (%{z:.0%} of the "
+            hovertemplate="correct: %{y}<br>predicted: %{x}<br>%{text} prompts (%{z:.0%} of the "
             "row)<extra></extra>",
         )
     )
     figure.update_xaxes(title="predicted class", type="category")
-    figure.update_yaxes(title="right class", type="category", autorange="reversed")
-    off = {(i, j): counts[i, j] for i in range(len(labels)) for j in range(len(labels)) if i != j}
-    worst = max(off, key=lambda cell: off[cell]) if off else (0, 0)
+    figure.update_yaxes(title="correct class", type="category", autorange="reversed")
+
+    # The diagonal holds no mistakes, not even where there are none elsewhere.
+    mistakes_CC = counts_CC.copy()
+    np.fill_diagonal(mistakes_CC, -1)
+    worst = np.unravel_index(mistakes_CC.argmax(), mistakes_CC.shape)
+    correct_label, predicted_label = (evaluation["labels_C"][c] for c in worst)
     return chart(
         f"confusion-{name}",
         f"Confusion, {TITLES[name]}",
-        "Numbers on the diagonal are right predictions; a bright column is a class that is said "
-        "too often.",
-        f"Confusion matrix {TITLES[name]}: {np.trace(counts)} of {counts.sum()} prompts are "
-        f"right; the most frequent "
-        f"mistake is {evaluation['labels_C'][worst[0]]} taken for "
-        f"{evaluation['labels_C'][worst[1]]}, {counts[worst]} times.",
+        "Numbers on the diagonal are correct predictions; a bright column is a class that is "
+        "predicted too often.",
+        f"Confusion matrix {TITLES[name]}: {np.trace(counts_CC)} of {counts_CC.sum()} prompts "
+        f"are correct; the most frequent mistake is {correct_label} taken for {predicted_label}, "
+        f"{mistakes_CC[worst]} times.",
         figure,
     )
 
 
 def reliability(evaluation: Arrays) -> Chart:
-    """Accuracy against confidence, in the bins of ECE."""
+    """Draw accuracy against confidence, in the bins of ECE."""
+    # A calibrated model lies on the diagonal.
     figure = go.Figure(
         go.Scatter(
             x=[0, 1],
@@ -100,35 +108,38 @@ def reliability(evaluation: Arrays) -> Chart:
             line=dict(color="#8a8f98", dash="dot", width=1),
         )
     )
-    said = []
+
+    descriptions = []
     for m, name in enumerate(map(str, evaluation["models_M"])):
-        confidence = evaluation["probabilities_MNC"][m].max(-1)
-        right = evaluation["probabilities_MNC"][m].argmax(-1) == evaluation["targets_N"]
-        bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
-        used = [b for b in range(BINS) if (bins == b).any()]
-        x = [float(confidence[bins == b].mean()) for b in used]
-        y = [float(right[bins == b].mean()) for b in used]
-        counts = [int((bins == b).sum()) for b in used]
+        probabilities_NC = evaluation["probabilities_MNC"][m]
+        confidence_N = probabilities_NC.max(-1)
+        correct_N = probabilities_NC.argmax(-1) == evaluation["targets_N"]
+
+        # Empty bins have no point.
+        bins_N = np.minimum((confidence_N * BINS).astype(int), BINS - 1)
+        masks = [bins_N == number for number in np.unique(bins_N)]
         figure.add_scatter(
-            x=x,
-            y=y,
-            customdata=counts,
+            x=[float(confidence_N[mask].mean()) for mask in masks],
+            y=[float(correct_N[mask].mean()) for mask in masks],
+            customdata=[int(mask.sum()) for mask in masks],
             mode="lines+markers",
             name=TITLES[name],
             line=dict(color=COLOURS[name]),
             marker=dict(symbol=SYMBOLS[name], size=7),
             hovertemplate="confidence %{x:.2f}<br>accuracy %{y:.2f}<br>%{customdata} prompts",
         )
-        said.append(
-            f"{TITLES[name]}: mean confidence {confidence.mean():.2f}, accuracy {right.mean():.2f}"
+        descriptions.append(
+            f"{TITLES[name]}: mean confidence {confidence_N.mean():.2f}, "
+            f"accuracy {correct_N.mean():.2f}"
         )
+
     figure.update_xaxes(title="confidence (probability)", range=[0, 1.02])
     figure.update_yaxes(title="accuracy (share)", range=[0, 1.02])
     return chart(
         "reliability",
         "Reliability",
         "On the dotted line confidence and accuracy agree; below it the model is too sure.",
-        f"Reliability diagram. {'; '.join(said)}.",
+        f"Reliability diagram. {'; '.join(descriptions)}.",
         figure,
     )
 
@@ -149,34 +160,39 @@ def training(
     """
     charts = []
     for key, caption in captions.items():
-        figure, described = go.Figure(), []
+        figure, descriptions = go.Figure(), []
+
         for r, (run, steps) in enumerate(logs.items()):
             if key == "loss" and run not in comparable:
                 continue
+
+            # A run has one colour. Of attention on labels it has two lines, of the rest one.
             colour = COLOURS["after"] if r == 0 else OTHER_RUNS[(r - 1) % len(OTHER_RUNS)]
             dashes = {key: DASHES[r % len(DASHES)]}
             if key == "mass":
                 dashes = {"correct_mass": "solid", "incorrect_mass": "dash"}
+
             for field, dash in dashes.items():
-                known = [step for step in steps if field in step]
-                if not known:
+                logged = [step for step in steps if field in step]
+                if not logged:
                     continue
                 label = run + (f", {field.removesuffix('_mass')} labels" if key == "mass" else "")
                 figure.add_scatter(
-                    x=[step["step"] * prompts_per_step[run] for step in known],
-                    y=[step[field] for step in known],
+                    x=[step["step"] * prompts_per_step[run] for step in logged],
+                    y=[step[field] for step in logged],
                     name=text(label),
                     mode="lines+markers",
                     showlegend=True,
                     line=dict(color=colour, dash=dash),
                     marker=dict(size=4),
                 )
-                first, last = known[0][field], known[-1][field]
-                described.append(f"{label} goes from {first:.2f} to {last:.2f}")
-        if not described:
+                first, last = logged[0][field], logged[-1][field]
+                descriptions.append(f"{label} goes from {first:.2f} to {last:.2f}")
+
+        if not descriptions:
             continue
         figure.update_xaxes(title="prompts seen", rangemode="tozero")
         figure.update_yaxes(title=caption.axis)
-        alt = f"{caption.title} against prompts seen: {'; '.join(described)}."
+        alt = f"{caption.title} against prompts seen: {'; '.join(descriptions)}."
         charts.append(chart(f"training-{key}", caption.title, caption.caption, alt, figure))
     return charts

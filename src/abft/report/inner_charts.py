@@ -1,6 +1,4 @@
-"""Figures of what changed inside the model: heads, layers, weights, the basin, heads switched
-off.
-"""
+"""Figures of what changed inside: heads, layers, weights, the basin, heads switched off."""
 
 import numpy as np
 import plotly.graph_objects as go
@@ -15,89 +13,91 @@ QUANTITIES = {
 
 
 def head_maps(evaluation: Arrays) -> list[Chart]:
-    """Layer x head: every quantity before, after, and their difference."""
+    """Draw every quantity by layer and head: before, after, and their difference."""
     charts = []
-    layers, heads = (
-        [str(layer) for layer in evaluation["layers_L"]],
-        [str(h) for h in range(evaluation["correct_mass_MLH"].shape[2])],
-    )
+    layers = [str(layer) for layer in evaluation["layers_L"]]
+    heads = [str(h) for h in range(evaluation["correct_mass_MLH"].shape[2])]
+
     for quantity, title in QUANTITIES.items():
-        before, after = quantity_of(evaluation, quantity)[:2]
-        top = float(max(before.max(), after.max(), 1e-9))
-        far = float(max(np.abs(after - before).max(), 1e-9))
-        for panel, values in (("before", before), ("after", after), ("difference", after - before)):
+        before_LH, after_LH = quantity_of(evaluation, quantity)[:2]
+        panels = {"before": before_LH, "after": after_LH, "difference": after_LH - before_LH}
+
+        # Before and after share one scale. No scale is empty, even if all values are 0.
+        largest = float(max(before_LH.max(), after_LH.max(), 1e-9))
+        largest_change = float(max(np.abs(panels["difference"]).max(), 1e-9))
+
+        for panel, values_LH in panels.items():
             signed = panel == "difference"
             figure = go.Figure(
                 go.Heatmap(
-                    z=np.round(values, 4),
+                    z=np.round(values_LH, 4),
                     x=heads,
                     y=layers,
                     colorscale="PuOr" if signed else "Cividis",
                     reversescale=signed,
-                    zmin=-far if signed else 0,
-                    zmax=far if signed else top,
+                    zmin=-largest_change if signed else 0,
+                    zmax=largest_change if signed else largest,
                     colorbar=dict(thickness=10, title="share"),
                     hovertemplate="layer %{y}, head %{x}<br>%{z:.3f}<extra></extra>",
                 )
             )
             figure.update_xaxes(title="head", type="category")
             figure.update_yaxes(title="layer", type="category")
-            at = np.unravel_index(np.abs(values).argmax(), values.shape)
-            charts.append(
-                chart(
-                    f"heads-{quantity}-{panel}",
-                    "after − before" if signed else TITLES[panel],
-                    "Purple: less than before; orange: more."
-                    if signed
-                    else "Bright cells look at labels.",
-                    f"Layer by head map, {title}, {panel}: largest in layer {layers[at[0]]}, "
-                    f"head {at[1]} ({values[at]:.2f}).",
-                    figure,
-                )
+
+            if signed:
+                heading, caption = "after − before", "Purple: less than before; orange: more."
+            else:
+                heading, caption = TITLES[panel], "Bright cells look at labels."
+            layer, head = np.unravel_index(np.abs(values_LH).argmax(), values_LH.shape)
+            alt = (
+                f"Layer by head map, {title}, {panel}: largest in layer {layers[layer]}, "
+                f"head {head} ({values_LH[layer, head]:.2f})."
             )
+            charts.append(chart(f"heads-{quantity}-{panel}", heading, caption, alt, figure))
     return charts
 
 
 def quantity_of(evaluation: Arrays, quantity: str) -> np.ndarray:
-    """A quantity of the head maps, (M, L, H); where labels are unseen none is right."""
+    """Return a quantity of the head maps, (M, L, H); among unseen labels none is correct."""
     if quantity == "mass":
         return evaluation["incorrect_mass_MLH"] + evaluation.get("correct_mass_MLH", 0)
     return evaluation[f"{quantity}_MLH"]
 
 
-def layer_lines(name: str, title: str, found: Arrays, caption: str) -> Chart:
-    """Attention on labels, mean over the heads of a layer."""
-    figure, said = go.Figure(), []
-    layers = found["layers_L"]
-    kinds = (
-        {"all labels": "solid", "correct labels": "dash"}
-        if "correct_mass_MLH" in found
-        else {"all labels": "solid"}
-    )
-    for m, model in enumerate(map(str, found["models_M"])):
-        for kind, dash in kinds.items():
-            mass = quantity_of(found, "correct_mass" if kind == "correct labels" else "mass")
-            values = mass[m].mean(1)
+def layer_lines(name: str, title: str, evaluation: Arrays, caption: str) -> Chart:
+    """Draw attention on labels, mean over the heads of a layer."""
+    layers_L = evaluation["layers_L"]
+    # Where labels are unseen, there is no attention on correct ones.
+    lines = {"all labels": ("mass", "solid")}
+    if "correct_mass_MLH" in evaluation:
+        lines["correct labels"] = ("correct_mass", "dash")
+
+    figure, descriptions = go.Figure(), []
+    for m, model in enumerate(map(str, evaluation["models_M"])):
+        for kind, (quantity, dash) in lines.items():
+            mass_L = quantity_of(evaluation, quantity)[m].mean(1)
             figure.add_scatter(
-                x=layers,
-                y=values,
+                x=layers_L,
+                y=mass_L,
                 name=f"{TITLES[model]}, {kind}",
                 mode="lines+markers",
                 line=dict(color=COLOURS[model], dash=dash),
                 marker=dict(symbol=SYMBOLS[model], size=5),
             )
-            said.append(
-                f"{TITLES[model]}, {kind}: most in layer {layers[values.argmax()]} "
-                f"({values.max():.2f})"
+            descriptions.append(
+                f"{TITLES[model]}, {kind}: most in layer {layers_L[mass_L.argmax()]} "
+                f"({mass_L.max():.2f})"
             )
-    _layer_axis(figure, layers)
+
+    _layer_axis(figure, layers_L)
     figure.update_yaxes(title="attention (share, mean over heads)", rangemode="tozero")
-    return chart(name, title, caption, f"{title}. {'; '.join(said)}.", figure)
+    return chart(name, title, caption, f"{title}. {'; '.join(descriptions)}.", figure)
 
 
 def weight_lines(changes: Arrays) -> list[Chart]:
-    """Norm and effective rank of the changes of W_Q and W_K."""
-    wanted = {
+    """Draw norm and effective rank of the changes of W_Q and W_K by layer."""
+    layers_L = changes["layers_L"]
+    texts = {
         "norm": (
             "Size of the change",
             "Frobenius norm of the change",
@@ -109,43 +109,45 @@ def weight_lines(changes: Arrays) -> list[Chart]:
             "How many directions a change spreads over; a LoRA of this rank could hold it.",
         ),
     }
+
     charts = []
-    for key, (title, axis, caption) in wanted.items():
-        figure, said = go.Figure(), []
+    for key, (title, axis, caption) in texts.items():
+        figure, descriptions = go.Figure(), []
         for r, model in enumerate(map(str, changes["models_R"])):
             for part, (weight, dash) in enumerate({"W_Q": "solid", "W_K": "dash"}.items()):
-                values = changes[f"{key}_RLP"][r, :, part]
+                values_L = changes[f"{key}_RLP"][r, :, part]
                 figure.add_scatter(
-                    x=changes["layers_L"],
-                    y=values,
+                    x=layers_L,
+                    y=values_L,
                     name=f"{weight}, {TITLES[model]}",
                     mode="lines+markers",
                     line=dict(color=COLOURS[model], dash=dash),
                     marker=dict(symbol=SYMBOLS[model], size=5),
                 )
-                layer = changes["layers_L"][values.argmax()]
-                said.append(
-                    f"{weight} {TITLES[model]}: largest in layer {layer} ({values.max():.2g})"
+                descriptions.append(
+                    f"{weight} {TITLES[model]}: largest in layer {layers_L[values_L.argmax()]} "
+                    f"({values_L.max():.2g})"
                 )
-        _layer_axis(figure, changes["layers_L"])
+
+        _layer_axis(figure, layers_L)
         figure.update_yaxes(title=axis, rangemode="tozero")
-        charts.append(
-            chart(f"weights-{key}", title, caption, f"{title} by layer. {'; '.join(said)}.", figure)
-        )
+        alt = f"{title} by layer. {'; '.join(descriptions)}."
+        charts.append(chart(f"weights-{key}", title, caption, alt, figure))
     return charts
 
 
 def _layer_axis(figure: go.Figure, layers_L: np.ndarray) -> None:
+    """Label the layers of a figure; of many layers every fifth."""
     figure.update_xaxes(title="layer", tick0=0, dtick=5 if len(layers_L) > 10 else 1)
 
 
 def extrapolation(line: Arrays) -> Chart:
-    """Accuracy against the factor of the run's change."""
-    a, accuracy = line["a_A"], line["accuracy_A"]
+    """Draw accuracy against the factor of the run's change."""
+    a_A, accuracy_A = line["a_A"], line["accuracy_A"]
     figure = go.Figure(
         go.Scatter(
-            x=a,
-            y=accuracy,
+            x=a_A,
+            y=accuracy_A,
             mode="lines+markers",
             line=dict(color=COLOURS["after"]),
             marker=dict(symbol="square"),
@@ -156,28 +158,30 @@ def extrapolation(line: Arrays) -> Chart:
     figure.update_xaxes(title="factor a of the change (0: before, 1: after)")
     figure.update_yaxes(title="accuracy (share)")
     figure.update_layout(showlegend=False)
-    best = a[accuracy.argmax()]
+
+    # Factor 1 is the trained model.
+    trained = np.argmin(np.abs(a_A - 1))
+    best = accuracy_A.argmax()
     return chart(
         "extrapolation",
         "Between and beyond",
         "Right of the dotted line the change is taken further than training took it, for free "
         "(abft merge --factor).",
         f"Accuracy along the change of weights, on {int(line['prompts'])} prompts: "
-        f"{accuracy[0]:.2f} at 0, "
-        f"{accuracy[np.argmin(np.abs(a - 1))]:.2f} at 1, highest ({accuracy.max():.2f}) at "
-        f"{best:g}.",
+        f"{accuracy_A[0]:.2f} at 0, {accuracy_A[trained]:.2f} at 1, "
+        f"highest ({accuracy_A[best]:.2f}) at {a_A[best]:g}.",
         figure,
     )
 
 
 def basin(plane: Arrays) -> Chart:
-    """Accuracy on the plane of two changes."""
-    e, a, accuracy = plane["e_E"], plane["a_A"], plane["accuracy_EA"]
+    """Draw accuracy on the plane of two changes."""
+    e_E, a_A, accuracy_EA = plane["e_E"], plane["a_A"], plane["accuracy_EA"]
     figure = go.Figure(
         go.Heatmap(
-            z=accuracy,
-            x=a,
-            y=e,
+            z=accuracy_EA,
+            x=a_A,
+            y=e_E,
             colorscale="Cividis",
             colorbar=dict(thickness=10, title="accuracy"),
             zmin=0,
@@ -185,6 +189,7 @@ def basin(plane: Arrays) -> Chart:
             hovertemplate="a = %{x:g}, e = %{y:g}<br>accuracy %{z:.3f}<extra></extra>",
         )
     )
+    # The models themselves are corners of the unit square.
     for x, y, label in ((0, 0, "before"), (1, 0, "after"), (0, 1, "E2E")):
         figure.add_annotation(
             x=x,
@@ -197,47 +202,52 @@ def basin(plane: Arrays) -> Chart:
         )
     figure.update_xaxes(title="factor a of the run's change")
     figure.update_yaxes(title="factor e of E2E's change")
-    at = np.unravel_index(accuracy.argmax(), accuracy.shape)
+
+    e, a = np.unravel_index(accuracy_EA.argmax(), accuracy_EA.shape)
     return chart(
         "basin",
         "One basin",
         "Where it stays bright between the three marks, both trainings end in one basin.",
-        f"Accuracy on the plane of both changes, {len(e)} by {len(a)} points, "
-        f"{int(plane['prompts'])} prompts each: highest "
-        f"({accuracy.max():.2f}) at a = {a[at[1]]:g}, e = {e[at[0]]:g}; lowest "
-        f"{accuracy.min():.2f}.",
+        f"Accuracy on the plane of both changes, {len(e_E)} by {len(a_A)} points, "
+        f"{int(plane['prompts'])} prompts each: highest ({accuracy_EA[e, a]:.2f}) at "
+        f"a = {a_A[a]:g}, e = {e_E[e]:g}; lowest {accuracy_EA.min():.2f}.",
         figure,
     )
 
 
-def causality(found: Arrays, m: int) -> Chart:
-    """Accuracy of one model against the number of heads that are off."""
-    name = str(found["models_M"][m])
-    passing = found["heads_off_MS"][m][-1]
-    order = np.argsort(found["heads_off_MS"][m], kind="stable")
-    off = found["heads_off_MS"][m][order]
-    ours, chance = found["induction_accuracy_MS"][m][order], found["random_accuracy_MSD"][m][order]
-    middle = chance.mean(1)
+def causality(arrays: Arrays, m: int) -> Chart:
+    """Draw accuracy of one model against the number of heads that are switched off."""
+    name = str(arrays["models_M"][m])
+
+    # The last size is the model's own number of induction heads, which can lie between the others.
+    passing = arrays["heads_off_MS"][m][-1]
+    order = np.argsort(arrays["heads_off_MS"][m], kind="stable")
+    sizes = arrays["heads_off_MS"][m][order]
+    induction_accuracy = arrays["induction_accuracy_MS"][m][order]
+    random_accuracy = arrays["random_accuracy_MSD"][m][order]
+    mean_random_accuracy = random_accuracy.mean(1)
+
     figure = go.Figure()
     figure.add_scatter(
-        x=off,
-        y=ours,
+        x=sizes,
+        y=induction_accuracy,
         name="induction heads off",
         mode="lines+markers",
         line=dict(color="#e0712c"),
         marker=dict(symbol="square"),
     )
+    # Bars reach from the lowest to the highest draw.
     figure.add_scatter(
-        x=off,
-        y=middle,
+        x=sizes,
+        y=mean_random_accuracy,
         name="as many random heads off",
         mode="lines+markers",
         line=dict(color="#8a8f98", dash="dash"),
         error_y=dict(
             type="data",
             symmetric=False,
-            array=chance.max(1) - middle,
-            arrayminus=middle - chance.min(1),
+            array=random_accuracy.max(1) - mean_random_accuracy,
+            arrayminus=mean_random_accuracy - random_accuracy.min(1),
         ),
     )
     figure.add_vline(x=int(passing), line=dict(color="#8a8f98", dash="dot"))
@@ -247,11 +257,11 @@ def causality(found: Arrays, m: int) -> Chart:
         f"causality-{name}",
         f"Heads switched off, {TITLES[name]}",
         "If the induction heads carry the answer, their line falls below that of random heads "
-        "(bars: lowest and highest "
-        "draw). Dotted: as many as pass the filter in at least half of the prompts.",
-        f"Accuracy {TITLES[name]} with heads off, {int(found['prompts'])} prompts: "
-        f"{ours[0]:.2f} with all heads; without the "
-        f"{off[-1]} heads that pass the filter most often {ours[-1]:.2f}, without as many "
-        f"random heads {middle[-1]:.2f}.",
+        "(bars: lowest and highest draw). Dotted: as many as pass the filter in at least half of "
+        "the prompts.",
+        f"Accuracy {TITLES[name]} with heads off, {int(arrays['prompts'])} prompts: "
+        f"{induction_accuracy[0]:.2f} with all heads; without the {sizes[-1]} heads that pass the "
+        f"filter most often {induction_accuracy[-1]:.2f}, without as many random heads "
+        f"{mean_random_accuracy[-1]:.2f}.",
         figure,
     )

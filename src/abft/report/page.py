@@ -1,6 +1,4 @@
-"""A run folder -> one HTML file: everything that is shown, and nothing that comes from
-elsewhere.
-"""
+"""A run folder -> one HTML file that holds all it shows and loads nothing from elsewhere."""
 
 import platform
 from collections.abc import Mapping, Sequence
@@ -54,14 +52,15 @@ def report(
     choices: Choices = DEFAULTS,
     compare: Sequence[Path] = (),
 ) -> Path:
-    """Write the report of a run, RUN_DIR/report.html by default; analyses that are missing are
-    computed first.
+    """Write the report of a run, RUN_DIR/report.html by default, and return its path.
+
+    Analyses that are missing are computed first.
 
     Args:
         run: a run folder; of an unfinished run its settings and training are shown.
         output: the HTML file.
         choices: what to compute, and an end-to-end run to compare with.
-        compare: other runs, whose training is drawn beside this one's.
+        compare: other runs, whose training is drawn next to this one's.
 
     Raises:
         AbftError: no run folder, a path that cannot be written, an E2E run of another base model.
@@ -78,12 +77,15 @@ def report(
     if choices.e2e is not None:
         check_e2e_run(run, choices.e2e)
 
+    # Of an unfinished run only settings, training and the untouched model are known.
     finished = (run / METRICS).is_file()
     record = read_metrics(run) if finished else {}
     analyses = analyze(run, choices) if finished else Analyses()
     unfinished = None if finished else f"the run in {run} is not finished"
     evaluation = analyses.arrays.get("evaluation")
-    versions = {"abft of the run": record.get("abft_version", "?")} if finished else {}
+
+    settings = {name: value for name, value in asdict(config).items() if value not in (None, {})}
+    run_versions = {"abft of the run": record.get("abft_version", "?")} if finished else {}
     context = {
         "title": f"{config.task_name or Path(str(config.data)).stem} · {Path(config.model).name}",
         "run": run.resolve().name,
@@ -92,10 +94,8 @@ def report(
         "headline": _headline(evaluation),
         "scores": _scores(evaluation, read_before(run)),
         "cost": _cost(record),
-        "settings": {
-            name: value for name, value in asdict(config).items() if value not in (None, {})
-        },
-        "versions": {**_versions(), **versions},
+        "settings": settings,
+        "versions": {**_versions(), **run_versions},
         "sections": _sections(analyses, _training_charts(folders, configs), unfinished),
         "quantities": QUANTITIES,
     }
@@ -117,27 +117,32 @@ def _training_charts(
     folders: Mapping[str, Path], configs: Mapping[str, ResolvedConfig]
 ) -> list[Chart]:
     """Draw the training of all runs, with the captions of their objectives."""
+    # The loss of another objective is another quantity.
     first = next(iter(configs.values()))
     comparable = [
         name
         for name, config in configs.items()
         if (config.objective, config.cross_entropy) == (first.objective, first.cross_entropy)
     ]
+
+    # Where objectives share a quantity, the caption is that of the first run.
     captions: dict[str, Caption] = {}
     for config in configs.values():
         captions = {**training_captions(config), **captions}
+
     logs = {name: read_log(folder) for name, folder in folders.items()}
     sizes = {name: config.nb for name, config in configs.items()}
     return training(logs, sizes, comparable, captions)
 
 
 def _name(folder: Path, among: Sequence[Path]) -> str:
-    """A run's folder name, or its path where two have the same name."""
+    """Return a run's folder name, or its path where two have the same name."""
     name = folder.resolve().name
     return name if sum(other.resolve().name == name for other in among) == 1 else str(folder)
 
 
 def _headline(evaluation: Arrays | None) -> dict[str, float] | None:
+    """Return the accuracy before and after, and the number of test prompts."""
     if evaluation is None:
         return None
     before, after = (
@@ -150,22 +155,25 @@ def _headline(evaluation: Arrays | None) -> dict[str, float] | None:
 def _scores(
     evaluation: Arrays | None, vanilla: Mapping[str, float] | None
 ) -> dict[str, dict[str, float]]:
-    """Metrics of every model, from the arrays; of the untouched one alone where a run is not
-    finished.
+    """Return the metrics of every model, from the arrays.
+
+    Of a run that is not finished they are those of the untouched model alone.
     """
     if evaluation is None:
         return {TITLES["before"]: dict(vanilla)} if vanilla else {}
-    targets, found = evaluation["targets_N"], {}
+
+    scores = {}
     for m, name in enumerate(map(str, evaluation["models_M"])):
-        said = evaluation["probabilities_MNC"][m]
-        found[TITLES[name]] = {
-            **metrics.scores(said, targets),
+        probabilities_NC = evaluation["probabilities_MNC"][m]
+        scores[TITLES[name]] = {
+            **metrics.scores(probabilities_NC, evaluation["targets_N"]),
             "heads": float(evaluation["induction_rate_MLH"][m].sum()),
         }
-    return found
+    return scores
 
 
 def _cost(record: Mapping[str, Any]) -> dict[str, str]:
+    """Return what training took, as text; empty where nothing is recorded."""
     cost = record.get("training")
     if cost is None:
         return {}
@@ -178,22 +186,28 @@ def _cost(record: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
+    """Return the versions of Python and of the packages that are installed."""
+    versions = {"python": platform.python_version()}
     for package in ("abft", "torch", "transformers", "peft"):
+        # Not every installation has them all.
         try:
-            found[package] = version(package)
+            versions[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def _sections(
     analyses: Analyses, training_charts: list[Chart], unfinished: str | None
 ) -> dict[str, Section]:
-    found, missing = analyses.arrays, analyses.missing
+    """Return all sections in the order of the page, by name.
 
-    def why(*names: str) -> list[str]:
-        return [unfinished] if unfinished else [missing[name] for name in names if name in missing]
+    Args:
+        analyses: their arrays are drawn; where one is missing, the section says why.
+        training_charts: charts of what training logged.
+        unfinished: the reason that is shown for all analyses of a run that is not finished.
+    """
+    arrays, missing = analyses.arrays, analyses.missing
 
     result = Section(
         "result",
@@ -223,39 +237,43 @@ def _sections(
     curves = Section(
         "training",
         "Training",
-        "Every optimizer step: loss, induction heads, where they look, and factor A.",
+        "What training logged at every optimizer step.",
     )
+
+    # An analysis that is missing leaves its charts out.
     curves.charts = training_charts
     if not curves.charts:
         curves.missing = ["no step was logged"]
-    if "evaluation" in found:
-        evaluation = found["evaluation"]
+    if "evaluation" in arrays:
+        evaluation = arrays["evaluation"]
         result.charts = [
             *(confusion(evaluation, m) for m in range(len(evaluation["models_M"]))),
             reliability(evaluation),
         ]
         heads.charts = head_maps(evaluation)
-        seen = (
+        caption = (
             "After training more attention should lie on correct labels, in the layers where heads "
             "look at labels at all."
         )
-        layers.charts = [layer_lines("layers-seen", "Test prompts", evaluation, seen)]
-    if "unseen" in found:
+        layers.charts = [layer_lines("layers-seen", "Test prompts", evaluation, caption)]
+    if "unseen" in arrays:
         caption = (
-            "Every demonstration carries another label than the query: there is nothing right "
-            "to look at."
+            "Every demonstration has another label than the query: there is no correct label to "
+            "look at."
         )
-        layers.charts.append(layer_lines("layers-unseen", "Unseen label", found["unseen"], caption))
-    if "changes" in found:
-        weights.charts = weight_lines(found["changes"])
-    if "line" in found:
-        space.charts = [extrapolation(found["line"])]
-    if "plane" in found:
-        space.charts.insert(0, basin(found["plane"]))
-    if "causality" in found:
-        cause.charts = [
-            causality(found["causality"], m) for m in range(len(found["causality"]["models_M"]))
-        ]
+        chart = layer_lines("layers-unseen", "Unseen label", arrays["unseen"], caption)
+        layers.charts.append(chart)
+    if "changes" in arrays:
+        weights.charts = weight_lines(arrays["changes"])
+    if "line" in arrays:
+        space.charts = [extrapolation(arrays["line"])]
+    if "plane" in arrays:
+        space.charts.insert(0, basin(arrays["plane"]))
+    if "causality" in arrays:
+        models = range(len(arrays["causality"]["models_M"]))
+        cause.charts = [causality(arrays["causality"], m) for m in models]
+
+    # Each section names the analyses that it would show.
     for section, needs in (
         (result, ("evaluation",)),
         (heads, ("evaluation",)),
@@ -265,31 +283,39 @@ def _sections(
         (space, ("line", "plane")),
         (cause, ("causality",)),
     ):
-        section.missing = why(*needs)
+        reasons = [missing[name] for name in needs if name in missing]
+        section.missing = [unfinished] if unfinished else reasons
+
+    # The order of the page: from the result to its causes.
     return {s.name: s for s in (result, curves, heads, layers, prompts, weights, space, cause)}
 
 
 def _rendered(context: dict[str, Any], analyses: Analyses) -> str:
+    """Return the page, without prompts where these would make it larger than `MAX_BYTES`."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined
     )
+    # Without spaces between its many numbers the page is smaller.
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
     template = environment.get_template("report.html")
+
     assets = {
         "plotly": get_plotlyjs(),
         "style": _asset("report.css"),
         "script": _asset("report.js"),
     }
+    sections = context["sections"]
+    charts = [chart for section in sections.values() for chart in section.charts]
     data = {
-        "charts": {
-            c.name: c.figure for section in context["sections"].values() for c in section.charts
-        },
+        "charts": {chart.name: chart.figure for chart in charts},
         "heads": _head_numbers(analyses.arrays.get("evaluation")),
         "prompts": _prompts(analyses),
     }
+
     page = template.render(**context, data=data, **assets)
+    # Only prompts grow with the texts of the data.
     if len(page.encode()) > MAX_BYTES and data["prompts"] is not None:
-        context["sections"]["prompts"].missing = [
+        sections["prompts"].missing = [
             f"these prompts would make the file larger than {MAX_BYTES / 1e6:.0f} MB"
         ]
         page = template.render(**context, data={**data, "prompts": None}, **assets)
@@ -297,76 +323,84 @@ def _rendered(context: dict[str, Any], analyses: Analyses) -> str:
 
 
 def _asset(name: str) -> str:
+    """Return the text of a file next to the template."""
     return (TEMPLATES / name).read_text(encoding="utf-8")
 
 
 def _head_numbers(evaluation: Arrays | None) -> dict[str, Any] | None:
-    """What a click on a cell shows."""
+    """Return what a click on a cell of the head maps shows."""
     if evaluation is None:
         return None
+    values = {
+        quantity: np.round(quantity_of(evaluation, quantity), 4).tolist() for quantity in QUANTITIES
+    }
     return {
         "layers": evaluation["layers_L"].tolist(),
         "models": [TITLES[str(name)] for name in evaluation["models_M"]],
-        "values": {
-            quantity: np.round(quantity_of(evaluation, quantity), 4).tolist()
-            for quantity in QUANTITIES
-        },
+        "values": values,
     }
 
 
 def _prompts(analyses: Analyses) -> dict[str, Any] | None:
-    """Texts in pieces, and the attention on each piece in 1/10,000: tokens that share characters
-    are one piece.
+    """Return texts in pieces, and the attention on each piece in 1/10,000.
+
+    Tokens that share characters are one piece.
     """
     if "examples" not in analyses.arrays:
         return None
-    found, labels = analyses.arrays["examples"], analyses.arrays["evaluation"]["labels_C"].tolist()
-    ends = np.cumsum(found["tokens_P"])
+    examples = analyses.arrays["examples"]
+    names = analyses.arrays["evaluation"]["labels_C"].tolist()
+
+    # Tokens of all prompts follow each other in the arrays.
     prompts = []
-    for p, text in enumerate(map(str, found["texts_P"])):
-        begin = int(ends[p] - found["tokens_P"][p])
-        pieces, piece_of_token = _pieces(text, found["spans_T2"][begin : ends[p]])
-        attention = np.zeros((*found["attention_MJT"].shape[:2], len(pieces)))
+    end = 0
+    for p, text in enumerate(map(str, examples["texts_P"])):
+        begin, end = end, end + int(examples["tokens_P"][p])
+        pieces, piece_of_token = _pieces(text, examples["spans_T2"][begin:end])
+        attention = np.zeros((*examples["attention_MJT"].shape[:2], len(pieces)))
         for token, piece in enumerate(piece_of_token):
-            attention[..., piece] += found["attention_MJT"][..., begin + token]
-        target = int(found["targets_P"][p])
+            attention[..., piece] += examples["attention_MJT"][..., begin + token]
+
+        # A label's piece is the one that holds its last character.
+        target = int(examples["targets_P"][p])
         starts = np.cumsum([0, *(len(piece) for piece in pieces)])
+        last_characters = examples["label_spans_PK2"][p][:, 1] - 1
+        label_pieces = np.searchsorted(starts, last_characters, side="right") - 1
+        is_correct = examples["label_classes_PK"][p] == target
+
+        predicted_M = examples["predicted_MP"][:, p]
         prompts.append(
             {
                 "pieces": pieces,
-                "labels": {
-                    int(np.searchsorted(starts, int(end) - 1, side="right") - 1): bool(
-                        label == target
-                    )
-                    for (_, end), label in zip(
-                        found["label_spans_PK2"][p], found["label_classes_PK"][p], strict=True
-                    )
-                },
-                "right": labels[target],
-                "predicted": [labels[int(c)] for c in found["predicted_MP"][:, p]],
-                "correct": [bool(c == target) for c in found["predicted_MP"][:, p]],
-                "number": int(found["prompts_P"][p]),
+                "labels": dict(zip(label_pieces.tolist(), is_correct.tolist(), strict=True)),
+                "right": names[target],
+                "predicted": [names[c] for c in predicted_M],
+                "correct": (predicted_M == target).tolist(),
+                "number": int(examples["prompts_P"][p]),
                 "attention": np.round(attention * 10_000).astype(int).tolist(),
             }
         )
+
     return {
-        "models": [TITLES[str(name)] for name in found["models_M"]],
-        "heads": [f"L{layer} H{head}" for layer, head in found["heads_J2"].tolist()],
+        "models": [TITLES[str(name)] for name in examples["models_M"]],
+        "heads": [f"L{layer} H{head}" for layer, head in examples["heads_J2"].tolist()],
         "prompts": prompts,
     }
 
 
 def _pieces(text: str, spans_T2: np.ndarray) -> tuple[list[str], list[int]]:
-    """The text cut where tokens begin, and the piece of every token; the pieces together are the
-    text.
+    """Return the text cut where tokens begin, and the piece of every token.
+
+    The pieces together are the text.
     """
-    pieces, piece_of_token, done = [""], [], 0
+    pieces, piece_of_token, position = [""], [], 0
     for start, end in spans_T2.tolist():
-        if end > done:
-            if pieces[-1] or start > done:
+        # A token that ends no later than the last one shares its characters, and its piece.
+        if end > position:
+            if pieces[-1] or start > position:
                 pieces.append("")
-            pieces[-1] += text[done:end]
-            done = end
+            pieces[-1] += text[position:end]
+            position = end
         piece_of_token.append(len(pieces) - 1)
-    pieces[-1] += text[done:]
+    pieces[-1] += text[position:]
     return pieces, piece_of_token

@@ -1,4 +1,4 @@
-"""New texts -> labels, with a finished run."""
+"""Predict the labels of new texts with a finished run."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 
 
 class Predictor:
-    """Classifies texts with one set of demonstrations, which is run once: `LabelScorer` says when
-    it is run again.
+    """Classifies texts with one set of demonstrations, which is run once.
+
+    See `LabelScorer` for when it is run again.
 
     Args:
         model, tokenizer: the model with its trained weights, and its fast tokenizer.
@@ -44,32 +45,39 @@ class Predictor:
 
     @classmethod
     def from_run(cls, run: str | Path, *, trust_remote_code: bool = False) -> "Predictor":
-        """Base model, weights, task and demonstrations of a finished run folder. Raises AbftError
-        if it is none.
+        """Load base model, weights, task and demonstrations of a finished run folder.
 
-        Remote code runs only if asked for here; what the run folder says does not count.
+        Remote code runs only with `trust_remote_code`, whatever the run's own settings are.
+
+        Raises:
+            AbftError: not the folder of a finished run.
         """
         check_finished(run)
         task, demonstrations, prompt_style = read_task(run)
+
+        # The run folder may be someone else's: its own consent to remote code is not the user's.
         config = read_config(run, trust_remote_code=trust_remote_code)
         model, tokenizer = load_run_model(config)
         return cls(apply_weights(model, run), tokenizer, task, demonstrations, prompt_style)
 
     def probabilities(self, texts: Sequence[str], batch_size: int = 16) -> np.ndarray:
-        """The probability of every label for each text, (N, C); a row sums to 1."""
-        written = [
+        """Return the probability of every label for each text, (N, C); a row sums to 1."""
+        # The query's class is not known; 0 is not read.
+        prompts = [
             write_prompt(self.task, self.demonstrations, Example(text, 0), self.prompt_style)
             for text in texts
         ]
-        prompts = encode(self.tokenizer, written, self.prompt_style, context_length(self.model))
-        positions = prompts[0].label_positions if prompts else ()
-        shared = max(positions, default=-1) + 1  # through the last demonstration's label
-        return self.score(prompts, shared=shared, batch_size=batch_size)
+        encoded = encode(self.tokenizer, prompts, self.prompt_style, context_length(self.model))
+
+        # All prompts share the tokens through the last demonstration's label.
+        positions = encoded[0].label_positions if encoded else ()
+        shared = max(positions, default=-1) + 1
+        return self.score(encoded, shared=shared, batch_size=batch_size)
 
     def predict(
         self, texts: Sequence[str], batch_size: int = 16
     ) -> list[tuple[str, dict[str, float]]]:
-        """The label of each text, and the probability of every label (they sum to 1)."""
+        """Return the label of each text, and the probability of every label (they sum to 1)."""
         labels = self.task.labels
         rows = self.probabilities(texts, batch_size)
         return [

@@ -1,7 +1,7 @@
-"""Label probabilities for encoded prompts, with head statistics from the same forward pass.
+"""Compute label probabilities of encoded prompts, and head statistics from the same forward pass.
 
-Only the label words' logits at the query position are computed; what all prompts begin with alike
-is run once.
+Only the label tokens' logits at the query position are computed. Where a label is several tokens, a
+prompt and the beginnings of labels after it are packed into one sequence.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +29,7 @@ from abft.scoring.label_tree import LabelTree
 
 @dataclass(frozen=True)
 class HeadReport:
-    """Means over prompts, for each layer and head."""
+    """Holds means over prompts, for each layer and head."""
 
     induction_rate_LH: np.ndarray  # share of prompts for which the head passes the filter
     correct_mass_LH: np.ndarray  # attention on correct label tokens
@@ -37,13 +37,14 @@ class HeadReport:
 
     @property
     def heads(self) -> float:
-        """Heads over the threshold, mean over prompts."""
+        """Return the number of heads over the threshold, mean over prompts."""
         return float(self.induction_rate_LH.sum())
 
 
 def bucketed(prompts: Sequence[EncodedPrompt], batch_size: int) -> Iterator[list[int]]:
-    """Indices of prompts in batches of similar length, longest first (memory trouble shows at
-    once).
+    """Yield indices of prompts in batches of similar length, longest first.
+
+    A batch too large for the memory fails at once.
     """
     if batch_size < 1:
         raise AbftError(f"batch_size = {batch_size}: expected at least 1")
@@ -53,14 +54,11 @@ def bucketed(prompts: Sequence[EncodedPrompt], batch_size: int) -> Iterator[list
 
 
 def check_finite(probabilities: np.ndarray) -> None:
-    """Raise AbftError for probabilities that are not finite: whatever is made of them would mean
-    nothing.
-    """
+    """Raise AbftError unless all probabilities are finite: no metric of others means anything."""
     if not np.isfinite(probabilities).all():
         raise AbftError(
             "the label probabilities are not finite: the weights are corrupted, or half precision "
-            "is too narrow. Start over with "
-            "a smaller learning rate, or in float32."
+            "is too narrow. Start over with a smaller learning rate, or in float32."
         )
 
 
@@ -94,9 +92,10 @@ def evaluate(
     """
     if not prompts:
         raise AbftError("no prompts to evaluate")
-    able = capabilities(model)
-    able.check_lm_head()
-    implementation = able.implementation
+
+    supported = capabilities(model)
+    supported.check_lm_head()
+    implementation = supported.implementation
     if head_gates is not None and implementation != IMPLEMENTATION:
         raise AbftError(
             "heads cannot be switched off in a model family that ignores transformers' attention "
@@ -104,6 +103,7 @@ def evaluate(
         )
     extra: dict[str, object] = {} if head_gates is None else {"head_gates": head_gates}
 
+    # Rows and hidden states come from the decoder; the LM head is applied to label tokens only.
     model.eval()
     inner, whole = decoder(model), causal_lm(model)
     device = next(inner.parameters()).device
@@ -111,35 +111,39 @@ def evaluate(
     # A label of several tokens needs the hidden states after each of its beginnings too.
     tree = LabelTree.of(label_tokens)
     nodes = len(tree.beginnings)
-    together = nodes if nodes > 1 and implementation == IMPLEMENTATION and able.packs else 1
+    # The beginnings of labels follow a prompt in one sequence where the model packs.
+    packed = nodes > 1 and implementation == IMPLEMENTATION and supported.packs
+
+    def batch_of(encoded: Sequence[EncodedPrompt], queries: int) -> Batch:
+        fields = collate(encoded, queries)
+        return Batch(**{name: tensor.to(device) for name, tensor in fields.items()})
 
     probabilities = np.zeros((len(prompts), len(label_tokens)))
     totals: list[Tensor] | None = None
-
     with row_attention(model, implementation):
         for indices in bucketed(prompts, batch_size):
-            asked = [prompts[i] for i in indices]
-            batch = Batch(
-                **{n: t.to(device) for n, t in collate(tree.extended(asked), together).items()}
-            )
+            bucket = [prompts[i] for i in indices]
+            batch = batch_of(tree.extended(bucket), nodes if packed else 1)
             inputs = {**batch.model_inputs(), **extra}
             rows, hidden = read_rows(
                 inner, batch.input_ids, batch.query_positions, implementation, **inputs
             )
-            probabilities[indices] = tree.probabilities(
-                whole, at_positions(hidden, batch.query_positions)
-            )
-            plain = (
-                batch
-                if nodes == 1
-                else Batch(**{n: t.to(device) for n, t in collate(asked).items()})
-            )
-            heads = head_statistics(tuple(row[::nodes] for row in rows), plain, fixed_threshold)
-            sums = [
-                t.cpu().double().sum(1) for t in (heads.induction, heads.correct, heads.incorrect)
-            ]
+
+            hidden_PD = at_positions(hidden, batch.query_positions)
+            probabilities[indices] = tree.probabilities(whole, hidden_PD)
+
+            # Head statistics are those of the prompts alone, the first of their nodes each.
+            plain = batch if nodes == 1 else batch_of(bucket, 1)
+            plain_rows = tuple(rows_PHS[::nodes] for rows_PHS in rows)
+            heads = head_statistics(plain_rows, plain, fixed_threshold)
+            statistics = (heads.induction, heads.correct, heads.incorrect)
+
+            # Sums in float64, divided at the end: batches differ in size.
+            sums = [values_LPH.cpu().double().sum(1) for values_LPH in statistics]
             totals = sums if totals is None else [a + b for a, b in zip(totals, sums, strict=True)]
+
             if progress:
                 progress(len(indices))
+
     assert totals is not None
     return probabilities, HeadReport(*(total.numpy() / len(prompts) for total in totals))

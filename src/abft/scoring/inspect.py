@@ -1,4 +1,4 @@
-"""Attention rows and induction heads of any model and prompt, for those who look inside."""
+"""Return attention rows and induction heads of any model and prompt, for those who look inside."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from abft.model.capabilities import supported_implementation
 
 
 class HeadScores(NamedTuple):
-    """What `induction_heads` returns."""
+    """Holds what `induction_heads` returns."""
 
     mask_LBH: Tensor  # bool: the head is an induction head for the prompt
     label_mass_LBH: Tensor  # its attention on all candidate positions together
@@ -26,8 +26,7 @@ def attention_rows(
     prompts: Tensor | Sequence[Sequence[int]],
     positions: Sequence[int] | Tensor | None = None,
 ) -> Tensor:
-    """The attention of every head from one position of each prompt, softmax(q K^T), without n x n
-    matrices.
+    """Return every head's attention from one position of each prompt, without n x n matrices.
 
     Args:
         model: a decoder-only causal LM; its own attention is back afterwards.
@@ -35,14 +34,15 @@ def attention_rows(
         positions: for each prompt the position to look from; default: its last token.
 
     Returns:
-        (L, B, H, S) float32: layers that have softmax attention, prompts, heads, tokens looked at.
-        Rows sum to 1 (less where a model has attention sinks); tokens after the position, and
-        padding of shorter prompts, have 0.
+        softmax(q K^T), (L, B, H, S) float32: layers that have softmax attention, prompts, heads,
+        tokens looked at. Rows sum to 1 (less where a model has attention sinks); tokens after the
+        position, and padding of shorter prompts, have 0.
 
     Raises:
         AbftError: a family without softmax attention; see docs/families.md.
         ValueError: no prompts, an empty one, or a position outside its prompt.
     """
+    # Tensors and lists, of ids and of positions, become lists of numbers.
     lists = [list(map(int, ids)) for ids in prompts]
     ends = [len(ids) - 1 for ids in lists] if positions is None else [int(at) for at in positions]
     if not lists or not all(lists) or len(ends) != len(lists):
@@ -53,11 +53,14 @@ def attention_rows(
     for ids, at in zip(lists, ends, strict=True):
         if not 0 <= at < len(ids):
             raise ValueError(f"position {at} is outside of a prompt of {len(ids)} tokens")
+
+    # Padding follows each prompt, where causal attention never looks.
     inner = decoder(model)
     device = next(inner.parameters()).device
     padded = torch.zeros(len(lists), max(map(len, lists)), dtype=torch.long, device=device)
     for b, ids in enumerate(lists):
         padded[b, : len(ids)] = torch.tensor(ids, device=device)
+
     implementation = supported_implementation(model)
     was_training = model.training
     model.eval()
@@ -66,6 +69,8 @@ def attention_rows(
             rows, _ = read_rows(inner, padded, torch.tensor(ends, device=device), implementation)
     finally:
         model.train(was_training)
+
+    # Layers may be spread over devices.
     return torch.stack([row.to(device) for row in rows])
 
 
@@ -75,10 +80,10 @@ def induction_heads(
     lengths: Sequence[int],
     fixed_threshold: float | None = None,
 ) -> HeadScores:
-    """Which heads look at the candidates: S > T with T = k / (k + ln n) (arXiv 2505.14233, section
-    3).
+    """Return which heads look at the candidates: S > T with T = k / (k + ln n).
 
-    Works on rows from any source, such as `attention_rows` or another library's attention patterns.
+    This is the filter of arXiv 2505.14233, section 3. It works on rows from any source, such as
+    `attention_rows` or another library's attention patterns.
 
     Args:
         rows_LBHS: attention from one position of each prompt, (L, B, H, S).
@@ -97,19 +102,23 @@ def induction_heads(
             f"rows of {B} prompts, but label positions of {len(label_positions)} and lengths of "
             f"{len(lengths)}"
         )
-    if not all(0 <= at < S for own in label_positions for at in own) or not all(
-        map(len, label_positions)
-    ):
+
+    inside = all(0 <= at < S for positions in label_positions for at in positions)
+    if not inside or not all(map(len, label_positions)):
         raise ValueError(f"every prompt needs label positions, each from 0 to {S - 1}")
-    candidates_BS = torch.zeros(B, S, dtype=rows_LBHS.dtype, device=rows_LBHS.device)
-    for b, own in enumerate(label_positions):
-        candidates_BS[b, list(own)] = 1
+
+    # Attention on other positions is set to 0, so that sums over S are sums over candidates.
+    device = rows_LBHS.device
+    candidates_BS = torch.zeros(B, S, dtype=rows_LBHS.dtype, device=device)
+    for b, positions in enumerate(label_positions):
+        candidates_BS[b, list(positions)] = 1
     on_labels_LBHS = rows_LBHS * candidates_BS[None, :, None]
+
     if fixed_threshold is None:
-        k_B = torch.tensor([len(own) for own in label_positions], device=rows_LBHS.device)
-        threshold_B = threshold(torch.tensor(list(lengths), device=rows_LBHS.device), k_B)
+        k_B = torch.tensor([len(positions) for positions in label_positions], device=device)
+        threshold_B = threshold(torch.tensor(list(lengths), device=device), k_B)
     else:
-        threshold_B = torch.full((B,), fixed_threshold, device=rows_LBHS.device)
-    return HeadScores(
-        induction_mask(on_labels_LBHS, threshold_B), on_labels_LBHS.sum(-1), threshold_B
-    )
+        threshold_B = torch.full((B,), fixed_threshold, device=device)
+
+    mask_LBH = induction_mask(on_labels_LBHS, threshold_B)
+    return HeadScores(mask_LBH, on_labels_LBHS.sum(-1), threshold_B)

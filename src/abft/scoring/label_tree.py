@@ -1,4 +1,4 @@
-"""Labels of one or several tokens: the probability of a whole label after a prompt."""
+"""Compute the probability of a whole label, of one or several tokens, after a prompt."""
 
 import functools
 from collections.abc import Sequence
@@ -15,10 +15,10 @@ from abft.model.lm_head import output_logits
 
 @dataclass(frozen=True)
 class LabelTree:
-    """The labels' tokens as a tree. A label's probability is the product of its tokens'
-    probabilities, each after those before.
+    """Holds the labels' tokens as a tree, whose root is the prompt.
 
-    The model is asked at every inner node, that is after the prompt and after each beginning of a
+    A label's probability is the product of its tokens' probabilities, each after those before. The
+    model has to predict at every inner node, that is after the prompt and after each beginning of a
     label.
     """
 
@@ -26,47 +26,57 @@ class LabelTree:
 
     @classmethod
     def of(cls, label_tokens: LabelTokens) -> "LabelTree":
-        return cls(
-            tuple((label,) if isinstance(label, int) else tuple(label) for label in label_tokens)
-        )
+        """Return the tree of the token, or tokens, of every class."""
+        labels = ((label,) if isinstance(label, int) else label for label in label_tokens)
+        return cls(tuple(map(tuple, labels)))
 
     @functools.cached_property
     def beginnings(self) -> tuple[tuple[int, ...], ...]:
-        """The inner nodes, as the tokens that lead there; the prompt itself, (), comes first."""
-        return tuple(sorted({label[:end] for label in self.labels for end in range(len(label))}))
+        """Return the inner nodes, as the tokens that lead there; the prompt itself, (), first."""
+        beginnings = {label[:end] for label in self.labels for end in range(len(label))}
+        return tuple(sorted(beginnings))
 
     def extended(self, prompts: Sequence[EncodedPrompt]) -> list[EncodedPrompt]:
-        """For every prompt as many as there are inner nodes, each with the node's tokens after it;
-        the prompt itself first.
+        """Return every prompt once for each inner node, with the node's tokens after it.
+
+        The prompt itself comes first.
         """
         if len(self.beginnings) == 1:
             return list(prompts)
+
         return [
-            replace(prompt, input_ids=prompt.input_ids + begun)
+            replace(prompt, input_ids=prompt.input_ids + beginning)
             for prompt in prompts
-            for begun in self.beginnings
+            for beginning in self.beginnings
         ]
 
     def probabilities(self, model: PreTrainedModel, hidden_PD: Tensor) -> np.ndarray:
-        """(N, C) float64; a row sums to 1.
+        """Return the probabilities of the labels, (N, C) float64; a row sums to 1.
 
         `hidden_PD`: the decoder's last hidden states at the ends of what `extended` returned, P = N
         times the inner nodes.
         """
+        # Labels of one token each: only their logits are needed.
         if len(self.beginnings) == 1:
             logits_NC = output_logits(model, hidden_PD, [label[0] for label in self.labels])
             return logits_NC.cpu().double().softmax(-1).numpy()
-        scores = [
-            self._log_probabilities(model, each) for each in hidden_PD.split(len(self.beginnings))
-        ]
+
+        # Softmax makes the rows sum to 1: probabilities of whole labels do not.
+        by_prompt = hidden_PD.split(len(self.beginnings))
+        scores = [self._log_probabilities(model, nodes_PD) for nodes_PD in by_prompt]
         return torch.stack(scores).softmax(-1).numpy()
 
-    def _log_probabilities(self, model: PreTrainedModel, hidden_MD: Tensor) -> Tensor:
-        """Of every label after one prompt, (C,) float64."""
-        log_MV = output_logits(model, hidden_MD).cpu().double().log_softmax(-1)
-        node = {begun: m for m, begun in enumerate(self.beginnings)}
+    def _log_probabilities(self, model: PreTrainedModel, hidden_PD: Tensor) -> Tensor:
+        """Return the log-probability of every label, (C,) float64, after one prompt.
+
+        `hidden_PD`: the last hidden states at the prompt's inner nodes.
+        """
+        log_PV = output_logits(model, hidden_PD).cpu().double().log_softmax(-1)
+
+        # Each token of a label is predicted at the node of the tokens before it.
+        node = {beginning: p for p, beginning in enumerate(self.beginnings)}
         sums = [
-            sum(log_MV[node[label[:i]], label[i]] for i in range(len(label)))
+            sum(log_PV[node[label[:i]], label[i]] for i in range(len(label)))
             for label in self.labels
         ]
         return torch.stack([torch.as_tensor(value) for value in sums])

@@ -1,4 +1,4 @@
-"""Metrics of label probabilities and predictions; numpy only."""
+"""Compute metrics of label probabilities and predictions; numpy only."""
 
 from collections.abc import Sequence
 
@@ -6,12 +6,15 @@ import numpy as np
 
 
 def _checked(probabilities_NC: np.ndarray, targets_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return both as arrays. Raises ValueError for other shapes, or rows that do not sum to 1."""
     probabilities, targets = np.asarray(probabilities_NC, dtype=float), np.asarray(targets_N)
     if probabilities.ndim != 2 or len(probabilities) != len(targets) or len(targets) == 0:
         raise ValueError(
             f"expected probabilities (N, C) and N > 0 targets, got {probabilities.shape} and "
             f"{targets.shape}"
         )
+
+    # Half precision and float32 sums are off by rounding.
     if (probabilities < 0).any() or not np.allclose(probabilities.sum(1), 1, atol=1e-4):
         raise ValueError(
             "expected probabilities: every row non-negative and summing to 1 (within 1e-4)"
@@ -20,17 +23,19 @@ def _checked(probabilities_NC: np.ndarray, targets_N: np.ndarray) -> tuple[np.nd
 
 
 def accuracy(probabilities_NC: np.ndarray, targets_N: np.ndarray) -> float:
-    """Share of predictions (argmax) that equal the target."""
+    """Return the share of predictions (argmax) that equal the target."""
     probabilities, targets = _checked(probabilities_NC, targets_N)
     return float((probabilities.argmax(1) == targets).mean())
 
 
 def macro_f1(probabilities_NC: np.ndarray, targets_N: np.ndarray) -> float:
-    """Mean over all C classes of 2 TP / (2 TP + FP + FN); a class with neither targets nor
-    predictions counts 0.
+    """Return the mean over all C classes of F1 = 2 TP / (2 TP + FP + FN).
+
+    A class with neither targets nor predictions counts 0.
     """
     probabilities, targets = _checked(probabilities_NC, targets_N)
     predictions = probabilities.argmax(1)
+
     scores = []
     for c in range(probabilities.shape[1]):
         hits = np.sum((predictions == c) & (targets == c))
@@ -42,13 +47,16 @@ def macro_f1(probabilities_NC: np.ndarray, targets_N: np.ndarray) -> float:
 def expected_calibration_error(
     probabilities_NC: np.ndarray, targets_N: np.ndarray, bins: int = 10
 ) -> float:
-    """ECE with equal-width confidence bins, the last one closed (confidence 1 counts); in [0, 1].
+    """Return the ECE, in [0, 1], with confidence bins of equal width.
 
-    Unlike StaICC 0.1.1 no softmax is taken of what is a probability already.
+    The last bin is closed (confidence 1 counts). Unlike StaICC 0.1.1 no softmax is taken of what is
+    a probability already.
     """
     probabilities, targets = _checked(probabilities_NC, targets_N)
     confidence = probabilities.max(1)
     correct = probabilities.argmax(1) == targets
+
+    # A bin's gap |accuracy - confidence|, weighted by its share of N, is a difference of sums.
     bin_N = np.minimum((confidence * bins).astype(int), bins - 1)
     gaps = (abs(np.sum(correct[bin_N == b]) - np.sum(confidence[bin_N == b])) for b in range(bins))
     return float(sum(gaps) / len(targets))
@@ -64,51 +72,59 @@ def scores(probabilities_NC: np.ndarray, targets_N: np.ndarray) -> dict[str, flo
 
 
 def consistency(predictions_VN: np.ndarray) -> float:
-    """Share of equal predictions for one query: its largest group over the V variants of a prompt,
-    mean over N queries.
+    """Return the share of equal predictions for one query, mean over N queries.
+
+    The equal ones are the largest group over the V variants of a prompt.
     """
     predictions = np.asarray(predictions_VN)
     if predictions.ndim != 2 or predictions.size == 0:
         raise ValueError(f"expected predictions (V, N), got {predictions.shape}")
+
     groups = [np.unique(column, return_counts=True)[1].max() for column in predictions.T]
     return float(np.mean(groups) / len(predictions))
 
 
 def gler(error_rates_R: Sequence[float], values_R: Sequence[float]) -> float:
-    """Slope of a metric against the share of correct labels in the demonstrations; 0 = labels are not
-    read.
+    """Return the slope of a metric against the share of correct labels in the demonstrations.
 
-    x is 1 - rate here; for rates of 0, 0.25, 0.5, 0.75, 1 StaICC 0.1.1 fits the line to x = 1,
-    0.75, 0.25, -0.5, -1.5.
+    0 = labels are not read. x is 1 - rate here; for rates of 0, 0.25, 0.5, 0.75, 1 StaICC 0.1.1
+    fits the line to x = 1, 0.75, 0.25, -0.5, -1.5.
     """
+    # The line's first coefficient is its slope.
     return float(np.polyfit(1 - np.asarray(error_rates_R), np.asarray(values_R), 1)[0])
 
 
 def prior_entropy(probabilities_NC: np.ndarray) -> float:
-    """Entropy of the mean prediction, in nats; ln C = no bias.
+    """Return the entropy of the mean prediction, in nats; ln C = no bias.
 
     Unlike StaICC 0.1.1 no softmax is taken of a mean whose floats do not sum to exactly 1.
     """
     mean_C = np.asarray(probabilities_NC).mean(0)
-    return float(-(mean_C[mean_C > 0] * np.log(mean_C[mean_C > 0])).sum())
+    # 0 log 0 = 0: such classes add nothing.
+    positive = mean_C[mean_C > 0]
+    return float(-(positive * np.log(positive)).sum())
 
 
 def prior_bias(probabilities_NC: np.ndarray) -> float:
-    """1 - entropy / ln C of the mean prediction: 0 = no bias, 1 = one class always; comparable
-    between tasks.
+    """Return 1 - entropy / ln C of the mean prediction: 0 = no bias, 1 = one class always.
+
+    It is comparable between tasks.
     """
-    return 1 - prior_entropy(probabilities_NC) / float(
-        np.log(np.asarray(probabilities_NC).shape[1])
-    )
+    C = np.asarray(probabilities_NC).shape[1]
+    return 1 - prior_entropy(probabilities_NC) / float(np.log(C))
 
 
 def posterior_bias(probabilities_NC: np.ndarray, targets_N: np.ndarray) -> float:
-    """KL divergence, in nats, of the mean prediction from the distribution of the targets; infinite
-    if a class has none.
+    """Return the KL divergence, in nats, of the mean prediction from the targets' distribution.
+
+    It is infinite if a predicted class has no target.
     """
     probabilities, targets = _checked(probabilities_NC, targets_N)
     mean_C = probabilities.mean(0)
     shares_C = np.bincount(targets, minlength=probabilities.shape[1]) / len(targets)
-    present = mean_C > 0
+
+    # 0 log 0 = 0: classes without a probability add nothing.
+    support = mean_C > 0
+    means, shares = mean_C[support], shares_C[support]
     with np.errstate(divide="ignore"):
-        return float((mean_C[present] * np.log(mean_C[present] / shares_C[present])).sum())
+        return float((means * np.log(means / shares)).sum())

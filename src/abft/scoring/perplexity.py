@@ -1,4 +1,4 @@
-"""Perplexity of plain texts."""
+"""Compute the perplexity of plain texts."""
 
 import math
 from collections.abc import Sequence
@@ -25,32 +25,42 @@ def perplexity(
     batch_size: int = 8,
     max_length: int = 512,
 ) -> float:
-    """exp of the mean negative log-likelihood of the texts' tokens, in which longer texts count
-    more; stock attention.
+    """Return exp of the mean negative log-likelihood of the texts' tokens, with stock attention.
 
-    Changes `model` to eval mode. A text's first token is not predicted; texts are cut at
-    `max_length` tokens.
+    The mean is over tokens: longer texts count more. Changes `model` to eval mode. A text's first
+    token is not predicted; texts are cut at `max_length` tokens.
+
+    Raises:
+        AbftError: no text of at least 2 tokens.
     """
     model.eval()
     inner, whole = decoder(model), causal_lm(model)
     capabilities(model).check_lm_head()
     device = next(inner.parameters()).device
+
     ids = [tokenizer(text, truncation=True, max_length=max_length)["input_ids"] for text in texts]
-    ids = sorted((row for row in ids if len(row) > 1), key=len, reverse=True)
+    # Sorted by length, batches pad little.
+    ids = sorted((text for text in ids if len(text) > 1), key=len, reverse=True)
+
     total, count = 0.0, 0
     for start in range(0, len(ids), batch_size):
-        rows = ids[start : start + batch_size]
-        padded = torch.zeros(len(rows), len(rows[0]), dtype=torch.long)
-        real = torch.zeros_like(padded, dtype=torch.bool)
-        for b, row in enumerate(rows):
-            padded[b, : len(row)], real[b, : len(row)] = torch.tensor(row), True
-        hidden = inner(input_ids=padded.to(device), use_cache=False)[0]
-        predicting, targets = real[:, 1:].to(hidden.device), padded[:, 1:][real[:, 1:]]
-        logits = output_logits(whole, hidden[:, :-1][predicting])
-        total += torch.nn.functional.cross_entropy(
-            logits, targets.to(logits.device), reduction="sum"
-        ).item()
+        batch = ids[start : start + batch_size]
+        padded_BS = torch.zeros(len(batch), len(batch[0]), dtype=torch.long)
+        real_BS = torch.zeros_like(padded_BS, dtype=torch.bool)
+        for b, text in enumerate(batch):
+            padded_BS[b, : len(text)] = torch.tensor(text)
+            real_BS[b, : len(text)] = True
+
+        # The hidden state before each token predicts it.
+        hidden_BSD = inner(input_ids=padded_BS.to(device), use_cache=False)[0]
+        predicted_BS = real_BS[:, 1:]
+        targets = padded_BS[:, 1:][predicted_BS]
+        logits = output_logits(whole, hidden_BSD[:, :-1][predicted_BS.to(hidden_BSD.device)])
+
+        loss = torch.nn.functional.cross_entropy(logits, targets.to(logits.device), reduction="sum")
+        total += loss.item()
         count += len(targets)
+
     if count == 0:
         raise AbftError("perplexity needs a text of at least 2 tokens")
     return math.exp(total / count)

@@ -1,4 +1,4 @@
-"""Label probabilities with stock attention; what all prompts begin with is computed once."""
+"""Score labels with stock attention; what all prompts begin with is computed once."""
 
 import contextlib
 import dataclasses
@@ -13,11 +13,7 @@ from transformers import DynamicCache, PreTrainedModel
 from abft.data.batches import at_positions, collate
 from abft.data.encoding import EncodedPrompt, LabelTokens
 from abft.data.packing import branch_mask, pack
-from abft.model.attention import (
-    causal_lm,
-    decoder,
-    row_attention,
-)
+from abft.model.attention import causal_lm, decoder, row_attention
 from abft.model.capabilities import capabilities
 from abft.scoring.evaluate import bucketed, check_finite
 from abft.scoring.label_tree import LabelTree
@@ -27,13 +23,13 @@ PACK_TOKENS = 2048  # in one packed sequence, whose mask grows with the square
 
 
 class LabelScorer:
-    """Label probabilities of prompts, with stock attention, on one model. Changes `model` to eval
-    mode.
+    """Returns label probabilities of prompts, with stock attention, on one model.
 
-    What all prompts of a call begin with alike, the demonstrations above all, is run once. Its keys
-    and values are kept for the next call, if that begins in the same way, and the rests follow them
-    packed in one sequence. They are run again after weights were trained or loaded; after switching
-    a PEFT adapter, or writing through `.data`, call `forget()`.
+    Changes `model` to eval mode. What all prompts of a call begin with alike, the demonstrations
+    above all, is run once. Its keys and values are kept for the next call, if that begins in the
+    same way, and the rests follow them packed in one sequence. They are run again after weights
+    were trained or loaded; after switching a PEFT adapter, or writing through `.data`, call
+    `forget()`.
 
     Args:
         model: a causal LM.
@@ -50,10 +46,9 @@ class LabelScorer:
 
     def forget(self) -> None:
         """Drop what is kept: the next call runs it again."""
-        self._kept: tuple[object, ...] = ()
-        self._keys_values: list[
-            tuple[Tensor, Tensor]
-        ] = []  # of what is kept, for every layer, each (1, Hkv, len, D)
+        self._kept: tuple[object, ...] = ()  # the tokens, and the versions of the weights
+        # Their keys and values, (1, Hkv, S, D) each, layer by layer.
+        self._keys_values: list[tuple[Tensor, Tensor]] = []
 
     @torch.no_grad()
     def __call__(
@@ -64,7 +59,7 @@ class LabelScorer:
         batch_size: int = 16,
         progress: Callable[[int], object] | None = None,
     ) -> np.ndarray:
-        """Label probabilities (N, C) float64.
+        """Return label probabilities (N, C) float64.
 
         `shared`: keep no more than so many tokens, because later prompts will share no more;
         default: all that these prompts begin with alike, and nothing of a single one. `progress` is
@@ -76,24 +71,31 @@ class LabelScorer:
         probabilities = np.zeros((len(prompts), len(self.labels.labels)))
         if not prompts:
             return probabilities
+
+        # A beginning that is short, or a small part of the prompts, is not worth a cache.
         if shared is None:
             shared = 0 if len(prompts) == 1 else len(prompts[0].input_ids)
         shared = min(shared, common_prefix(prompts))
-        worth = shared >= max(
-            MIN_SHARED_TOKENS, max(len(prompt.input_ids) for prompt in prompts) // 4
-        )
+        longest = max(len(prompt.input_ids) for prompt in prompts)
+        worth = shared >= max(MIN_SHARED_TOKENS, longest // 4)
+
+        # What is kept belongs to one call at a time.
         with self._lock:
             self.model.eval()
-            if keeping := worth and capabilities(self.model).keeps_prefix:
+            cached = worth and capabilities(self.model).keeps_prefix
+            if cached:
                 self._keep(prompts[0].input_ids[:shared])
+
             for indices in bucketed(prompts, batch_size):
                 batch = self.labels.extended([prompts[i] for i in indices])
-                hidden_PD = (
-                    self._after_shared(batch, shared) if keeping else self._alone(batch, batch_size)
-                )
+                if cached:
+                    hidden_PD = self._after_shared(batch, shared)
+                else:
+                    hidden_PD = self._alone(batch, batch_size)
                 probabilities[indices] = self.labels.probabilities(self.whole, hidden_PD)
                 if progress:
                     progress(len(indices))
+
         check_finite(probabilities)
         return probabilities
 
@@ -102,40 +104,45 @@ class LabelScorer:
         return next(self.inner.parameters()).device
 
     def _alone(self, prompts: Sequence[EncodedPrompt], batch_size: int) -> Tensor:
-        """Hidden states of the query positions, (P, D), of right-padded prompts."""
-        found = []
+        """Return hidden states of the query positions, (P, D), of right-padded prompts."""
+        hidden = []
         for start in range(0, len(prompts), batch_size):
             batch = collate(prompts[start : start + batch_size])
-            hidden = self.inner(input_ids=batch["input_ids"].to(self._device), use_cache=False)[0]
-            found.append(at_positions(hidden, batch["query_positions"]))
-        return torch.cat(found)
+            ids_BS = batch["input_ids"].to(self._device)
+            hidden_BSD = self.inner(input_ids=ids_BS, use_cache=False)[0]
+            hidden.append(at_positions(hidden_BSD, batch["query_positions"]))
+        return torch.cat(hidden)
 
     def _after_shared(self, prompts: Sequence[EncodedPrompt], start: int) -> Tensor:
-        """The same, of prompts whose first `start` tokens are kept."""
+        """Return the same hidden states for prompts whose first `start` tokens are kept."""
         rests = [
             dataclasses.replace(prompt, input_ids=prompt.input_ids[start:], label_positions=())
             for prompt in prompts
         ]
-        nodes = len(
-            self.labels.beginnings
-        )  # a prompt's own tokens stand once, a label's beginnings after them
-        longest = max(len(rest.input_ids) for rest in rests) + sum(map(len, self.labels.beginnings))
-        size = max(1, PACK_TOKENS // longest) * nodes
-        return torch.cat(
-            [self._packed(rests[i : i + size], start) for i in range(0, len(rests), size)]
-        )
+
+        # A pack holds a prompt's own tokens once, and the beginnings of labels after them.
+        beginnings = self.labels.beginnings
+        longest = max(len(rest.input_ids) for rest in rests) + sum(map(len, beginnings))
+        size = max(1, PACK_TOKENS // longest) * len(beginnings)
+        groups = [rests[i : i + size] for i in range(0, len(rests), size)]
+        return torch.cat([self._packed(group, start) for group in groups])
 
     def _packed(self, prompts: Sequence[EncodedPrompt], start: int) -> Tensor:
+        """Return the same for rests of prompts, packed into one sequence after the kept tokens."""
         rests = pack(prompts)
+
+        # Every token attends to all of what is kept, and to its own branch.
         own = branch_mask(torch.tensor([rests.branch_ends], device=self._device))
         mask = torch.cat([own.new_ones(1, 1, own.shape[2], start), own], dim=-1)
+
+        # A cache of its own: the model appends to the one that it is given.
         cache = DynamicCache()
         for layer, (keys, values) in enumerate(self._keys_values):
             cache.update(keys, values, layer)
+
+        # Eager attention would need another mask than SDPA and our function, which uses SDPA.
         stock = self.whole.config._attn_implementation == "sdpa"
-        with (
-            contextlib.nullcontext() if stock else row_attention(self.model)
-        ):  # SDPA: eager attention wants another mask
+        with contextlib.nullcontext() if stock else row_attention(self.model):
             hidden = self.inner(
                 input_ids=torch.tensor([rests.input_ids], device=self._device),
                 position_ids=torch.tensor([rests.position_ids], device=self._device) + start,
@@ -146,16 +153,17 @@ class LabelScorer:
         return hidden[0, [places[-1] for places in rests.places]]
 
     def _keep(self, ids: tuple[int, ...]) -> None:
-        weights = tuple(
-            (id(p), p._version, p.device) for p in self.inner.parameters()
-        )  # writing in place raises the version
-        if (ids, weights) != self._kept:
-            inputs = torch.tensor([ids], device=self._device)
-            cache = self.inner(
-                input_ids=inputs, use_cache=True, past_key_values=DynamicCache()
-            ).past_key_values
-            self._keys_values = [(layer.keys, layer.values) for layer in cache.layers]
-            self._kept = (ids, weights)
+        """Run `ids` and keep their keys and values, unless they are kept for the same weights."""
+        # Writing in place raises a parameter's version.
+        weights = tuple((id(p), p._version, p.device) for p in self.inner.parameters())
+        if (ids, weights) == self._kept:
+            return
+
+        inputs = torch.tensor([ids], device=self._device)
+        output = self.inner(input_ids=inputs, use_cache=True, past_key_values=DynamicCache())
+        layers = output.past_key_values.layers
+        self._keys_values = [(layer.keys, layer.values) for layer in layers]
+        self._kept = (ids, weights)
 
 
 def label_probabilities(
@@ -166,17 +174,19 @@ def label_probabilities(
     batch_size: int = 16,
     progress: Callable[[int], object] | None = None,
 ) -> np.ndarray:
-    """Label probabilities (N, C) float64, with stock attention, once: see `LabelScorer`. Changes
-    `model` to eval mode.
+    """Return label probabilities (N, C) float64, with stock attention, once: see `LabelScorer`.
+
+    Changes `model` to eval mode.
     """
     return LabelScorer(model, label_tokens)(prompts, batch_size=batch_size, progress=progress)
 
 
 def common_prefix(prompts: Sequence[EncodedPrompt]) -> int:
-    """Tokens with which all prompts begin, at most one less than the shortest prompt."""
+    """Return how many tokens all prompts begin with, at most one less than the shortest prompt."""
+    # What the first and the last in sorted order begin with, all between them do.
     first, last = min(p.input_ids for p in prompts), max(p.input_ids for p in prompts)
     limit = min(len(p.input_ids) for p in prompts) - 1  # the query position itself is always run
-    same = 0
-    while same < limit and first[same] == last[same]:
-        same += 1
-    return same
+    length = 0
+    while length < limit and first[length] == last[length]:
+        length += 1
+    return length

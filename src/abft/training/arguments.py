@@ -1,4 +1,4 @@
-"""`ABFTConfig`: TrainingArguments with the paper's values and the method's settings."""
+"""Define `ABFTConfig`: TrainingArguments with the paper's values and the method's settings."""
 
 import math
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from abft.settings import check_settings, with_default
 
 @dataclass
 class ABFTConfig(MethodSettings, PromptSettings, TrainingArguments):
-    """TrainingArguments and the quantities of arXiv 2505.14233; defaults are the paper's.
+    """Holds TrainingArguments and the quantities of arXiv 2505.14233; defaults are the paper's.
 
     A pseudo-batch (one optimizer step) is per_device_train_batch_size x
     gradient_accumulation_steps x processes prompts: 8 x 4 = 32 by default. Small models need a
@@ -46,11 +46,13 @@ class ABFTConfig(MethodSettings, PromptSettings, TrainingArguments):
         if not torch.accelerator.is_available():
             self.dataloader_pin_memory = False  # torch would warn that there is nothing to pin for
 
+        # From here on layers are a string, as on the command line.
         if isinstance(self.layers, list | tuple):
             self.layers = ",".join(map(str, self.layers))
         check_settings(self)
         OBJECTIVES[self.objective].check(self)
 
+        # What the settings' own bounds do not cover: values of TrainingArguments.
         if not 0 <= self.learning_rate < math.inf:
             raise AbftError(
                 f"learning rate = {self.learning_rate}: expected a finite number of at least 0"
@@ -58,6 +60,8 @@ class ABFTConfig(MethodSettings, PromptSettings, TrainingArguments):
         for name in ("gradient_accumulation_steps", "per_device_train_batch_size"):
             if getattr(self, name) < 1:
                 raise AbftError(f"{name} = {getattr(self, name)}: expected at least 1")
+
+        # Prompts that share demonstrations have to be in one micro-batch.
         if self.per_device_train_batch_size % self.queries:
             raise AbftError(
                 f"queries = {self.queries} has to divide per_device_train_batch_size = "
@@ -68,13 +72,15 @@ class ABFTConfig(MethodSettings, PromptSettings, TrainingArguments):
                 "auto_find_batch_size would part queries that share their demonstrations; use "
                 "queries = 1"
             )
+
         if self.weight_decay:
             raise AbftError(
                 f"weight_decay = {self.weight_decay}: it would move W_V in fused weights too; use 0"
             )
+
         if self.activation_checkpointing:
-            given = getattr(self, "activation_checkpointing_kwargs", None)
-            options = dict(given) if isinstance(given, dict) else {}
+            kwargs = getattr(self, "activation_checkpointing_kwargs", None)
+            options = dict(kwargs) if isinstance(kwargs, dict) else {}
             if options.get("use_reentrant"):
                 raise AbftError(
                     "reentrant activation checkpointing loses the rows' gradient; use "
@@ -84,5 +90,5 @@ class ABFTConfig(MethodSettings, PromptSettings, TrainingArguments):
 
     @property
     def nb(self) -> int:
-        """Prompts in a pseudo-batch."""
+        """Return the number of prompts in a pseudo-batch."""
         return self.per_device_train_batch_size * self.gradient_accumulation_steps * self.world_size

@@ -1,4 +1,4 @@
-"""Trainer callbacks: the step log, the progress bar, Ctrl-C, the best weights on held-out texts."""
+"""Define callbacks of the trainer: Ctrl-C, step log, progress bar, best held-out weights."""
 
 import json
 import signal
@@ -29,14 +29,16 @@ class Stop(TrainerCallback):
 
 @contextmanager
 def stop_on_interrupt() -> Iterator[Stop]:
-    """The first Ctrl-C asks for a checkpoint, a second one ends at once."""
+    """Make the first Ctrl-C end training with a checkpoint; a second one ends it at once."""
     stop = Stop()
+    # Python lets only the main thread handle signals; in others Ctrl-C is the caller's.
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
 
     def ask(number: int, frame: object) -> None:
         stop.asked = True
+        # The next Ctrl-C has its usual effect.
         signal.signal(signal.SIGINT, before)
         print(
             "\nfinishing this step, then saving a checkpoint (Ctrl-C again: stop at once)",
@@ -60,6 +62,7 @@ class RunLog(TrainerCallback):
         self.path = path
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # The whole history is written again: a resumed run drops the steps after its checkpoint.
         if state.is_world_process_zero:
             steps = (logged_step(entry) for entry in state.log_history if "heads" in entry)
             write_text(self.path, "".join(json.dumps(step) + "\n" for step in steps))
@@ -67,15 +70,15 @@ class RunLog(TrainerCallback):
 
 def logged_step(entry: dict[str, float]) -> dict[str, float]:
     """Return what the trainer logged for a step, without what is the same in every step."""
-    kept = {name: value for name, value in entry.items() if name not in _SAME_IN_EVERY_STEP}
-    return {"step": kept.pop("step"), **kept}
+    values = {name: value for name, value in entry.items() if name not in _SAME_IN_EVERY_STEP}
+    return {"step": values.pop("step"), **values}
 
 
 _SAME_IN_EVERY_STEP = ("epoch", "grad_norm", "learning_rate")
 
 
 class StepBar(TrainerCallback):
-    """A progress bar on stderr with loss, heads and A."""
+    """Draws a progress bar on stderr with loss, heads and A."""
 
     bar: "tqdm | None" = None
 
@@ -93,6 +96,7 @@ class StepBar(TrainerCallback):
         self, args: Any, state: Any, control: Any, logs: dict | None = None, **kwargs: Any
     ) -> None:
         if self.bar is not None and logs and "heads" in logs:
+            # Only objectives with a PID controller have A.
             factor = f", A {logs['A']:.2f}" if "A" in logs else ""
             self.bar.set_postfix_str(f"loss {logs['loss']:.2f}, heads {logs['heads']:.1f}{factor}")
             self.bar.update(state.global_step - self.bar.n)
@@ -103,8 +107,9 @@ class StepBar(TrainerCallback):
 
 
 class KeepBest(TrainerCallback):
-    """Scores the model every few steps, keeps the best weights in memory, and ends training when
-    nothing better comes.
+    """Scores the model every few steps, and leaves it with the best weights.
+
+    They are kept in memory. Training ends when nothing better comes.
 
     Args:
         score: measures the model as it is; larger is better, of any ordered type.
@@ -130,9 +135,12 @@ class KeepBest(TrainerCallback):
     def on_step_end(
         self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
     ) -> None:
+        # The last step always counts, whatever `every` is.
         if state.global_step % self.every == 0 or state.global_step == state.max_steps:
             self._scored(state.global_step, model)
-            if len([step for step in self.scores if step > self.best_step]) >= self.patience:
+
+            scores_since = sum(step > self.best_step for step in self.scores)
+            if scores_since >= self.patience:
                 control.should_training_stop = True
 
     def on_train_end(
@@ -144,7 +152,10 @@ class KeepBest(TrainerCallback):
                     parameter.copy_(self._best[name])
 
     def _scored(self, step: int, model: Any) -> None:
+        """Score the model, and keep its trainable weights if none were better."""
         self.scores[step] = self.score()
+
+        # Only a better score replaces the best: of equal ones the earliest stays.
         if step == 0 or self.scores[step] > self.scores[self.best_step]:
             self.best_step = step
             self._best = {

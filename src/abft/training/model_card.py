@@ -1,4 +1,4 @@
-"""The model card of a run (README.md with the hub's metadata block)."""
+"""Write the model card of a run (README.md with the hub's metadata block)."""
 
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -17,6 +17,7 @@ PAPER_LINK = "[Mechanistic Fine-tuning for In-context Learning](https://arxiv.or
 FOLDER = "path/to/this/folder"  # the place of the model in the usage snippet
 Kind = Literal["full_rank", "adapter", "merged"]
 
+# How a model of each kind is loaded.
 _LOAD_ADAPTER = """\
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -42,6 +43,7 @@ tokenizer = AutoTokenizer.from_pretrained(folder)"""
 _LOAD = {"full_rank": _LOAD_FULL_RANK, "adapter": _LOAD_ADAPTER, "merged": _LOAD_MERGED}
 _LIBRARY = {"full_rank": "abft", "adapter": "peft", "merged": "transformers"}
 
+# How it then predicts: the likeliest label word after a prompt.
 _PREDICT = """
 prompt = (
 {prompt}
@@ -62,11 +64,13 @@ print(max(words, key=log_probability))"""
 def card_settings(settings: Any) -> dict[str, Any]:
     """Return the settings that a card shows: tagged `card`, with a value and an effect."""
     objective = settings.objective
+    values = {
+        name: getattr(settings, name)
+        for name, setting in settings_of(settings).items()
+        if setting.card and (not setting.objectives or objective in setting.objectives)
+    }
     return {
-        name: value
-        for name, known in settings_of(settings).items()
-        if known.card and (not known.objectives or objective in known.objectives)
-        if (value := getattr(settings, name)) is not None and value is not False
+        name: value for name, value in values.items() if value is not None and value is not False
     }
 
 
@@ -94,6 +98,7 @@ def model_card(
         trained_on: the training prompts' task, where it is not `task`.
     """
     objective = OBJECTIVES[method.objective]
+    # The model's name on the hub, or that of its folder or file.
     model = HUB_NAMES.get(base_model, base_model)
     on_hub = bool(model) and not model.endswith(".gguf") and not Path(model).exists()
     name = (model if on_hub else Path(model).name) or "a model without a name"
@@ -117,6 +122,7 @@ def model_card(
             {"name": title, "results": [_result(task_name, results["after"])]}
         ]
 
+    # What was trained, in a sentence or two.
     weights = "W_Q and W_K" if method.lora_targets == "qk" else "all linear layers, through LoRA,"
     about = objective.card_text.format(
         model=name, task=trained_task, weights=weights, paper=PAPER_LINK
@@ -127,12 +133,15 @@ def model_card(
             f"{method.cross_entropy:g}."
         )
 
+    # PEFT loads the base from the hub, abft also by the name of the embedded model.
     load = _LOAD[kind].format(folder=FOLDER, model=model if kind == "adapter" else base_model)
     use = [load, *([_predict(task, prompt_style)] if task else [])]
     limitations = _limitations(base_model, name, method, kind, bool(results))
+
     packages = ("abft", "transformers", "torch", "peft")
     versions = ", ".join(f"{package} {version(package)}" for package in packages)
     header = yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True).rstrip()
+
     text = [
         *("---", header, "---", ""),
         *(f"# {title}", "", about),
@@ -148,20 +157,22 @@ def model_card(
 
 
 def _results_table(results: Mapping[str, Mapping[str, float]], task: str) -> list[str]:
+    """Return the lines of a table of results, a row before and a row after training."""
     columns = list(next(iter(results.values())))
-    return [
+    lines = [
         *("", f"Measured on test prompts of {task}:", ""),
         "| | " + " | ".join(columns) + " |",
         "|---" * (len(columns) + 1) + "|",
-        *(
-            f"| {when} | " + " | ".join(f"{row[column]:.3f}" for column in columns) + " |"
-            for when, row in results.items()
-        ),
     ]
+    for when, metrics in results.items():
+        cells = " | ".join(f"{metrics[column]:.3f}" for column in columns)
+        lines.append(f"| {when} | {cells} |")
+    return lines
 
 
 def _result(task: str, values: Mapping[str, float]) -> dict[str, Any]:
-    """An entry of the hub's model-index."""
+    """Return an entry of the hub's model-index."""
+    # The hub's identifier of a metric, and its name for readers.
     names = {"accuracy": ("accuracy", "accuracy"), "macro_f1": ("f1", "macro F1")}
     metrics = [
         {"type": names[key][0], "name": names[key][1], "value": round(values[key], 4)}
@@ -176,15 +187,18 @@ def _result(task: str, values: Mapping[str, float]) -> dict[str, Any]:
 
 
 def _predict(task: Task, prompt_style: PromptStyle) -> str:
-    """Python that prints the likeliest label word of a prompt in the task's template."""
+    """Return Python that prints the likeliest label word of a prompt in the task's template."""
     template = task.template
     end = template.after_query(prompt_style)
-    shown = [
+    demonstrations = [
         f"{template.before_text}a text that is "
         f"{word}{template.before_label}{word}{template.after_label}"
         for word in task.label_words
     ]
-    lines = [template.instruction, *shown, f"{template.before_text}the text to label{end}"]
+    query = f"{template.before_text}the text to label{end}"
+    lines = [template.instruction, *demonstrations, query]
+
+    # A label word begins with what the query leaves out before it, such as a space.
     words = [template.before_label[len(end) :] + word for word in task.label_words]
     return _PREDICT.format(prompt="\n".join(f"    {line!r}" for line in lines if line), words=words)
 
@@ -192,18 +206,23 @@ def _predict(task: Task, prompt_style: PromptStyle) -> str:
 def _limitations(
     base_model: str, name: str, method: MethodSettings, kind: Kind, measured: bool
 ) -> list[str]:
+    """Return what a reader of the card should not expect, a sentence or two each."""
     # A loss on the LM's output teaches what the label words mean, whatever else is trained.
-    learned = OBJECTIVES["e2e" if method.cross_entropy else method.objective].limitation
+    objective = OBJECTIVES["e2e" if method.cross_entropy else method.objective]
+    figures = "Nothing was measured for this card."
+    if measured:
+        figures = (
+            "The figures are of one training run. Other tasks, templates and label words were not "
+            "measured."
+        )
     lines = [
         "It tells classes of texts apart in few-shot prompts. Text that it generates was neither "
         "trained nor measured.",
-        learned,
-        "The figures are of one training run. Other tasks, templates and label words were not "
-        "measured."
-        if measured
-        else "Nothing was measured for this card.",
+        objective.limitation,
+        figures,
         "Limits, biases and licence of the base model hold here too.",
     ]
+
     if kind == "adapter":
         lines.append(f"It belongs to exactly `{name}`; PEFT does not check.")
     if kind == "adapter" and base_model in HUB_NAMES:

@@ -1,4 +1,4 @@
-"""What FSDP and DeepSpeed need, and what they cannot do."""
+"""Provide what FSDP and DeepSpeed need, and refuse what they cannot do."""
 
 from typing import Any
 
@@ -9,27 +9,29 @@ from abft.model.qk_weights import qk_modules
 
 
 def with_used_output(call: Any) -> Any:
-    """`call`, with rows that depend on the output by a gradient of 0.
+    """Return `call` with rows that depend on the output by a gradient of 0.
 
     FSDP gathers a layer's weights for the backward pass when a gradient reaches the layer's output.
     Nothing above the last layer's rows is in the loss, so that its weights would not be there.
     """
 
-    def called(**inputs: Any) -> Any:
+    def wrapper(**inputs: Any) -> Any:
         output = call(**inputs)
+
+        # The sum touches every entry of the output, so that its gradient, though 0, exists.
         zero = 0 * output[0].float().sum()
-        output["attentions"] = tuple(
-            rows if rows is None else rows + zero for rows in output["attentions"]
-        )
+        attentions = output["attentions"]
+        output["attentions"] = tuple(rows if rows is None else rows + zero for rows in attentions)
         return output
 
-    return called
+    return wrapper
 
 
 def check_sharding(trainer: Trainer) -> None:
-    """Raise AbftError for what FSDP and DeepSpeed cannot do right."""
+    """Raise AbftError for what FSDP and DeepSpeed cannot do correctly."""
     if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
         return
+
     model = trainer.model
     if not hasattr(model, "get_base_model"):
         raise AbftError(
@@ -39,24 +41,24 @@ def check_sharding(trainer: Trainer) -> None:
     if any(qk.outputs is not None for qk in qk_modules(model.get_base_model())):
         raise AbftError(
             "this model family keeps W_V in one weight with W_Q and W_K, and FSDP and DeepSpeed "
-            "drop the mask that holds W_V "
-            "still; use DDP, or --device balanced in one process"
+            "drop the mask that holds W_V still; use DDP, or --device balanced in one process"
         )
-    plugin = trainer.accelerator.state
-    if trainer.is_fsdp_enabled and (
-        plugin.fsdp_plugin.fsdp_version != 2
-        or "FULL" not in str(plugin.fsdp_plugin.state_dict_type)
-    ):
-        raise AbftError(
-            "FSDP: expected version 2 and full state dicts (fsdp_version: 2, "
-            "fsdp_state_dict_type: FULL_STATE_DICT), as in "
-            "examples/accelerate_config/fsdp2.yaml"
-        )
-    if trainer.is_deepspeed_enabled and plugin.deepspeed_plugin.zero_stage == 3:
+
+    # The adapter is saved from whole tensors, which full state dicts hold.
+    plugins = trainer.accelerator.state
+    if trainer.is_fsdp_enabled:
+        fsdp = plugins.fsdp_plugin
+        if fsdp.fsdp_version != 2 or "FULL" not in str(fsdp.state_dict_type):
+            raise AbftError(
+                "FSDP: expected version 2 and full state dicts (fsdp_version: 2, "
+                "fsdp_state_dict_type: FULL_STATE_DICT), as in "
+                "examples/accelerate_config/fsdp2.yaml"
+            )
+
+    if trainer.is_deepspeed_enabled and plugins.deepspeed_plugin.zero_stage == 3:
         raise AbftError("DeepSpeed ZeRO-3 is not supported; use ZeRO-2 or FSDP2")
     if trainer.is_deepspeed_enabled and trainer.args.activation_checkpointing:
         raise AbftError(
             "DeepSpeed with PEFT forces reentrant activation checkpointing, which loses the "
-            "gradient of the rows; "
-            "turn activation_checkpointing off"
+            "gradient of the rows; turn activation_checkpointing off"
         )

@@ -1,5 +1,4 @@
-"""`ABFTConfig` and `ABFTTrainer`: transformers' Trainer with another loss; only what differs stands
-here.
+"""Define `ABFTTrainer`: transformers' Trainer with another loss, and only what differs.
 
 The trainer gets its objective as an object and knows nothing of heads.
 """
@@ -29,13 +28,7 @@ from transformers.trainer_utils import TrainOutput
 
 from abft.data.batches import Batch, PseudoBatchSampler, collate
 from abft.data.datasets import training_pool
-from abft.data.encoding import (
-    EncodedPrompt,
-    encode,
-    first_tokens,
-    label_tokens,
-    with_answers,
-)
+from abft.data.encoding import EncodedPrompt, encode, first_tokens, label_tokens, with_answers
 from abft.data.packing import pack
 from abft.data.prompts import training_prompts
 from abft.data.splits import TaskData
@@ -102,14 +95,14 @@ class ABFTTrainer(Trainer):
         optimizers: tuple[Any, Any] = (None, None),
     ) -> None:
         args = ABFTConfig() if args is None else args
-        if (
-            args.n_gpu > 1
-        ):  # nn.DataParallel would multiply the pseudo-batch; `accelerate launch` uses all GPUs
+        # nn.DataParallel would multiply the pseudo-batch; `accelerate launch` uses all GPUs.
+        if args.n_gpu > 1:
             args._n_gpu = 1
+
         if isinstance(model, str):
-            place = "cpu" if args.use_cpu else "auto"
+            device = "cpu" if args.use_cpu else "auto"
             model, tokenizer = load_model(
-                model, quantization_config=quantization_config, device=place
+                model, quantization_config=quantization_config, device=device
             )
             processing_class = processing_class or tokenizer
         elif quantization_config is not None:
@@ -120,47 +113,58 @@ class ABFTTrainer(Trainer):
             from transformers import AutoTokenizer
 
             processing_class = AutoTokenizer.from_pretrained(model.config.name_or_path)
+
+        # A `datasets.Dataset` becomes a task, and a task becomes encoded prompts.
         if hasattr(train_dataset, "column_names"):
             train_dataset = training_pool(
                 train_dataset, args.text_column, args.label_column, args.template
             )
         self.task = train_dataset.task if isinstance(train_dataset, TaskData) else None
         if isinstance(train_dataset, TaskData):
-            words = label_tokens(processing_class, train_dataset.task, args.prompt_style)
+            tokens = label_tokens(processing_class, train_dataset.task, args.prompt_style)
             reads_attention = OBJECTIVES[args.objective].reads_attention
-            if not reads_attention and len(set(first_tokens(words))) < len(words):
+            if not reads_attention and len(set(first_tokens(tokens))) < len(tokens):
                 raise AbftError(
                     "cross-entropy is taken of a label's first token, and two labels begin with "
-                    "the same token. Train on "
-                    "attention too (--objective vote), or map one of them to another word "
-                    "(--label-words 'LABEL=word')"
+                    "the same token. Train on attention too (--objective vote), or map one of "
+                    "them to another word (--label-words 'LABEL=word')"
                 )
+
             prompts = training_prompts(
                 train_dataset, args.nd, args.k, args.seed, args.prompt_style, args.queries
             )
-            train_dataset = with_answers(
-                encode(processing_class, prompts, args.prompt_style, context_length(model)), words
-            )
+            encoded = encode(processing_class, prompts, args.prompt_style, context_length(model))
+            train_dataset = with_answers(encoded, tokens)
         if not train_dataset:
             raise AbftError("train_dataset: expected a TaskData or encoded prompts, got nothing")
-        able = capabilities(model)
-        self.implementation = able.implementation
+
+        supported = capabilities(model)
+        self.implementation = supported.implementation
         count = args.nd if self.task is not None else len(train_dataset)
         if count % args.queries:
             raise AbftError(
                 f"queries = {args.queries} has to divide the number of training prompts, {count}"
             )
+
         # Where they cannot be packed, prompts that share demonstrations are read one by one: the
         # same, but slower.
-        self.packed = args.queries > 1 and self.implementation == IMPLEMENTATION and able.packs
-        set_seed(args.seed)  # LoRA's initial weights
+        packable = self.implementation == IMPLEMENTATION and supported.packs
+        self.packed = args.queries > 1 and packable
+
+        # LoRA's initial weights are random.
+        set_seed(args.seed)
         model = _select_weights(model, args, peft_config)
         self.objective = objective or make_objective(args, model, self.implementation)
+
+        # Saved weights carry samples of the base, which training is about to change.
         base = causal_lm(model)
-        self.step_metrics: dict[str, float] = {}
+        self._base_samples = base_samples(base, qk_modules(base))
+
+        # Metrics are summed over the micro-batches of a pseudo-batch.
         self._sums: dict[str, Tensor] = {}
         self._micro_batches = 0
-        self._base_samples = base_samples(base, qk_modules(base))
+        self.step_metrics: dict[str, float] = {}
+
         super().__init__(
             model=model,
             args=args,
@@ -173,7 +177,7 @@ class ABFTTrainer(Trainer):
         check_sharding(self)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
-        """As `Trainer.train`. Dropout is off meanwhile; stock attention is back afterwards.
+        """Train as `Trainer.train`. Dropout is off meanwhile; stock attention is back afterwards.
 
         `resume_from_checkpoint=True` takes the newest complete checkpoint; one of the last step is
         loaded, not trained on.
@@ -183,15 +187,17 @@ class ABFTTrainer(Trainer):
             if newest is None:
                 raise AbftError(f"no complete checkpoint in {self.args.output_dir}")
             resume_from_checkpoint = str(newest)
+
+        # After a checkpoint of the last step there is nothing to train.
         if resume_from_checkpoint:
-            state = TrainerState.load_from_json(
-                str(Path(resume_from_checkpoint) / "trainer_state.json")
-            )
+            state_file = Path(resume_from_checkpoint) / "trainer_state.json"
+            state = TrainerState.load_from_json(str(state_file))
             if 0 < self.args.max_steps <= state.global_step:
                 self._load_from_checkpoint(str(resume_from_checkpoint))
                 self.state = state
                 restore_objective(self.objective, state)
                 return TrainOutput(state.global_step, 0.0, {})
+
         with row_attention(self.model, self.implementation), _without_dropout(self.model):
             return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
 
@@ -202,79 +208,91 @@ class ABFTTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """The objective's loss; the LM head is left out (one position of it where a wrapper such as
-        DDP is called).
+        """Return the objective's loss; the LM head is left out.
+
+        Where a wrapper such as DDP is called, one position goes through the LM head.
         """
         batch = Batch(**inputs)
-        wrapped = (
-            model is not self.model or self.is_fsdp_enabled
-        )  # FSDP2 gathers what the outermost module holds when it is called
+        # FSDP2 gathers what the outermost module holds when it is called.
+        wrapped = model is not self.model or self.is_fsdp_enabled
         module = self._wrapped(model) if wrapped else decoder(self.model)
-        with (
-            self.accelerator.autocast()
-        ):  # accelerate's own autocast covers the whole model's forward only
+
+        # accelerate's own autocast covers the whole model's forward only.
+        with self.accelerator.autocast():
             loss, metrics = self.objective(module, batch)
+
         if not loss.requires_grad and torch.is_grad_enabled():
             raise RuntimeError(
                 "the loss has no gradient: activation checkpointing must be non-reentrant"
             )
+
         for name, value in {"loss": loss.detach(), **metrics}.items():
-            self._sums[name] = (
-                self._sums.get(name, torch.zeros((), device=value.device)) + value.float()
-            )
+            zero = torch.zeros((), device=value.device)
+            self._sums[name] = self._sums.get(name, zero) + value.float()
         self._micro_batches += 1
         return (loss, {}) if return_outputs else loss
 
     def _wrapped(self, model: nn.Module) -> Any:
-        """A wrapper such as DDP has to be called whole; it then computes the logits of one position
-        only, where it can.
+        """Return a call of a wrapper such as DDP that gives hidden states, as the decoder would.
 
-        What is returned gives hidden states, as the decoder would.
+        The wrapper has to be called whole; it then computes the logits of one position only, where
+        it can.
         """
-        can = "logits_to_keep" in inspect.signature(causal_lm(self.model).forward).parameters
-        call = functools.partial(model, logits_to_keep=1) if can else model
-        return _with_hidden(
-            with_used_output(call) if self.is_fsdp_enabled else call, decoder(self.model)
-        )
+        call: Any = model
+        arguments = inspect.signature(causal_lm(self.model).forward).parameters
+        if "logits_to_keep" in arguments:
+            call = functools.partial(model, logits_to_keep=1)
+        if self.is_fsdp_enabled:
+            call = with_used_output(call)
+        return _with_hidden(call, decoder(self.model))
 
     def finish_pseudo_batch(self) -> None:
-        """Means of the pseudo-batch just seen, over all processes, to the objective (and its PID)
-        and to the log.
+        """Give the means of the last pseudo-batch to the objective (and its PID) and to the log.
+
+        They are means over all processes.
+
+        Raises:
+            AbftError: a loss that is not finite; the step is not taken.
         """
         names = list(self._sums)
         means = torch.stack([self._sums[name] for name in names]) / self._micro_batches
         means = self.accelerator.reduce(means.to(self.args.device), reduction="mean")
         self._sums, self._micro_batches = {}, 0
+
         metrics = dict(zip(names, means.tolist(), strict=True))
         if not math.isfinite(metrics["loss"]):
             raise AbftError(
                 f"the loss of step {self.state.global_step + 1} is {metrics['loss']}; that step "
-                f"was not taken, but an earlier "
-                "one may have corrupted the weights. Start over with a smaller learning rate, or "
-                "in float32."
+                "was not taken, but an earlier one may have corrupted the weights. Start over "
+                "with a smaller learning rate, or in float32."
             )
         self.step_metrics = {**metrics, **self.objective.after_step(metrics)}
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """As `Trainer.log`, with the step's own metrics beside the loss."""
+        """Log as `Trainer.log`, with the step's own metrics besides the loss."""
         if "loss" in logs and self.step_metrics:
             logs = {**self.step_metrics, **logs}
         super().log(logs, start_time)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> PseudoBatchSampler:
-        prompts, m = train_dataset or self.train_dataset, self.args.queries
-        groups = [prompts[start : start + m] for start in range(0, len(prompts), m)]
+        """Return the order of the prompts; those that share demonstrations stay together."""
+        prompts, queries = train_dataset or self.train_dataset, self.args.queries
+        groups = [prompts[start : start + queries] for start in range(0, len(prompts), queries)]
+
+        # A group is as long as its pack, or, read one by one, as its longest prompt.
         if self.packed:
             lengths = [len(pack(group).input_ids) for group in groups]
         else:
             lengths = [max(len(prompt.input_ids) for prompt in group) for group in groups]
-        return PseudoBatchSampler(lengths, self.args.nb, self.args.seed, self.args.queries)
+
+        return PseudoBatchSampler(lengths, self.args.nb, self.args.seed, queries)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        """A stock PEFT adapter, or only the changed tensors; never the whole model."""
+        """Save a stock PEFT adapter, or only the changed tensors; never the whole model."""
         folder = Path(output_dir or self.args.output_dir)
         if not self.args.should_save:
             return
+
         with atomic_files(folder) as staging:
             model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
             if hasattr(model, "get_base_model"):
@@ -284,7 +302,7 @@ class ABFTTrainer(Trainer):
             if self.processing_class is not None:
                 self.processing_class.save_pretrained(staging)
 
-            # PEFT leaves an unfilled form as the card.
+            # PEFT leaves an unfilled form as the card. A card that the folder has stays.
             card = staging / "README.md"
             if card.is_file() or not (folder / "README.md").is_file():
                 card.write_text(self._card(), encoding="utf-8")
@@ -292,14 +310,17 @@ class ABFTTrainer(Trainer):
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
     ) -> None:
+        """Load the weights of a checkpoint, an adapter as `Trainer` does."""
         target = self.model if model is None else model
         if hasattr(target, "get_base_model"):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:
+            # The model may have been trained already, so that its weights are not the base's.
             load_full_rank(target, resume_from_checkpoint, check_base=False)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """As `Trainer` does with the files it knows: the newest weights go to the pushed folder."""
+        """Push a checkpoint as `Trainer`, after copying the newest weights to the pushed folder."""
+        # `Trainer` copies only the files that it knows.
         newest = Path(checkpoint_folder) / FULL_RANK_FILE
         if newest.is_file():
             shutil.copy(newest, self.args.output_dir)
@@ -311,6 +332,7 @@ class ABFTTrainer(Trainer):
             write_text(Path(self.args.output_dir, "README.md"), self._card())
 
     def _card(self) -> str:
+        """Write the model card, with the settings of this training."""
         arguments = {name: getattr(self.args, name) for name in ("learning_rate", "max_steps")}
         return model_card(
             str(self.model.config.name_or_path),
@@ -323,8 +345,9 @@ class ABFTTrainer(Trainer):
 
 
 class _Step(TrainerCallback, ExportableState):
-    """Closes each pseudo-batch before the optimizer moves; carries the objective's state through
-    checkpoints.
+    """Closes each pseudo-batch before the optimizer's step, and measures the seconds of the step.
+
+    It also carries the objective's state through checkpoints.
     """
 
     def __init__(self, trainer: ABFTTrainer) -> None:
@@ -332,6 +355,7 @@ class _Step(TrainerCallback, ExportableState):
         self.started = 0.0
 
     def state(self) -> dict:
+        """Return what checkpoints hold of this callback: the objective's state."""
         return {"args": {}, "attributes": {"objective": self.trainer.objective.state()}}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -350,23 +374,28 @@ class _Step(TrainerCallback, ExportableState):
         for parameter in self.trainer.model.parameters():
             if parameter.requires_grad:
                 torch.autograd.graph.increment_version(parameter)
+
         self.trainer.step_metrics["seconds"] = time.perf_counter() - self.started
 
 
 def last_checkpoint(folder: str | Path) -> Path | None:
-    """The newest *complete* checkpoint in a run folder: trainer_state.json is written last, so it
-    has to parse.
+    """Return the newest *complete* checkpoint in a run folder, None without one.
+
+    trainer_state.json is written last, so it has to parse.
     """
-    numbered = []
+    checkpoints = []
     for path in Path(folder).glob("checkpoint-*"):
         number = path.name.removeprefix("checkpoint-")
+
+        # A checkpoint cut short has no state, or half of one.
         try:
             state = json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
+
         if number.isdigit() and state.get("global_step") == int(number):
-            numbered.append((int(number), path))
-    return max(numbered)[1] if numbered else None
+            checkpoints.append((int(number), path))
+    return max(checkpoints)[1] if checkpoints else None
 
 
 def restore_objective(objective: Objective, state: TrainerState) -> None:
@@ -380,13 +409,17 @@ def _select_weights(
     model: PreTrainedModel, args: ABFTConfig, peft_config: "LoraConfig | None"
 ) -> PreTrainedModel:
     """Changes `model`: leaves W_Q and W_K trainable, at full rank or through LoRA."""
+    # A baseline, which trains more than W_Q and W_K.
     if peft_config is not None and args.lora_targets == "all-linear":
         return add_lora_everywhere(model, peft_config)  # type: ignore[return-value]
     if peft_config is not None:
         return add_lora(model, peft_config, layer_numbers(args.layers))  # type: ignore[return-value]
+
+    # The model is the caller's own PEFT model.
     if hasattr(model, "get_base_model"):
         mask_lora(model)  # type: ignore[arg-type]
         return model
+
     if getattr(model, "is_quantized", False):
         raise AbftError(
             "a quantised model trains through LoRA only: give peft_config (--lora-r 16)"
@@ -396,11 +429,9 @@ def _select_weights(
 
 
 def _with_hidden(call: Any, inner: nn.Module) -> Any:
-    """`call`, with the hidden states that the decoder `inner` returned in the place of the
-    logits.
-    """
+    """Return `call` with the hidden states of the decoder `inner` in the place of the logits."""
 
-    def called(**inputs: Any) -> Any:
+    def wrapper(**inputs: Any) -> Any:
         hidden: list[Tensor] = []
         handle = inner.register_forward_hook(
             lambda module, arguments, output: hidden.append(output[0])
@@ -412,21 +443,20 @@ def _with_hidden(call: Any, inner: nn.Module) -> Any:
         output["logits"] = hidden[-1]
         return output
 
-    return called
+    return wrapper
 
 
 @contextmanager
 def _without_dropout(model: nn.Module) -> Iterator[None]:
-    """Changes `model` while open: the rows are a measurement, and dropout below them is noise in
-    it.
+    """Changes `model` while open: its dropout is off.
+
+    The rows are a measurement, and dropout below them is noise in it.
     """
     before = []
     for module in model.modules():
-        names = [
-            name
-            for name, value in vars(module).items()
-            if "drop" in name and isinstance(value, float)
-        ]
+        # Attention keeps its rate as a number, such as `attention_dropout`.
+        numbers = [name for name, value in vars(module).items() if isinstance(value, float)]
+        names = [name for name in numbers if "drop" in name]
         names += ["p"] if isinstance(module, nn.Dropout) else []
         before += [(module, name, getattr(module, name)) for name in names]
     try:

@@ -105,7 +105,7 @@
   const choice = document.getElementById("prompt-choice");
   if (choice && data.prompts) {
     const { models, heads, prompts } = data.prompts, chosen = document.getElementById("prompt-heads");
-    const verdict = (right) => (right ? "right" : "wrong");
+    const verdict = (correct) => (correct ? "correct" : "incorrect");
     options(choice, prompts.map((p) => `${verdict(p.correct[0])} → ${verdict(p.correct[1])}: test prompt ${p.number}, ${p.right}`));
     options(chosen, [`mean of ${heads.length}`, ...heads]);
     const show = () => {
@@ -117,7 +117,7 @@
       const most = Math.max(1e-6, ...rows.map((row) => row.slice(1).reduce((a, b) => Math.max(a, b), 0))); // but for the first token, where idle heads look
       document.getElementById("prompt-texts").replaceChildren(...models.map((model, m) => {
         const card = element("figure"), said = element("p", undefined, "verdict"), text = element("p", undefined, "text");
-        said.append(`${model}: predicts `, element("b", prompt.predicted[m], verdict(prompt.correct[m])), `, right is ${prompt.right}`);
+        said.append(`${model}: predicts `, element("b", prompt.predicted[m], prompt.correct[m] ? "right" : "wrong"), `, correct is ${prompt.right}`);
         text.dir = "auto";
         prompt.pieces.forEach((piece, t) => {
           const span = element("span", piece, "piece");
