@@ -61,7 +61,7 @@ LINK = re.compile(
 
 
 def link_for_site(match: re.Match, folder: Path, page: Path) -> str:
-    """A Markdown link as it stands in the repository -> the same for the page that is built from
+    """Return a Markdown link of the repository as it has to be on the page that is built from
     `page`.
 
     RESULTS.md and the like become their pages; a file becomes a download; what else there is of the
@@ -78,7 +78,7 @@ def link_for_site(match: re.Match, folder: Path, page: Path) -> str:
 
 
 def read_source(app, docname, source):
-    """Pages that stand for a file of the repository's root take its text; links are made to fit."""
+    """Give pages of the repository's root files their text; links are made to fit."""
     page = Path(app.env.doc2path(docname))
     if page.suffix != ".md":
         return

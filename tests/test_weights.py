@@ -227,7 +227,7 @@ def test_adapter_of_another_model_is_refused(tmp_path):
     adapted = add_lora(base, LoraConfig(r=4))
     adapted.save_pretrained(tmp_path / "bare", save_embedding_layers=False)
     with pytest.raises(
-        AbftError, match="stands in one of them only"
+        AbftError, match="occurs in one of them only"
     ):  # half of the layers would stay untrained
         apply_weights(tiny_model("llama", num_hidden_layers=4), tmp_path / "bare")
     save_adapter(adapted, tmp_path, samples)

@@ -173,7 +173,7 @@ class Grid:
 
     models: Sequence[Named]
     tasks: Sequence[Named]
-    methods: Sequence[tuple[Named, str]]  # with the key of METHODS each stands for
+    methods: Sequence[tuple[Named, str]]  # with the key of METHODS of each
     scenarios: Sequence[str]
     seeds: list[int] = setting([0], "Seeds of the training prompts.")
     settings: Mapping[str, Any] = field(default_factory=dict)  # RunConfig values of every cell

@@ -59,7 +59,7 @@ METHODS: dict[str, Method] = {
 
 @dataclass(frozen=True)
 class Named:
-    """An entry of the grid file: its name in tables, and the `RunConfig` values it stands for."""
+    """An entry of the grid file: its name in tables, and its `RunConfig` values."""
 
     name: str
     settings: Mapping[str, Any] = field(default_factory=dict)

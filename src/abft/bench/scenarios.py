@@ -186,7 +186,7 @@ def _with_queries(setting: Setting, name: str, query_text: Callable[[str], str])
 
 @functools.lru_cache(maxsize=4)
 def _plain_tokens(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    """Tokens that stand for printable ASCII."""
+    """Return the tokens that decode to printable ASCII."""
     return [
         i
         for i in range(tokenizer.vocab_size)
@@ -255,7 +255,7 @@ def _contextual_queries(setting: Setting) -> list[PromptSet]:
 
 
 def _other_tasks(setting: Setting) -> list[PromptSet]:
-    """Every other task of the paper, without texts that stand in this task's training pool."""
+    """Every other task of the paper, without texts of this task's training pool."""
     seen = {text_key(example.text) for example in setting.data.train}
     names = [name for name in PAPER_TASKS if name != setting.data.task.name]
     return [_standard_set(setting, name, data=setting.load(name).without(seen)) for name in names]

@@ -1,4 +1,4 @@
-"""A table, and how numbers stand in it."""
+"""A table, and how numbers are written in it."""
 
 import csv
 import io

@@ -216,7 +216,7 @@ def load_adapter(
         loaded = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
         differing = set(file.keys()) ^ set(loaded)
     if differing:
-        raise AbftError(f"{made_for}: {min(differing)} stands in one of them only")
+        raise AbftError(f"{made_for}: {min(differing)} occurs in one of them only")
     return model
 
 

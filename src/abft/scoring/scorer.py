@@ -79,7 +79,7 @@ class LabelScorer:
         longest = max(len(prompt.input_ids) for prompt in prompts)
         worth = shared >= max(MIN_SHARED_TOKENS, longest // 4)
 
-        # What is kept belongs to one call at a time.
+        # The kept keys and values belong to one call at a time.
         with self._lock:
             self.model.eval()
             cached = worth and capabilities(self.model).keeps_prefix
