@@ -16,7 +16,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import FunctionTransformer
 
 from abft import ABFTClassifier
-from abft.classifier import _parts, demonstration_sets
+from abft.data.draws import demonstration_sets, split_held_out
 from abft.data.splits import text_key
 from abft.data.tasks import Example
 from abft.errors import AbftError
@@ -210,7 +210,7 @@ def test_demonstrations_are_balanced_and_parts_keep_every_class():
     )  # no text twice while there are others
     rare = [Example("a", 0), Example("b", 0), *(Example(f"c{i}", 1) for i in range(30))]
     for share in (0.1, 0.3, 0.5):
-        training, held_out = _parts(rare, share, random.Random(1))
+        training, held_out = split_held_out(rare, share, random.Random(1))
         assert {example.label for example in training} == {0, 1}
         assert Counter(training) + Counter(held_out) == Counter(rare)
         assert len(held_out) >= 8
@@ -243,10 +243,10 @@ def test_equal_texts_count_once(new, texts, labels, monkeypatch):
     parts = []
 
     def recorded(*given):
-        parts.append(_parts(*given))
+        parts.append(split_held_out(*given))
         return parts[-1]
 
-    monkeypatch.setattr("abft.classifier._parts", recorded)
+    monkeypatch.setattr("abft.classifier.split_held_out", recorded)
     new().fit([*texts, *(text.upper() + "!" for text in texts)], [*labels, *labels])
     training, held_out = ({text_key(example.text) for example in part} for part in parts[0])
     assert not training & held_out

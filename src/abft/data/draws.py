@@ -1,0 +1,65 @@
+"""Draw balanced demonstrations, and hold texts out, class by class."""
+
+import itertools
+import random
+from collections import Counter
+from collections.abc import Sequence
+
+from abft.data.tasks import Example
+
+SMALLEST_HELD_OUT = 8  # texts; fewer could not tell whether training helped
+LARGEST_HELD_OUT = 256
+
+
+def demonstration_sets(
+    examples: Sequence[Example], k: int, count: int, generator: random.Random
+) -> list[list[Example]]:
+    """Return `count` sets of k demonstrations, balanced over classes.
+
+    The classes are taken in turn, in an order that is shuffled once; the next set goes on with the
+    class at which the last one stopped, and every class goes through its texts in shuffled order,
+    from the start when they are used up. Within a set the order is shuffled, so that no class
+    always comes last.
+    """
+    by_class: dict[int, list[Example]] = {}
+    for example in generator.sample(list(examples), len(examples)):
+        by_class.setdefault(example.label, []).append(example)
+    order = generator.sample(sorted(by_class), len(by_class))
+
+    # Endless turns: classes, and texts of every class, start again when they are used up.
+    class_turns = itertools.cycle(order)
+    example_turns = {label: itertools.cycle(of_class) for label, of_class in by_class.items()}
+    sets = []
+    for _ in range(count):
+        demonstrations = [next(example_turns[next(class_turns)]) for _ in range(k)]
+        generator.shuffle(demonstrations)
+        sets.append(demonstrations)
+    return sets
+
+
+def split_held_out(
+    examples: Sequence[Example], share: float, generator: random.Random
+) -> tuple[list[Example], list[Example]]:
+    """Return the examples to train on, and those to hold out.
+
+    The same share of every class is held out, but never its last text.
+    """
+    size = max(round(share * len(examples)), SMALLEST_HELD_OUT)
+    size = min(size, LARGEST_HELD_OUT, len(examples) // 2)
+
+    # A class gives at least one text, where `size` allows it, and keeps at least one.
+    counts = Counter(example.label for example in examples)
+    quotas = {
+        label: min(max(1, round(size * count / len(examples))), count - 1)
+        for label, count in counts.items()
+    }
+
+    training: list[Example] = []
+    held_out: list[Example] = []
+    for example in generator.sample(list(examples), len(examples)):
+        if len(held_out) < size and quotas[example.label] > 0:
+            held_out.append(example)
+            quotas[example.label] -= 1
+        else:
+            training.append(example)
+    return training, held_out
