@@ -235,3 +235,10 @@ def test_main_prints_one_line_and_no_traceback(tmp_path):
     assert done.returncode == 2
     assert done.stderr.startswith("error: unknown task 'sst-2': did you mean SST2?")
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("output", ["/proc/nope", "/dev/null/run"])
+def test_a_run_folder_that_cannot_be_made(options, output):
+    command = ["train", *arguments(options, steps=1, test_prompts=0), "--output", output]
+    message = refused(*command)
+    assert output.split("/")[1] in message

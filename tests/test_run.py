@@ -613,3 +613,13 @@ def test_every_setting_is_an_option():
 
     options = {parameter.name for parameter in get_command(app).commands["train"].params}
     assert {f.name for f in fields(RunConfig)} <= options
+
+
+def test_cross_entropy_trains_where_no_head_passes_the_filter(options, tmp_path):
+    given = {**options, "threshold": 0.99, "cross-entropy": 1, "steps": 2}
+    result = invoke("train", *arguments(given), "--output", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    log = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    assert [line["heads"] for line in log] == [0, 0]
+    assert [line["loss"] for line in log] == [line["cross_entropy"] for line in log]
+    assert log[1]["loss"] != log[0]["loss"]

@@ -212,14 +212,24 @@ def check_same_settings(output: Path, config: ResolvedConfig) -> None:
         )
 
 
+def make_folder(output: Path) -> None:
+    """Make the run folder. Raises AbftError where it cannot be made."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise AbftError(
+            f"output folder {output} cannot be made: {error.strerror or error}"
+        ) from None
+
+
 def create_run(output: Path, config: ResolvedConfig, overwrite: bool) -> None:
     """Make the run folder with its config.yaml; `overwrite` deletes what an earlier run left."""
     if overwrite and (output / CONFIG).is_file():
         remove_run(output)
     else:
         check_free(output)
+    make_folder(output)
     try:
-        output.mkdir(parents=True, exist_ok=True)
         text = yaml.safe_dump(config_values(config), sort_keys=False, allow_unicode=True)
         write_text(output / CONFIG, text)
     except OSError as error:

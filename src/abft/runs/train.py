@@ -37,6 +37,7 @@ from abft.runs.run_folder import (
     check_free,
     check_same_settings,
     create_run,
+    make_folder,
     read_before,
     read_config,
     read_metrics,
@@ -107,6 +108,7 @@ def train_run(
             check_free(output)
 
     session = open_session(config, queries=config.queries)
+    make_folder(output)  # transformers would end in a traceback
     trainer = make_trainer(session, output)
     session.config = config = replace(config, lr=trainer.args.learning_rate)
     process = PartialState()

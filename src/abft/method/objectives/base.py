@@ -117,6 +117,14 @@ class RowObjective:
         raise NotImplementedError
 
     def after_step(self, metrics: dict[str, float]) -> dict[str, float]:
+        self.check_step(metrics)
+        return self.update(metrics)
+
+    def check_step(self, metrics: dict[str, float]) -> None:
+        """Raise AbftError where this loss alone has nothing to train."""
+
+    def update(self, metrics: dict[str, float]) -> dict[str, float]:
+        """Move what changes between steps; return what else to log."""
         return {}
 
     def state(self) -> dict:

@@ -35,8 +35,9 @@ class CombinedObjective(RowObjective):
         loss = on_attention + self.weight * cross_entropy.to(on_attention.device)
         return loss, {**metrics, "cross_entropy": cross_entropy.detach()}
 
-    def after_step(self, metrics: dict[str, float]) -> dict[str, float]:
-        return self.attention.after_step(metrics)
+    def update(self, metrics: dict[str, float]) -> dict[str, float]:
+        # Without `check_step` of the attention's loss: cross-entropy has something to train.
+        return self.attention.update(metrics)
 
     def state(self) -> dict:
         return self.attention.state()

@@ -114,15 +114,18 @@ class ABFTObjective(RowObjective):
         loss = (loss_LPH * counted_LPH).sum() / len(batch.query_positions)
         return loss, mass_metrics(heads, counted_LPH)
 
-    def after_step(self, metrics: dict[str, float]) -> dict[str, float]:
-        """Apply Eq. 3. Refuse a first step in which no head passed: the loss would stay 0."""
-        self.steps += 1
-        if self.steps == 1 and self.head_filter and metrics["heads"] == 0:
+    def check_step(self, metrics: dict[str, float]) -> None:
+        """Refuse a first step in which no head passed the filter: the loss would stay 0."""
+        if self.steps == 0 and self.head_filter and metrics["heads"] == 0:
             raise AbftError(
                 "no attention head passed the threshold in the first step, so there is nothing to "
                 "train. This model has no induction heads on this task: try a lower --threshold, "
                 "--no-filter, or another model (see `abft heads`)."
             )
+
+    def update(self, metrics: dict[str, float]) -> dict[str, float]:
+        """Apply Eq. 3."""
+        self.steps += 1
         used = self.controller.A
         if self.pid:
             self.controller.update(metrics["heads"])
