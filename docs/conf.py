@@ -111,9 +111,9 @@ def list_fields(app, what, name, obj, options, lines):
         for owner, _ in ModuleAnalyzer.for_module(obj.__module__).find_attr_docs()
     ):
         return  # autodoc lists fields with a docstring of their own
-    said = dict(re.findall(r"^    (\w+): .*?  # (.+)$", inspect.getsource(obj), re.MULTILINE))
+    help_texts = dict(re.findall(r"^    (\w+): .*?  # (.+)$", inspect.getsource(obj), re.MULTILINE))
     for field in dataclasses.fields(obj) if dataclasses.is_dataclass(obj) else ():
-        said |= {field.name: field.metadata["help"]} if "help" in field.metadata else {}
+        help_texts |= {field.name: field.metadata["help"]} if "help" in field.metadata else {}
     annotations = inspect.get_annotations(obj)
     for field in dataclasses.fields(obj) if dataclasses.is_dataclass(obj) else ():
         if "setting" in field.metadata:  # also those that a class inherits
@@ -125,7 +125,8 @@ def list_fields(app, what, name, obj, options, lines):
         ]
         if isinstance(getattr(obj, field_name, None), bool | int | float | str):
             lines.append(f"   :value: {getattr(obj, field_name)!r}")
-        lines += ["", f"   {said.get(field_name, '')}", ""]
+        text = help_texts.get(field_name, "").replace("\\", "\\\\")
+        lines += ["", f"   {text}", ""]
 
 
 _as_written: dict[str, list[str]] = {}
