@@ -3,6 +3,7 @@ import io
 
 import pytest
 import torch
+from tokenizers import normalizers
 
 from abft.data.batches import Batch, PseudoBatchSampler, collate
 from abft.data.builtin import TASKS, load_task
@@ -176,3 +177,12 @@ def test_a_label_that_begins_another_ends_with_what_follows_it(bpe):
     newline = bpe("text: a label: positive\n")["input_ids"][-1]
     assert [label[-1] for label in tokens] == [newline] * 3
     assert tokens[1][: len(tokens[0]) - 1] == tokens[0][:-1]
+
+
+@pytest.mark.parametrize("prompt_style", ["consistent", "staicc"])
+def test_a_label_word_that_the_tokenizer_drops_is_refused(prompt_style):
+    dropping = tokenizer("bpe")
+    dropping.backend_tokenizer.normalizer = normalizers.Replace("ghost", "")
+    task = Task("t", Template("text: {text} label: {label}\n"), ("a", "b"), ("positive", "ghost"))
+    with pytest.raises(AbftError, match="label word 'ghost' has no token of its own"):
+        label_tokens(dropping, task, prompt_style)

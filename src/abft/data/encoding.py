@@ -125,10 +125,7 @@ def _label_position(
     """
     positions = _overlapping(span, offsets)
     if not positions:
-        word = prompt.text[span[0] : span[1]]
-        raise AbftError(
-            f"label word {word!r} has no token of its own in a prompt; choose another word"
-        )
+        raise _without_token(prompt.text[span[0] : span[1]])
     return positions[0 if prompt_style == "consistent" else -1]
 
 
@@ -150,7 +147,12 @@ def label_tokens(
             f"{type(tokenizer).__name__} gives no character offsets; a fast tokenizer is needed"
         )
     if prompt_style == "staicc":
-        last_tokens = [tokenizer(word)["input_ids"][-1] for word in task.label_words]
+        last_tokens = []
+        for word in task.label_words:
+            ids = tokenizer(word)["input_ids"]
+            if not ids:
+                raise _without_token(word)
+            last_tokens.append(ids[-1])
         _refuse_shared_tokens(task, last_tokens)
         return last_tokens
 
@@ -164,16 +166,18 @@ def label_tokens(
         encoding = tokenizer(prompt.text, return_offsets_mapping=True)
         positions = _overlapping(prompt.label_spans[0], encoding["offset_mapping"])
         ids = encoding["input_ids"]
+        if not positions:
+            raise _without_token(word)
 
         # A query ends where this label begins. A space of its own before the label belongs to it.
         query_text = prompt.text[: prompt.label_spans[0][0]].rstrip(" ")
         (query,) = encode(tokenizer, [Prompt(query_text, (), (), label)])
         start = len(query.input_ids)
-        if positions and list(query.input_ids) != ids[:start]:
+        if list(query.input_ids) != ids[:start]:
             detached_words.append(word)
 
-        tokens.append(tuple(ids[start : positions[-1] + 1]) if positions else ())
-        ended_tokens.append(tuple(ids[start : positions[-1] + 2]) if positions else ())
+        tokens.append(tuple(ids[start : positions[-1] + 1]))
+        ended_tokens.append(tuple(ids[start : positions[-1] + 2]))
 
     _refuse_shared_tokens(task, tokens)
     if detached_words:
@@ -203,6 +207,13 @@ def with_answers(
     """
     answers = first_tokens(label_tokens)
     return [replace(prompt, answer=answers[prompt.target]) for prompt in prompts]
+
+
+def _without_token(word: str) -> AbftError:
+    """Return the error for a label word that the tokenizer drops."""
+    return AbftError(
+        f"label word {word!r} has no token of its own in a prompt; choose another word"
+    )
 
 
 def _refuse_shared_tokens(task: Task, tokens: Sequence[int] | Sequence[tuple[int, ...]]) -> None:
