@@ -57,7 +57,7 @@ def cluster(address: str | None, resources: Resources) -> Iterator[Callable[...,
 def _check_address(address: str) -> None:
     """Raise AbftError where nothing answers.
 
-    Ray itself tries for more than three minutes and then ends the process (2.60, measured).
+    Ray 2.60 was still trying after 200 seconds (measured), and prints warnings meanwhile.
     """
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if address == "auto":
