@@ -49,7 +49,10 @@ def main():
                 continue
             record = json.loads(path.read_text(encoding="utf-8"))
             found = record["predictions"]["standard"]
-            share = record["correct_mass"] / (record["correct_mass"] + record["incorrect_mass"])
+            # Version 0.1 called them right and wrong.
+            correct = record.get("correct_mass", record.get("right_mass"))
+            incorrect = record.get("incorrect_mass", record.get("wrong_mass"))
+            share = correct / (correct + incorrect)
             targets, predicted = np.array(found["targets"]), np.array(found["predicted"])
             data = load_task(name)
             prompts = evaluation_prompts(data, len(targets), 4)
