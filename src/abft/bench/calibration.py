@@ -88,15 +88,18 @@ def calibration_prompts(
         AbftError: too few examples.
     """
     data.check(k)
-    generator = random.Random(seed)
+
+    # "domain" makes its queries of these.
     words = [word for example in data.train for word in example.text.split()]
     length = max(1, round(len(words) / len(data.train)))
 
+    generator = random.Random(seed)
     prompts = []
     for number in range(count):
+        # Drawn together, so that the query is none of its demonstrations.
         *demonstrations, example = generator.sample(data.train, k + 1)
-        text = CALIBRATIONS[name].query(Draw(number, example.text, words, length, generator))
-        query = Example(text, example.label)
+        draw = Draw(number, example.text, words, length, generator)
+        query = Example(CALIBRATIONS[name].query(draw), example.label)
         prompts.append(write_prompt(data.task, demonstrations, query, prompt_style))
     return prompts
 
@@ -108,5 +111,6 @@ def prior(probabilities_NC: np.ndarray) -> np.ndarray:
 
 def calibrated(probabilities_NC: np.ndarray, prior_C: np.ndarray | Sequence[float]) -> np.ndarray:
     """Return p / prior, normalised, (N, C): a prediction that equals the prior becomes uniform."""
-    scaled = np.asarray(probabilities_NC) / np.maximum(np.asarray(prior_C), 1e-12)
-    return scaled / scaled.sum(1, keepdims=True)
+    # A prior of 0 would divide by zero.
+    ratios_NC = np.asarray(probabilities_NC) / np.maximum(np.asarray(prior_C), 1e-12)
+    return ratios_NC / ratios_NC.sum(1, keepdims=True)

@@ -1,4 +1,4 @@
-"""Runs the jobs of a grid, one after another here or as Ray tasks, with progress."""
+"""Run the jobs of a grid, one after another in this process or as Ray tasks, with progress."""
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -15,12 +15,13 @@ from abft.errors import AbftError, RunInterrupted
 
 
 class Progress:
-    """A bar on stderr: cells done, running, left and failed."""
+    """Shows a bar on stderr: cells done, running, left and failed."""
 
     def __init__(self, cells: Sequence[Cell], left: set[str]) -> None:
         self.left = set(left)
         self.running: set[str] = set()
         self.failed = 0
+
         done = len(cells) - len(left)
         self.bar = tqdm(total=len(cells), initial=done, desc="cells", unit="cell", file=sys.stderr)
         self._show()
@@ -30,7 +31,8 @@ class Progress:
             self.running.add(cell.name)
         else:
             self.running.discard(cell.name)
-            if cell.name in self.left:  # a job that Ray starts again reports twice
+            # A job that Ray starts again reports a cell twice.
+            if cell.name in self.left:
                 self.left.remove(cell.name)
                 self.bar.update(1)
                 if event == "failed":
@@ -49,7 +51,11 @@ class Progress:
 
 @contextmanager
 def locked(store: Store) -> Iterator[None]:
-    """One benchmark at a time in a folder."""
+    """Hold the lock of a folder: one benchmark at a time runs in it.
+
+    Raises:
+        AbftError: another one is running there.
+    """
     lock = FileLock(store.folder / LOCK)
     try:
         lock.acquire(timeout=0)
@@ -58,6 +64,7 @@ def locked(store: Store) -> Iterator[None]:
             f"another `abft bench` is running in {store.folder}; wait for it or give another "
             f"--output"
         ) from None
+
     try:
         yield
     finally:
@@ -67,7 +74,7 @@ def locked(store: Store) -> Iterator[None]:
 def run_grid(
     grid: Grid, store: Store, engine: str = "serial", ray_address: str | None = None
 ) -> int:
-    """Run what is left of a grid; returns the number of failed cells.
+    """Run what is left of a grid, and return the number of failed cells.
 
     Raises:
         AbftError: no Ray, no answer at its address, another benchmark in the folder.
@@ -76,20 +83,25 @@ def run_grid(
     cells = grid.cells()
     with locked(store):
         store.sweep()
+
         if engine == "ray":
+            # Ray is an optional dependency.
             from abft.bench.ray_engine import cluster
 
             runner: Any = cluster(ray_address, grid.resources)
         else:
             runner = _Here()
+
         left = {cell.name for cell in cells if store.read(cell) is None}
-        todo = [job for job in jobs(cells) if any(cell.name in left for cell in job)]
+        jobs_left = [job for job in jobs(cells) if any(cell.name in left for cell in job)]
         with runner as run_jobs:
+            # The failures that `failures` lists afterwards are this run's.
             for cell in cells:
                 store.forget_failure(cell)
+
             progress = Progress(cells, left)
             try:
-                run_jobs(todo, store, progress, grid.keep_weights)
+                run_jobs(jobs_left, store, progress, grid.keep_weights)
             except KeyboardInterrupt:
                 raise RunInterrupted(
                     "stopped; finished cells are kept. Go on with the same command (--output "
@@ -98,15 +110,17 @@ def run_grid(
             finally:
                 progress.close()
 
+        # Jobs that an earlier run finished may still have their weights.
         if not grid.keep_weights:
             for job in jobs(cells):
                 if all(store.read(cell) is not None for cell in job):
                     store.remove_weights(job[0])
+
     return sum(store.read(cell) is None for cell in cells)
 
 
 class _Here:
-    """The serial engine: this process, one job after another."""
+    """The serial engine: runs one job after another in this process."""
 
     def __enter__(self) -> Callable[..., None]:
         return self.run
@@ -121,7 +135,6 @@ class _Here:
 
 
 def failures(grid: Grid, store: Store) -> list[tuple[str, str]]:
-    """Name and error of every cell that failed."""
-    return [
-        (cell.name, error) for cell in grid.cells() if (error := store.failure(cell)) is not None
-    ]
+    """Return the name and the error of every cell that failed."""
+    errors = [(cell.name, store.failure(cell)) for cell in grid.cells()]
+    return [(name, error) for name, error in errors if error is not None]

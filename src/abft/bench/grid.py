@@ -50,33 +50,42 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """For people and file names."""
-        changed = "".join(f"-{key}={value}" for key, value in self.variant.items())
-        scenario = f"{self.scenario}{changed}"
+        """Return the cell's name, for people and for its files."""
+        changes = "".join(f"-{key}={value}" for key, value in self.variant.items())
+        scenario = f"{self.scenario}{changes}"
         return _safe(f"{self.model}__{self.task}__{self.method}__{scenario}__seed{self.seed}")
 
     @functools.cached_property
     def digest(self) -> str:
-        """Everything that decides the result, as a hash; results of another digest are not used."""
+        """Return a hash of everything that decides the result.
+
+        Results of another digest are not used.
+        """
+        # How training runs decides nothing for an untouched model; calibrations draw by the seed.
         if self.trained is None:
-            measured = names(RunConfig, lambda known: known.measuring and known.affects_result)
-            changed = _changed(self.config, [*measured, "seed"])
+            measured = names(
+                RunConfig, lambda run_setting: run_setting.measuring and run_setting.affects_result
+            )
+            changes = _changed(self.config, [*measured, "seed"])
         else:
-            changed = _changed(self.config)
+            changes = _changed(self.config)
+
         calibration = self.calibration_prompts if METHODS[self.kind].calibration else None
         variant = dict(self.variant)
-        return _hash([VERSION, changed, self.kind, self.scenario, variant, calibration])
+        return _hash([VERSION, changes, self.kind, self.scenario, variant, calibration])
 
     @property
     def trained(self) -> ResolvedConfig | None:
-        """The configuration of the training that this cell needs; None = the untouched model."""
+        """Return the training configuration that this cell needs; None = the untouched model."""
         if METHODS[self.kind].training is None:
             return None
+
+        # The scenarios measure, the training run itself does not.
         return dataclasses.replace(self.config, test_prompts=0)
 
     @functools.cached_property
     def weights(self) -> str | None:
-        """Name of the folder of the trained weights; cells with equal training share it."""
+        """Return the folder name of the trained weights; cells with equal training share it."""
         if self.trained is None:
             return None
         digest = _hash([VERSION, _changed(self.trained)])
@@ -84,13 +93,15 @@ class Cell:
 
     @functools.cached_property
     def subject(self) -> str:
-        """A name for the model that this cell measures: the untouched one, or the trained one."""
-        of_model = names(RunConfig, lambda known: known.panel == MODEL and known.affects_result)
-        return _hash([VERSION, _changed(self.config, of_model), self.weights])
+        """Return a name for the model that this cell measures, untouched or trained."""
+        model_settings = names(
+            RunConfig, lambda run_setting: run_setting.panel == MODEL and run_setting.affects_result
+        )
+        return _hash([VERSION, _changed(self.config, model_settings), self.weights])
 
     @property
     def job(self) -> tuple[object, ...]:
-        """Cells of one job share a loaded model and the way it is scored."""
+        """Return what the cells of one job share: a loaded model and the way it is scored."""
         config = self.config
         scoring = (
             config.prompt_style,
@@ -103,33 +114,35 @@ class Cell:
 
 
 def _safe(name: str) -> str:
-    """Return a name as a file name; a long one is cut and told apart by a hash."""
+    """Return a name as a file name; a long one is cut and ends in a hash of the whole."""
     plain = "".join(c if c.isascii() and (c.isalnum() or c in "-_=.+") else "-" for c in name)
     return plain if len(plain) <= NAME_LIMIT else f"{plain[:NAME_LIMIT]}-{_hash(name)}"
 
 
 def _changed(config: RunConfig, chosen: Sequence[str] | None = None) -> dict[str, Any]:
-    """Return what a configuration changes of the baseline and that affects results.
+    """Return the settings that affect results and differ from the baseline.
 
-    Settings that are added later leave it as it is.
+    With `chosen`, only of these. Local files and folders count by their content.
     """
     baseline = resolve(RunConfig(**BASELINE))
-    chosen = chosen or names(RunConfig, lambda known: known.affects_result)
+    chosen = chosen or names(RunConfig, lambda run_setting: run_setting.affects_result)
     values = {name: getattr(config, name) for name in chosen}
-    changed = {
+
+    # Only differences: a setting that is added to abft later leaves digests as they are.
+    changes = {
         _STORED_NAMES.get(name, name): value
         for name, value in values.items()
         if value != getattr(baseline, name)
     }
-    local = {name: _content(values[name]) for name in _path_names() if values.get(name)}
-    return {
-        **changed,
-        **{f"content of {name}": content for name, content in local.items() if content},
-    }
+
+    # A file that was edited keeps its name.
+    contents = {name: _content(values[name]) for name in _path_names() if values.get(name)}
+    by_content = {f"content of {name}": content for name, content in contents.items() if content}
+    return {**changes, **by_content}
 
 
 def _path_names() -> list[str]:
-    return names(RunConfig, lambda known: known.path)
+    return names(RunConfig, lambda run_setting: run_setting.path)
 
 
 @functools.cache
@@ -138,18 +151,19 @@ def _content(path: str) -> str | None:
 
     None for names of a hub.
     """
-    place = Path(path)
-    if place.is_file() and place.suffix != ".gguf":
-        read_as = b"cells as text" if place.suffix.lower() in (".csv", ".tsv") else b""
-        return hashlib.sha256(read_as + place.read_bytes()).hexdigest()[:16]
-    files = (
-        [place]
-        if place.is_file()
-        else sorted([*place.glob("*.safetensors"), *place.glob("*.json")])
-    )
-    return (
-        _hash([[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files]) if files else None
-    )
+    local = Path(path)
+    if local.is_file() and local.suffix != ".gguf":
+        # Earlier versions parsed numbers in tables: this keeps their results apart.
+        read_as = b"cells as text" if local.suffix.lower() in (".csv", ".tsv") else b""
+        return hashlib.sha256(read_as + local.read_bytes()).hexdigest()[:16]
+
+    # Weights are large: name, size and time of change have to do.
+    files = [local]
+    if not local.is_file():
+        files = sorted([*local.glob("*.safetensors"), *local.glob("*.json")])
+    if not files:
+        return None
+    return _hash([[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files])
 
 
 def _hash(value: object) -> str:
@@ -196,23 +210,24 @@ class Grid:
         for axis, entries in axes.items():
             if not entries:
                 raise AbftError(f"{axis} is empty; expected at least one entry")
-            twice = [entry for entry, count in Counter(entries).items() if count > 1]
-            if twice:
+            duplicates = [entry for entry, count in Counter(entries).items() if count > 1]
+            if duplicates:
                 raise AbftError(
-                    f"{axis} names {twice[0]!r} twice, so the grid would name a cell twice"
+                    f"{axis} names {duplicates[0]!r} twice, so the grid would name a cell twice"
                 )
+
         if self.reference is not None and self.reference not in self.method_names:
             methods = ", ".join(self.method_names)
             raise AbftError(f"reference {self.reference!r} is none of the methods {methods}")
 
     @property
     def method_names(self) -> list[str]:
-        """The methods' names in tables."""
+        """Return the methods' names in tables."""
         return [named.name for named, _ in self.methods]
 
     @property
     def reference_method(self) -> str:
-        """The method that others are compared with."""
+        """Return the name of the method that others are compared with."""
         first = "vanilla" if "vanilla" in self.method_names else self.method_names[0]
         return self.reference or first
 
@@ -231,10 +246,17 @@ class Grid:
             for seed in self.seeds
         ]
         cells = [cell for cell in cells if applies(cell)]
-        twice = [name for name, count in Counter(cell.name for cell in cells).items() if count > 1]
-        if twice:
-            raise AbftError(f"the grid names a cell twice: {twice[0]}")
-        order = {job: i for i, job in reversed(list(enumerate(cell.job for cell in cells)))}
+
+        # Different entries can have the same file name.
+        counts = Counter(cell.name for cell in cells)
+        duplicates = [name for name, count in counts.items() if count > 1]
+        if duplicates:
+            raise AbftError(f"the grid names a cell twice: {duplicates[0]}")
+
+        # Jobs in the order of their first cells.
+        order: dict[tuple[object, ...], int] = {}
+        for i, cell in enumerate(cells):
+            order.setdefault(cell.job, i)
         return sorted(cells, key=lambda cell: order[cell.job])
 
     def _cell(
@@ -249,16 +271,24 @@ class Grid:
     ) -> Cell:
         training = {**(METHODS[kind].training or {}), **method.settings}
         objective = training.get("objective", PAPER["objective"])
+
+        # Settings that all methods share reach those whose objective has them.
         shared = {**self.settings, **model.settings, **task.settings}
-        shared = {name: v for name, v in shared.items() if _has(objective, RUN_SETTINGS[name])}
-        own = {} if "data" in task.settings else {"task": task.name}
-        values = {**BASELINE, "model": model.name, **own, **shared, **training, "seed": seed}
+        shared = {
+            name: value for name, value in shared.items() if _has(objective, RUN_SETTINGS[name])
+        }
+
+        # An entry's settings override the grid's, a method's override all others.
+        by_name = {} if "data" in task.settings else {"task": task.name}
+        values = {**BASELINE, "model": model.name, **by_name, **shared, **training, "seed": seed}
         try:
+            # An untouched model ignores all settings of a training.
             if METHODS[kind].training is not None:
                 check_effect(RunConfig(**values))
             config = resolve(RunConfig(**{**values, **variant}))
         except AbftError as error:
             raise AbftError(f"grid, method {method.name}, task {task.name}: {error}") from None
+
         if config.test_prompts == 0:
             raise AbftError("grid: test_prompts = 0, so nothing would be measured")
         return Cell(
@@ -277,13 +307,13 @@ class Grid:
 RUN_SETTINGS = settings_of(RunConfig)
 
 
-def _has(objective: str, known: Setting) -> bool:
-    """Whether an objective has a setting."""
-    return not known.objectives or objective in known.objectives
+def _has(objective: str, run_setting: Setting) -> bool:
+    """Return whether an objective has a setting."""
+    return not run_setting.objectives or objective in run_setting.objectives
 
 
 def applies(cell: Cell) -> bool:
-    """Whether a scenario means something for a method."""
+    """Return whether the cell's scenario means something for its method."""
     needs, trained = SCENARIOS[cell.scenario].needs, cell.trained
     return (
         needs == "any"
@@ -301,10 +331,13 @@ def read_grid(path: str | Path) -> Grid:
     """
     values, origin = read_yaml(path), str(path)
     check_keys(values, [f.name for f in fields(Grid)], origin)
+
     axes = {name: _entries(values, name, origin) for name in _EXAMPLES}
     settings = values.get("settings") or {}
     _check_names(settings, f"{origin}, settings", of_methods=False)
     assert isinstance(settings, dict)
+
+    # A key without a value counts as left out.
     parsed: dict[str, object] = {
         **{name: value for name, value in values.items() if value is not None},
         "models": [_model(entry, f"{origin}, models") for entry in axes["models"]],
@@ -313,6 +346,7 @@ def read_grid(path: str | Path) -> Grid:
         "scenarios": [_known(e, SCENARIOS, "scenario", origin) for e in axes["scenarios"]],
         "settings": _absolute(settings),
     }
+
     try:
         if isinstance(parsed.get("resources"), dict):
             resources = values["resources"]
@@ -321,8 +355,10 @@ def read_grid(path: str | Path) -> Grid:
             raise AbftError("resources: expected for example `resources: {cpus: 2, gpus: 1}`")
         grid = from_mapping(Grid, parsed, origin)
     except AbftError as error:
+        # The checks of a grid do not know its file.
         message = str(error)
         raise AbftError(message if message.startswith(origin) else f"{origin}: {message}") from None
+
     if not grid.cells():
         raise AbftError(f"{origin}: no cell; none of the scenarios applies to any of the methods")
     return grid
@@ -363,7 +399,10 @@ def _named(entry: object, origin: str) -> Named:
 
 
 def _absolute(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Resolve local files, so that workers elsewhere and later runs use the same ones."""
+    """Return settings whose paths of local files are absolute.
+
+    Workers elsewhere and later runs use the same files.
+    """
     local = {
         name: str(Path(value).resolve())
         for name in _path_names()
@@ -411,10 +450,16 @@ def _check_names(
     """
     if not isinstance(settings, Mapping):
         raise AbftError(f"{origin}: got {settings!r}, expected keys and values")
+
     misplaced = [
         key for key in settings if key in RUN_SETTINGS and RUN_SETTINGS[key].defines_method
     ]
     if misplaced and not of_methods:
         raise AbftError(f"{origin}: {misplaced[0]} defines a method; set it in an entry of methods")
-    known = [name for name, known in RUN_SETTINGS.items() if not known.axis or name == own_axis]
-    check_keys(settings, known, origin)
+
+    allowed = [
+        name
+        for name, run_setting in RUN_SETTINGS.items()
+        if not run_setting.axis or name == own_axis
+    ]
+    check_keys(settings, allowed, origin)

@@ -1,4 +1,4 @@
-"""Cells that share a model with one set of weights are a job; running one.
+"""Run jobs: the cells that share a model with one set of weights.
 
 Every finished cell is kept at once, so that a grid that was killed goes on where it was; a failed
 cell is recorded and does not stop the others.
@@ -23,20 +23,25 @@ def run_job(cells: Sequence[Cell], store: Store, event: Event, keep_weights: boo
     for cell in cells:
         if store.read(cell) is not None:
             continue
+
         event(cell, "running")
         store.forget_failure(cell)
         started = time.perf_counter()
         try:
+            # Made for the first cell that is left: a finished job loads nothing.
             subject = subject or Subject(store, cell)
             record = subject.measure(cell)
             store.write(cell, {**record, "seconds": round(time.perf_counter() - started, 2)})
         except RunInterrupted:
-            raise KeyboardInterrupt from None  # the training has saved a checkpoint
+            # The training has saved a checkpoint, so the cell has not failed.
+            raise KeyboardInterrupt from None
         except Exception as error:
             store.write_failure(cell, _line(error), traceback.format_exc())
             event(cell, "failed")
         else:
             event(cell, "done")
+
+    # A failed cell is tried again, for which it needs the weights.
     if not keep_weights and all(store.read(cell) is not None for cell in cells):
         store.remove_weights(cells[0])
 
@@ -47,5 +52,6 @@ def _line(error: Exception) -> str:
 
 
 def jobs(cells: Iterable[Cell]) -> list[list[Cell]]:
-    """Cells grouped by the model and weights that they share."""
+    """Return the cells grouped by the model and weights that they share."""
+    # `Grid.cells` puts the cells of a job next to each other.
     return [list(group) for _, group in groupby(cells, key=lambda cell: cell.job)]

@@ -22,7 +22,10 @@ class Method:
 
 
 def _training(objective: str, **values: Any) -> dict[str, Any]:
-    """Return what makes a training with an objective; LoRA and tasks as in the paper."""
+    """Return the `RunConfig` values of a training with an objective.
+
+    LoRA and tasks are as in the paper.
+    """
     return {"objective": objective, "train_on": "task", "lora_targets": "qk", **values}
 
 
@@ -32,11 +35,14 @@ _VOTE = _training("vote")
 _ALL_LAYERS = {"lora_r": 16, "lora_targets": "all-linear"}
 
 METHODS: dict[str, Method] = {
+    # Nothing is trained.
     "vanilla": Method("vanilla"),
     **{
         f"{name}_calibration": Method(calibration.title, calibration=name)
         for name, calibration in CALIBRATIONS.items()
     },
+    # The paper's method and the ablations of its Table 4. The PID controller would move A away
+    # from 0.
     "abft": Method(OBJECTIVES["abft"].long_title, _ABFT, ablation=True),
     "abft_no_pid": Method("ABFT, no PID", {**_ABFT, "pid": False}, ablation=True),
     "abft_no_pid_no_filter": Method(
@@ -49,6 +55,7 @@ METHODS: dict[str, Method] = {
     "vote_and_cross_entropy": Method(
         "ABFT, vote and cross-entropy", {**_VOTE, "cross_entropy": 1.0}
     ),
+    # Cross-entropy of the correct label word at the query position.
     "e2e": Method("E2E, W_Q and W_K", _E2E),
     "e2e_lora": Method("E2E, LoRA on W_Q and W_K", {**_E2E, "lora_r": 16}),
     "e2e_lora_all": Method("E2E, LoRA on all linear layers", {**_E2E, **_ALL_LAYERS}),

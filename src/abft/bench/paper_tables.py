@@ -1,4 +1,4 @@
-"""The paper's tables, and ours: each function makes a `Table` of one model, or None."""
+"""Make the paper's tables and ours: each function returns a `Table` of one model, or None."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,7 +12,7 @@ from abft.bench.table import BySeed, Table, Value, percent, signed, spread
 def _with_mean(
     results: Results, name: str, cells: Sequence[BySeed], show: Callable[[BySeed, int], str | None]
 ) -> tuple[Value, ...]:
-    """A row of one value a task and their mean, which needs all tasks."""
+    """Return a row: its name, one value a task, and their mean, which needs all tasks."""
     seeds = len(results.grid.seeds)
     mean = (show(mean_over_tasks(cells), seeds),) if len(cells) > 1 else ()
     return (name, *(show(values, seeds) for values in cells), *mean)
@@ -23,25 +23,23 @@ def _task_columns(results: Results) -> tuple[str, ...]:
 
 
 def _accuracy(results: Results, model: str, metric: str = "accuracy") -> Table | None:
-    shown = {"accuracy": "Accuracy", "macro_f1": "Macro-F1", "ece": "Expected calibration error"}[
-        metric
-    ]
+    titles = {"accuracy": "Accuracy", "macro_f1": "Macro-F1", "ece": "Expected calibration error"}
     table = Table(
         f"{metric}-{_file(model)}",
-        f"{shown} in %, {model}",
+        f"{titles[metric]} in %, {model}",
         f"Table 1. Mean over {len(results.grid.seeds)} seed(s), ± standard deviation over "
         f"seeds. Zero-shot: no demonstrations.",
         ("method", *_task_columns(results)),
     )
+
     for scenario, suffix in (("zero_shot", ", zero-shot"), ("standard", "")):
         for method in results.methods:
             cells = [
                 results.values(model, task, method, scenario, metric) for task in results.tasks
             ]
             if any(cells):
-                table.rows.append(
-                    _with_mean(results, results.title(method) + suffix, cells, percent)
-                )
+                name = results.title(method) + suffix
+                table.rows.append(_with_mean(results, name, cells, percent))
     return table
 
 
@@ -52,15 +50,13 @@ def _heads(results: Results, model: str) -> Table | None:
         "Mean over the standard test prompts, after training where there is any.",
         ("method", *_task_columns(results)),
     )
+
     for method in results.methods:
-        cells = [
-            {
-                r["seed"]: r["heads"]
-                for r in results.records(model, task, method, "standard")
-                if r.get("heads") is not None
-            }
-            for task in results.tasks
-        ]
+        cells = []
+        for task in results.tasks:
+            records = results.records(model, task, method, "standard")
+            heads = {record["seed"]: record.get("heads") for record in records}
+            cells.append({seed: number for seed, number in heads.items() if number is not None})
         if any(cells):
             table.rows.append(_with_mean(results, results.title(method), cells, spread))
     return table
@@ -75,6 +71,7 @@ def _differences(results: Results, model: str) -> Table | None:
         "interval contains 0.",
         ("method", *_task_columns(results)),
     )
+
     for method in results.methods:
         if method != results.grid.reference_method:
             by_task = [difference(results, model, task, method) for task in results.tasks]
@@ -84,32 +81,35 @@ def _differences(results: Results, model: str) -> Table | None:
 
 
 def _all_differences(results: Results, model: str) -> Table | None:
+    reference = results.grid.reference_method
     table = Table(
         f"all_differences-{_file(model)}",
-        f"Difference in accuracy to {results.title(results.grid.reference_method)} in every other "
+        f"Difference in accuracy to {results.title(reference)} in every other "
         f"scenario, in points, {model}",
         "As above, on the prompts of one scenario.",
         ("scenario", "prompts", "task", "method", "difference"),
     )
-    compared = [
+
+    # "standard" has a table of its own, and so have scenarios with variants.
+    scenarios = [
         name
         for name in results.grid.scenarios
-        if name not in _NO_RIGHT_ANSWER and name != "standard"
+        if name not in (*_NO_CORRECT_ANSWER, "standard") and SCENARIOS[name].variants == ({},)
     ]
-    for scenario in (name for name in compared if SCENARIOS[name].variants == ({},)):
+    for scenario in scenarios:
         for task in results.tasks:
             for prompts in _prompt_sets(results, model, task, scenario):
+                name = "" if prompts == scenario else prompts
                 for method in results.methods:
-                    found = difference(results, model, task, method, scenario, prompts)
-                    if method != results.grid.reference_method and found is not None:
-                        shown = "" if prompts == scenario else prompts
-                        table.rows.append(
-                            (scenario, shown, task, results.title(method), signed(found))
-                        )
+                    estimate = difference(results, model, task, method, scenario, prompts)
+                    if method != reference and estimate is not None:
+                        title = results.title(method)
+                        table.rows.append((scenario, name, task, title, signed(estimate)))
     return table
 
 
-_NO_RIGHT_ANSWER = (
+# No correct label, no queries, or the prompts of "standard".
+_NO_CORRECT_ANSWER = (
     "contextual_bias",
     "domain_bias",
     "posterior_bias",
@@ -119,10 +119,13 @@ _NO_RIGHT_ANSWER = (
 
 
 def _prompt_sets(results: Results, model: str, task: str, scenario: str) -> list[str]:
-    found = [
-        r for method in results.methods for r in results.records(model, task, method, scenario)
+    """Return the names of a scenario's prompt sets, each once, in the order of the results."""
+    records = [
+        record
+        for method in results.methods
+        for record in results.records(model, task, method, scenario)
     ]
-    return list(dict.fromkeys(name for record in found for name in record["predictions"]))
+    return list(dict.fromkeys(name for record in records for name in record["predictions"]))
 
 
 def _cost(results: Results, model: str) -> Table | None:
@@ -136,16 +139,18 @@ def _cost(results: Results, model: str) -> Table | None:
         "out of domain",
         "perplexity",
     )
-    tasks = results.tasks
-    outside = {
-        m: {t for t in tasks if results.values(model, t, m, "out_of_domain", "mean")}
-        for m in results.methods
-    }
-    common = (
-        [t for t in tasks if all(t in found for found in outside.values() if found)]
-        if any(outside.values())
-        else []
-    )
+    seeds, tasks = len(results.grid.seeds), results.tasks
+
+    # Accuracies in and out of domain are means over the same tasks: those of which every method
+    # that was measured out of domain has a result.
+    by_method = [
+        {task for task in tasks if results.values(model, task, method, "out_of_domain", "mean")}
+        for method in results.methods
+    ]
+    task_sets = [task_set for task_set in by_method if task_set]
+    common = [
+        task for task in tasks if task_sets and all(task in task_set for task_set in task_sets)
+    ]
     table = Table(
         f"cost-{_file(model)}",
         f"Cost and harm, {model}",
@@ -155,38 +160,42 @@ def _cost(results: Results, model: str) -> Table | None:
         "texts, lower is better.",
         columns,
     )
-    seeds = len(results.grid.seeds)
+
     for method in results.methods:
-        inside = mean_over_tasks(
-            [results.values(model, t, method, "standard", "accuracy") for t in common or tasks]
-        )
-        other = mean_over_tasks(
-            [results.values(model, t, method, "out_of_domain", "mean") for t in common]
-        )
-        trained = results.trainings(model, method)
-        texts = mean_over_tasks(
-            [
-                v
-                for t in tasks
-                if (v := results.values(model, t, method, "perplexity", "perplexity"))
-            ]
-        )
-        anyone = [training for found in trained for training in found.values()]
-        seconds = mean_over_tasks(
-            [{seed: training["seconds"] for seed, training in found.items()} for found in trained]
-        )
+        in_domain = [
+            results.values(model, task, method, "standard", "accuracy") for task in common or tasks
+        ]
+        out_of_domain = [
+            results.values(model, task, method, "out_of_domain", "mean") for task in common
+        ]
+        perplexities = [
+            results.values(model, task, method, "perplexity", "perplexity") for task in tasks
+        ]
+        perplexity = mean_over_tasks([by_seed for by_seed in perplexities if by_seed])
+
+        # A method without training leaves these columns empty.
+        by_task = results.trainings(model, method)
+        trainings = [training for by_seed in by_task for training in by_seed.values()]
+        seconds = [
+            {seed: training["seconds"] for seed, training in by_seed.items()} for by_seed in by_task
+        ]
+        steps = ", ".join(sorted({str(training["steps"]) for training in trainings})) or None
+        parameters = memory = None
+        if trainings:
+            bytes_used = max(training["peak_memory_bytes"] for training in trainings)
+            memory = f"{bytes_used / 2**30:.1f}"
+            parameters = f"{trainings[0]['trainable_parameters'] / 1e6:.2f}"
+
         table.rows.append(
             (
                 results.title(method),
-                ", ".join(sorted({str(training["steps"]) for training in anyone})) or None,
-                spread(seconds, digits=0),
-                f"{anyone[0]['trainable_parameters'] / 1e6:.2f}" if anyone else None,
-                f"{max(training['peak_memory_bytes'] for training in anyone) / 2**30:.1f}"
-                if anyone
-                else None,
-                percent(inside, seeds),
-                percent(other, seeds),
-                spread(texts, seeds, digits=2),
+                steps,
+                spread(mean_over_tasks(seconds), digits=0),
+                parameters,
+                memory,
+                percent(mean_over_tasks(in_domain), seeds),
+                percent(mean_over_tasks(out_of_domain), seeds),
+                spread(perplexity, seeds, digits=2),
             )
         )
     return table
@@ -199,12 +208,16 @@ def _each_task(
     columns: Sequence[tuple[str, str]],
     scale: str = "percent",
 ) -> Any:
-    """A table with one row for each task and method, and some metrics of a scenario as columns."""
+    """Return what makes a table: a row for each task and method, metrics of a scenario as columns.
+
+    `columns` are pairs of a metric and its title; `scale` is "percent" or "plain".
+    """
 
     def make(results: Results, model: str) -> Table | None:
         if not results.has(scenario):
             return None
-        head = ("task", "method", *(shown for _, shown in columns))
+
+        head = ("task", "method", *(column for _, column in columns))
         table = Table(f"{scenario}-{_file(model)}", f"{title}, {model}", caption, head)
         for task in results.tasks:
             for method in results.methods:
@@ -212,13 +225,8 @@ def _each_task(
                     results.values(model, task, method, scenario, metric) for metric, _ in columns
                 ]
                 if any(cells):
-                    table.rows.append(
-                        (
-                            task,
-                            results.title(method),
-                            *(_scaled(results, values, scale) for values in cells),
-                        )
-                    )
+                    numbers = [_scaled(results, values, scale) for values in cells]
+                    table.rows.append((task, results.title(method), *numbers))
         return table
 
     return make
@@ -230,32 +238,33 @@ def _scaled(results: Results, values: BySeed, scale: str) -> str | None:
 
 
 def _consistency(results: Results, model: str) -> Table | None:
+    columns = (
+        "task",
+        "method",
+        "templates",
+        "accuracy over templates",
+        "demonstrations",
+        "accuracy over demonstrations",
+    )
     table = Table(
         f"consistency-{_file(model)}",
         f"Prediction consistency in %, {model}",
         "Table 3. Share of equal predictions for a query over 9 templates (100 queries) or 8 "
         "demonstration sets (128 queries).",
-        (
-            "task",
-            "method",
-            "templates",
-            "accuracy over templates",
-            "demonstrations",
-            "accuracy over demonstrations",
-        ),
+        columns,
     )
+
+    seeds = len(results.grid.seeds)
     for task in results.tasks:
         for method in results.methods:
             cells = [
-                percent(
-                    results.values(model, task, method, f"{what}_consistency", metric),
-                    len(results.grid.seeds),
-                )
-                for what in ("template", "demonstration")
+                results.values(model, task, method, f"{change}_consistency", metric)
+                for change in ("template", "demonstration")
                 for metric in ("consistency", "accuracy")
             ]
             if any(cells):
-                table.rows.append((task, results.title(method), *cells))
+                numbers = [percent(values, seeds) for values in cells]
+                table.rows.append((task, results.title(method), *numbers))
     return table
 
 
@@ -263,33 +272,34 @@ def _ablations(results: Results, model: str) -> Table | None:
     kinds = [(method.name, kind) for method, kind in results.grid.methods if METHODS[kind].ablation]
     if len(kinds) < 2:
         return None
+
     table = Table(
         f"ablations-{_file(model)}",
         f"Ablations, {model}",
         "Table 4. Accuracy in %.",
         ("method", "training seconds", *_task_columns(results)),
     )
+
     for name, _ in kinds:
         cells = [
             results.values(model, task, name, "standard", "accuracy") for task in results.tasks
         ]
         if any(cells):
-            trained = results.trainings(model, name)
-            seconds = mean_over_tasks(
-                [
-                    {seed: training["seconds"] for seed, training in found.items()}
-                    for found in trained
-                ]
-            )
+            seconds = [
+                {seed: training["seconds"] for seed, training in by_seed.items()}
+                for by_seed in results.trainings(model, name)
+            ]
             title, *values = _with_mean(results, results.title(name), cells, percent)
-            table.rows.append((title, spread(seconds, digits=0), *values))
+            table.rows.append((title, spread(mean_over_tasks(seconds), digits=0), *values))
     return table
 
 
 def _unseen(results: Results, model: str) -> Table | None:
     if not results.has("unseen_label"):
         return None
+
     scenarios = ("zero_shot", "standard", "unseen_label", "random_query")
+    seeds = len(results.grid.seeds)
     table = Table(
         f"unseen_label-{_file(model)}",
         f"Unseen labels: accuracy in %, {model}",
@@ -297,34 +307,34 @@ def _unseen(results: Results, model: str) -> Table | None:
         "tokens.",
         ("task", "method", "zero-shot", "standard", "unseen label", "random query"),
     )
+
     for task in results.tasks:
         for method in results.methods:
             cells = [
                 results.values(model, task, method, scenario, "accuracy") for scenario in scenarios
             ]
-            if cells[2]:
-                table.rows.append(
-                    (
-                        task,
-                        results.title(method),
-                        *(percent(values, len(results.grid.seeds)) for values in cells),
-                    )
-                )
+            # The other scenarios are only compared with it.
+            if cells[scenarios.index("unseen_label")]:
+                numbers = [percent(values, seeds) for values in cells]
+                table.rows.append((task, results.title(method), *numbers))
     return table
 
 
 def _variants(scenario: str) -> list[dict[str, Any]]:
+    """Return the settings that each variant of a scenario changes."""
     return [dict(variant) for variant in SCENARIOS[scenario].variants]
 
 
 def _sizes(results: Results, model: str) -> Table | None:
     sizes = [variant["nd"] for variant in _variants("training_size")]
+    seeds = len(results.grid.seeds)
     table = Table(
         f"training_size-{_file(model)}",
         f"Accuracy in % against the number of training prompts, {model}",
         "Fig. 2. The same number of steps for every size.",
         ("task", "method", *map(str, sizes)),
     )
+
     for task in results.tasks:
         for method in results.methods:
             cells = [
@@ -332,63 +342,50 @@ def _sizes(results: Results, model: str) -> Table | None:
                 for size in sizes
             ]
             if any(cells):
-                table.rows.append(
-                    (
-                        task,
-                        results.title(method),
-                        *(percent(values, len(results.grid.seeds)) for values in cells),
-                    )
-                )
+                numbers = [percent(values, seeds) for values in cells]
+                table.rows.append((task, results.title(method), *numbers))
     return table
 
 
 def _factors(results: Results, model: str) -> Table | None:
     variants = _variants("factors")
+    punishments = sorted({variant["A0"] for variant in variants})
     rewards = sorted({variant["B0"] for variant in variants})
+    seeds = len(results.grid.seeds)
     table = Table(
         f"factors-{_file(model)}",
         f"Accuracy in % over A0 and B0, {model}",
         "Fig. 6.",
         ("task", "method", "PID", "A0", *(f"B0 = {b:g}" for b in rewards)),
     )
+
+    # A row for every A0, with and without the controller.
+    settings = [(pid, a) for pid in (True, False) for a in punishments]
     for task in results.tasks:
         for method in results.methods:
-            for pid in (True, False):
-                for a in sorted({variant["A0"] for variant in variants}):
-                    cells = [
-                        results.values(
-                            model, task, method, "factors", "accuracy", A0=a, B0=b, pid=pid
-                        )
-                        for b in rewards
-                    ]
-                    if any(cells):
-                        table.rows.append(
-                            (
-                                task,
-                                results.title(method),
-                                "on" if pid else "off",
-                                f"{a:g}",
-                                *(percent(values, len(results.grid.seeds)) for values in cells),
-                            )
-                        )
+            for pid, a in settings:
+                cells = [
+                    results.values(model, task, method, "factors", "accuracy", A0=a, B0=b, pid=pid)
+                    for b in rewards
+                ]
+                if any(cells):
+                    names = (task, results.title(method), "on" if pid else "off", f"{a:g}")
+                    table.rows.append((*names, *(percent(values, seeds) for values in cells)))
     return table
 
 
 def _named_sets(scenario: str, title: str, caption: str) -> Any:
-    """A table whose columns are the prompt sets that a scenario's results hold."""
+    """Return what makes a table whose columns are the metrics that a scenario's results hold."""
 
     def make(results: Results, model: str) -> Table | None:
-        found = [
-            r["metrics"]
-            for cell, r in results.finished
+        metrics = [
+            record["metrics"]
+            for cell, record in results.finished
             if cell.scenario == scenario and cell.model == model
         ]
-        names = sorted(
-            dict.fromkeys(name for metrics in found for name in metrics), key=_column_order
-        )
-        return _each_task(scenario, title, caption, [(name, name) for name in names])(
-            results, model
-        )
+        names = dict.fromkeys(name for by_name in metrics for name in by_name)
+        columns = [(name, name) for name in sorted(names, key=_column_order)]
+        return _each_task(scenario, title, caption, columns)(results, model)
 
     return make
 
@@ -399,6 +396,7 @@ def _column_order(name: str) -> tuple[bool, int]:
 
 
 def _file(model: str) -> str:
+    """Return a model's name as a part of file names."""
     return "".join(c if c.isalnum() or c in "-_." else "-" for c in model)
 
 
@@ -410,6 +408,7 @@ def _ece(results: Results, model: str) -> Table | None:
     return _accuracy(results, model, "ece")
 
 
+# In the order in which they are shown; those of the paper name their table or figure.
 TABLES: tuple[Callable[[Results, str], Table | None], ...] = (
     _accuracy,
     _differences,

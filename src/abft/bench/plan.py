@@ -1,4 +1,4 @@
-"""What a grid leaves to compute: prompts to score and to train on, cell by cell."""
+"""Count what a grid leaves to compute: prompts to score and to train on, cell by cell."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ class Plan:
 
     @property
     def status(self) -> str:
-        """One line for people."""
+        """Return one line for people."""
         if self.done:
             return "done"
         if self.problem is not None:
@@ -57,7 +57,8 @@ class _Planner:
             return Plan(cell, done=True)
         try:
             return Plan(cell, self._scored(cell), self._trained(cell))
-        except Exception as error:  # the cell will fail with it; the others need not
+        except Exception as error:
+            # The cell will fail with it; the others need not.
             return Plan(cell, problem=" ".join(str(error).split()) or type(error).__name__)
 
     def _scored(self, cell: Cell) -> int:
@@ -66,21 +67,24 @@ class _Planner:
         tokenizer = self._tokenizer(cell)
         setting = setting_of(cell, tokenizer)
         calibration = METHODS[cell.kind].calibration
+
+        # By the key under which their scores are stored.
         counts: dict[str, int] = {}
-        for prompts in scenario.write(setting):
-            tokens = label_tokens(tokenizer, prompts.data.task, config.prompt_style)
-            groups = [prompts.prompts]
+        for prompt_set in scenario.write(setting):
+            tokens = label_tokens(tokenizer, prompt_set.data.task, config.prompt_style)
+            groups = [prompt_set.prompts]
             if calibration is not None:
-                drawn = calibration_prompts(
+                neutral_prompts = calibration_prompts(
                     calibration,
-                    prompts.data,
+                    prompt_set.data,
                     cell.calibration_prompts,
-                    prompts.k,
+                    prompt_set.k,
                     cell.seed,
                     config.prompt_style,
                 )
-                groups.append(tuple(drawn))
+                groups.append(tuple(neutral_prompts))
             counts |= {scores_key(cell, tokens, group): len(group) for group in groups}
+
         if scenario.texts is not None:
             texts = scenario.texts(setting)
             counts[texts_key(cell, texts)] = len(texts)
@@ -95,9 +99,12 @@ class _Planner:
             return 0
         if (self.store.weights(cell) / METRICS).is_file():
             return 0
+
+        # One draw, which raises what the training would raise: too few examples.
         config = cell.config
         data = setting_of(cell, self._tokenizer(cell)).data
         training_prompts(data, config.queries, config.k, 0, config.prompt_style, config.queries)
+
         self.counted.add(cell.weights)
         return config.steps * config.nb
 

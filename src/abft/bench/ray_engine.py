@@ -1,4 +1,4 @@
-"""Jobs as Ray tasks, on this machine or on a cluster whose nodes share the benchmark's folder."""
+"""Run jobs as Ray tasks, on this machine or a cluster whose nodes share the benchmark's folder."""
 
 import contextlib
 import importlib.util
@@ -21,14 +21,18 @@ ANSWER_SECONDS = 5
 
 @contextmanager
 def cluster(address: str | None, resources: Resources) -> Iterator[Callable[..., None]]:
-    """A connection to Ray while open; what comes out runs jobs on it."""
+    """Connect to Ray while open, and yield what runs jobs on it.
+
+    Raises:
+        AbftError: no Ray, no answer at its address, a job needs more than the cluster has.
+    """
     if importlib.util.find_spec("ray") is None:
         raise AbftError("--engine ray needs Ray: pip install 'abft[ray]'")
     if address is not None:
         _check_address(address)
-    os.environ.setdefault(
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1"
-    )  # a job without a GPU sees none
+
+    # A job without a GPU sees none. Ray is an optional dependency.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
     import ray
 
     local: dict[str, Any] = {} if address is not None else {"include_dashboard": False}
@@ -41,13 +45,15 @@ def cluster(address: str | None, resources: Resources) -> Iterator[Callable[...,
             f"Ray could not be reached at {address or 'this machine'}: "
             f"{str(error).splitlines()[0][:200]}"
         ) from None
+
     try:
-        offered = ray.cluster_resources()
-        for name, wanted in (("CPU", resources.cpus), ("GPU", resources.gpus)):
-            if wanted > offered.get(name, 0):
+        # Ray itself would wait for a node that can run such a job.
+        totals = ray.cluster_resources()
+        for name, amount in (("CPU", resources.cpus), ("GPU", resources.gpus)):
+            if amount > totals.get(name, 0):
                 raise AbftError(
-                    f"resources ask for {wanted:g} {name} a job, the Ray cluster has "
-                    f"{offered.get(name, 0):g}"
+                    f"resources ask for {amount:g} {name} a job, the Ray cluster has "
+                    f"{totals.get(name, 0):g}"
                 )
         yield _runner(resources)
     finally:
@@ -71,16 +77,18 @@ def _check_address(address: str) -> None:
 
 
 def _remote_job(cells: Sequence[Cell], folder: str, keep_weights: bool, events: Any) -> None:
-    """What a worker runs."""
+    """Run a job in a worker, and send its events to the queue `events`."""
 
-    def tell(cell: Cell, what: str) -> None:
-        with contextlib.suppress(Exception):  # progress is no reason to lose a result
-            events.put((cell.name, what))
+    def send(cell: Cell, state: str) -> None:
+        # Progress is no reason to lose a result.
+        with contextlib.suppress(Exception):
+            events.put((cell.name, state))
 
-    run_job(cells, Store(folder), tell, keep_weights)
+    run_job(cells, Store(folder), send, keep_weights)
 
 
 def _runner(resources: Resources) -> Callable[..., None]:
+    """Return what runs jobs on the connected cluster, with progress."""
     import ray
     from ray.util.queue import Queue
 
@@ -92,16 +100,19 @@ def _runner(resources: Resources) -> Callable[..., None]:
     def run(todo: Sequence[Sequence[Cell]], store: Store, event: Event, keep_weights: bool) -> None:
         cells = {cell.name: cell for job in todo for cell in job}
         folder = str(store.folder.resolve())
-        waiting = {task.remote(list(job), folder, keep_weights, events): list(job) for job in todo}
-        while waiting:
-            ready, _ = ray.wait(list(waiting), timeout=POLL_SECONDS)
-            with contextlib.suppress(
-                Exception
-            ):  # the queue's process may have died; results are on disk
-                for name, what in events.get_nowait_batch(events.size()):
-                    event(cells[name], what)
+        by_reference = {
+            task.remote(list(job), folder, keep_weights, events): list(job) for job in todo
+        }
+        while by_reference:
+            ready, _ = ray.wait(list(by_reference), timeout=POLL_SECONDS)
+
+            # The queue's process may have died; results are on disk.
+            with contextlib.suppress(Exception):
+                for name, state in events.get_nowait_batch(events.size()):
+                    event(cells[name], state)
+
             for reference in ready:
-                _close(waiting.pop(reference), reference, store, event)
+                _close(by_reference.pop(reference), reference, store, event)
 
     return run
 
@@ -115,6 +126,8 @@ def _close(job: Sequence[Cell], reference: Any, store: Store, event: Event) -> N
         ray.get(reference)
     except Exception as error:
         problem = f"the worker died or could not start: {' '.join(str(error).split())[:300]}"
+
+    # A worker that died may have finished some of its cells.
     for cell in job:
         finished = store.read(cell) is not None
         if not finished and store.failure(cell) is None:

@@ -1,4 +1,4 @@
-"""Results -> tables on disk, as Markdown, CSV and JSON."""
+"""Write results as tables: Markdown, CSV and JSON."""
 
 import json
 from pathlib import Path
@@ -10,18 +10,19 @@ from abft.files import write_text
 
 
 def tables(results: Results) -> list[Table]:
-    """Every table for which there are results, model after model."""
-    made = []
+    """Return every table for which there are results, model after model."""
+    tables_with_values = []
     for model in (entry.name for entry in results.grid.models):
         for make in TABLES:
             table = make(results, model)
-            if (
-                table is not None
-                and table.rows
-                and any(any(value is not None for value in row[1:]) for row in table.rows)
-            ):
-                made.append(table)
-    return made
+            if table is None:
+                continue
+
+            # The first column names the row.
+            values = [value for row in table.rows for value in row[1:]]
+            if any(value is not None for value in values):
+                tables_with_values.append(table)
+    return tables_with_values
 
 
 def write_tables(results: Results, folder: Path) -> list[Table]:
@@ -31,50 +32,37 @@ def write_tables(results: Results, folder: Path) -> list[Table]:
         The tables.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    made = tables(results)
-    shown = [
-        {
-            "name": t.name,
-            "title": t.title,
-            "caption": t.caption,
-            "columns": t.columns,
-            "rows": t.rows,
-        }
-        for t in made
-    ]
+    all_tables = tables(results)
+
+    fields = ("name", "title", "caption", "columns", "rows")
+    entries = [{field: getattr(table, field) for field in fields} for table in all_tables]
     files = {
-        "tables.md": "\n".join(table.markdown() for table in made),
-        "tables.json": json.dumps(shown, indent=1, ensure_ascii=False) + "\n",
+        "tables.md": "\n".join(table.markdown() for table in all_tables),
+        "tables.json": json.dumps(entries, indent=1, ensure_ascii=False) + "\n",
         "results.csv": _long(results).csv(),
-        **{f"{table.name}.csv": table.csv() for table in made},
+        **{f"{table.name}.csv": table.csv() for table in all_tables},
     }
     for name, text in files.items():
         write_text(folder / name, text)
-    for path in folder.glob("*.csv"):  # tables of a model or scenario that the grid no longer has
+
+    # Tables of a model or scenario that the grid no longer has.
+    for path in folder.glob("*.csv"):
         if path.name not in files:
             path.unlink()
-    return made
+    return all_tables
 
 
 def _long(results: Results) -> Table:
-    """One row a number."""
+    """Return a table of one row a number."""
     columns = ("model", "task", "method", "scenario", "variant", "seed", "metric", "value")
     table = Table("results", "All results", "", columns)
     for cell, record in results.finished:
         variant = " ".join(f"{key}={value}" for key, value in cell.variant.items())
+        names = (cell.model, cell.task, cell.method, cell.scenario, variant, str(cell.seed))
+
+        # An untouched model has no training, prompts without demonstrations have no heads.
         numbers = {**record["metrics"], "heads": record.get("heads"), **(record["training"] or {})}
-        for metric, value in numbers.items():
-            if value is not None:
-                table.rows.append(
-                    (
-                        cell.model,
-                        cell.task,
-                        cell.method,
-                        cell.scenario,
-                        variant,
-                        str(cell.seed),
-                        metric,
-                        value,
-                    )
-                )
+        table.rows.extend(
+            (*names, metric, value) for metric, value in numbers.items() if value is not None
+        )
     return table

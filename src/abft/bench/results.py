@@ -25,11 +25,11 @@ class Results:
         self, model: str, task: str, method: str, scenario: str, **variant: Any
     ) -> list[dict[str, Any]]:
         """Return one record a seed; of all variants where none is named."""
+        names = (model, task, method, scenario)
         return [
             record
             for cell, record in self.finished
-            if (cell.model, cell.task, cell.method, cell.scenario)
-            == (model, task, method, scenario)
+            if (cell.model, cell.task, cell.method, cell.scenario) == names
             and all(cell.variant.get(key) == value for key, value in variant.items())
         ]
 
@@ -42,6 +42,7 @@ class Results:
         return {seed: value for seed, value in metrics.items() if value is not None}
 
     def has(self, scenario: str) -> bool:
+        """Return whether any cell of a scenario is finished."""
         return any(cell.scenario == scenario for cell, _ in self.finished)
 
     def title(self, method: str) -> str:
@@ -51,10 +52,12 @@ class Results:
 
     @property
     def methods(self) -> list[str]:
+        """Return the grid's names of its methods."""
         return [method.name for method, _ in self.grid.methods]
 
     @property
     def tasks(self) -> list[str]:
+        """Return the grid's names of its tasks."""
         return [task.name for task in self.grid.tasks]
 
     def trainings(self, model: str, method: str) -> list[dict[int, dict[str, Any]]]:
@@ -98,6 +101,8 @@ def difference(
     )
     if not ours or not theirs or any(predictions is None for predictions in ours + theirs):
         return None
+
+    # Paired: every prediction of the one answers the same prompt as the other's.
     first = ours[0]
     if any(predictions["targets"] != first["targets"] for predictions in ours + theirs):
         return None
@@ -107,7 +112,7 @@ def difference(
         [np.array(predictions["predicted"]) == targets for predictions in by_seed]
         for by_seed in (ours, theirs)
     )
-    # Prompts with the same query are one cluster.
+    # Prompts with the same query are one cluster: prompt i has query i modulo their number.
     return paired_bootstrap(correct, reference, np.arange(len(targets)) % first["queries"])
 
 
@@ -115,11 +120,11 @@ def mean_difference(
     differences: Sequence[tuple[float, np.ndarray] | None],
 ) -> tuple[float, np.ndarray] | None:
     """Return the mean over tasks of what `difference` returned; None where one is missing."""
-    known = [difference for difference in differences if difference is not None]
-    if len(known) < len(differences):
+    estimates = [estimate for estimate in differences if estimate is not None]
+    if len(estimates) < len(differences):
         return None
 
     # Tasks have other queries: their samples are paired at random.
     generator = np.random.default_rng(0)
-    samples = [generator.permutation(samples) for _, samples in known]
-    return float(np.mean([value for value, _ in known])), np.mean(samples, axis=0)
+    samples = [generator.permutation(samples) for _, samples in estimates]
+    return float(np.mean([value for value, _ in estimates])), np.mean(samples, axis=0)

@@ -1,4 +1,4 @@
-"""Other templates and label words for a task, for the consistency and renaming scenarios."""
+"""Write a task with other templates or label words, for the consistency and renaming scenarios."""
 
 from dataclasses import replace
 
@@ -37,36 +37,36 @@ _ARBITRARY = (
 
 
 def alternate_templates(task: Task) -> list[Task]:
-    """Return StaICC's nine templates of a task.
+    """Return a task with each of StaICC's nine templates.
 
-    An L9 table over instruction, text prefix, label prefix and separator.
+    They are an L9 table over instruction, text prefix, label prefix and separator.
     """
+    template = task.template
+
+    # Own data has no other instructions in StaICC.
     record = BUILTIN.get(task.name)
     first, second = record.instructions if record else _OWN_INSTRUCTIONS
-    third_prefix = f"{record.other_text_name if record else 'input'}: "
-    template = task.template
     instructions = (template.instruction, first, second)
+    third_prefix = f"{record.other_text_name if record else 'input'}: "
     prefixes = (template.before_text, "text: ", third_prefix)
+
+    # The spaces between text and label prefix stay what they are.
     own_label_prefix = template.before_label.lstrip(" ")
     gap = template.before_label[: len(template.before_label) - len(own_label_prefix)]
     label_prefixes = (own_label_prefix, "label: ", "Label: ")
     separators = (template.after_label, " ", "\t")
-    return [
-        replace(
-            task,
-            template=Template(
-                f"{prefixes[p]}{{text}}{gap}{label_prefixes[q]}{{label}}{separators[s]}",
-                instructions[i],
-            ),
-        )
-        for i, p, q, s in _L9
-    ]
+
+    tasks = []
+    for i, p, q, s in _L9:
+        pattern = f"{prefixes[p]}{{text}}{gap}{label_prefixes[q]}{{label}}{separators[s]}"
+        tasks.append(replace(task, template=Template(pattern, instructions[i])))
+    return tasks
 
 
 def renamed(task: Task) -> dict[str, Task]:
     """Return the task with other label words, by the kind of renaming.
 
-    Synonyms (built-in tasks), the same words swapped, words without meaning here.
+    Synonyms (built-in tasks), the same words swapped, words without meaning in the task.
     """
     words, record = task.label_words, BUILTIN.get(task.name)
     choices = {
@@ -75,7 +75,7 @@ def renamed(task: Task) -> dict[str, Task]:
         "arbitrary": _ARBITRARY[: len(words)] if len(words) <= len(_ARBITRARY) else None,
     }
     return {
-        name: replace(task, label_words=chosen)
-        for name, chosen in choices.items()
-        if chosen is not None
+        name: replace(task, label_words=label_words)
+        for name, label_words in choices.items()
+        if label_words is not None
     }

@@ -1,4 +1,4 @@
-"""What is measured: scenarios write prompts from a task's data and read metrics off predictions.
+"""Define what is measured: scenarios write prompts from a task's data and compute metrics.
 
 A scenario knows no method. Where StaICC 0.1.1 defines one, prompts (in the `staicc` prompt style)
 and metrics are StaICC's.
@@ -55,7 +55,7 @@ class PromptSet:
 
     @property
     def targets(self) -> np.ndarray:
-        """Class of every query, (N,)."""
+        """Return the class of every query, (N,)."""
         return np.array([prompt.target for prompt in self.prompts])
 
 
@@ -75,16 +75,17 @@ class Scenario:
     write: Callable[[Setting], list[PromptSet]]
     measure: Measure
     variants: tuple[Mapping[str, Any], ...] = ({},)
-    # "training": methods that train; "abft": methods with the paper's objective; "own task": see
-    # MetaICL
+    # "training": methods that train; "abft": the paper's own; "own task": all but those that train
+    # on other tasks, such as MetaICL.
     needs: str = "any"
     texts: Callable[[Setting], list[str]] | None = None
 
 
 def _standard_set(setting: Setting, name: str = "standard", **changes: Any) -> PromptSet:
-    used = replace(setting, **changes)
-    prompts = evaluation_prompts(used.data, used.count, used.k, used.prompt_style)
-    return PromptSet(name, used.data, tuple(prompts), used.k)
+    """Return the test prompts of a setting, some of whose fields are changed."""
+    setting = replace(setting, **changes)
+    prompts = evaluation_prompts(setting.data, setting.count, setting.k, setting.prompt_style)
+    return PromptSet(name, setting.data, tuple(prompts), setting.k)
 
 
 def _standard(setting: Setting) -> list[PromptSet]:
@@ -92,9 +93,9 @@ def _standard(setting: Setting) -> list[PromptSet]:
 
 
 def _zero_shot(setting: Setting) -> list[PromptSet]:
-    return [
-        _standard_set(setting, "zero_shot", k=0, count=min(setting.count, len(setting.data.test)))
-    ]
+    # Without demonstrations, a query has one prompt.
+    count = min(setting.count, len(setting.data.test))
+    return [_standard_set(setting, "zero_shot", k=0, count=count)]
 
 
 def _k_shot(setting: Setting) -> list[PromptSet]:
@@ -103,63 +104,72 @@ def _k_shot(setting: Setting) -> list[PromptSet]:
 
 def _templates(setting: Setting) -> list[PromptSet]:
     count = min(TEMPLATE_QUERIES, setting.count, len(setting.data.test))
-    tasks = alternate_templates(setting.data.task)
-    return [
-        _standard_set(setting, f"template {i}", data=replace(setting.data, task=task), count=count)
-        for i, task in enumerate(tasks, start=1)
-    ]
+    sets = []
+    for i, task in enumerate(alternate_templates(setting.data.task), start=1):
+        data = replace(setting.data, task=task)
+        sets.append(_standard_set(setting, f"template {i}", data=data, count=count))
+    return sets
 
 
 def _demonstrations(setting: Setting) -> list[PromptSet]:
+    # Queries repeat in order: prompt i has query i modulo their number.
     queries = min(DEMONSTRATION_QUERIES, setting.count, len(setting.data.test))
     data = replace(setting.data, test=setting.data.test[:queries])
     return [_standard_set(setting, "demonstrations", data=data, count=queries * DEMONSTRATION_SETS)]
 
 
 def _drawn(setting: Setting) -> tuple[list[list[int]], LinearCongruential]:
-    """StaICC's demonstration indices of all test prompts, and the generator that drew them."""
-    generator, size = LinearCongruential(), range(len(setting.data.demonstrations))
+    """Return StaICC's demonstration indices of all test prompts, and the generator that drew them.
+
+    Draws that follow continue where it is.
+    """
+    generator, indices = LinearCongruential(), range(len(setting.data.demonstrations))
+
+    # StaICC has two prompts of every query, also where fewer are measured.
     total = max(setting.count, 2 * len(setting.data.test))
-    return [generator.sample(size, setting.k) for _ in range(total)], generator
+    return [generator.sample(indices, setting.k) for _ in range(total)], generator
 
 
 def _unseen(setting: Setting) -> list[PromptSet]:
-    """Every demonstration has another label than the query (Fig. 3).
+    """Write prompts whose demonstrations all have another label than the query (Fig. 3).
 
     `staicc`: StaICC's out-of-domain mode, which draws again until that holds. `consistent`: drawn
     from the other labels.
     """
     data, pool = setting.data, setting.data.demonstrations
     lists, generator = _drawn(setting)
-    others = {
-        label: [d for d, e in enumerate(pool) if e.label != label]
+    other_labels = {
+        label: [d for d, example in enumerate(pool) if example.label != label]
         for label in range(len(data.task.labels))
     }
+
     prompts = []
     for i in range(len(lists) if setting.prompt_style == "staicc" else setting.count):
-        query, chosen = data.test[i % len(data.test)], lists[i]
-        allowed = others[query.label]
+        query, indices = data.test[i % len(data.test)], lists[i]
+        allowed = other_labels[query.label]
         if len(allowed) < setting.k:
             raise AbftError(
                 f"{data.task.name}: fewer than {setting.k} demonstrations have another label "
                 f"than a query"
             )
+
         if setting.prompt_style == "consistent":
-            chosen = generator.sample(allowed, setting.k)
+            indices = generator.sample(allowed, setting.k)
+
+        # A query whose label most demonstrations have would take too many draws.
         tries = 0
-        while any(pool[d].label == query.label for d in chosen):
-            chosen, tries = generator.sample(range(len(pool)), setting.k), tries + 1
+        while any(pool[d].label == query.label for d in indices):
+            indices, tries = generator.sample(range(len(pool)), setting.k), tries + 1
             if tries > UNSEEN_TRIES:
                 raise AbftError(
                     f"{data.task.name}: {tries} draws of {setting.k} demonstrations all held "
-                    f"the label "
-                    f"{data.task.labels[query.label]!r}; use the consistent prompt style, which "
-                    f"draws from the other labels"
+                    f"the label {data.task.labels[query.label]!r}; use the consistent prompt "
+                    f"style, which draws from the other labels"
                 )
+
         if i < setting.count:
-            prompts.append(
-                write_prompt(data.task, [pool[d] for d in chosen], query, setting.prompt_style)
-            )
+            demonstrations = [pool[d] for d in indices]
+            prompts.append(write_prompt(data.task, demonstrations, query, setting.prompt_style))
     return [PromptSet("unseen_label", data, tuple(prompts), setting.k)]
 
 
@@ -171,17 +181,14 @@ def _renamed(setting: Setting) -> list[PromptSet]:
 
 
 def _with_queries(setting: Setting, name: str, query_text: Callable[[str], str]) -> list[PromptSet]:
-    """The standard prompts with their queries' texts replaced."""
+    """Write the standard prompts with their queries' texts replaced."""
+    # One query a prompt: the same text is replaced anew for every prompt.
     test = setting.data.test
-    data = replace(
-        setting.data,
-        test=tuple(
-            Example(query_text(test[i % len(test)].text), test[i % len(test)].label)
-            for i in range(setting.count)
-        ),
-    )
-    written = _standard_set(setting, name, data=data)
-    return [replace(written, data=setting.data)]
+    queries = [test[i % len(test)] for i in range(setting.count)]
+    replaced = tuple(Example(query_text(query.text), query.label) for query in queries)
+
+    prompt_set = _standard_set(setting, name, data=replace(setting.data, test=replaced))
+    return [replace(prompt_set, data=setting.data)]
 
 
 @functools.lru_cache(maxsize=4)
@@ -199,6 +206,7 @@ def _plain_tokens(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
 def _random_queries(setting: Setting) -> list[PromptSet]:
     generator, tokens = random.Random(0), _plain_tokens(setting.tokenizer)
 
+    # As many tokens as the query has.
     def scrambled(text: str) -> str:
         length = len(setting.tokenizer(text, add_special_tokens=False)["input_ids"])
         return setting.tokenizer.decode(generator.choices(tokens, k=max(1, length))).strip()
@@ -214,30 +222,31 @@ def _label_noise(setting: Setting) -> list[PromptSet]:
     data, pool, classes = setting.data, setting.data.demonstrations, len(setting.data.task.labels)
     lists, _ = _drawn(setting)
     errors = LinearCongruential()
+
+    # With few demonstrations, two shares can be the same number of them.
     sets = []
     for count in sorted({int(setting.k * rate) for rate in ERROR_RATES}):
         prompts = []
-        for i, shown_indices in enumerate(lists):
-            wrong = errors.sample(shown_indices, count)
+        for i, indices in enumerate(lists):
+            # Drawn for every prompt of StaICC: the generator runs on into the next share.
+            incorrect = errors.sample(indices, count)
             if i < setting.count:
-                shown = [
-                    Example(pool[d].text, (pool[d].label + (d in wrong)) % classes)
-                    for d in shown_indices
+                query = data.test[i % len(data.test)]
+                demonstrations = [
+                    Example(pool[d].text, (pool[d].label + (d in incorrect)) % classes)
+                    for d in indices
                 ]
-                prompts.append(
-                    write_prompt(
-                        data.task, shown, data.test[i % len(data.test)], setting.prompt_style
-                    )
-                )
+                prompts.append(write_prompt(data.task, demonstrations, query, setting.prompt_style))
         sets.append(PromptSet(f"{_NOISE}{count / setting.k:g}", data, tuple(prompts), setting.k))
     return sets
 
 
 def _domain_queries(setting: Setting) -> list[PromptSet]:
-    """Queries of 128 random words of the demonstration pool (StaICC's domain bias)."""
+    """Write queries of 128 random words of the demonstration pool (StaICC's domain bias)."""
     generator, pool = LinearCongruential(), setting.data.demonstrations
 
-    def below(limit: int) -> int:  # StaICC never draws the last element
+    # StaICC never draws the last element.
+    def below(limit: int) -> int:
         return int((limit - 1) * generator.uniform())
 
     def word() -> str:
@@ -255,25 +264,30 @@ def _contextual_queries(setting: Setting) -> list[PromptSet]:
 
 
 def _other_tasks(setting: Setting) -> list[PromptSet]:
-    """Every other task of the paper, without texts of this task's training pool."""
-    seen = {text_key(example.text) for example in setting.data.train}
-    names = [name for name in PAPER_TASKS if name != setting.data.task.name]
-    return [_standard_set(setting, name, data=setting.load(name).without(seen)) for name in names]
+    """Write prompts of every other task of the paper, without texts of this training pool."""
+    training_texts = {text_key(example.text) for example in setting.data.train}
+    sets = []
+    for name in PAPER_TASKS:
+        if name != setting.data.task.name:
+            data = setting.load(name).without(training_texts)
+            sets.append(_standard_set(setting, name, data=data))
+    return sets
 
 
 def _neutral_texts(setting: Setting) -> list[str]:
+    # News, but not of the task that may have been trained on.
     source = "FP" if setting.data.task.name == "AGNews" else "AGNews"
     return [example.text for example in setting.load(source).test[:NEUTRAL_TEXTS]]
 
 
 def scores(sets: Sequence[PromptSet], probabilities: Sequence[np.ndarray]) -> dict[str, float]:
     """Return accuracy, macro_f1 and ece of the only set."""
-    (only,), (prompts,) = probabilities, sets
-    return metrics.scores(only, prompts.targets)
+    (probabilities_NC,), (prompt_set,) = probabilities, sets
+    return metrics.scores(probabilities_NC, prompt_set.targets)
 
 
 def accuracies(sets: Sequence[PromptSet], probabilities: Sequence[np.ndarray]) -> dict[str, float]:
-    """Each set's accuracy by its name, and the mean."""
+    """Return each set's accuracy by its name, and the mean."""
     each = {
         s.name: metrics.accuracy(p, s.targets) for s, p in zip(sets, probabilities, strict=True)
     }
@@ -293,6 +307,7 @@ def _template_measure(
 def _demonstration_measure(
     sets: Sequence[PromptSet], probabilities: Sequence[np.ndarray]
 ) -> dict[str, float]:
+    # One set holds all: the queries with their first demonstrations, then with the next ones.
     predictions = probabilities[0].argmax(1).reshape(DEMONSTRATION_SETS, -1)
     return {
         "consistency": metrics.consistency(predictions),
@@ -333,7 +348,7 @@ def _nothing(sets: Sequence[PromptSet], probabilities: Sequence[np.ndarray]) -> 
 
 
 _SIZES = (32, 64, 128, 256, 512, 1024)
-
+# The objective refuses A0 = B0 = 0: its loss would be 0.
 _FACTORS = tuple(
     {"A0": a, "B0": b, "pid": pid}
     for pid in (True, False)

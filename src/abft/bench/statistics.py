@@ -1,4 +1,4 @@
-"""Paired bootstrap: how sure is a difference between two methods on the same test prompts?"""
+"""Estimate how sure a difference between two methods is, on the same test prompts."""
 
 from collections.abc import Sequence
 
@@ -15,52 +15,52 @@ def paired_bootstrap(
 ) -> tuple[float, np.ndarray]:
     """Return the difference in accuracy between two methods, and bootstrap samples of it.
 
-    `RESAMPLES` samples of a paired bootstrap (Efron and Tibshirani 1993).
-
-    Queries are resampled, each with all of its prompts (one query with two demonstration sets is
-    not two observations), and seeds of each method, which differ in their training prompts. With
-    one seed only the queries vary.
+    `RESAMPLES` samples of a paired bootstrap (Efron and Tibshirani 1993) resample queries, each
+    with all of its prompts (one query with two demonstration sets is not two observations), and
+    seeds of each method, which differ in their training prompts. With one seed only the queries
+    vary.
 
     Args:
-        correct_SN: for each seed, whether each of N prompts was answered rightly.
+        correct_SN: for each seed, whether each of N prompts was answered correctly.
         reference_RN: the same for the method that is subtracted; its number of seeds may differ.
         queries_N: which query each prompt asks.
     """
     ours, theirs = np.asarray(correct_SN, dtype=float), np.asarray(reference_RN, dtype=float)
     queries = np.asarray(queries_N)
-    if (
-        ours.ndim != 2
-        or theirs.ndim != 2
-        or not ours.shape[1] == theirs.shape[1] == len(queries) > 0
-    ):
+    matrices = ours.ndim == theirs.ndim == 2
+    if not matrices or not ours.shape[1] == theirs.shape[1] == len(queries) > 0:
         raise ValueError(
             f"expected (S, N), (R, N) and N > 0 queries, got {ours.shape}, {theirs.shape} and "
             f"{queries.shape}"
         )
+
+    # Of every query: its number of prompts, and how many of them each seed answers correctly.
     _, cluster_N = np.unique(queries, return_inverse=True)
-    sizes_Q = np.bincount(cluster_N)
+    counts = np.bincount(cluster_N)
     sums = [
         np.stack([np.bincount(cluster_N, weights=row) for row in rows]) for rows in (ours, theirs)
     ]
+
+    # Both methods are measured on the same queries of a sample: that is what pairs them.
     generator = np.random.default_rng(seed)
     samples = np.empty(RESAMPLES)
     for i in range(RESAMPLES):
-        drawn_Q = generator.integers(len(sizes_Q), size=len(sizes_Q))
-        total = sizes_Q[drawn_Q].sum()
-        means = [
-            rows[generator.integers(len(rows), size=len(rows))][:, drawn_Q].sum(1).mean() / total
-            for rows in sums
-        ]
-        samples[i] = means[0] - means[1]
+        sample = generator.integers(len(counts), size=len(counts))
+        total = counts[sample].sum()
+        accuracies = []
+        for rows in sums:
+            seeds = generator.integers(len(rows), size=len(rows))
+            accuracies.append(rows[seeds][:, sample].sum(1).mean() / total)
+        samples[i] = accuracies[0] - accuracies[1]
     return float(ours.mean() - theirs.mean()), samples
 
 
 def interval(samples: np.ndarray, level: float = 0.95) -> tuple[float, float]:
-    """The percentile interval of bootstrap samples."""
+    """Return the percentile interval of bootstrap samples."""
     low, high = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean, and sample standard deviation over seeds (None for one value)."""
+    """Return the mean, and the sample standard deviation over seeds (None for one value)."""
     return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None

@@ -1,4 +1,4 @@
-"""Results on disk: a file for each cell, and what cells share.
+"""Keep results on disk: a file for each cell, and what cells share.
 
 Files are written whole or not at all.
 
@@ -28,18 +28,24 @@ from abft.files import atomic_file, write_json, write_text
 
 LOCK = ".lock"
 _LOGGER = logging.getLogger(__name__)
-_TRIED_TO_READ = (OSError, ValueError, KeyError, TypeError, AttributeError)
+# What a missing or damaged file raises, or one of other contents.
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What a model says to the prompts of one set."""
+    """What is measured of a model on the prompts of one set.
 
-    probabilities: np.ndarray  # (N, C)
-    heads: float | None = (
-        None  # heads over the threshold, mean over prompts; None without demonstrations
-    )
-    correct_mass: float | None = None  # a head's mean attention on correct labels
+    Attributes:
+        probabilities: of the labels, (N, C).
+        heads: over the threshold, mean over prompts; None without demonstrations.
+        correct_mass: a head's mean attention on correct labels.
+        incorrect_mass: the same on incorrect labels.
+    """
+
+    probabilities: np.ndarray
+    heads: float | None = None
+    correct_mass: float | None = None
     incorrect_mass: float | None = None
 
 
@@ -51,30 +57,31 @@ class Store:
         self._warned: set[str] = set()
 
     def _warn(self, message: str) -> None:
-        """Say it once, on stderr unless logging is set up otherwise."""
+        """Log a warning once, on stderr unless logging is set up otherwise."""
         if message not in self._warned:
             self._warned.add(message)
             _LOGGER.warning(message)
 
     def prepare(self, grid_file: str | Path) -> None:
-        """Make the folder, with a copy of the grid file; refuse one that holds something else."""
+        """Make the folder, with a copy of the grid file.
+
+        Raises:
+            AbftError: the folder holds something else, or cannot be written.
+        """
         if self.folder.is_file():
             raise AbftError(f"output {self.folder} is a file; give a folder")
-        if (
-            self.folder.is_dir()
-            and any(self.folder.iterdir())
-            and not (self.folder / "cells").is_dir()
-        ):
+        filled = self.folder.is_dir() and any(self.folder.iterdir())
+        if filled and not (self.folder / "cells").is_dir():
             raise AbftError(
                 f"output folder {self.folder} holds files that are no benchmark; give a new or "
                 f"empty folder"
             )
+
+        grid_file = Path(grid_file)
         try:
             for part in ("cells", "scores", "weights"):
                 (self.folder / part).mkdir(parents=True, exist_ok=True)
-            write_text(
-                self.folder / Path(grid_file).name, Path(grid_file).read_text(encoding="utf-8")
-            )
+            write_text(self.folder / grid_file.name, grid_file.read_text(encoding="utf-8"))
         except OSError as error:
             raise AbftError(
                 f"output folder {self.folder} cannot be written: {error.strerror or error}"
@@ -88,7 +95,7 @@ class Store:
         return self.folder / "tables" / Path(grid_file).stem
 
     def weights(self, cell: Cell) -> Path:
-        """The run folder of a cell's training."""
+        """Return the run folder of a cell's training."""
         assert cell.weights is not None
         return self.folder / "weights" / cell.weights
 
@@ -104,14 +111,15 @@ class Store:
         path = self._path(cell)
         if not path.is_file():
             return None
+
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
             version, digest = record["version"], record["digest"]
-            complete = isinstance(record["metrics"], dict) and isinstance(
-                record["predictions"], dict
-            )
-        except _TRIED_TO_READ:
+            parts = (record["metrics"], record["predictions"])
+            complete = all(isinstance(part, dict) for part in parts)
+        except _UNREADABLE:
             complete, version, digest = False, None, None
+
         if not complete:
             self._warn(f"{path} is damaged; the cell is computed again")
         elif version != VERSION:
@@ -130,14 +138,14 @@ class Store:
             name: getattr(cell, name)
             for name in ("model", "task", "method", "kind", "scenario", "seed")
         }
-        whole = {
+        document = {
             "version": VERSION,
             "digest": cell.digest,
             **identity,
             "variant": dict(cell.variant),
             **record,
         }
-        write_json(self._path(cell), _finite(whole))
+        write_json(self._path(cell), _finite(document))
         self._path(cell, ".failed.json").unlink(missing_ok=True)
 
     def write_failure(self, cell: Cell, error: str, trace: str) -> None:
@@ -145,47 +153,47 @@ class Store:
         write_json(self._path(cell, ".failed.json"), {"error": error, "trace": trace})
 
     def failure(self, cell: Cell) -> str | None:
-        """The error of a cell that failed when it was last tried."""
+        """Return the error of a cell that failed when it was last tried, or None."""
+        path = self._path(cell, ".failed.json")
         try:
-            return json.loads(self._path(cell, ".failed.json").read_text(encoding="utf-8"))["error"]
-        except _TRIED_TO_READ:
+            return json.loads(path.read_text(encoding="utf-8"))["error"]
+        except _UNREADABLE:
             return None
 
     def forget_failure(self, cell: Cell) -> None:
-        """A cell is about to be tried again."""
+        """Delete the error of a cell, which is about to be tried again."""
         self._path(cell, ".failed.json").unlink(missing_ok=True)
 
     def scores(self, key: str) -> Scores | None:
-        """Stored scores; None where there are none, or damaged ones."""
+        """Return stored scores; None where there are none, or damaged ones."""
         try:
             with np.load(self.folder / "scores" / f"{key}.npz") as file:
                 heads = [None if np.isnan(value) else float(value) for value in file["heads"]]
                 return Scores(file["probabilities"], *heads)
-        except (*_TRIED_TO_READ, EOFError):
+        except (*_UNREADABLE, EOFError):
             return None
-        except Exception as error:  # zipfile raises its own types
+        except Exception as error:
+            # zipfile raises types of its own.
             self._warn(f"stored scores {key} are damaged ({error}); computed again")
             return None
 
     def write_scores(self, key: str, scores: Scores) -> None:
         """Keep scores, at once or not at all; other processes may write the same."""
-        heads = [
-            np.nan if value is None else value
-            for value in (scores.heads, scores.correct_mass, scores.incorrect_mass)
-        ]
-        with (
-            atomic_file(self.folder / "scores" / f"{key}.npz") as partial,
-            partial.open("wb") as file,
-        ):
+        # An array of numbers has no None: nan takes its place.
+        values = (scores.heads, scores.correct_mass, scores.incorrect_mass)
+        heads = [np.nan if value is None else value for value in values]
+        path = self.folder / "scores" / f"{key}.npz"
+        with atomic_file(path) as partial, partial.open("wb") as file:
             np.savez(file, probabilities=scores.probabilities, heads=np.array(heads, dtype=float))
 
     def remove_weights(self, cell: Cell) -> None:
         """Delete the weights of a finished job; `sweep` deletes what a kill leaves of them."""
         if cell.weights is not None and self.weights(cell).is_dir():
-            going = self.folder / "weights" / f".removing-{cell.weights}"
-            shutil.rmtree(going, ignore_errors=True)
-            self.weights(cell).replace(going)
-            shutil.rmtree(going, ignore_errors=True)
+            # Renamed first: half-deleted weights must not look like a run folder.
+            trash = self.folder / "weights" / f".removing-{cell.weights}"
+            shutil.rmtree(trash, ignore_errors=True)
+            self.weights(cell).replace(trash)
+            shutil.rmtree(trash, ignore_errors=True)
 
     def sweep(self) -> None:
         """Remove what killed processes left half-written; nothing else may be running here."""
@@ -196,15 +204,16 @@ class Store:
 
 
 def scores_key(cell: Cell, words: LabelTokens, prompts: Sequence[Prompt]) -> str:
-    """A name for the scores of these prompts and label tokens by the model of a cell."""
-    asked = [
+    """Return a name for the scores of prompts and label tokens by the model of a cell."""
+    config = cell.config
+    contents = [
         (prompt.text, prompt.label_spans, prompt.label_classes, prompt.target) for prompt in prompts
     ]
-    return _key([cell.subject, cell.config.prompt_style, cell.config.threshold, list(words), asked])
+    return _key([cell.subject, config.prompt_style, config.threshold, list(words), contents])
 
 
 def texts_key(cell: Cell, texts: Sequence[str]) -> str:
-    """A name for the perplexity of texts under the model of a cell."""
+    """Return a name for the perplexity of texts under the model of a cell."""
     return _key([cell.subject, "perplexity", list(texts)])
 
 
@@ -213,7 +222,7 @@ def _key(content: list) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no infinity: such numbers become null."""
+    """Return a value with null for numbers that JSON does not have: infinity and nan."""
     if isinstance(value, dict):
         return {key: _finite(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""A model under test: trained and loaded when first needed, its label probabilities stored."""
+"""Measure a model: it is trained and loaded when first needed, its label probabilities stored."""
 
 import shutil
 import sys
@@ -79,10 +79,13 @@ class Subject:
         metrics = scenario.measure(sets, probabilities)
         if scenario.texts is not None:
             metrics["perplexity"] = self.perplexity(scenario.texts(setting))
+
+        # Of several sets there is no one number of heads.
         heads = {}
         if len(scores) == 1:
             names = ("heads", "correct_mass", "incorrect_mass")
             heads = {name: getattr(scores[0], name) for name in names}
+
         predictions = {
             s.name: {
                 "queries": len(s.data.test),  # prompt i has query i modulo this
@@ -120,22 +123,23 @@ class Subject:
     def _scored(self, prompts: Sequence[Prompt], tokens: LabelTokens, k: int, title: str) -> Scores:
         model = self.model()
         encoded = encode(self.tokenizer, prompts, self.config.prompt_style, context_length(model))
-        size = self.config.eval_batch_size
-        with tqdm(
+        progress = tqdm(
             total=len(encoded),
             desc=title,
             unit="prompt",
             file=sys.stderr,
             leave=False,
             mininterval=1,
-        ) as bar:
-            if k == 0:  # there are no labels to look at
-                return Scores(
-                    label_probabilities(
-                        model, encoded, tokens, batch_size=size, progress=bar.update
-                    )
+        )
+        size, threshold = self.config.eval_batch_size, self.config.threshold
+        with progress as bar:
+            # Without demonstrations, heads have no labels to attend to.
+            if k == 0:
+                probabilities = label_probabilities(
+                    model, encoded, tokens, batch_size=size, progress=bar.update
                 )
-            threshold = self.config.threshold
+                return Scores(probabilities)
+
             probabilities, report = evaluate(
                 model,
                 encoded,
@@ -154,8 +158,10 @@ class Subject:
     def _calibrated(
         self, cell: Cell, prompt_set: PromptSet, probabilities: np.ndarray
     ) -> np.ndarray:
+        """Return probabilities (N, C) divided by the prior of the cell's calibration."""
         kind = METHODS[cell.kind].calibration
         assert kind is not None
+
         prompts = calibration_prompts(
             kind,
             prompt_set.data,
@@ -164,16 +170,18 @@ class Subject:
             cell.seed,
             self.config.prompt_style,
         )
-        seen = self.scores(prompt_set.data, prompts, prompt_set.k, f"{kind} calibration")
-        return calibrated(probabilities, prior(seen.probabilities))
+        neutral = self.scores(prompt_set.data, prompts, prompt_set.k, f"{kind} calibration")
+        return calibrated(probabilities, prior(neutral.probabilities))
 
     def model(self) -> "PreTrainedModel":
         """Return the model with its trained weights; a training that failed is not tried again."""
         if self._broken is not None:
             raise self._broken
+
         try:
             folder = self._trained()
-            if self._model is None:  # the training was finished before
+            # An untouched model, or a training that an earlier run finished.
+            if self._model is None:
                 model, _ = load_run_model(self.config)
                 self._model = model if folder is None else apply_weights(model, folder)
         except Exception as error:
@@ -194,10 +202,14 @@ class Subject:
         config = self.first.trained
         if config is None:
             return None
+
+        # Two jobs can share a training.
         folder = self.store.weights(self.first)
-        with FileLock(folder.with_name(f".{folder.name}.lock")):  # two jobs can share a training
+        with FileLock(folder.with_name(f".{folder.name}.lock")):
             if (folder / METRICS).is_file() and has_weights(folder):
                 return folder
+
+            # A training that was stopped goes on, unless its settings were others.
             resume = False
             if (folder / CONFIG).is_file() and not (folder / METRICS).is_file():
                 with suppress(AbftError):

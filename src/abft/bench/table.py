@@ -23,13 +23,12 @@ class Table:
     rows: list[tuple[Value, ...]] = field(default_factory=list)
 
     def markdown(self) -> str:
-        """A GitHub table under a heading."""
-        lines = (
-            [f"### {self.title}", "", self.caption, ""]
-            if self.caption
-            else [f"### {self.title}", ""]
-        )
+        """Return a GitHub table under a heading."""
+        lines = [f"### {self.title}", ""]
+        if self.caption:
+            lines += [self.caption, ""]
         lines += ["| " + " | ".join(self.columns) + " |", "|" + "---|" * len(self.columns)]
+        # A bar in a text would end its column.
         lines += [
             "| " + " | ".join(_shown(value).replace("|", "\\|") for value in row) + " |"
             for row in self.rows
@@ -37,7 +36,7 @@ class Table:
         return "\n".join(lines) + "\n"
 
     def csv(self) -> str:
-        """Comma-separated, with a header."""
+        """Return comma-separated values, with a header."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(self.columns)
@@ -59,14 +58,15 @@ def percent(values: BySeed, seeds: int = 0) -> str | None:
 def spread(values: BySeed, seeds: int = 0, digits: int = 1) -> str | None:
     """Return the mean, with the standard deviation over seeds where there are several.
 
-    Says n where fewer than `seeds` are done.
+    Adds n where fewer than `seeds` are done.
     """
     if not values:
         return None
+
     mean, deviation = mean_and_deviation(list(values.values()))
-    text = (
-        f"{mean:.{digits}f}" if deviation is None else f"{mean:.{digits}f} ± {deviation:.{digits}f}"
-    )
+    text = f"{mean:.{digits}f}"
+    if deviation is not None:
+        text += f" ± {deviation:.{digits}f}"
     return f"{text} (n = {len(values)})" if len(values) < seeds else text
 
 
@@ -74,6 +74,8 @@ def signed(difference: tuple[float, np.ndarray] | None) -> str | None:
     """Return a difference in points with its interval; in parentheses if that contains 0."""
     if difference is None:
         return None
-    value, (low, high) = difference[0], interval(difference[1])
+
+    value, samples = difference
+    low, high = interval(samples)
     text = f"{100 * value:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
     return text if low > 0 or high < 0 else f"({text})"
