@@ -83,6 +83,60 @@ def test_value_rows_of_fused_weights_stay_bit_equal(family, lora):
         assert not torch.equal(model.get_submodule(name).weight, whole[name])
 
 
+@pytest.mark.parametrize("family", FUSED)
+@pytest.mark.parametrize(
+    "settings",
+    [{"use_dora": True}, {"bias": "lora_only"}, {"lora_bias": True}, {"use_rslora": True}],
+    ids=str,
+)
+def test_what_lora_trains_besides_a_and_b_leaves_values_alone(family, settings, tmp_path):
+    """DoRA's magnitudes and trained biases have entries of V, which moved it."""
+    if family == "phi3" and ("bias" in settings or "lora_bias" in settings):
+        pytest.skip("Phi-3 has no biases")
+    model = tiny_model(family)
+    samples = base_samples(model, qk_modules(model))
+    names = [qk.name for qk in qk_modules(model)]
+    values = {n: value_rows(model, n) for n in names}
+    weights = {n: model.get_submodule(n).weight.detach().clone() for n in names}
+    outputs = {qk.name: qk.outputs for qk in qk_modules(model)}
+    biases = {n: getattr(model.get_submodule(n), "bias", None) for n in names}
+    biases = {n: None if bias is None else bias.detach().clone() for n, bias in biases.items()}
+
+    adapted = add_lora(model, LoraConfig(r=4, **settings))
+    count = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+    assert trainable_parameters(adapted) < count
+    step(adapted)
+    save_adapter(adapted, tmp_path, samples)
+    logits = adapted(IDS).logits
+
+    merged = apply_weights(tiny_model(family), tmp_path)
+    torch.testing.assert_close(merged(IDS).logits, logits, rtol=1e-3, atol=1e-3)
+    for name in names:
+        torch.testing.assert_close(value_rows(merged, name), values[name], rtol=0, atol=1e-6)
+        assert not torch.allclose(merged.get_submodule(name).weight, weights[name], atol=1e-3)
+        if biases[name] is not None:
+            moved = merged.get_submodule(name).bias != biases[name]
+            assert not moved[~outputs[name]].any()
+            assert moved[outputs[name]].any() == ("bias" in settings or "lora_bias" in settings)
+
+    if "use_dora" in settings or "bias" in settings:
+        with pytest.raises(AbftError, match=r"a factor of 0.5 has no meaning"):
+            apply_weights(tiny_model(family), tmp_path, 0.5)
+
+
+@pytest.mark.parametrize("initial", [False, "orthogonal", "pissa", "olora"])
+def test_initial_weights_that_change_v_or_the_base_are_refused(initial):
+    changed = "rewrites the base" if initial in ("pissa", "olora") else "changes W_V"
+    with pytest.raises(AbftError, match=changed):
+        add_lora(tiny_model("gpt2"), LoraConfig(r=4, init_lora_weights=initial))
+    if changed == "rewrites the base":
+        with pytest.raises(AbftError, match=changed):
+            add_lora(tiny_model("llama"), LoraConfig(r=4, init_lora_weights=initial))
+    else:
+        # W_Q and W_K of their own may begin anywhere.
+        add_lora(tiny_model("llama"), LoraConfig(r=4, init_lora_weights=initial))
+
+
 def test_mla_trains_key_rows_only():
     model = tiny_model("deepseek_v3")
     c, attention = model.config, model.model.layers[0].self_attn

@@ -3,6 +3,7 @@
 Factor 0 is the untouched model, 1 a trained one; other factors are points between and beyond.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from abft.errors import AbftError
 from abft.model.attention import causal_lm
-from abft.model.checkpoints import is_full_rank, load_adapter, read_full_rank
+from abft.model.checkpoints import is_full_rank, load_adapter, read_full_rank, scale_adapter
 from abft.model.qk_weights import OTHER, QKModule, lora_layers, qk_modules
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ class WeightSpace:
         runs: folders of finished runs, by a short name.
 
     Raises:
-        AbftError: a run of another base model.
+        AbftError: a run of another base model, or an adapter with DoRA or trained biases.
     """
 
     def __init__(self, model: "PreTrainedModel", runs: Mapping[str, Path]) -> None:
@@ -88,8 +89,7 @@ class WeightSpace:
             self._parameters[name].copy_(theta)
 
         for run in self._adapters:
-            for module in lora_layers(self.model, run).values():
-                module.set_scale(run, factors.get(run, 0.0))
+            scale_adapter(self.model, factors.get(run, 0.0), run)  # type: ignore[arg-type]
         return self.model
 
     @torch.no_grad()
@@ -105,7 +105,9 @@ class WeightSpace:
                 if qk.name not in layers:
                     continue
                 layer = layers[qk.name]
-                scale = layer.lora_alpha[run] / layer.r[run]
+                rank = layer.r[run]
+                divisor = math.sqrt(rank) if layer.use_rslora.get(run) else rank
+                scale = layer.lora_alpha[run] / divisor
                 lora_A, lora_B = layer.lora_A[run].weight, layer.lora_B[run].weight
                 change = scale * (lora_B.float() @ lora_A.float())
             else:

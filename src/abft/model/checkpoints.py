@@ -236,11 +236,28 @@ def apply_weights(
         load_full_rank(model, folder, factor)
         return model
 
-    # The change of a LoRA module is proportional to its scale.
     peft_model = load_adapter(model, folder)
-    for module in lora_layers(peft_model).values():
-        module.set_scale("default", factor)
+    scale_adapter(peft_model, factor)
     return plain_model(peft_model)
+
+
+def scale_adapter(model: "PeftModel", factor: float, name: str = "default") -> None:
+    """Changes `model`: an adapter's change of the weights becomes `factor` times as large.
+
+    Raises:
+        AbftError: a factor other than 1 of an adapter whose change is more than LoRA's product.
+    """
+    config = model.peft_config[name]
+    bias = getattr(config, "bias", "none")
+    if factor != 1.0 and (getattr(config, "use_dora", False) or bias != "none"):
+        raise AbftError(
+            f"this adapter trained magnitudes (DoRA) or biases, so a factor of {factor:g} has no "
+            "meaning; only plain LoRA and full-rank weights have points between and beyond"
+        )
+
+    # The change of a LoRA module is proportional to its scale.
+    for module in lora_layers(model, name).values():
+        module.set_scale(name, factor)
 
 
 def plain_model(model: "PreTrainedModel | PeftModel") -> "PreTrainedModel":

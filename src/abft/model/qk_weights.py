@@ -5,7 +5,7 @@ they stay bit-equal.
 """
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -160,12 +160,56 @@ def _spans(numbers: Collection[int]) -> str:
     return f"{ordered[0]}-{ordered[-1]}" if whole else ", ".join(map(str, ordered))
 
 
-def _keep_only(parameter: Tensor, mask: Tensor) -> None:
-    """Changes `parameter`: its gradient is zeroed outside `mask` (broadcastable).
+def _mask_fused(model: nn.Module, modules: Collection[QKModule]) -> None:
+    """Changes `model`: what trains of fused weights gets no gradient outside Q and K.
 
     Adam never moves what has no gradient.
     """
+    for qk in modules:
+        for parameter, mask in _trained_of_fused(model, qk):
+            if mask is not None:
+                _keep_only(parameter, mask)
+
+
+def _keep_only(parameter: Tensor, mask: Tensor) -> None:
+    """Changes `parameter`: its gradient is zeroed outside `mask` (broadcastable)."""
     parameter.register_hook(lambda gradient: gradient * mask.to(gradient.device, gradient.dtype))
+
+
+def _trained_of_fused(
+    model: nn.Module, qk: QKModule
+) -> Iterator[tuple[nn.Parameter, Tensor | None]]:
+    """Yield what trains of a fused module, with the mask of what belongs to Q and K.
+
+    The mask is broadcastable to the parameter; None = it acts on V only through others that are
+    masked. Weights that belong to Q and K as a whole yield nothing.
+
+    Raises:
+        AbftError: a parameter whose part in V is not known.
+    """
+    if qk.outputs is None:
+        return
+    module = model.get_submodule(qk.name)
+    transposed = hasattr(module, "nf")  # Conv1D (GPT-2) stores (in, out), Linear (out, in)
+
+    for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        kind = name.split(".")[0]
+        if kind == "lora_A":
+            yield parameter, None
+        elif name == "weight":
+            yield parameter, qk.outputs if transposed else qk.outputs[:, None]
+        elif kind == "lora_B":
+            yield parameter, qk.outputs[:, None] if parameter.dim() == 2 else qk.outputs
+        # DoRA's magnitudes, and biases, have one entry for every output feature.
+        elif kind == "lora_magnitude_vector" or name == "base_layer.bias":
+            yield parameter, qk.outputs
+        else:
+            raise AbftError(
+                f"{qk.name} computes values too, and its {name} cannot be kept from changing them; "
+                "use plain LoRA or DoRA"
+            )
 
 
 def train_full_rank(model: "PreTrainedModel", layers: Collection[int] | None = None) -> None:
@@ -192,10 +236,7 @@ def train_full_rank(model: "PreTrainedModel", layers: Collection[int] | None = N
             )
 
         weight.requires_grad_(True)
-        if qk.outputs is not None:
-            # Conv1D (GPT-2) stores (in, out), Linear (out, in).
-            mask = qk.outputs if hasattr(module, "nf") else qk.outputs[:, None]
-            _keep_only(weight, mask)
+    _mask_fused(model, modules)
 
 
 def add_lora(
@@ -243,17 +284,31 @@ def _peft_model(model: "PreTrainedModel", config: "LoraConfig") -> "PeftModel":
     return peft_model
 
 
+# Initial weights of LoRA that leave the base as it is; others rewrite it (PiSSA, OLoRA, CorDA,
+# LoftQ, LoRA-GA), and the stock base model would not fit the trained adapter.
+_BASE_UNCHANGED = (True, False, "gaussian", "eva", "orthogonal", "mica")
+
+
 def mask_lora(peft_model: "PeftModel") -> None:
     """Changes `peft_model`: LoRA on fused weights learns Q and K outputs only.
 
-    LoRA's B starts at 0, so dW_V stays 0.
+    LoRA's B has to start at 0 for V outputs, so that dW_V stays 0.
 
     Raises:
-        AbftError: something else than W_Q and W_K trains.
+        AbftError: something else than W_Q and W_K trains or was changed, or the base's weights
+            were.
     """
     base = peft_model.get_base_model()
     modules = qk_modules(base)
     prefixes = tuple(f"{qk.name}." for qk in modules)
+
+    config = peft_model.active_peft_config
+    initial = getattr(config, "init_lora_weights", True)
+    if initial not in _BASE_UNCHANGED or getattr(config, "kasa_config", None) is not None:
+        raise AbftError(
+            f"init_lora_weights = {initial!r} rewrites the base's weights, and the trained adapter "
+            "would fit no stock model; use True or 'gaussian'"
+        )
 
     trained = [name for name, parameter in base.named_parameters() if parameter.requires_grad]
     others = [name for name in trained if not name.startswith(prefixes)]
@@ -265,9 +320,13 @@ def mask_lora(peft_model: "PeftModel") -> None:
 
     for qk in modules:
         module = base.get_submodule(qk.name)
-        if qk.outputs is not None and hasattr(module, "lora_B"):
-            for lora_b in module.lora_B.values():
-                _keep_only(lora_b.weight, qk.outputs[:, None])
+        for lora_b in getattr(module, "lora_B", {}).values():
+            if qk.outputs is not None and bool(lora_b.weight[~qk.outputs].any()):
+                raise AbftError(
+                    f"the adapter changes W_V, which is fused into {qk.name}, before training "
+                    f"(init_lora_weights = {initial!r}); use init_lora_weights=True"
+                )
+    _mask_fused(base, modules)
 
 
 def trainable_parameters(model: nn.Module) -> int:
@@ -286,16 +345,9 @@ def trainable_parameters(model: nn.Module) -> int:
         return count
 
     for qk in modules:
-        if qk.outputs is None:
-            continue
-
-        module = base.get_submodule(qk.name)
-        if hasattr(module, "lora_B"):
-            weights = [lora_b.weight for lora_b in module.lora_B.values()]
-        else:
-            weights = [module.weight]
-        masked = 1 - qk.outputs.float().mean().item()  # share of the entries
-        count -= sum(round(w.numel() * masked) for w in weights if w.requires_grad)
+        for parameter, mask in _trained_of_fused(base, qk):
+            if mask is not None:
+                count -= parameter.numel() - int(mask.expand_as(parameter).sum())
     return count
 
 
