@@ -7,7 +7,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import TrainerCallback
 
 from abft.data.encoding import encode, label_tokens
@@ -16,7 +16,7 @@ from abft.errors import AbftError
 from abft.method.objectives import ABFTObjective
 from abft.method.pid import PIDController
 from abft.model.checkpoints import apply_weights
-from abft.model.qk_weights import trainable_parameters
+from abft.model.qk_weights import lora_layers, trainable_parameters
 from abft.scoring.scorer import LabelScorer
 from abft.training.arguments import ABFTConfig
 from abft.training.trainer import ABFTTrainer, last_checkpoint
@@ -500,21 +500,77 @@ def test_a_plain_table_of_texts_and_labels(tmp_path, bpe, review_data):
         )
 
 
-def test_demonstrations_are_read_again_after_training(tmp_path, review_data, bpe):
-    """transformers' default optimizer is fused and raises no tensor's version by itself."""
-    model = tiny_model("llama")
-    words = label_tokens(bpe, review_data.task)
-    shown, asked = review_data.demonstrations[:4], review_data.test[:6]
+def _kept_demonstrations(bpe, data):
+    """Label tokens, prompts that share demonstrations, and how many tokens they share."""
+    tokens = label_tokens(bpe, data.task)
+    demonstrations, queries = data.demonstrations[:4], data.test[:6]
     prompts = encode(
-        bpe, [write_prompt(review_data.task, shown, query, "consistent") for query in asked]
+        bpe, [write_prompt(data.task, demonstrations, query, "consistent") for query in queries]
     )
-    shared = max(prompts[0].label_positions) + 1
-    scorer = LabelScorer(model, words)
+    return tokens, prompts, max(prompts[0].label_positions) + 1
+
+
+def _fused_step(model):
+    """Train without `ABFTTrainer`: this optimizer writes without raising any tensor's version."""
+    weight = model.model.layers[0].self_attn.q_proj.weight
+    optimizer = torch.optim.AdamW([weight], lr=0.1, fused=True)
+    weight.grad = torch.ones_like(weight)
+    version = weight._version
+    optimizer.step()
+    assert weight._version == version
+
+
+def _write_through_data(model):
+    model.model.layers[0].self_attn.k_proj.weight.data.mul_(1.5)
+
+
+def _swap_data(model):
+    weight = model.model.layers[0].self_attn.q_proj.weight
+    weight.data = weight.data.flip(0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _fused_step,
+        _write_through_data,
+        _swap_data,
+        lambda model: model.bfloat16(),
+        lambda model: model.double(),
+        lambda model: model.set_adapter("b"),
+        lambda model: model.base_model.disable_adapter_layers(),
+        lambda model: [layer.set_scale("a", 0.5) for layer in lora_layers(model, "a").values()],
+    ],
+    ids=["fused", "data", "swapped", "bfloat16", "double", "adapter", "disabled", "scaled"],
+)
+def test_demonstrations_are_read_again_after_any_change(change, request, review_data, bpe):
+    """Whatever changes the weights, kept keys and values are those of a fresh scorer."""
+    model = tiny_model("llama")
+    if request.node.callspec.id in ("adapter", "disabled", "scaled"):
+        torch.manual_seed(0)
+        lora = LoraConfig(r=4, target_modules=["q_proj", "k_proj"], init_lora_weights=False)
+        model = get_peft_model(model, lora, "a")
+        model.add_adapter("b", lora)
+    tokens, prompts, shared = _kept_demonstrations(bpe, review_data)
+    scorer = LabelScorer(model, tokens)
+
+    before = scorer(prompts, shared=shared)
+    change(model)
+    after = scorer(prompts, shared=shared)
+
+    np.testing.assert_array_equal(after, LabelScorer(model, tokens)(prompts, shared=shared))
+    assert (after != before).any()
+
+
+def test_demonstrations_are_read_again_after_training(tmp_path, review_data, bpe):
+    model = tiny_model("llama")
+    tokens, prompts, shared = _kept_demonstrations(bpe, review_data)
+    scorer = LabelScorer(model, tokens)
     before = scorer(prompts, shared=shared)
     ABFTTrainer(model, config(tmp_path, learning_rate=0.1), review_data, bpe).train()
     after = scorer(prompts, shared=shared)
     assert abs(after - before).max() > 1e-4
-    np.testing.assert_allclose(after, LabelScorer(model, words)(prompts, shared=shared), atol=1e-6)
+    np.testing.assert_allclose(after, LabelScorer(model, tokens)(prompts, shared=shared), atol=1e-6)
 
 
 def test_abft_does_not_train_other_weights(tmp_path, review_data, bpe):

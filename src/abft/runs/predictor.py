@@ -20,9 +20,7 @@ if TYPE_CHECKING:
 
 
 class Predictor:
-    """Classifies texts with one set of demonstrations, which is run once.
-
-    See `LabelScorer` for when it is run again.
+    """Classifies texts with one set of demonstrations, which is run once for the same weights.
 
     Args:
         model, tokenizer: the model with its trained weights, and its fast tokenizer.

@@ -369,12 +369,6 @@ class _Step(TrainerCallback, ExportableState):
         self.trainer.finish_pseudo_batch()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        # Fused optimizers write without raising the versions by which LabelScorer sees that weights
-        # have changed.
-        for parameter in self.trainer.model.parameters():
-            if parameter.requires_grad:
-                torch.autograd.graph.increment_version(parameter)
-
         self.trainer.step_metrics["seconds"] = time.perf_counter() - self.started
 
 
