@@ -8,7 +8,7 @@ import torch
 from abft.data.builtin import load_task
 from abft.data.encoding import encode, label_tokens
 from abft.data.prompts import Prompt, evaluation_prompts, training_prompts, write_prompt
-from abft.data.tasks import Example
+from abft.data.tasks import Example, Task, Template
 from abft.errors import AbftError
 from abft.runs.predictor import Predictor
 from abft.scoring.evaluate import evaluate
@@ -286,3 +286,26 @@ def test_perplexity_is_exp_of_transformers_own_loss(bpe, family):
     assert perplexity(model, bpe, texts, batch_size=1) == pytest.approx(expected, rel=1e-4)
     with pytest.raises(AbftError, match="2 tokens"):
         perplexity(model, bpe, ["x"])
+
+
+@pytest.mark.parametrize("room", [0, -1], ids=["fits", "one too few"])
+def test_labels_of_several_tokens_need_room_in_the_context(room, bpe):
+    """Scored labels follow a prompt: at the limit, GPT-2's positions ended in an IndexError."""
+    words = ("quite wonderful indeed", "bad")
+    task = Task("reviews", Template("text: {text} label: {label}\n"), words, words)
+    demonstrations = [Example("a film to remember", 0), Example("two hours i want back", 1)]
+    tokens = label_tokens(bpe, task)
+    longest = max(len(label) for label in tokens if isinstance(label, tuple))
+    assert longest > 2
+    (prompt,) = encode(bpe, [write_prompt(task, demonstrations, Example("fine", 0), "consistent")])
+
+    # A label's last token is predicted only.
+    positions = len(prompt.input_ids) + longest - 1 + room
+    predictor = Predictor(tiny_model("gpt2", n_positions=positions), bpe, task, demonstrations)
+    if room == 0:
+        assert predictor.probabilities(["fine"]).sum() == pytest.approx(1)
+    else:
+        with pytest.raises(
+            AbftError, match=rf"tokens and {longest - 1} of a label, .* at most {positions}\."
+        ):
+            predictor.probabilities(["fine"])

@@ -122,7 +122,8 @@ class Subject:
 
     def _scored(self, prompts: Sequence[Prompt], tokens: LabelTokens, k: int, title: str) -> Scores:
         model = self.model()
-        encoded = encode(self.tokenizer, prompts, self.config.prompt_style, context_length(model))
+        style, limit = self.config.prompt_style, context_length(model)
+        encoded = encode(self.tokenizer, prompts, style, limit, tokens)
         progress = tqdm(
             total=len(encoded),
             desc=title,

@@ -67,11 +67,14 @@ def encode(
     prompts: Sequence[Prompt],
     prompt_style: PromptStyle = "consistent",
     max_length: int | None = None,
+    scored: LabelTokens = (),
 ) -> list[EncodedPrompt]:
     """Tokenise prompts and find the token of every label word.
 
     Args:
         max_length: the model's context in tokens; None = unlimited.
+        scored: the labels that will be scored after the prompts: all but the last token of the
+            longest has to fit in the context too.
 
     Raises:
         AbftError: a prompt is longer than `max_length`, a label word has no token of its own, or
@@ -84,6 +87,9 @@ def encode(
             f"{type(tokenizer).__name__} gives no character offsets; a fast tokenizer is needed"
         )
 
+    # A label's last token is predicted, not read.
+    label_room = max((len(label) - 1 for label in scored if not isinstance(label, int)), default=0)
+
     texts = [prompt.text for prompt in prompts]
     encoding = tokenizer(texts, return_offsets_mapping=True, verbose=False)
     encoded = []
@@ -95,10 +101,11 @@ def encode(
             while offsets and offsets[-1][0] == offsets[-1][1]:
                 ids, offsets = ids[:-1], offsets[:-1]
 
-        if max_length is not None and len(ids) > max_length:
+        if max_length is not None and len(ids) + label_room > max_length:
+            labels = f" and {label_room} of a label" if label_room else ""
             raise AbftError(
-                f"prompt {number} has {len(ids)} tokens, the model reads at most {max_length}. "
-                "Use a smaller k or shorter texts."
+                f"prompt {number} has {len(ids)} tokens{labels}, the model reads at most "
+                f"{max_length}. Use a smaller k or shorter texts."
             )
 
         positions = tuple(

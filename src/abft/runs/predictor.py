@@ -39,7 +39,8 @@ class Predictor:
     ) -> None:
         self.model, self.tokenizer, self.task = model, tokenizer, task
         self.demonstrations, self.prompt_style = list(demonstrations), prompt_style
-        self.score = LabelScorer(model, label_tokens(tokenizer, task, prompt_style))
+        self.label_tokens = label_tokens(tokenizer, task, prompt_style)
+        self.score = LabelScorer(model, self.label_tokens)
 
     @classmethod
     def from_run(cls, run: str | Path, *, trust_remote_code: bool = False) -> "Predictor":
@@ -65,7 +66,8 @@ class Predictor:
             write_prompt(self.task, self.demonstrations, Example(text, 0), self.prompt_style)
             for text in texts
         ]
-        encoded = encode(self.tokenizer, prompts, self.prompt_style, context_length(self.model))
+        limit = context_length(self.model)
+        encoded = encode(self.tokenizer, prompts, self.prompt_style, limit, self.label_tokens)
 
         # All prompts share the tokens through the last demonstration's label.
         positions = encoded[0].label_positions if encoded else ()

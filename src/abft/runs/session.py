@@ -50,7 +50,7 @@ class Session:
     def encode(self, written: Sequence[Prompt]) -> list[EncodedPrompt]:
         """Tokenize prompts for this model; AbftError for one that is too long for it."""
         style, limit = self.config.prompt_style, context_length(self.model)
-        return encode(self.tokenizer, written, style, limit)
+        return encode(self.tokenizer, written, style, limit, self.label_tokens)
 
     def evaluate(
         self,
