@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from abft.data.builtin import load_task
-from abft.data.encoding import encode, label_tokens
+from abft.data.encoding import EncodedPrompt, encode, label_tokens
 from abft.data.prompts import Prompt, evaluation_prompts, training_prompts, write_prompt
 from abft.data.tasks import Example, Task, Template
 from abft.errors import AbftError
@@ -72,10 +72,13 @@ def chain_rule(model, prompts, labels):
     for prompt in prompts:
         products = []
         for label in labels:
-            with torch.no_grad():
-                logits = model(torch.tensor([prompt.input_ids + label])).logits[0].double()
-            log = logits.log_softmax(-1)[len(prompt.input_ids) - 1 : -1]
-            products.append(log[range(len(label)), label].sum().exp().item())
+            label = label if isinstance(label, tuple) else (label,)
+            product = 1.0
+            for i, token in enumerate(label):
+                with torch.no_grad():
+                    logits = model(torch.tensor([prompt.input_ids + label[:i]])).logits[0, -1]
+                product *= logits.double().softmax(-1)[token].item()
+            products.append(product)
         rows.append(np.array(products) / sum(products))
     return np.stack(rows)
 
@@ -309,3 +312,51 @@ def test_labels_of_several_tokens_need_room_in_the_context(room, bpe):
             AbftError, match=rf"tokens and {longest - 1} of a label, .* at most {positions}\."
         ):
             predictor.probabilities(["fine"])
+
+
+def _rotated_by_length(kind, family="llama", **changes):
+    """A tiny model whose rotary frequencies depend on a prompt's length."""
+    rope = {"rope_type": kind, "rope_theta": 10000.0, "factor": 4.0}
+    if kind == "longrope":
+        rope |= {"short_factor": [1.0] * 4, "long_factor": [1.0, 3.0, 6.0, 9.0]}
+    return tiny_model(family, rope_parameters=rope, **changes)
+
+
+def _of_lengths(*lengths):
+    generator = torch.Generator().manual_seed(0)
+    return [
+        EncodedPrompt(
+            tuple(torch.randint(3, 600, (n,), generator=generator).tolist()), (3, 5), (0, 1), 0
+        )
+        for n in lengths
+    ]
+
+
+@pytest.mark.parametrize("labels", [[5, 6], [(5, 7), (6, 8, 9)]], ids=["one", "several"])
+@pytest.mark.parametrize("family", ["llama", "phi3"])
+def test_probabilities_do_not_depend_on_the_batch_where_rotation_depends_on_length(family, labels):
+    """A longer prompt, or label, in the batch changed the rotation of all: 0.067 in probability."""
+    model = _rotated_by_length(
+        "longrope", family, max_position_embeddings=80, original_max_position_embeddings=20
+    )
+    prompts = _of_lengths(12, 30, 18, 25, 20, 21)
+    alone = np.concatenate([chain_rule(model, [prompt], labels) for prompt in prompts])
+    for batch_size in (1, 6):
+        scored = LabelScorer(model, labels)(prompts, batch_size=batch_size)
+        np.testing.assert_allclose(scored, alone, atol=1e-6)
+        measured, heads = evaluate(model, prompts, labels, batch_size=batch_size)
+        np.testing.assert_allclose(measured, alone, atol=1e-6)
+        each = [evaluate(model, [prompt], labels)[1].correct_mass_LH for prompt in prompts]
+        np.testing.assert_allclose(heads.correct_mass_LH, np.mean(each, axis=0), atol=1e-6)
+
+
+def test_dynamic_rotation_beyond_the_context_is_refused():
+    """There it depends on whatever ran before; below it, batches change nothing."""
+    model = _rotated_by_length("dynamic", max_position_embeddings=20)
+    prompts = _of_lengths(12, 20, 18)
+    together = LabelScorer(model, [5, 6])(prompts)
+    one_by_one = [LabelScorer(model, [5, 6])([prompt])[0] for prompt in prompts]
+    np.testing.assert_allclose(together, one_by_one, atol=1e-6)
+    for score in (LabelScorer(model, [5, 6]), lambda prompts: evaluate(model, prompts, [5, 6])):
+        with pytest.raises(AbftError, match=r"has 21 tokens; beyond 20, .* ran before"):
+            score(_of_lengths(12, 21))

@@ -8,7 +8,7 @@ import functools
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -80,7 +80,7 @@ class Capabilities:
     @functools.cached_property
     def keeps_prefix(self) -> bool:
         """Return whether keys and values of a common beginning can serve many prompts."""
-        return self.packs and not positions_depend_on_length(self._model)
+        return self.packs and rotation_limit(self._model) is None
 
     @functools.cached_property
     def _output_difference(self) -> float:
@@ -131,15 +131,48 @@ def attends_to_everything(model: nn.Module) -> bool:
     return kinds == {"full_attention"} and not getattr(config, "sliding_window", None)
 
 
-def positions_depend_on_length(model: nn.Module) -> bool:
-    """Return whether the rotation of a prompt's first keys depends on its length ("longrope")."""
+def rotation_limit(model: nn.Module) -> int | None:
+    """Return the length above which all of a prompt's keys are rotated differently; None = none.
+
+    "longrope" has one rotation for shorter sequences and one for longer. "dynamic" has another one
+    for every longer length, and which it takes depends on what ran before.
+    """
+    limits = [
+        config.max_position_embeddings
+        if rope["rope_type"] == "dynamic"
+        else rope["original_max_position_embeddings"]
+        for config, rope in _length_dependent_rotations(model)
+    ]
+    return min(limits, default=None)
+
+
+def check_lengths(model: nn.Module, longest: int) -> None:
+    """Raise AbftError where probabilities of prompts would depend on what the model ran before.
+
+    `longest`: tokens of the longest prompt.
+    """
+    for config, rope in _length_dependent_rotations(model):
+        limit = config.max_position_embeddings
+        if rope["rope_type"] == "dynamic" and longest > limit:
+            raise AbftError(
+                f"a prompt has {longest} tokens; beyond {limit}, this model's rotary scaling "
+                '("dynamic") depends on the sequences that ran before. Use a smaller k or shorter '
+                "texts."
+            )
+
+
+def _length_dependent_rotations(model: nn.Module) -> list[tuple[Any, dict[str, Any]]]:
+    """Return configuration and parameters of every rotation that depends on a prompt's length."""
     config = causal_lm(model).config.get_text_config()
     parameters = getattr(config, "rope_parameters", None) or {}
 
     # Some families give parameters for each type of layer.
     by_layer = [value for value in parameters.values() if isinstance(value, dict)]
-    kinds = {rope.get("rope_type") for rope in (parameters, *by_layer)}
-    return not kinds.isdisjoint(("dynamic", "longrope"))
+    return [
+        (config, rope)
+        for rope in (parameters, *by_layer)
+        if rope.get("rope_type") in ("dynamic", "longrope")
+    ]
 
 
 def _dtype(model: nn.Module) -> torch.dtype:

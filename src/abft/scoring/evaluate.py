@@ -4,12 +4,13 @@ Only the label tokens' logits at the query position are computed. Where a label 
 prompt and the beginnings of labels after it are packed into one sequence.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from abft.data.batches import Batch, at_positions, collate
@@ -23,7 +24,7 @@ from abft.model.attention import (
     read_rows,
     row_attention,
 )
-from abft.model.capabilities import capabilities
+from abft.model.capabilities import capabilities, check_lengths, rotation_limit
 from abft.scoring.label_tree import LabelTree
 
 
@@ -41,16 +42,43 @@ class HeadReport:
         return float(self.induction_rate_LH.sum())
 
 
-def bucketed(prompts: Sequence[EncodedPrompt], batch_size: int) -> Iterator[list[int]]:
+def bucketed(
+    prompts: Sequence[EncodedPrompt], batch_size: int, rotation_limit: int | None = None
+) -> Iterator[list[int]]:
     """Yield indices of prompts in batches of similar length, longest first.
 
-    A batch too large for the memory fails at once.
+    A batch too large for the memory fails at once. `rotation_limit`: a model rotates the keys of
+    longer prompts differently; a batch holds prompts of one kind, so that padding changes none.
     """
     if batch_size < 1:
         raise AbftError(f"batch_size = {batch_size}: expected at least 1")
+
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i].input_ids))
-    for start in range(0, len(order), batch_size):
-        yield order[start : start + batch_size]
+    limit = math.inf if rotation_limit is None else rotation_limit
+    longer = sum(len(prompt.input_ids) > limit for prompt in prompts)
+    for kind in (order[:longer], order[longer:]):
+        for start in range(0, len(kind), batch_size):
+            yield kind[start : start + batch_size]
+
+
+def last_hidden(
+    inner: nn.Module,
+    prompts: Sequence[EncodedPrompt],
+    batch_size: int,
+    rotation_limit: int | None = None,
+) -> Tensor:
+    """Return the decoder's hidden states at the query positions, (P, D); see `bucketed`."""
+    device = next(inner.parameters()).device
+    order: list[int] = []
+    hidden = []
+    for indices in bucketed(prompts, batch_size, rotation_limit):
+        batch = collate([prompts[i] for i in indices])
+        hidden_BSD = inner(input_ids=batch["input_ids"].to(device), use_cache=False)[0]
+        hidden.append(at_positions(hidden_BSD, batch["query_positions"]))
+        order += indices
+
+    # Back in the order of the prompts.
+    return torch.cat(hidden)[torch.tensor(order).argsort()]
 
 
 def check_finite(probabilities: np.ndarray) -> None:
@@ -95,6 +123,7 @@ def evaluate(
 
     supported = capabilities(model)
     supported.check_lm_head()
+    check_lengths(model, max(len(prompt.input_ids) for prompt in prompts))
     implementation = supported.implementation
     if head_gates is not None and implementation != IMPLEMENTATION:
         raise AbftError(
@@ -111,8 +140,10 @@ def evaluate(
     # A label of several tokens needs the hidden states after each of its beginnings too.
     tree = LabelTree.of(label_tokens)
     nodes = len(tree.beginnings)
-    # The beginnings of labels follow a prompt in one sequence where the model packs.
-    packed = nodes > 1 and implementation == IMPLEMENTATION and supported.packs
+    # The beginnings of labels follow a prompt in one sequence where the model packs, and where that
+    # changes no rotation.
+    limit = rotation_limit(model)
+    packed = nodes > 1 and implementation == IMPLEMENTATION and supported.packs and limit is None
 
     def batch_of(encoded: Sequence[EncodedPrompt], queries: int) -> Batch:
         fields = collate(encoded, queries)
@@ -121,20 +152,24 @@ def evaluate(
     probabilities = np.zeros((len(prompts), len(label_tokens)))
     totals: list[Tensor] | None = None
     with row_attention(model, implementation):
-        for indices in bucketed(prompts, batch_size):
+        for indices in bucketed(prompts, batch_size, limit):
             bucket = [prompts[i] for i in indices]
-            batch = batch_of(tree.extended(bucket), nodes if packed else 1)
+            extended = tree.extended(bucket)
+            batch = batch_of(extended, nodes) if packed else batch_of(bucket, 1)
             inputs = {**batch.model_inputs(), **extra}
             rows, hidden = read_rows(
                 inner, batch.input_ids, batch.query_positions, implementation, **inputs
             )
 
-            hidden_PD = at_positions(hidden, batch.query_positions)
+            if packed or nodes == 1:
+                hidden_PD = at_positions(hidden, batch.query_positions)
+            else:
+                hidden_PD = last_hidden(inner, extended, batch_size, limit)
             probabilities[indices] = tree.probabilities(whole, hidden_PD)
 
             # Head statistics are those of the prompts alone, the first of their nodes each.
-            plain = batch if nodes == 1 else batch_of(bucket, 1)
-            plain_rows = tuple(rows_PHS[::nodes] for rows_PHS in rows)
+            plain = batch_of(bucket, 1) if packed else batch
+            plain_rows = tuple(rows_PHS[::nodes] for rows_PHS in rows) if packed else rows
             heads = head_statistics(plain_rows, plain, fixed_threshold)
             statistics = (heads.induction, heads.correct, heads.incorrect)
 

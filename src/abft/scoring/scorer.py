@@ -10,12 +10,11 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
-from abft.data.batches import at_positions, collate
 from abft.data.encoding import EncodedPrompt, LabelTokens
 from abft.data.packing import branch_mask, pack
 from abft.model.attention import causal_lm, decoder, row_attention
-from abft.model.capabilities import capabilities
-from abft.scoring.evaluate import bucketed, check_finite
+from abft.model.capabilities import capabilities, check_lengths, rotation_limit
+from abft.scoring.evaluate import bucketed, check_finite, last_hidden
 from abft.scoring.label_tree import LabelTree
 
 MIN_SHARED_TOKENS = 16  # shorter common beginnings are not worth a cache
@@ -73,6 +72,7 @@ class LabelScorer:
             shared = 0 if len(prompts) == 1 else len(prompts[0].input_ids)
         shared = min(shared, common_prefix(prompts))
         longest = max(len(prompt.input_ids) for prompt in prompts)
+        check_lengths(self.model, longest)
         worth = shared >= max(MIN_SHARED_TOKENS, longest // 4)
 
         # The kept keys and values belong to one call at a time.
@@ -82,12 +82,13 @@ class LabelScorer:
             if cached:
                 self._keep(prompts[0].input_ids[:shared])
 
-            for indices in bucketed(prompts, batch_size):
+            limit = rotation_limit(self.model)
+            for indices in bucketed(prompts, batch_size, limit):
                 batch = self.labels.extended([prompts[i] for i in indices])
                 if cached:
                     hidden_PD = self._after_shared(batch, shared)
                 else:
-                    hidden_PD = self._alone(batch, batch_size)
+                    hidden_PD = last_hidden(self.inner, batch, batch_size, limit)
                 probabilities[indices] = self.labels.probabilities(self.whole, hidden_PD)
                 if progress:
                     progress(len(indices))
@@ -98,16 +99,6 @@ class LabelScorer:
     @property
     def _device(self) -> torch.device:
         return next(self.inner.parameters()).device
-
-    def _alone(self, prompts: Sequence[EncodedPrompt], batch_size: int) -> Tensor:
-        """Return hidden states of the query positions, (P, D), of right-padded prompts."""
-        hidden = []
-        for start in range(0, len(prompts), batch_size):
-            batch = collate(prompts[start : start + batch_size])
-            ids_BS = batch["input_ids"].to(self._device)
-            hidden_BSD = self.inner(input_ids=ids_BS, use_cache=False)[0]
-            hidden.append(at_positions(hidden_BSD, batch["query_positions"]))
-        return torch.cat(hidden)
 
     def _after_shared(self, prompts: Sequence[EncodedPrompt], start: int) -> Tensor:
         """Return the same hidden states for prompts whose first `start` tokens are kept."""
