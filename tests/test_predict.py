@@ -262,8 +262,9 @@ def test_long_rests_are_packed_in_parts(bpe, review_data, monkeypatch, tokens):
 
 
 def test_positions_that_depend_on_length_are_read_whole(bpe, review_data):
-    rope = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0}
-    model = tiny_model("llama", rope_parameters=rope, max_position_embeddings=40)
+    model = _rotated_by_length(
+        "longrope", max_position_embeddings=200, original_max_position_embeddings=40
+    )
     words = label_tokens(bpe, review_data.task)
     (prompt,) = encode(
         bpe,
