@@ -21,6 +21,7 @@ from abft.cli.app import app
 from abft.method.objectives import DEFAULT_OBJECTIVE
 from abft.method.settings import layer_numbers
 from abft.runs.config import RunConfig, config_values, default_learning_rate, resolve
+from abft.runs.run_folder import read_config
 from abft.runs.session import Session
 from abft.runs.train import TrainedRun
 from command_line import arguments, invoke, refused
@@ -386,6 +387,38 @@ def test_killed_and_resumed_is_bit_equal(options, uninterrupted, tmp_path):
         json.loads(line)["step"] for line in (tmp_path / "run/log.jsonl").read_text().splitlines()
     ]
     assert steps == list(range(1, 61))
+
+
+def test_overwriting_keeps_the_old_run_until_the_new_one_is_finished(
+    options, tmp_path, monkeypatch
+):
+    """It was deleted before the new run's first step had succeeded."""
+    output = tmp_path / "run"
+    train = ("train", *arguments(options, test_prompts=0, steps=1), "--output", output)
+    assert invoke(*train).exit_code == 0
+    old = {path.name: path.read_bytes() for path in output.iterdir()}
+
+    # A failure before the first checkpoint brings the old run back.
+    message = refused(*train, "--overwrite", "--objective", "e2e", "--lr", "1e30", "--steps", "4")
+    assert "the loss of step" in message
+    assert {path.name: path.read_bytes() for path in output.iterdir()} == old
+
+    # So does overwriting again after a process that was killed, twice.
+    def killed(*arguments):
+        raise MemoryError
+
+    for _ in range(2):
+        with monkeypatch.context() as patch:
+            patch.setattr("abft.runs.train._run_trainer", killed)
+            assert isinstance(invoke(*train, "--overwrite").exception, MemoryError)
+        assert not (output / "metrics.json").exists()
+        kept = output / ".replaced"
+        assert {path.name: path.read_bytes() for path in kept.iterdir()} == old
+    assert invoke("predict", "--run", kept, "--text", "a film to remember").exit_code == 0
+
+    assert invoke(*train, "--overwrite", "--seed", "1").exit_code == 0
+    assert read_config(output).seed == 1
+    assert not kept.exists()
 
 
 def test_ctrl_c_saves_a_checkpoint_and_says_how_to_go_on(options, uninterrupted, tmp_path):

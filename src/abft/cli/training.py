@@ -26,7 +26,11 @@ def train(
     recipe: Recipe = None,
     overwrite: Annotated[
         bool,
-        typer.Option("--overwrite", help="Replace the run in the folder.", rich_help_panel=OUTPUT),
+        typer.Option(
+            "--overwrite",
+            help="Replace the run in the folder, once the new one is finished.",
+            rich_help_panel=OUTPUT,
+        ),
     ] = False,
     resume: Annotated[
         bool,

@@ -29,6 +29,7 @@ from abft.settings import read_yaml
 CONFIG, TASK, LOG, METRICS = "config.yaml", "task.json", "log.jsonl", "metrics.json"
 BEFORE = "vanilla.json"  # the untouched model's metrics, until the run is finished
 CARD = "README.md"
+PREVIOUS = ".replaced"  # holds the run that --overwrite replaces, until the new one is finished
 VERSION = 2  # of metrics.json
 
 _TOKENIZER_FILES = (
@@ -223,9 +224,9 @@ def make_folder(output: Path) -> None:
 
 
 def create_run(output: Path, config: ResolvedConfig, overwrite: bool) -> None:
-    """Make the run folder with its config.yaml; `overwrite` deletes what an earlier run left."""
+    """Make the run folder with its config.yaml; `overwrite` sets an earlier run aside."""
     if overwrite and (output / CONFIG).is_file():
-        remove_run(output)
+        _set_aside(output)
     else:
         check_free(output)
     make_folder(output)
@@ -238,13 +239,49 @@ def create_run(output: Path, config: ResolvedConfig, overwrite: bool) -> None:
         ) from None
 
 
-def remove_run(output: Path) -> None:
-    """Delete what a run writes; leave other files alone."""
+def finish_run(output: Path) -> None:
+    """Delete what only an unfinished run needs, and the run that it replaced."""
+    (output / BEFORE).unlink(missing_ok=True)
     remove_checkpoints(output)
-    for path in output.glob("*.partial"):  # what a killed process was writing
+    shutil.rmtree(output / PREVIOUS, ignore_errors=True)
+
+
+def drop_run(output: Path) -> None:
+    """Delete a run that failed before it had anything to show; the one it replaced comes back."""
+    _remove_run(output)
+    for path in _run_files(output / PREVIOUS):
+        path.replace(output / path.name)
+    if (output / PREVIOUS).is_dir():
+        (output / PREVIOUS).rmdir()
+
+
+def _set_aside(output: Path) -> None:
+    """Move the run in `output` to a folder in it, where it stays until the new one is finished."""
+    previous = output / PREVIOUS
+    if (previous / CONFIG).is_file():
+        # A run that was to replace it did not finish: the one that did is worth keeping.
+        if not (output / METRICS).is_file():
+            _remove_run(output)
+            return
+        shutil.rmtree(previous)
+
+    # The configuration moves last: until then the folder counts as a run's, and moving goes on.
+    previous.mkdir(exist_ok=True)
+    for path in sorted(_run_files(output), key=lambda path: path.name == CONFIG):
+        path.replace(previous / path.name)
+
+
+def _remove_run(output: Path) -> None:
+    """Delete what a run writes; leave other files alone."""
+    for path in _run_files(output):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-    for name in (CONFIG, TASK, LOG, METRICS, BEFORE, CARD, *_TOKENIZER_FILES, *_WEIGHT_FILES):
-        (output / name).unlink(missing_ok=True)
+
+
+def _run_files(output: Path) -> list[Path]:
+    """Return what a run wrote into its folder, with what a killed process was writing."""
+    names = (CONFIG, TASK, LOG, METRICS, BEFORE, CARD, *_TOKENIZER_FILES, *_WEIGHT_FILES)
+    files = [output / name for name in names if (output / name).is_file()]
+    return [*output.glob("checkpoint-*"), *output.glob("*.partial"), *files]
 
 
 def remove_checkpoints(output: Path) -> None:

@@ -37,12 +37,12 @@ from abft.runs.run_folder import (
     check_free,
     check_same_settings,
     create_run,
+    drop_run,
+    finish_run,
     make_folder,
     read_before,
     read_config,
     read_metrics,
-    remove_checkpoints,
-    remove_run,
     task_record,
 )
 from abft.runs.session import Session, load_run_model, open_session
@@ -78,7 +78,8 @@ def train(
     Args:
         config: everything that decides the result.
         output: the run folder; created if missing.
-        overwrite: replace an earlier run in `output`.
+        overwrite: replace an earlier run in `output`, which is kept in `output/.replaced` until
+            the new one is finished.
         resume: go on from the last checkpoint there; the result is the same, bit by bit on the CPU.
 
     Raises:
@@ -101,6 +102,7 @@ def train_run(
         check_same_settings(output, config)
         config = replace(config, lr=read_config(output).lr)
         if (output / METRICS).is_file():
+            finish_run(output)
             return TrainedRun(read_metrics(output), None)
     else:
         check_effect(config)
@@ -130,7 +132,7 @@ def train_run(
         raise
     except AbftError:  # nothing half-written: without a checkpoint there is nothing to go on with
         if last_checkpoint(output) is None and process.is_main_process:
-            remove_run(output)
+            drop_run(output)
         raise
     except Exception as error:  # safetensors and torch raise their own types on a full disk
         if _is_full(output, error):
@@ -139,8 +141,7 @@ def train_run(
 
     process.wait_for_everyone()
     if process.is_main_process:
-        (output / BEFORE).unlink(missing_ok=True)
-        remove_checkpoints(output)
+        finish_run(output)
     return TrainedRun(metrics, model)
 
 
