@@ -242,3 +242,14 @@ def test_a_run_folder_that_cannot_be_made(options, output):
     command = ["train", *arguments(options, steps=1, test_prompts=0), "--output", output]
     message = refused(*command)
     assert output.split("/")[1] in message
+
+
+def test_null_in_a_file_means_the_default_also_next_to_a_run(finished, tmp_path):
+    """A file that named no data kept the run's own, although it described another task."""
+    run = read_config(finished)
+    assert run.data is not None
+    file = {"task": None, "data": None, "k": 3, "threshold": None}
+    config = Request({}, file, None, False).config(finished)
+    assert (config.task_name, config.data, config.label_words) == ("SST2", None, {})
+    assert (config.k, config.model) == (3, run.model)
+    assert Request({}, {"k": 3}, None, False).config(finished).data == run.data

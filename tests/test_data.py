@@ -3,12 +3,13 @@ import io
 from pathlib import Path
 
 import datasets
+import pandas as pd
 import pytest
 
 from abft.cli.predictions import write_predictions
 from abft.data.builtin import TASKS, load_task
 from abft.data.datasets import labelled_splits, load_data, read_table, texts_of
-from abft.data.splits import lcg_indices
+from abft.data.splits import lcg_indices, text_key
 from abft.errors import AbftError
 
 
@@ -205,3 +206,25 @@ def test_labelled_tables_keep_whole_numbers_with_gaps(name, tmp_path):
     written = (tmp_path / name).read_text() if name.endswith("csv") else str(written["id"][0])
     assert "9007199254740993" in written
     assert "9007199254740993.0" not in written
+
+
+def test_texts_are_compared_by_letters_with_their_marks():
+    """Without its marks every Hindi word of the same consonants is one text."""
+    assert text_key("कि") != text_key("की")
+    assert text_key("Good film!") == text_key("good  film") == "goodfilm"
+    assert text_key("caf\u00e9") == text_key("cafe\u0301") != text_key("cafe")
+    # The mark after a symbol makes it an emoji; it is no letter's.
+    assert text_key("fine \u2764\ufe0f") == text_key("fine")
+    assert text_key("\u2764\ufe0f") != text_key("\u2600\ufe0f")
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv"])
+def test_a_lone_carriage_return_survives_a_table(tmp_path, suffix):
+    texts = ["one\rtwo", "three\nfour", 'five, "six"\t', "seven"]
+    predictions = [("good", {"good": 0.75, "bad": 0.25})] * len(texts)
+    table = datasets.Dataset.from_dict({"text": texts, "count": [1, None, 3, 4]})
+    write_predictions(tmp_path / f"p{suffix}", texts, predictions, table)
+    frame = pd.read_csv(tmp_path / f"p{suffix}", sep="\t" if suffix == ".tsv" else ",")
+    assert frame["text"].tolist() == texts
+    assert frame["count"].isna().tolist() == [False, True, False, False]
+    assert frame["probability_good"].tolist() == [0.75] * 4

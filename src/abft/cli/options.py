@@ -115,7 +115,11 @@ class Request:
         """
         recipe = RECIPES[self.recipe] if self.recipe else {}
         merged = {**recipe, **self.file, **self.given}
-        chosen = {name: value for name, value in merged.items() if value is not None}
+        # null in a file means the default, also over a run's own value.
+        chosen = {
+            name: default_of(RunConfig, name) if value is None else value
+            for name, value in merged.items()
+        }
         self._check_objective(chosen)
         if run is None:
             return RunConfig.from_dict({**(defaults or {}), **chosen}, "the command line")

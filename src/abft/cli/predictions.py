@@ -1,5 +1,6 @@
 """Write predictions to a file: the rows read, each with its label and every label's probability."""
 
+import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -84,5 +85,12 @@ def write_predictions(
     with atomic_file(output) as partial:
         if kind == ".parquet":
             frame.to_parquet(partial, index=False)
-        else:
-            frame.to_csv(partial, index=False, sep="\t" if kind == ".tsv" else ",")
+            return
+
+        separator = "\t" if kind == ".tsv" else ","
+        text = frame.to_csv(index=False, sep=separator)
+        # pandas quotes a line feed, but not a carriage return, which readers take for a line's end.
+        if "\r" in text:
+            text = frame.to_csv(index=False, sep=separator, quoting=csv.QUOTE_NONNUMERIC)
+        with partial.open("w", encoding="utf-8", newline="") as file:
+            file.write(text)

@@ -1,5 +1,6 @@
 """Hold a task's examples in three disjoint parts: training, demonstrations and test queries."""
 
+import unicodedata
 from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass, replace
 
@@ -72,8 +73,15 @@ def text_key(text: str) -> str:
 
     Tasks tokenise the same review differently. A text without letters and digits is its own key.
     """
-    characters = (character for character in text.casefold() if character.isalnum())
-    return "".join(characters) or text.strip()
+    kept = []
+    in_word = False
+    for character in unicodedata.normalize("NFC", text.casefold()):
+        # A letter's marks belong to it: vowels of Hindi are marks.
+        is_mark = in_word and unicodedata.category(character).startswith("M")
+        in_word = character.isalnum() or is_mark
+        if in_word:
+            kept.append(character)
+    return "".join(kept) or text.strip()
 
 
 class LinearCongruential:
