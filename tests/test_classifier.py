@@ -20,6 +20,7 @@ from abft.data.draws import demonstration_sets, split_held_out
 from abft.data.splits import text_key
 from abft.data.tasks import Example
 from abft.errors import AbftError
+from abft.training.trainer import ABFTTrainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:training did not help")
 
@@ -254,6 +255,55 @@ def test_equal_texts_count_once(new, texts, labels, monkeypatch):
     signs = [f"{number} {sign}" for number in range(20) for sign in (":)", ":(")]
     new().fit(signs, ["glad", "sad"] * 20)
     assert sum(map(len, parts[1])) == 40  # equal but for signs, which tell the classes apart
+
+
+def test_contradicting_texts_are_not_held_out_and_trained_on(new, texts, monkeypatch):
+    """Of 12 held-out texts 6 were trained on, with the other class."""
+    parts = []
+
+    def recorded(*given):
+        parts.append(split_held_out(*given))
+        return parts[-1]
+
+    monkeypatch.setattr("abft.classifier.split_held_out", recorded)
+    some = texts[:20]
+    new(steps=0).fit([*some, *some], ["good", "bad"] * 20)
+    new(steps=0).fit([*some, *some], ["good"] * 20 + ["bad"] * 20)
+    for training, held_out in parts:
+        assert len(held_out) >= 6
+        training_texts = {text_key(example.text) for example in training}
+        assert not training_texts & {text_key(example.text) for example in held_out}
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+def test_an_interrupted_fit_leaves_the_classifier_as_it_was(
+    new, texts, labels, monkeypatch, tmp_path, error
+):
+    """Half-trained weights stayed in a classifier that counted as untrained: off by 0.26 after
+    saving and loading.
+    """
+
+    fresh, fitted = new(steps=4), new(steps=0).fit(texts, labels)
+    before = fitted.predict_proba(texts[:5])
+    with monkeypatch.context() as patch:
+        finish = ABFTTrainer.finish_pseudo_batch
+
+        def interrupted(trainer):
+            finish(trainer)
+            if trainer.state.global_step == 1:
+                raise error
+
+        patch.setattr(ABFTTrainer, "finish_pseudo_batch", interrupted)
+        for classifier in (fresh, fitted.set_params(steps=4)):
+            with pytest.raises(error):
+                classifier.fit(texts, labels)
+
+    with pytest.raises(NotFittedError):
+        fresh.predict(texts[:5])
+    np.testing.assert_array_equal(fitted.predict_proba(texts[:5]), before)
+    fitted.save(tmp_path / "saved")
+    after = ABFTClassifier.load(tmp_path / "saved").predict_proba(texts[:5])
+    np.testing.assert_allclose(after, before, atol=1e-6)
 
 
 def test_bad_use(new, trained, texts, labels, tmp_path):

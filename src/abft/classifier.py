@@ -60,8 +60,8 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
     and holds a part of the texts out to decide when to stop and whether training helped at all: if
     it did not, the untouched model is kept, with a warning.
 
-    Of a class's texts that are equal but for case and punctuation the first counts: none is held
-    out and trained on.
+    Of a class's texts that are equal but for case and punctuation the first counts. None is held
+    out and trained on, also where equal texts have different classes.
 
     Args:
         label_words: class -> its label word in prompts; default: the class as text.
@@ -130,11 +130,21 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
     def fit(self, X: Sequence[str], y: Sequence[Any]) -> "ABFTClassifier":
         """Train on texts X, (N,), and their classes y, (N,): strings or integers.
 
+        A fit that fails or is interrupted leaves the classifier as it was before.
+
         Raises:
             ValueError: unequal lengths, a text that is empty or no text, fewer than two classes, a
                 class with one text, classes of mixed types, too few texts for the prompts, settings
                 that mean nothing.
         """
+        before = dict(vars(self))
+        try:
+            return self._fit(X, y)
+        except BaseException:
+            self.__dict__ = before
+            raise
+
+    def _fit(self, X: Sequence[str], y: Sequence[Any]) -> "ABFTClassifier":
         from abft.model.loading import load_model
 
         # Settings and data are checked before the model is loaded.
@@ -144,7 +154,6 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
         check_consistent_length(texts, classes)
         self.classes_, labels = np.unique(classes, return_inverse=True)
         examples = [Example(text, int(label)) for text, label in zip(texts, labels, strict=True)]
-        # No text may be both held out and trained on.
         examples = unique(examples, lambda example: (text_key(example.text), example.label))
         self._check_classes(examples)
 

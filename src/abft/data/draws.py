@@ -5,6 +5,7 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 
+from abft.data.splits import text_key
 from abft.data.tasks import Example
 
 SMALLEST_HELD_OUT = 8  # texts; fewer could not tell whether training helped
@@ -42,7 +43,8 @@ def split_held_out(
 ) -> tuple[list[Example], list[Example]]:
     """Return the examples to train on, and those to hold out.
 
-    The same share of every class is held out, but never its last text.
+    The same share of every class is held out, but never its last text. Texts of one `text_key` stay
+    together, also those of different classes.
     """
     size = max(round(share * len(examples)), SMALLEST_HELD_OUT)
     size = min(size, LARGEST_HELD_OUT, len(examples) // 2)
@@ -54,12 +56,18 @@ def split_held_out(
         for label, count in counts.items()
     }
 
+    by_text: dict[str, list[Example]] = {}
+    for example in generator.sample(list(examples), len(examples)):
+        by_text.setdefault(text_key(example.text), []).append(example)
+
     training: list[Example] = []
     held_out: list[Example] = []
-    for example in generator.sample(list(examples), len(examples)):
-        if len(held_out) < size and quotas[example.label] > 0:
-            held_out.append(example)
-            quotas[example.label] -= 1
+    for equal_texts in by_text.values():
+        needed = Counter(example.label for example in equal_texts)
+        fits = all(quotas[label] >= count for label, count in needed.items())
+        if fits and len(held_out) + len(equal_texts) <= size:
+            held_out += equal_texts
+            quotas = {label: quota - needed[label] for label, quota in quotas.items()}
         else:
-            training.append(example)
+            training += equal_texts
     return training, held_out
