@@ -573,6 +573,28 @@ def test_demonstrations_are_read_again_after_training(tmp_path, review_data, bpe
     np.testing.assert_allclose(after, LabelScorer(model, tokens)(prompts, shared=shared), atol=1e-6)
 
 
+def test_data_seed_decides_the_prompts_and_their_order(tmp_path, review_data, bpe):
+    """It was ignored."""
+
+    def order(**seeds):
+        trainer = ABFTTrainer(tiny_model("llama"), config(tmp_path, **seeds), review_data, bpe)
+        batches = trainer.get_train_dataloader()
+        return [batch["input_ids"].tolist() for batch in batches]
+
+    assert order(seed=0, data_seed=5) == order(seed=5) == order(seed=1, data_seed=5)
+    assert order(seed=5, data_seed=0) == order(seed=0) != order(seed=5)
+
+
+@pytest.mark.parametrize("schedule", [{}, {"lr_scheduler_type": "constant"}])
+def test_warm_up_acts_with_the_constant_schedule(tmp_path, review_data, bpe, schedule):
+    """It was ignored: the first step had the whole learning rate."""
+    args = config(tmp_path, max_steps=4, warmup_steps=4, learning_rate=0.1, **schedule)
+    trainer = ABFTTrainer(tiny_model("llama"), args, review_data, bpe)
+    trainer.train()
+    rates = [line["learning_rate"] for line in trainer.state.log_history if "loss" in line]
+    assert rates == pytest.approx([0.0, 0.025, 0.05, 0.075])
+
+
 def test_abft_does_not_train_other_weights(tmp_path, review_data, bpe):
     with pytest.raises(AbftError, match="W_Q and W_K only"):
         config(tmp_path, lora_targets="all-linear")

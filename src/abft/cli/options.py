@@ -37,8 +37,8 @@ Recipe = Annotated[
     str | None,
     typer.Option(
         "--recipe",
-        help="paper: the paper's settings; paper-lora: those for large models. Other options "
-        "change them.",
+        help="paper: the paper's settings of method and training (its prompts: --prompt-style "
+        "staicc); paper-lora: those for large models. Other options change them.",
         show_default="chosen on small models",
         rich_help_panel=TRAINING,
     ),

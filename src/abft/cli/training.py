@@ -49,8 +49,8 @@ def train(
 
     `abft train --config runs/sst2/config.yaml --seed 1 --output runs/sst2-seed1`
 
-    `abft train --recipe paper --model openai-community/gpt2-xl --output runs/paper` (nothing but
-    the paper's settings)
+    `abft train --recipe paper --model openai-community/gpt2-xl --output runs/paper` (the
+    paper's settings)
 
     `abft train --objective e2e --output runs/sst2-e2e` (end to end, to compare with)
     """

@@ -29,7 +29,11 @@ RECIPES: dict[str, dict[str, Any]] = {
     "paper": PAPER,
     "paper-lora": {**PAPER, "lora_r": 16, "lr": 1e-4, "load_in_4bit": True},
 }
-"""Named settings, `RunConfig(**RECIPES["paper"])`: the paper's, up to and above 10B parameters."""
+"""Named settings, `RunConfig(**RECIPES["paper"])`: the paper's, up to and above 10B parameters.
+
+They leave the prompt style open; the paper's prompts are those of StaICC
+(`prompt_style="staicc"`).
+"""
 
 
 @dataclass(init=False, repr=False, eq=False)  # a part of RunConfig

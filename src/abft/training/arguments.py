@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from transformers import TrainingArguments
+from transformers import SchedulerType, TrainingArguments
 
 from abft.errors import AbftError
 from abft.method.objectives import OBJECTIVES
@@ -20,6 +20,10 @@ class ABFTConfig(MethodSettings, PromptSettings, TrainingArguments):
     gradient_accumulation_steps x processes prompts: 8 x 4 = 32 by default. Small models need a
     larger learning rate than the paper's 2e-5: at 135M parameters 1e-4 with `objective="abft"`,
     3e-4 with the others.
+
+    `data_seed` decides the training prompts and their order, by default as `seed`, which also
+    decides LoRA's initial weights. `warmup_steps` with the default schedule, which is constant,
+    makes it "constant_with_warmup".
 
     Raises:
         AbftError: values out of bounds, or settings that contradict each other.
@@ -43,6 +47,9 @@ class ABFTConfig(MethodSettings, PromptSettings, TrainingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        # transformers' constant schedule would ignore the warm-up.
+        if self.warmup_steps and self.lr_scheduler_type == SchedulerType.CONSTANT:
+            self.lr_scheduler_type = SchedulerType.CONSTANT_WITH_WARMUP
         if not torch.accelerator.is_available():
             self.dataloader_pin_memory = False  # torch would warn that there is nothing to pin for
 
@@ -87,6 +94,11 @@ class ABFTConfig(MethodSettings, PromptSettings, TrainingArguments):
                     "use_reentrant=False"
                 )
             self.activation_checkpointing_kwargs = {**options, "use_reentrant": False}
+
+    @property
+    def prompts_seed(self) -> int:
+        """Return what decides the training prompts and their order."""
+        return self.seed if self.data_seed is None else self.data_seed
 
     @property
     def nb(self) -> int:

@@ -131,7 +131,7 @@ class ABFTTrainer(Trainer):
                 )
 
             prompts = training_prompts(
-                train_dataset, args.nd, args.k, args.seed, args.prompt_style, args.queries
+                train_dataset, args.nd, args.k, args.prompts_seed, args.prompt_style, args.queries
             )
             encoded = encode(processing_class, prompts, args.prompt_style, context_length(model))
             train_dataset = with_answers(encoded, tokens)
@@ -285,7 +285,7 @@ class ABFTTrainer(Trainer):
         else:
             lengths = [max(len(prompt.input_ids) for prompt in group) for group in groups]
 
-        return PseudoBatchSampler(lengths, self.args.nb, self.args.seed, queries)
+        return PseudoBatchSampler(lengths, self.args.nb, self.args.prompts_seed, queries)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """Save a stock PEFT adapter, or only the changed tensors; never the whole model."""
