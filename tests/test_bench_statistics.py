@@ -1,3 +1,6 @@
+import hashlib
+import random
+import statistics as exact
 from collections import Counter
 from fractions import Fraction
 from itertools import product
@@ -7,7 +10,10 @@ import numpy as np
 import pytest
 
 from abft.bench import statistics
-from abft.bench.results import difference, mean_difference
+from abft.bench.methods import Named
+from abft.bench.report import tables
+from abft.bench.results import Results, difference, mean_difference
+from abft.bench.scenarios import PAPER_TASKS, SCENARIOS
 from abft.bench.statistics import interval, mean_and_deviation
 from abft.bench.table import Table, percent, signed, spread
 
@@ -217,3 +223,302 @@ def test_tables_as_markdown_and_csv():
         "| w |  |",
     ]
     assert table.csv().splitlines() == ["method,task", '"x|y, z",1.25', "w,"]
+
+
+SETS = {
+    "k_shot": ["k=1", "k=2", "k=4", "k=8", "k=16", "mean"],
+    "renamed_labels": ["synonyms", "swapped", "arbitrary", "mean"],
+    "label_noise": ["noise=0", "noise=0.5", "noise=1", "gler", "gler_macro_f1"],
+    "template_consistency": ["consistency", "accuracy"],
+    "demonstration_consistency": ["consistency", "accuracy"],
+    "contextual_bias": ["entropy", "bias"],
+    "domain_bias": ["entropy", "bias"],
+    "posterior_bias": ["kl"],
+    "perplexity": ["perplexity"],
+}
+
+
+class MadeUp:
+    """A store whose numbers tell which cell and metric they are of."""
+
+    def __init__(self, missing=()):
+        self.missing = missing
+
+    @staticmethod
+    def number(model, task, method, scenario, seed, metric, **variant):
+        text = repr((model, task, method, scenario, seed, metric, sorted(variant.items())))
+        return int(hashlib.sha256(text.encode()).hexdigest()[:8], 16) / 2**32
+
+    def read(self, cell):
+        names = (cell.model, cell.task, cell.method, cell.scenario, cell.seed)
+        if names in self.missing:
+            return None
+        metrics = SETS.get(cell.scenario, ["accuracy", "macro_f1", "ece"])
+        if cell.scenario == "out_of_domain":
+            metrics = ["mean", *reversed([name for name in PAPER_TASKS if name != cell.task])]
+        of = {metric: self.number(*names, metric, **cell.variant) for metric in metrics}
+        trained = cell.method not in ("vanilla", "contextual_calibration")
+        predicted = random.Random(repr(names)).choices((0, 1), k=12)
+        sets = metrics[:-1] if cell.scenario == "k_shot" else [cell.scenario]
+        return {
+            "seed": cell.seed,
+            "metrics": of,
+            "heads": 100 * self.number(*names, "heads"),
+            "training": {
+                "seconds": 1000 * self.number(*names, "seconds"),
+                "steps": 1 if cell.method == "fewer" else 2,
+                "trainable_parameters": 1_234_567,
+                "peak_memory_bytes": round(2**31 * (1 + self.number(*names, "memory"))),
+            }
+            if trained
+            else None,
+            "predictions": {
+                name: {"queries": 6, "targets": [0] * 12, "predicted": predicted} for name in sets
+            },
+        }
+
+
+MODELS, TASKS, SEEDS = ("one", "two"), ("SST2", "TREC"), (0, 1)
+TITLES = {
+    "vanilla": "vanilla",
+    "contextual_calibration": "contextual calibration",
+    "abft": "ABFT",
+    "fewer": "fewer",
+    "e2e": "E2E, W_Q and W_K",
+}
+
+
+@pytest.fixture
+def every_scenario(monkeypatch):
+    """What tables read of a grid of all scenarios, two models, two tasks and two seeds."""
+    monkeypatch.setattr("abft.bench.statistics.RESAMPLES", 4)
+    kinds = {**{method: method for method in TITLES}, "fewer": "abft_no_pid"}
+    for_kinds = {"training": ("abft", "abft_no_pid", "e2e"), "abft": ("abft",)}
+    cells = [
+        SimpleNamespace(
+            model=model, task=task, method=method, scenario=name, variant=variant, seed=seed
+        )
+        for model, task, (method, kind), name in product(MODELS, TASKS, kinds.items(), SCENARIOS)
+        if kind in for_kinds.get(SCENARIOS[name].needs, kinds.values())
+        for variant, seed in product(SCENARIOS[name].variants, SEEDS)
+    ]
+    return SimpleNamespace(
+        models=[Named(name) for name in MODELS],
+        tasks=[Named(name) for name in TASKS],
+        methods=[(Named(name), kind) for name, kind in kinds.items()],
+        scenarios=list(SCENARIOS),
+        seeds=list(SEEDS),
+        reference_method="vanilla",
+        cells=lambda: cells,
+    )
+
+
+def written(values, scale=100.0, digits=1):
+    """Mean and sample deviation of one number a seed."""
+    mean, deviation = exact.mean(values), exact.stdev(values)
+    return f"{scale * mean:.{digits}f} ± {scale * deviation:.{digits}f}"
+
+
+def test_every_number_of_the_tables_is_in_its_place(every_scenario):
+    by_name = {table.name: table for table in tables(Results(every_scenario, MadeUp()))}
+
+    for model in MODELS:
+
+        def cell(task, method, scenario, metric, scale=100.0, digits=1, model=model, **variant):
+            of = (model, task, method, scenario)
+            numbers = [MadeUp.number(*of, seed, metric, **variant) for seed in SEEDS]
+            return written(numbers, scale, digits)
+
+        def mean(method, scenario, metric, scale=100.0, digits=1, model=model):
+            values = [
+                [MadeUp.number(model, task, method, scenario, seed, metric) for task in TASKS]
+                for seed in SEEDS
+            ]
+            return written([sum(of_tasks) / 2 for of_tasks in values], scale, digits)
+
+        def rows(name, model=model):
+            table = by_name.pop(f"{name}-{model}")
+            return table.columns, table.rows
+
+        # Zero-shot rows come before the others; each row has its tasks and their mean.
+        for metric in ("accuracy", "macro_f1", "ece"):
+            assert rows(metric) == (
+                ("method", *TASKS, "mean"),
+                [
+                    (
+                        title + suffix,
+                        *(cell(task, method, scenario, metric) for task in TASKS),
+                        mean(method, scenario, metric),
+                    )
+                    for scenario, suffix in (("zero_shot", ", zero-shot"), ("standard", ""))
+                    for method, title in TITLES.items()
+                ],
+            )
+        assert rows("heads")[1] == [
+            (
+                title,
+                *(cell(task, method, "standard", "heads") for task in TASKS),
+                mean(method, "standard", "heads"),
+            )
+            for method, title in TITLES.items()
+        ]
+
+        columns, cost = rows("cost")
+        assert columns[1:4] == ("steps", "training seconds", "trainable parameters (M)")
+        for row, (method, title) in zip(cost, TITLES.items(), strict=True):
+            training = (None,) * 4
+            if method in ("abft", "fewer", "e2e"):
+                memory = max(
+                    MadeUp.number(model, task, method, "standard", seed, "memory")
+                    for task in TASKS
+                    for seed in SEEDS
+                )
+                training = (
+                    "1" if method == "fewer" else "2",
+                    mean(method, "standard", "seconds", 1000, 0),
+                    "1.23",
+                    f"{2 * (1 + memory):.1f}",
+                )
+            assert row == (
+                title,
+                *training,
+                mean(method, "standard", "accuracy"),
+                mean(method, "out_of_domain", "mean"),
+                mean(method, "perplexity", "perplexity", 1, 2),
+            )
+
+        columns, ablations = rows("ablations")
+        assert columns == ("method", "training seconds", *TASKS, "mean")
+        assert ablations == [
+            (
+                TITLES[method],
+                mean(method, "standard", "seconds", 1000, 0),
+                *(cell(task, method, "standard", "accuracy") for task in TASKS),
+                mean(method, "standard", "accuracy"),
+            )
+            for method in ("abft", "fewer")
+        ]
+
+        # One row for each task and method; columns are scenarios, metrics or variants.
+        pairs = [(task, method) for task in TASKS for method in TITLES]
+        trained = [pair for pair in pairs if pair[1] in ("abft", "fewer", "e2e")]
+        scenarios = ("zero_shot", "standard", "unseen_label", "random_query")
+        assert rows("unseen_label")[1] == [
+            (t, TITLES[m], *(cell(t, m, scenario, "accuracy") for scenario in scenarios))
+            for t, m in pairs
+        ]
+        columns = [
+            (f"{change}_consistency", metric)
+            for change in ("template", "demonstration")
+            for metric in ("consistency", "accuracy")
+        ]
+        assert rows("consistency")[1] == [
+            (t, TITLES[m], *(cell(t, m, *column) for column in columns)) for t, m in pairs
+        ]
+        for scenario in ("k_shot", "renamed_labels", "label_noise"):
+            order = sorted(SETS[scenario], key=lambda name: name == "mean")
+            assert rows(scenario) == (
+                ("task", "method", *order),
+                [(t, TITLES[m], *(cell(t, m, scenario, name) for name in order)) for t, m in pairs],
+            )
+        columns, out_of_domain = rows("out_of_domain")
+        assert columns == ("task", "method", *PAPER_TASKS, "mean")
+        assert out_of_domain == [
+            (
+                t,
+                TITLES[m],
+                *(None if n == t else cell(t, m, "out_of_domain", n) for n in columns[2:]),
+            )
+            for t, m in pairs
+        ]
+        for scenario in ("contextual_bias", "domain_bias", "posterior_bias"):
+            assert rows(scenario)[1] == [
+                (t, TITLES[m], *(cell(t, m, scenario, name, 1, 3) for name in SETS[scenario]))
+                for t, m in pairs
+            ]
+        columns, sizes = rows("training_size")
+        assert sizes == [
+            (
+                t,
+                TITLES[m],
+                *(cell(t, m, "training_size", "accuracy", nd=int(nd)) for nd in columns[2:]),
+            )
+            for t, m in trained
+        ]
+        columns, factors = rows("factors")
+        assert columns[3:] == ("A0", "B0 = 0", "B0 = 0.5", "B0 = 1", "B0 = 2")
+        assert factors == [
+            (
+                t,
+                "ABFT",
+                "on" if pid else "off",
+                f"{a:g}",
+                *(
+                    cell(t, "abft", "factors", "accuracy", A0=a, B0=b, pid=pid) if a or b else None
+                    for b in (0.0, 0.5, 1.0, 2.0)
+                ),
+            )
+            for t in TASKS
+            for pid in (True, False)
+            for a in (0.0, 0.25, 0.5, 1.0)
+        ]
+    assert {name.rsplit("-", 1)[0] for name in by_name} == {"differences", "all_differences"}
+
+
+def test_differences_are_the_methods_accuracy_less_the_references(every_scenario):
+    store = MadeUp()
+    by_name = {table.name: table for table in tables(Results(every_scenario, store))}
+    cells = {(c.model, c.task, c.method, c.scenario, c.seed): c for c in every_scenario.cells()}
+
+    def points(task, method, scenario):
+        """The difference, from predictions of which all targets are 0."""
+        shares = []
+        for name in (method, "vanilla"):
+            records = [store.read(cells["two", task, name, scenario, seed]) for seed in SEEDS]
+            each = [next(iter(r["predictions"].values()))["predicted"] for r in records]
+            shares.append(np.mean(np.array(each) == 0))
+        return 100 * (shares[0] - shares[1])
+
+    others = [method for method in TITLES if method != "vanilla"]
+    table = by_name["differences-two"]
+    assert [row[0] for row in table.rows] == [TITLES[method] for method in others]
+    for row, method in zip(table.rows, others, strict=True):
+        each = [points(task, method, "standard") for task in TASKS]
+        for text, value in zip(row[1:], [*each, sum(each) / 2], strict=True):
+            assert float(text.lstrip("(").split()[0]) == pytest.approx(value, abs=0.051)
+    assert any(abs(points(task, method, "standard")) > 3 for task in TASKS for method in others)
+
+    # Every other scenario with correct answers and no variants; sets by name.
+    table = by_name["all_differences-two"]
+    names = {(scenario, prompts) for scenario, prompts, *_ in table.rows}
+    assert names == {
+        *((scenario, "") for scenario in ("zero_shot", "unseen_label", "template_consistency")),
+        *((scenario, "") for scenario in ("demonstration_consistency", "renamed_labels")),
+        *((scenario, "") for scenario in ("label_noise", "out_of_domain")),
+        *(("k_shot", f"k={k}") for k in (1, 2, 4, 8, 16)),
+    }
+    assert len(table.rows) == len(names) * len(TASKS) * len(others)
+    methods = {title: method for method, title in TITLES.items()}
+    for scenario, _, task, title, text in table.rows:
+        value = points(task, methods[title], scenario)
+        assert float(text.lstrip("(").split()[0]) == pytest.approx(value, abs=0.051)
+
+
+def test_accuracies_in_and_out_of_domain_are_of_the_same_tasks(every_scenario):
+    """Without one method's out-of-domain result on TREC, all methods are compared on SST2."""
+    missing = {("one", "TREC", "e2e", "out_of_domain", seed) for seed in SEEDS}
+    results = Results(every_scenario, MadeUp({*missing, ("one", "SST2", "abft", "standard", 0)}))
+    table = next(table for table in tables(results) if table.name == "cost-one")
+    assert "mean over SST2." in table.caption
+
+    def numbers(method, scenario, metric, seeds=SEEDS):
+        return [MadeUp.number("one", "SST2", method, scenario, s, metric) for s in seeds]
+
+    rows = {row[0]: row[-3:-1] for row in table.rows}
+    for method, title in TITLES.items():
+        out_of_domain = written(numbers(method, "out_of_domain", "mean"))
+        in_domain = numbers(method, "standard", "accuracy")
+        if method == "abft":
+            assert rows[title] == (f"{100 * in_domain[1]:.1f} (n = 1)", out_of_domain)
+        else:
+            assert rows[title] == (written(in_domain), out_of_domain)
