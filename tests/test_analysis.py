@@ -5,11 +5,14 @@ changed by hand.
 import dataclasses
 import json
 import shutil
+from itertools import combinations
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from abft.analysis.analyze import DOCUMENTED, analyze
 from abft.analysis.causality import head_gates
@@ -17,6 +20,7 @@ from abft.analysis.choices import Choices
 from abft.analysis.evaluation import evaluation
 from abft.analysis.examples import chosen_prompts, top_heads
 from abft.analysis.study import check_e2e_run, open_study
+from abft.data.encoding import label_tokens
 from abft.data.prompts import training_prompts
 from abft.errors import AbftError
 from abft.model.attention import decoder, read_rows, row_attention
@@ -101,6 +105,61 @@ def test_the_basin_holds_the_models(analyses, run, e2e):
         for j, a in enumerate(plane["a_A"])
     }
     assert (at[0.0, 0.0], at[0.0, 1.0], at[1.0, 0.0]) == (vanilla, abft, other)
+
+
+def moved_by_hand(study, model_folder, factors):
+    """A stock model with theta0 + sum of factor * (theta - theta0), from the files of the runs."""
+    model = AutoModelForCausalLM.from_pretrained(model_folder).eval()
+    parameters = dict(model.named_parameters())
+    theta0 = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+    with torch.no_grad():
+        for folder, factor in factors.items():
+            for name, theta in load_file(folder / "qk_weights.safetensors").items():
+                parameters[name] += factor * (theta - theta0[name])
+    return model
+
+
+def label_shares(model, prompts, words):
+    """One prompt at a time, from all logits of a stock model."""
+    with torch.no_grad():
+        logits = [model(torch.tensor([p.input_ids])).logits[0, -1, words] for p in prompts]
+    return torch.stack(logits).double().softmax(-1).numpy()
+
+
+def test_points_between_and_beyond_runs_are_weights_made_by_hand(study, model_folder, run, e2e):
+    words = label_tokens(study.session.tokenizer, study.session.data.task)
+    prompts = study.prompts[:8]
+    seen = []
+    for factors in ({"run": 0.4}, {"e2e": -0.3}, {"run": 1.7, "e2e": 0.4}, {}):
+        with progress_bar("test", len(prompts)) as bar:
+            measured, _ = study.evaluate(factors, prompts, bar)
+        folders = {"run": run, "e2e": e2e}
+        by_folder = {folders[name]: factor for name, factor in factors.items()}
+        model = moved_by_hand(study, model_folder, by_folder)
+        np.testing.assert_allclose(measured, label_shares(model, prompts, words), atol=1e-5)
+        seen.append(measured)
+    assert min(np.abs(a - b).max() for a, b in combinations(seen, 2)) > 1e-4
+
+
+def test_the_line_and_the_plane_are_accuracies_of_weights_made_by_hand(
+    study, analyses, model_folder, run, e2e
+):
+    """Point by point; the plane would differ with its axes exchanged."""
+    line, plane = analyses.arrays["line"], analyses.arrays["plane"]
+    assert line["a_A"].tolist() == [0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 1.75, 2]
+    assert plane["e_E"].tolist() == plane["a_A"].tolist() == [-0.5, 0, 0.5, 1, 1.5]
+    assert line["prompts"] == plane["prompts"] == 20
+    words = label_tokens(study.session.tokenizer, study.session.data.task)
+    targets = np.array([prompt.target for prompt in study.prompts])
+
+    def accuracy(a, e=0.0):
+        model = moved_by_hand(study, model_folder, {run: a, e2e: e})
+        return (label_shares(model, study.prompts, words).argmax(1) == targets).mean()
+
+    assert line["accuracy_A"].tolist() == [accuracy(a) for a in line["a_A"]]
+    expected = [[accuracy(a, e) for a in plane["a_A"]] for e in plane["e_E"]]
+    assert plane["accuracy_EA"].tolist() == expected
+    assert not np.array_equal(plane["accuracy_EA"], plane["accuracy_EA"].T)
 
 
 def test_no_change_has_norm_zero(options, tmp_path):
