@@ -25,6 +25,7 @@ from abft.runs.config import RunConfig, config_values, default_learning_rate, re
 from abft.runs.session import Session
 from abft.runs.train import TrainedRun
 from command_line import arguments, invoke, refused
+from tiny import tiny_model
 
 
 def same_weights(run, other):
@@ -207,6 +208,16 @@ def test_tables_show_the_numbers_of_the_json(finished):
     for line, result in zip(lines, shown, strict=True):
         label = max(result["probabilities"], key=result["probabilities"].get)
         assert line[:2] == [label, f"{result['probabilities'][label]:.3f}"]
+
+
+def test_heads_of_hybrid_models_have_their_layers_number_in_the_model(options, bpe, tmp_path):
+    """Of three layers only the second has attention, and so the only rows."""
+    tiny_model("lfm2").save_pretrained(tmp_path / "hybrid")
+    bpe.save_pretrained(tmp_path / "hybrid")
+    names = ("data", "text-column", "label-column", "template", "device")
+    given = {**{name: options[name] for name in names}, "model": tmp_path / "hybrid"}
+    shown = json.loads(invoke("heads", *arguments(given, test_prompts=4), "--json").stdout)
+    assert {(head["layer"], head["head"]) for head in shown["heads"]} == {(1, h) for h in range(4)}
 
 
 def test_predict(finished, tmp_path, reviews):
