@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shutil
 from itertools import combinations
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from abft.analysis.analyze import DOCUMENTED, analyze
-from abft.analysis.causality import head_gates
+from abft.analysis.basin import line
+from abft.analysis.causality import causality, head_gates
 from abft.analysis.choices import Choices
 from abft.analysis.evaluation import evaluation
 from abft.analysis.examples import chosen_prompts, top_heads
@@ -222,6 +224,62 @@ def test_a_head_that_is_off_equals_zero_columns_of_the_output_projection(study):
             with torch.no_grad():
                 weight.copy_(before)
     assert np.allclose(gated, edited, atol=1e-6)
+
+
+class Switchboard:
+    """Stands in for a study: answers one more prompt correctly in every pass, so that an accuracy
+    tells which heads were off.
+    """
+
+    layers = (1, 3, 5, 7)  # the model's numbers of its attention layers
+
+    def __init__(self, models, prompts):
+        self.models, self.passes = models, []
+        self.prompts = [SimpleNamespace(target=0)] * prompts
+
+    def evaluate(self, factors, prompts, bar, gates):
+        assert list(gates) == list(self.layers)
+        assert all(set(gates[layer].tolist()) <= {0, 1} for layer in gates)
+        off = [(i, h) for i, layer in enumerate(gates) for h in range(4) if gates[layer][h] == 0]
+        self.passes.append((factors, len(prompts), set(off)))
+        correct = np.arange(len(prompts)) < len(self.passes)
+        return np.eye(2)[np.where(correct, 0, 1)], None
+
+    def off(self, accuracy, factors):
+        """The heads that were off where this accuracy was measured."""
+        at, prompts, heads = self.passes[round(accuracy * 90) - 1]
+        assert (at, prompts) == (factors, 90)
+        return heads
+
+
+def test_heads_that_pass_most_often_are_switched_off_and_then_as_many_others():
+    """Of 16 heads in two models, 6 and 12 pass in half of the prompts; half of all is the most."""
+    rates = np.random.default_rng(0).permutation(np.linspace(0.01, 0.4, 32)).reshape(2, 4, 4)
+    rates[0].reshape(-1)[[0, 3, 7, 8, 13]] = [0.6, 0.9, 0.7, 0.8, 0.95]
+    rates[0, 3, 3] = 0.5  # half of the prompts is enough
+    rates[1].reshape(-1)[2:14] += 0.5
+    models = {"before": {"run": 0.0}, "after": {"run": 1.0}}
+    study = Switchboard(models, prompts=99)
+    found = causality(study, {"induction_rate_MLH": rates}, count=90)
+    assert found["heads_off_MS"].tolist() == [[0, 4, 8, 6], [0, 4, 8, 8]]
+    assert found["models_M"].tolist() == ["before", "after"]
+    assert found["prompts"] == 90
+    assert len(study.passes) == 1 + 3 * 4 + 1 + 2 * 4  # 0 heads once, and no size twice
+
+    for m, factors in enumerate(models.values()):
+        order = sorted(np.ndindex(4, 4), key=lambda head: -rates[m][head])
+        for s, size in enumerate(found["heads_off_MS"][m]):
+            best = study.off(found["induction_accuracy_MS"][m, s], factors)
+            assert best == set(order[:size])
+            draws = [study.off(value, factors) for value in found["random_accuracy_MSD"][m, s]]
+            assert all(len(drawn) == size and not drawn & best for drawn in draws)
+            # Of 16 heads without the best 8 there are only 8 others.
+            assert len({frozenset(drawn) for drawn in draws}) == (1 if size in (0, 8) else 3)
+
+
+def test_no_more_prompts_are_counted_than_there_are(study):
+    assert line(study, 7)["prompts"] == 7
+    assert line(study, 50)["prompts"] == len(study.prompts) == 20
 
 
 def test_rows_of_examples_are_eager_rows(analyses, study):
