@@ -20,8 +20,8 @@ from abft.analysis.basin import line
 from abft.analysis.causality import causality, head_gates
 from abft.analysis.choices import Choices
 from abft.analysis.evaluation import evaluation
-from abft.analysis.examples import chosen_prompts, top_heads
-from abft.analysis.study import check_e2e_run, open_study
+from abft.analysis.examples import chosen_prompts, examples, top_heads
+from abft.analysis.study import accuracy_of, check_e2e_run, open_study
 from abft.data.encoding import label_tokens
 from abft.data.prompts import training_prompts
 from abft.errors import AbftError
@@ -59,10 +59,12 @@ def test_everything_is_found_and_documented(analyses, run):
         )
 
 
-def test_evaluation_equals_the_runs_own(analyses, run):
+def test_evaluation_equals_the_runs_own(analyses, run, e2e):
     own = json.loads((run / "metrics.json").read_text())
+    own["e2e"] = json.loads((e2e / "metrics.json").read_text())["after"]
     found = analyses.arrays["evaluation"]
-    for m, name in enumerate(("before", "after")):
+    assert found["models_M"].tolist() == ["before", "after", "e2e"]
+    for m, name in enumerate(("before", "after", "e2e")):
         predicted = found["probabilities_MNC"][m].argmax(1)
         assert (predicted == found["targets_N"]).mean() == own[name]["accuracy"]
         assert found["induction_rate_MLH"][m].sum() == pytest.approx(own[name]["heads"])
@@ -312,6 +314,61 @@ def test_chosen_prompts_are_of_every_kind():
     rates = np.zeros((2, 2, 3))
     rates[1, 1, 2], rates[0, 0, 1] = 0.9, 0.5
     assert top_heads(rates)[:2] == [(1, 2), (0, 1)]
+    rates[:, 1, 0] = 0.6  # in both models, but never as often as the best
+    assert top_heads(rates)[:3] == [(1, 2), (1, 0), (0, 1)]
+
+
+def test_examples_are_of_the_chosen_prompts_and_heads(study):
+    """Predictions made up so that the chosen prompts are not the first ones."""
+    targets = np.array([prompt.target for prompt in study.prompts])
+    before, after = targets.copy(), targets.copy()
+    before[[4, 11]] = 1 - targets[[4, 11]]  # become correct
+    after[17] = 1 - targets[17]  # becomes incorrect
+    rates = np.zeros((3, 2, 4))
+    rates[0, 1, 2], rates[2, 0, 3] = 0.5, 0.9
+    made = {
+        "probabilities_MNC": np.eye(2)[np.stack([before, after, 1 - targets])],
+        "targets_N": targets,
+        "induction_rate_MLH": rates,
+    }
+    found = examples(dataclasses.replace(study, layers=(5, 9)), made)
+    chosen = [0, 1, 2, 4, 11, 17]
+    assert found["prompts_P"].tolist() == chosen
+    assert found["targets_P"].tolist() == targets[chosen].tolist()
+    kinds = found["predicted_MP"] == found["targets_P"]
+    assert kinds[0].tolist() == [True, True, True, False, False, True]
+    assert kinds[1].tolist() == [True, True, True, True, True, False]
+    assert not kinds[2].any()
+    assert found["heads_J2"][:2].tolist() == [[5, 3], [9, 2]]
+    assert found["tokens_P"].tolist() == [len(study.prompts[i].input_ids) for i in chosen]
+
+    # Every token's characters, which follow each other in the prompt.
+    ends = np.cumsum(found["tokens_P"])
+    for p, number in enumerate(chosen):
+        spans = found["spans_T2"][ends[p] - found["tokens_P"][p] : ends[p]]
+        text = study.session.written[number].text
+        covered = "".join(text[start:end] for start, end in spans)
+        assert "".join(covered.split()) == "".join(text.split())
+
+
+def test_accuracy_of_one_prompt_without_finite_probabilities_is_none():
+    prompts = [SimpleNamespace(target=0)] * 4
+    probabilities = np.eye(2)[[0, 0, 1, 0]]
+    assert accuracy_of(probabilities, prompts) == 0.75
+    probabilities[1] = np.nan
+    assert np.isnan(accuracy_of(probabilities, prompts))
+
+
+def test_one_prompt_without_finite_probabilities_stops_the_analysis(study, monkeypatch):
+    def evaluate(self, factors, prompts, bar, gates=None):
+        probabilities, report = real(self, factors, prompts, bar, gates)
+        probabilities[3, 1] = np.nan
+        return probabilities, report
+
+    real = type(study).evaluate
+    monkeypatch.setattr(type(study), "evaluate", evaluate)
+    with pytest.raises(AbftError, match="probabilities before are no numbers"):
+        evaluation(study)
 
 
 def test_only_what_is_missing_damaged_or_outdated_is_computed_again(run, e2e, analyses, caplog):
@@ -332,6 +389,32 @@ def test_only_what_is_missing_damaged_or_outdated_is_computed_again(run, e2e, an
     assert changed == {"line.npz", "causality.npz", "changes.npz", "plane.npz"}
     assert np.array_equal(again.arrays["line"]["accuracy_A"], analyses.arrays["line"]["accuracy_A"])
     assert not list(folder.glob(".*"))
+
+
+def test_each_analysis_is_computed_again_if_what_it_depends_on_changed(run, e2e, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("analysis"))
+    few = Choices(e2e=e2e, test_prompts=6, points=4, resolution=2)
+    analyze(copy, few)
+
+    def computed(**changes):
+        """What choices that differ from `few` compute again; afterwards `few` is on disk again."""
+        times = {p.stem: p.stat().st_mtime_ns for p in (copy / "analysis").glob("*.npz")}
+        analyze(copy, dataclasses.replace(few, **changes))
+        again = {
+            path.stem
+            for path in (copy / "analysis").glob("*.npz")
+            if times[path.stem] != path.stat().st_mtime_ns
+        }
+        analyze(copy, few)
+        return again
+
+    assert computed() == set()
+    assert computed(resolution=3) == {"plane"}
+    assert computed(points=3) == {"line", "plane", "causality"}
+    # All of 5 prompts are evaluated, and still the first 4 of them at every point.
+    assert computed(test_prompts=5) == set(DOCUMENTED) - {"line", "plane"}
+    # The line knows no other run, and without one the plane stays as it was.
+    assert computed(e2e=None) == set(DOCUMENTED) - {"line", "plane"}
 
 
 def test_heads_of_families_without_the_interface_cannot_be_switched_off(study, monkeypatch):
@@ -403,13 +486,16 @@ def test_a_base_model_that_moved(run, model_folder, tmp_path):
 
 
 def test_rows_are_thinned_to_fit(study, analyses, monkeypatch):
-    from abft.analysis import examples
+    from abft.analysis import examples as module
 
     whole = analyses.arrays["examples"]["attention_MJT"]
-    monkeypatch.setattr(examples, "ROW_ENTRIES", whole.size // 3)
-    thinned = examples.examples(study, analyses.arrays["evaluation"])
+    monkeypatch.setattr(module, "ROW_ENTRIES", whole.size)
+    fitting = examples(study, analyses.arrays["evaluation"])
+    assert np.array_equal(fitting["attention_MJT"], whole)
+    monkeypatch.setattr(module, "ROW_ENTRIES", whole.size // 3)
+    thinned = examples(study, analyses.arrays["evaluation"])
     assert thinned["attention_MJT"].size <= whole.size // 3
-    assert len(thinned["heads_J2"]) == examples.FEWEST_HEADS
+    assert len(thinned["heads_J2"]) == module.FEWEST_HEADS
     assert 1 <= len(thinned["prompts_P"]) < len(analyses.arrays["examples"]["prompts_P"])
 
 
