@@ -278,6 +278,8 @@ def of_classes(*counts):
         ((50, 50), 0.02, (4, 4), 8),  # at least 8
         ((1500, 500), 0.25, (192, 64), 256),  # at most 256
         ((7, 7), 0.9, (4, 4), 7),  # at most half; halves are rounded, and one class loses a text
+        ((78, 78), 0.1, (8, 8), 16),  # 15.6, rounded
+        ((7, 6), 0.9, (3, 3), 6),
         ((13, 1, 1, 1), 0.5, (6, 0, 0, 0), 6),  # never the last text of a class
         ((44, 44, 10, 2), 0.1, (4, 4, 1, 1), 10),  # one of a class whose share is 0.2 texts
     ],

@@ -1,9 +1,11 @@
 import contextlib
 import io
+from types import SimpleNamespace
 
 import pytest
 import torch
-from tokenizers import normalizers, processors
+from tokenizers import Tokenizer, models, normalizers, processors
+from transformers import PreTrainedTokenizerFast
 
 from abft.data.batches import Batch, PseudoBatchSampler, collate
 from abft.data.builtin import TASKS, load_task
@@ -331,3 +333,37 @@ def test_a_label_word_that_the_tokenizer_drops_is_refused(prompt_style):
     task = Task("t", Template("text: {text} label: {label}\n"), ("a", "b"), ("positive", "ghost"))
     with pytest.raises(AbftError, match="label word 'ghost' has no token of its own"):
         label_tokens(dropping, task, prompt_style)
+    prompt = write_prompt(task, [Example("x", 1)], Example("y", 0), prompt_style)
+    with pytest.raises(AbftError, match="label word 'ghost' has no token of its own"):
+        encode(dropping, [prompt], prompt_style)
+
+
+def test_labels_with_the_same_last_token_are_refused_in_the_staicc_style(bpe):
+    task = own_task("zyxwv", "good", "qqwv")
+    ids = [bpe(word)["input_ids"] for word in task.label_words]
+    assert ids[0][-1] == ids[2][-1] != ids[1][-1]
+    assert len({*label_tokens(bpe, task)}) == 3
+    with pytest.raises(AbftError, match="'zyxwv' and 'qqwv' have the same tokens"):
+        label_tokens(bpe, task, "staicc")
+
+
+def test_a_label_that_does_not_follow_the_query_is_refused():
+    """A tokenizer with a token ": ", which is another one where the query ends with ":"."""
+    pieces = [("<unk>", 0.0), (": ", -5.0), *((c, -10.0) for c in " :\nabcdefghijklmnopqrstuvwxyz")]
+    raw = Tokenizer(models.Unigram(pieces, unk_id=0))
+    joining = PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="<unk>")
+    with pytest.raises(AbftError, match="'label: good'.*write the template without the space"):
+        label_tokens(joining, own_task("good", "bad"))
+    task = Task("own", Template("text:{text} label:{label}\n"), ("a", "b"), ("good", "bad"))
+    tokens = map(joining.convert_ids_to_tokens, label_tokens(joining, task))
+    assert list(map("".join, tokens)) == ["good", "bad"]
+
+
+@pytest.mark.parametrize("prompt_style", ["consistent", "staicc"])
+def test_slow_tokenizers_are_refused(prompt_style):
+    slow = SimpleNamespace(is_fast=False)
+    assert encode(slow, []) == []
+    with pytest.raises(AbftError, match="SimpleNamespace gives no character offsets"):
+        encode(slow, [Prompt("x", (), (), 0)], prompt_style)
+    with pytest.raises(AbftError, match="SimpleNamespace gives no character offsets"):
+        label_tokens(slow, own_task("good", "bad"), prompt_style)
