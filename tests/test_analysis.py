@@ -5,18 +5,24 @@ changed by hand.
 import dataclasses
 import json
 import shutil
+from itertools import combinations
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from abft.analysis.analyze import DOCUMENTED, analyze
-from abft.analysis.causality import head_gates
+from abft.analysis.basin import line
+from abft.analysis.causality import causality, head_gates
 from abft.analysis.choices import Choices
 from abft.analysis.evaluation import evaluation
-from abft.analysis.examples import chosen_prompts, top_heads
-from abft.analysis.study import check_e2e_run, open_study
+from abft.analysis.examples import chosen_prompts, examples, top_heads
+from abft.analysis.study import accuracy_of, check_e2e_run, open_study
+from abft.data.encoding import label_tokens
 from abft.data.prompts import training_prompts
 from abft.errors import AbftError
 from abft.model.attention import decoder, read_rows, row_attention
@@ -53,10 +59,12 @@ def test_everything_is_found_and_documented(analyses, run):
         )
 
 
-def test_evaluation_equals_the_runs_own(analyses, run):
+def test_evaluation_equals_the_runs_own(analyses, run, e2e):
     own = json.loads((run / "metrics.json").read_text())
+    own["e2e"] = json.loads((e2e / "metrics.json").read_text())["after"]
     found = analyses.arrays["evaluation"]
-    for m, name in enumerate(("before", "after")):
+    assert found["models_M"].tolist() == ["before", "after", "e2e"]
+    for m, name in enumerate(("before", "after", "e2e")):
         predicted = found["probabilities_MNC"][m].argmax(1)
         assert (predicted == found["targets_N"]).mean() == own[name]["accuracy"]
         assert found["induction_rate_MLH"][m].sum() == pytest.approx(own[name]["heads"])
@@ -101,6 +109,61 @@ def test_the_basin_holds_the_models(analyses, run, e2e):
         for j, a in enumerate(plane["a_A"])
     }
     assert (at[0.0, 0.0], at[0.0, 1.0], at[1.0, 0.0]) == (vanilla, abft, other)
+
+
+def moved_by_hand(study, model_folder, factors):
+    """A stock model with theta0 + sum of factor * (theta - theta0), from the files of the runs."""
+    model = AutoModelForCausalLM.from_pretrained(model_folder).eval()
+    parameters = dict(model.named_parameters())
+    theta0 = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+    with torch.no_grad():
+        for folder, factor in factors.items():
+            for name, theta in load_file(folder / "qk_weights.safetensors").items():
+                parameters[name] += factor * (theta - theta0[name])
+    return model
+
+
+def label_shares(model, prompts, words):
+    """One prompt at a time, from all logits of a stock model."""
+    with torch.no_grad():
+        logits = [model(torch.tensor([p.input_ids])).logits[0, -1, words] for p in prompts]
+    return torch.stack(logits).double().softmax(-1).numpy()
+
+
+def test_points_between_and_beyond_runs_are_weights_made_by_hand(study, model_folder, run, e2e):
+    words = label_tokens(study.session.tokenizer, study.session.data.task)
+    prompts = study.prompts[:8]
+    seen = []
+    for factors in ({"run": 0.4}, {"e2e": -0.3}, {"run": 1.7, "e2e": 0.4}, {}):
+        with progress_bar("test", len(prompts)) as bar:
+            measured, _ = study.evaluate(factors, prompts, bar)
+        folders = {"run": run, "e2e": e2e}
+        by_folder = {folders[name]: factor for name, factor in factors.items()}
+        model = moved_by_hand(study, model_folder, by_folder)
+        np.testing.assert_allclose(measured, label_shares(model, prompts, words), atol=1e-5)
+        seen.append(measured)
+    assert min(np.abs(a - b).max() for a, b in combinations(seen, 2)) > 1e-4
+
+
+def test_the_line_and_the_plane_are_accuracies_of_weights_made_by_hand(
+    study, analyses, model_folder, run, e2e
+):
+    """Point by point; the plane would differ with its axes exchanged."""
+    line, plane = analyses.arrays["line"], analyses.arrays["plane"]
+    assert line["a_A"].tolist() == [0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 1.75, 2]
+    assert plane["e_E"].tolist() == plane["a_A"].tolist() == [-0.5, 0, 0.5, 1, 1.5]
+    assert line["prompts"] == plane["prompts"] == 20
+    words = label_tokens(study.session.tokenizer, study.session.data.task)
+    targets = np.array([prompt.target for prompt in study.prompts])
+
+    def accuracy(a, e=0.0):
+        model = moved_by_hand(study, model_folder, {run: a, e2e: e})
+        return (label_shares(model, study.prompts, words).argmax(1) == targets).mean()
+
+    assert line["accuracy_A"].tolist() == [accuracy(a) for a in line["a_A"]]
+    expected = [[accuracy(a, e) for a in plane["a_A"]] for e in plane["e_E"]]
+    assert plane["accuracy_EA"].tolist() == expected
+    assert not np.array_equal(plane["accuracy_EA"], plane["accuracy_EA"].T)
 
 
 def test_no_change_has_norm_zero(options, tmp_path):
@@ -165,6 +228,62 @@ def test_a_head_that_is_off_equals_zero_columns_of_the_output_projection(study):
     assert np.allclose(gated, edited, atol=1e-6)
 
 
+class Switchboard:
+    """Stands in for a study: answers one more prompt correctly in every pass, so that an accuracy
+    tells which heads were off.
+    """
+
+    layers = (1, 3, 5, 7)  # the model's numbers of its attention layers
+
+    def __init__(self, models, prompts):
+        self.models, self.passes = models, []
+        self.prompts = [SimpleNamespace(target=0)] * prompts
+
+    def evaluate(self, factors, prompts, bar, gates):
+        assert list(gates) == list(self.layers)
+        assert all(set(gates[layer].tolist()) <= {0, 1} for layer in gates)
+        off = [(i, h) for i, layer in enumerate(gates) for h in range(4) if gates[layer][h] == 0]
+        self.passes.append((factors, len(prompts), set(off)))
+        correct = np.arange(len(prompts)) < len(self.passes)
+        return np.eye(2)[np.where(correct, 0, 1)], None
+
+    def off(self, accuracy, factors):
+        """The heads that were off where this accuracy was measured."""
+        at, prompts, heads = self.passes[round(accuracy * 90) - 1]
+        assert (at, prompts) == (factors, 90)
+        return heads
+
+
+def test_heads_that_pass_most_often_are_switched_off_and_then_as_many_others():
+    """Of 16 heads in two models, 6 and 12 pass in half of the prompts; half of all is the most."""
+    rates = np.random.default_rng(0).permutation(np.linspace(0.01, 0.4, 32)).reshape(2, 4, 4)
+    rates[0].reshape(-1)[[0, 3, 7, 8, 13]] = [0.6, 0.9, 0.7, 0.8, 0.95]
+    rates[0, 3, 3] = 0.5  # half of the prompts is enough
+    rates[1].reshape(-1)[2:14] += 0.5
+    models = {"before": {"run": 0.0}, "after": {"run": 1.0}}
+    study = Switchboard(models, prompts=99)
+    found = causality(study, {"induction_rate_MLH": rates}, count=90)
+    assert found["heads_off_MS"].tolist() == [[0, 4, 8, 6], [0, 4, 8, 8]]
+    assert found["models_M"].tolist() == ["before", "after"]
+    assert found["prompts"] == 90
+    assert len(study.passes) == 1 + 3 * 4 + 1 + 2 * 4  # 0 heads once, and no size twice
+
+    for m, factors in enumerate(models.values()):
+        order = sorted(np.ndindex(4, 4), key=lambda head: -rates[m][head])
+        for s, size in enumerate(found["heads_off_MS"][m]):
+            best = study.off(found["induction_accuracy_MS"][m, s], factors)
+            assert best == set(order[:size])
+            draws = [study.off(value, factors) for value in found["random_accuracy_MSD"][m, s]]
+            assert all(len(drawn) == size and not drawn & best for drawn in draws)
+            # Of 16 heads without the best 8 there are only 8 others.
+            assert len({frozenset(drawn) for drawn in draws}) == (1 if size in (0, 8) else 3)
+
+
+def test_no_more_prompts_are_counted_than_there_are(study):
+    assert line(study, 7)["prompts"] == 7
+    assert line(study, 50)["prompts"] == len(study.prompts) == 20
+
+
 def test_rows_of_examples_are_eager_rows(analyses, study):
     found = analyses.arrays["examples"]
     inner = decoder(study.space.move({"run": 1.0}))
@@ -195,6 +314,61 @@ def test_chosen_prompts_are_of_every_kind():
     rates = np.zeros((2, 2, 3))
     rates[1, 1, 2], rates[0, 0, 1] = 0.9, 0.5
     assert top_heads(rates)[:2] == [(1, 2), (0, 1)]
+    rates[:, 1, 0] = 0.6  # in both models, but never as often as the best
+    assert top_heads(rates)[:3] == [(1, 2), (1, 0), (0, 1)]
+
+
+def test_examples_are_of_the_chosen_prompts_and_heads(study):
+    """Predictions made up so that the chosen prompts are not the first ones."""
+    targets = np.array([prompt.target for prompt in study.prompts])
+    before, after = targets.copy(), targets.copy()
+    before[[4, 11]] = 1 - targets[[4, 11]]  # become correct
+    after[17] = 1 - targets[17]  # becomes incorrect
+    rates = np.zeros((3, 2, 4))
+    rates[0, 1, 2], rates[2, 0, 3] = 0.5, 0.9
+    made = {
+        "probabilities_MNC": np.eye(2)[np.stack([before, after, 1 - targets])],
+        "targets_N": targets,
+        "induction_rate_MLH": rates,
+    }
+    found = examples(dataclasses.replace(study, layers=(5, 9)), made)
+    chosen = [0, 1, 2, 4, 11, 17]
+    assert found["prompts_P"].tolist() == chosen
+    assert found["targets_P"].tolist() == targets[chosen].tolist()
+    kinds = found["predicted_MP"] == found["targets_P"]
+    assert kinds[0].tolist() == [True, True, True, False, False, True]
+    assert kinds[1].tolist() == [True, True, True, True, True, False]
+    assert not kinds[2].any()
+    assert found["heads_J2"][:2].tolist() == [[5, 3], [9, 2]]
+    assert found["tokens_P"].tolist() == [len(study.prompts[i].input_ids) for i in chosen]
+
+    # Every token's characters, which follow each other in the prompt.
+    ends = np.cumsum(found["tokens_P"])
+    for p, number in enumerate(chosen):
+        spans = found["spans_T2"][ends[p] - found["tokens_P"][p] : ends[p]]
+        text = study.session.written[number].text
+        covered = "".join(text[start:end] for start, end in spans)
+        assert "".join(covered.split()) == "".join(text.split())
+
+
+def test_accuracy_of_one_prompt_without_finite_probabilities_is_none():
+    prompts = [SimpleNamespace(target=0)] * 4
+    probabilities = np.eye(2)[[0, 0, 1, 0]]
+    assert accuracy_of(probabilities, prompts) == 0.75
+    probabilities[1] = np.nan
+    assert np.isnan(accuracy_of(probabilities, prompts))
+
+
+def test_one_prompt_without_finite_probabilities_stops_the_analysis(study, monkeypatch):
+    def evaluate(self, factors, prompts, bar, gates=None):
+        probabilities, report = real(self, factors, prompts, bar, gates)
+        probabilities[3, 1] = np.nan
+        return probabilities, report
+
+    real = type(study).evaluate
+    monkeypatch.setattr(type(study), "evaluate", evaluate)
+    with pytest.raises(AbftError, match="probabilities before are no numbers"):
+        evaluation(study)
 
 
 def test_only_what_is_missing_damaged_or_outdated_is_computed_again(run, e2e, analyses, caplog):
@@ -215,6 +389,32 @@ def test_only_what_is_missing_damaged_or_outdated_is_computed_again(run, e2e, an
     assert changed == {"line.npz", "causality.npz", "changes.npz", "plane.npz"}
     assert np.array_equal(again.arrays["line"]["accuracy_A"], analyses.arrays["line"]["accuracy_A"])
     assert not list(folder.glob(".*"))
+
+
+def test_each_analysis_is_computed_again_if_what_it_depends_on_changed(run, e2e, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("analysis"))
+    few = Choices(e2e=e2e, test_prompts=6, points=4, resolution=2)
+    analyze(copy, few)
+
+    def computed(**changes):
+        """What choices that differ from `few` compute again; afterwards `few` is on disk again."""
+        times = {p.stem: p.stat().st_mtime_ns for p in (copy / "analysis").glob("*.npz")}
+        analyze(copy, dataclasses.replace(few, **changes))
+        again = {
+            path.stem
+            for path in (copy / "analysis").glob("*.npz")
+            if times[path.stem] != path.stat().st_mtime_ns
+        }
+        analyze(copy, few)
+        return again
+
+    assert computed() == set()
+    assert computed(resolution=3) == {"plane"}
+    assert computed(points=3) == {"line", "plane", "causality"}
+    # All of 5 prompts are evaluated, and still the first 4 of them at every point.
+    assert computed(test_prompts=5) == set(DOCUMENTED) - {"line", "plane"}
+    # The line knows no other run, and without one the plane stays as it was.
+    assert computed(e2e=None) == set(DOCUMENTED) - {"line", "plane"}
 
 
 def test_heads_of_families_without_the_interface_cannot_be_switched_off(study, monkeypatch):
@@ -286,13 +486,16 @@ def test_a_base_model_that_moved(run, model_folder, tmp_path):
 
 
 def test_rows_are_thinned_to_fit(study, analyses, monkeypatch):
-    from abft.analysis import examples
+    from abft.analysis import examples as module
 
     whole = analyses.arrays["examples"]["attention_MJT"]
-    monkeypatch.setattr(examples, "ROW_ENTRIES", whole.size // 3)
-    thinned = examples.examples(study, analyses.arrays["evaluation"])
+    monkeypatch.setattr(module, "ROW_ENTRIES", whole.size)
+    fitting = examples(study, analyses.arrays["evaluation"])
+    assert np.array_equal(fitting["attention_MJT"], whole)
+    monkeypatch.setattr(module, "ROW_ENTRIES", whole.size // 3)
+    thinned = examples(study, analyses.arrays["evaluation"])
     assert thinned["attention_MJT"].size <= whole.size // 3
-    assert len(thinned["heads_J2"]) == examples.FEWEST_HEADS
+    assert len(thinned["heads_J2"]) == module.FEWEST_HEADS
     assert 1 <= len(thinned["prompts_P"]) < len(analyses.arrays["examples"]["prompts_P"])
 
 

@@ -1,10 +1,14 @@
 """The space of weights: points in it equal merged models, changes equal differences of weights."""
 
+import math
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig
 
-from abft.analysis.changes import effective_rank
+from abft.analysis.changes import changes, effective_rank
 from abft.analysis.space import WeightSpace
 from abft.errors import AbftError
 from abft.model.checkpoints import apply_weights, base_samples, save_adapter, save_full_rank
@@ -92,6 +96,48 @@ def test_changes_equal_differences(family, kind, tmp_path):
         assert torch.equal(space.weight(qk), (old.T if fused else old).float())
         seen += int((qk.roles == Q).any()) + int((qk.roles == K).any())
     assert seen >= 2 * len({qk.layer for qk in qk_modules(before)})
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "deepseek_v3"])
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_norms_and_ranks_of_layers_by_hand(family, kind, tmp_path):
+    """A layer's modules together (MLA has several of a role), of fused weights the role's part."""
+    folder = trained(family, kind, tmp_path / "run", 0)
+    before, after = tiny_model(family), apply_weights(tiny_model(family), folder)
+    layers = sorted({qk.layer for qk in qk_modules(before)})
+    study = SimpleNamespace(
+        space=WeightSpace(tiny_model(family), {"run": folder}),
+        layers=layers,
+        models={"before": {}, "after": {"run": 1.0}},
+    )
+    found = changes(study)
+    assert found["layers_L"].tolist() == layers
+
+    several = 0
+    for i, layer in enumerate(layers):
+        for p, role in enumerate((Q, K)):
+            squares, base_squares, sigmas, modules = 0.0, 0.0, [], 0
+            for qk in qk_modules(before):
+                if qk.layer == layer and (qk.roles == role).any():
+                    old, new = (m.get_submodule(qk.name).weight.detach() for m in (before, after))
+                    if family == "gpt2":
+                        first = (0, 32)[p]
+                        old, new = old.T[first : first + 32], new.T[first : first + 32]
+                    else:
+                        old, new = old[qk.roles == role], new[qk.roles == role]
+                    base_squares += (old**2).sum().item()
+                    squares += ((new - old) ** 2).sum().item()
+                    sigmas += np.linalg.svd((new - old).numpy(), compute_uv=False).tolist()
+                    modules += 1
+            several += modules > 1
+            shares = np.array(sigmas) / sum(sigmas)
+            entropy = -sum(share * math.log(share) for share in shares if share > 0)
+            assert found["norm_RLP"][0, i, p] == pytest.approx(squares**0.5, rel=1e-3)
+            assert found["base_norm_LP"][i, p] == pytest.approx(base_squares**0.5, rel=1e-4)
+            # LoRA's singular values beyond its rank are rounding errors.
+            rank = found["effective_rank_RLP"][0, i, p]
+            assert rank == pytest.approx(math.exp(entropy), rel=1e-2)
+    assert (several > 0) == (family == "deepseek_v3")
 
 
 @pytest.mark.parametrize("kinds", [("full", "lora"), ("lora", "full")])

@@ -11,14 +11,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
+from transformers import AutoModelForCausalLM
 
+from abft.bench.calibration import calibration_prompts
 from abft.bench.grid import read_grid
 from abft.bench.jobs import jobs
 from abft.bench.report import tables
 from abft.bench.results import Results, difference, mean_over_tasks
 from abft.bench.store import Scores, Store
-from abft.bench.subject import Subject
+from abft.bench.subject import Subject, setting_of
+from abft.data.encoding import encode, label_tokens
+from abft.data.prompts import evaluation_prompts
 from abft.scoring.metrics import accuracy
 from command_line import invoke, refused
 
@@ -793,3 +798,45 @@ def test_differences_are_taken_on_the_same_prompts(benchmark):
         ]
         assert value == pytest.approx(means[0] - means[1])
         assert samples.min() <= value <= samples.max()
+
+
+def test_calibrated_results_are_divided_by_the_mean_of_neutral_predictions(
+    benchmark, model_folder, bpe
+):
+    """Prompt by prompt from the stock model's logits, and the metrics by their formulas."""
+    path, folder, _ = benchmark
+    store, model = Store(folder), AutoModelForCausalLM.from_pretrained(model_folder)
+    cells = {
+        (c.method, c.scenario, c.seed): c
+        for c in read_grid(path).cells()
+        if c.scenario in ("standard", "posterior_bias")
+    }
+    kls = []
+    for seed in (0, 1):
+        standard = cells["contextual_calibration", "standard", seed]
+        data = setting_of(standard, bpe).data
+        words = label_tokens(bpe, data.task)
+
+        def probabilities(prompts, words=words):
+            with torch.no_grad():
+                logits = [
+                    model(torch.tensor([prompt.input_ids])).logits[0, -1, words]
+                    for prompt in encode(bpe, prompts)
+                ]
+            return torch.stack(logits).double().softmax(-1).numpy()
+
+        prompts = evaluation_prompts(data, 16, standard.config.k)
+        neutral = calibration_prompts("contextual", data, 8, standard.config.k, seed)
+        ratios = probabilities(prompts) / (sum(probabilities(neutral)) / 8)
+        shares = ratios / ratios.sum(1, keepdims=True)
+
+        record = store.read(standard)
+        assert record["predictions"]["standard"]["predicted"] == shares.argmax(1).tolist()
+        targets = np.array([prompt.target for prompt in prompts])
+        assert record["metrics"]["accuracy"] == (shares.argmax(1) == targets).mean()
+        mean, true = shares.mean(0), np.array([(targets == c).mean() for c in (0, 1)])
+        kls.append((mean * np.log(mean / true)).sum())
+        measured = store.read(cells["contextual_calibration", "posterior_bias", seed])["metrics"]
+        assert measured["kl"] == pytest.approx(kls[-1], rel=1e-3, abs=1e-6)
+    vanilla = store.read(cells["vanilla", "posterior_bias", 0])["metrics"]["kl"]
+    assert all(abs(vanilla - kl) > 1e-3 * kl for kl in kls)  # calibration changed something

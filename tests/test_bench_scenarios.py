@@ -6,6 +6,7 @@ import io
 
 import numpy as np
 import pytest
+from sklearn.metrics import f1_score
 
 import abft.data.builtin
 from abft.bench.calibration import calibrated, calibration_prompts, prior
@@ -16,6 +17,7 @@ from abft.data.encoding import encode, label_tokens
 from abft.data.other_tasks import other_tasks
 from abft.data.prompts import training_prompts
 from abft.data.splits import text_key
+from abft.data.tasks import Example, Task, Template
 from abft.errors import AbftError
 
 
@@ -327,6 +329,18 @@ def test_metaicl_never_sees_the_target(name):
         assert not own & {text_key(example.text) for example in data.train}
 
 
+def test_calibration_by_hand():
+    """The prior is a mean over prompts; each row is divided by it, and by the row's own sum."""
+    p = prior(np.array([[0.8, 0.15, 0.05], [0.4, 0.45, 0.15]]))
+    assert p == pytest.approx([0.6, 0.3, 0.1])
+    # Ratios 1, 1, 1 and 1/2, 1, 4.
+    measured = calibrated(np.array([[0.6, 0.3, 0.1], [0.3, 0.3, 0.4]]), p)
+    expected = [1 / 3, 1 / 3, 1 / 3], [1 / 11, 2 / 11, 8 / 11]
+    assert measured == pytest.approx(np.array(expected))
+    # Small priors count in full: ratios 0.5 / 0.999 and 0.5 / 0.001.
+    assert calibrated([[0.5, 0.5]], [0.999, 0.001]) == pytest.approx(np.array([[0.001, 0.999]]))
+
+
 def test_calibrated_priors_are_uniform():
     seen = np.random.default_rng(0).dirichlet([5, 1, 1], 512)
     p = prior(seen)
@@ -360,6 +374,142 @@ def test_calibration_prompts_differ_in_their_queries_only():
     assert all(set(query.split()) <= words for query in queries["domain"])
     assert not set(queries["domain"]) & pool
     assert set(queries["batch"]) <= {text.strip() for text in pool}
+
+
+def queries_of(kind, data, count, k):
+    """(texts of the demonstrations, text of the query) of every calibration prompt."""
+    prompts = calibration_prompts(kind, data, count, k, seed=0)
+    parts = [prompt.text.removesuffix(" label:").split("\n") for prompt in prompts]
+    texts = [[part.removeprefix("text: ").split(" label:")[0] for part in each] for each in parts]
+    return [(shown, query) for *shown, query in texts]
+
+
+def test_calibration_prompts_from_a_pool_of_five_texts():
+    """Four demonstrations and the text that is left; words as often as the pool has them."""
+    texts = ["a a a b", "a a b a", "a b a a", "b a a a", "a a a b c c"]
+    examples = tuple(Example(text, i % 2) for i, text in enumerate(texts))
+    task = Task("own", Template("text: {text} label: {label}\n"), ("x", "y"), ("x", "y"))
+    data = abft.data.splits.TaskData(task, examples, examples, examples[:1])
+
+    drawn = queries_of("batch", data, 40, 4)
+    assert all(sorted([*shown, query]) == sorted(texts) for shown, query in drawn)
+    assert {query for _, query in drawn} == {*texts}
+    contextual = queries_of("contextual", data, 7, 4)
+    neutral = ["N/A", "[MASK]", ""]
+    assert [query.strip() for _, query in contextual] == [*neutral, *neutral, neutral[0]]
+
+    # 22 words in 5 texts: 4 a query, of which a is 15, b 5 and c 2 of 22.
+    words = [query.split() for _, query in queries_of("domain", data, 500, 4)]
+    assert {len(query) for query in words} == {4}
+    shares = [sum(query.count(word) for query in words) / 2000 for word in "abc"]
+    assert shares == pytest.approx([15 / 22, 5 / 22, 2 / 22], abs=0.04)
+
+
+def test_fewer_prompts_than_a_scenario_asks_for():
+    """Scenarios with sizes of their own write no more than the setting's queries."""
+    for name, sets, prompts in (
+        ("template_consistency", 9, 7),
+        ("demonstration_consistency", 1, 7 * 8),
+        ("zero_shot", 1, 7),
+    ):
+        made = SCENARIOS[name].write(setting("SST2", count=7))
+        assert [len(each.prompts) for each in made] == [prompts] * sets
+        targets = made[0].targets.reshape(-1, 7)
+        assert (targets == targets[0]).all()
+    data = load_task("SST2", "staicc")
+    two = abft.data.splits.TaskData(data.task, data.train, data.demonstrations, data.test[:2])
+    few = Setting(two, 4, 16, "staicc", load_task, None)
+    for name, prompts in (
+        ("template_consistency", 2),
+        ("demonstration_consistency", 2 * 8),
+        ("zero_shot", 2),
+    ):
+        assert len(SCENARIOS[name].write(few)[0].prompts) == prompts
+
+
+def test_noise_rates_are_rounded_down_and_named_by_what_was_written():
+    sets = SCENARIOS["label_noise"].write(setting("TREC", count=5, k=6))
+    assert [s.name for s in sets] == [f"noise={n / 6:g}" for n in (0, 1, 3, 4, 6)]
+    for s, incorrect in zip(sets, (0, 1, 3, 4, 6), strict=True):
+        for clean, noisy in zip(sets[0].prompts, s.prompts, strict=True):
+            pairs = zip(clean.label_classes, noisy.label_classes, strict=True)
+            steps = [(b - a) % 6 for a, b in pairs]
+            assert sorted(steps) == [0] * (6 - incorrect) + [1] * incorrect
+
+
+def test_slopes_of_accuracy_and_macro_f1_by_hand():
+    """Predictions that fall to one class: the slopes of the two metrics differ."""
+    sets = SCENARIOS["label_noise"].write(setting("SST2", count=60, k=2))
+    assert [s.name for s in sets] == ["noise=0", "noise=0.5", "noise=1"]
+    targets = sets[0].targets
+    ones = np.ones(60, int)
+    predictions = [targets, np.where(np.arange(60) < 30, targets, ones), ones]
+    measured = SCENARIOS["label_noise"].measure(sets, [np.eye(2)[p] for p in predictions])
+    for name, score in (
+        ("gler", lambda p: (p == targets).mean()),
+        ("gler_macro_f1", lambda p: f1_score(targets, p, average="macro")),
+    ):
+        # x = 1, 0.5, 0: the middle has no weight in the slope.
+        assert measured[name] == pytest.approx(score(predictions[0]) - score(predictions[2]))
+    assert measured["gler_macro_f1"] - measured["gler"] > 0.05
+
+
+def test_template_measures_by_hand():
+    sets = SCENARIOS["template_consistency"].write(setting("SST2", count=10))
+    targets = sets[0].targets
+    # Six templates answer correctly, three with the other class.
+    predictions = [targets] * 6 + [1 - targets] * 3
+    measured = SCENARIOS["template_consistency"].measure(sets, [np.eye(2)[p] for p in predictions])
+    assert measured == {"consistency": pytest.approx(6 / 9), "accuracy": pytest.approx(6 / 9)}
+
+
+def test_exactly_enough_demonstrations_of_other_labels():
+    data = load_task("SST2")
+    others = [e for e in data.demonstrations if e.label == 0][:4]
+    pool = tuple(others + [e for e in data.demonstrations if e.label == 1][:8])
+    test = tuple(e for e in data.test if e.label == 1)[:3]
+    four = abft.data.splits.TaskData(data.task, data.train, pool, test)
+    (unseen,) = SCENARIOS["unseen_label"].write(Setting(four, 4, 3, "consistent", load_task, None))
+    assert [prompt.label_classes for prompt in unseen.prompts] == [(0, 0, 0, 0)] * 3
+
+
+class Recorder:
+    """A tokenizer that keeps how many tokens it was given to decode."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer, self.lengths = tokenizer, []
+        self.vocab_size = tokenizer.vocab_size
+        self.all_special_ids = tokenizer.all_special_ids
+
+    def __call__(self, text, **options):
+        return self.tokenizer(text, **options)
+
+    def decode(self, ids):
+        self.lengths.append(len(ids))
+        return self.tokenizer.decode(ids)
+
+
+def test_random_queries_have_as_many_tokens_as_the_queries_they_replace(bpe):
+    recorder = Recorder(bpe)
+    asked = setting("SST2", recorder, "consistent", 20)
+    empty = abft.data.splits.TaskData(
+        asked.data.task,
+        asked.data.train,
+        asked.data.demonstrations,
+        (*asked.data.test[:5], Example("", 0)),
+    )
+    SCENARIOS["random_query"].write(Setting(empty, 4, 8, "consistent", load_task, recorder))
+    texts = [empty.test[i % 6].text for i in range(8)]
+    lengths = [len(bpe(text, add_special_tokens=False)["input_ids"]) for text in texts]
+    assert lengths[5] == 0
+    assert recorder.lengths[-8:] == [*lengths[:5], 1, *lengths[6:]]
+
+
+def test_perplexity_is_of_news_of_another_task():
+    texts = SCENARIOS["perplexity"].texts
+    for name, source in (("SST2", "AGNews"), ("FP", "AGNews"), ("AGNews", "FP")):
+        expected = [example.text for example in load_task(source).test[:256]]
+        assert texts(setting(name, prompt_style="consistent")) == expected
 
 
 def test_word_tokens_of_every_template_are_found(bpe):

@@ -1,5 +1,8 @@
 import contextlib
 import io
+import random
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -9,7 +12,9 @@ import pytest
 from abft.cli.predictions import write_predictions
 from abft.data.builtin import TASKS, load_task
 from abft.data.datasets import labelled_splits, load_data, read_table, texts_of
-from abft.data.splits import lcg_indices, text_key
+from abft.data.draws import demonstration_sets, split_held_out
+from abft.data.splits import lcg_indices, text_key, unique, without_texts_of
+from abft.data.tasks import Example
 from abft.errors import AbftError
 
 
@@ -228,3 +233,117 @@ def test_a_lone_carriage_return_survives_a_table(tmp_path, suffix):
     assert frame["text"].tolist() == texts
     assert frame["count"].isna().tolist() == [False, True, False, False]
     assert frame["probability_good"].tolist() == [0.75] * 4
+
+
+def test_the_first_of_equal_texts_is_kept_with_its_label():
+    examples = [
+        Example("b", 0),
+        Example("A fine film.", 1),
+        Example("a FINE film", 0),
+        Example("B!", 1),
+        Example("c", 1),
+    ]
+    assert Counter(unique(examples)) == Counter([examples[0], examples[1], examples[4]])
+    by_label = unique(examples, key=lambda example: example.label)
+    assert Counter(by_label) == Counter(examples[:2])
+    assert unique(examples[1:2] + examples[3:]) == examples[1:2] + examples[3:]
+
+
+def test_texts_of_symbols_only_are_different_texts(tmp_path):
+    symbols = ["!!!", "???", "🙂", "🙁", "🙂🙂", "...", "♥", "-"]
+    keys = [text_key(text) for text in symbols]
+    assert len({*keys, text_key("a"), text_key("1")}) == len(symbols) + 2
+    assert "" not in keys
+    assert text_key(" !!!\n") == text_key("!!!")
+    assert text_key("No. 1, Straße!") == text_key("no 1 STRASSE") != text_key("no 2 strasse")
+
+    rows = [f'"{text}",{"ab"[i % 2]}' for i, text in enumerate([*symbols, " 🙂 "])]
+    (tmp_path / "symbols.csv").write_text("text,label\n" + "\n".join(rows), encoding="utf-8")
+    assert set().union(*parts(load_data(tmp_path / "symbols.csv"))) == set(symbols)
+    kept = without_texts_of([Example(t, 0) for t in symbols], [Example("🙂 ", 1), Example("x", 1)])
+    assert [example.text for example in kept] == [text for text in symbols if text != "🙂"]
+
+
+def test_texts_are_taken_out_of_every_part(review_data):
+    texts = [part[1].text for part in (review_data.train, review_data.demonstrations)]
+    texts.append(review_data.test[1].text)
+    fewer = review_data.without({text_key(text.upper()) for text in texts})
+    for part in ("train", "demonstrations", "test"):
+        whole = getattr(review_data, part)
+        assert getattr(fewer, part) == (whole[0], *whole[2:])
+
+
+def test_pools_of_exactly_the_size_that_prompts_need(review_data):
+    few = replace(
+        review_data, train=review_data.train[:6], demonstrations=review_data.demonstrations[:4]
+    )
+    few.check(4, queries=2)
+    few.check(4)
+    with pytest.raises(AbftError, match="has 6 examples, k = 4 .* 3 queries need 7.*--queries 1"):
+        few.check(4, queries=3)
+    with pytest.raises(AbftError, match="has 4 examples, k = 5 needs at least 5"):
+        few.check(5)
+    with pytest.raises(AbftError, match="no test examples"):
+        replace(few, test=()).check(4)
+    same = tuple(example for example in review_data.train if example.label == 1)
+    with pytest.raises(AbftError, match="has the same label"):
+        replace(review_data, train=same).check(4)
+
+
+def of_classes(*counts):
+    return [Example(f"{c} {i}", c) for c, count in enumerate(counts) for i in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("counts", "share", "quotas", "size"),
+    [
+        ((80, 20), 0.1, (8, 2), 10),
+        ((50, 50), 0.02, (4, 4), 8),  # at least 8
+        ((1500, 500), 0.25, (192, 64), 256),  # at most 256
+        ((7, 7), 0.9, (4, 4), 7),  # at most half; halves are rounded, and one class loses a text
+        ((78, 78), 0.1, (8, 8), 16),  # 15.6, rounded
+        ((7, 6), 0.9, (3, 3), 6),
+        ((13, 1, 1, 1), 0.5, (6, 0, 0, 0), 6),  # never the last text of a class
+        ((44, 44, 10, 2), 0.1, (4, 4, 1, 1), 10),  # one of a class whose share is 0.2 texts
+    ],
+)
+def test_the_same_share_of_every_class_is_held_out(counts, share, quotas, size):
+    examples = of_classes(*counts)
+    draws = []
+    for seed in range(5):
+        training, held_out = split_held_out(examples, share, random.Random(seed))
+        assert Counter([*training, *held_out]) == Counter(examples)
+        by_class = Counter(example.label for example in held_out)
+        assert all(by_class[c] <= quota for c, quota in enumerate(quotas))
+        assert len(held_out) == size
+        draws.append(frozenset(held_out))
+    assert len({*draws}) == 5
+
+
+def test_demonstrations_go_through_classes_and_texts_in_turn():
+    """Three classes and sets of four: every class comes 4 times in 3 sets, its texts in rounds."""
+    examples = of_classes(2, 3, 8)
+    firsts = set()
+    for seed in range(10):
+        sets = demonstration_sets(examples, 4, 6, random.Random(seed))
+        assert [len(each) for each in sets] == [4] * 6
+        for shown in sets:
+            assert sorted(Counter(example.label for example in shown).values()) == [1, 1, 2]
+        drawn = [example for each in sets for example in each]
+        assert Counter(example.label for example in drawn) == {0: 8, 1: 8, 2: 8}
+
+        # 2 texts four times each, 3 texts three times or twice, 8 texts once.
+        times = Counter(drawn)
+        assert sorted(times.values()) == [1] * 8 + [2, 3, 3] + [4, 4]
+        firsts.add(max(Counter(example.label for example in sets[0]).items(), key=lambda i: i[1]))
+    assert {label for label, _ in firsts} == {0, 1, 2}  # which class comes twice is shuffled
+
+    # With sets of three, only the order inside of a set and that of the texts are left to chance.
+    sets = demonstration_sets(examples, 3, 20, random.Random(0))
+    assert {shown[-1].label for shown in sets} == {0, 1, 2}
+    first_texts = {
+        demonstration_sets([*of_classes(0, 0, 8), *of_classes(1)], 2, 1, random.Random(seed))[0][at]
+        for seed in range(20)
+        for at in (0, 1)
+    }
+    assert len(first_texts) > 5

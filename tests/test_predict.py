@@ -156,6 +156,66 @@ def test_head_report_counts(prompts, bpe, review_data):
     assert (report.correct_mass_LH + report.incorrect_mass_LH <= 1).all()
 
 
+def heads_by_hand(model, prompts, fixed_threshold):
+    """Prompt by prompt from eager attention: passes, attention on correct and incorrect labels."""
+    model.set_attn_implementation("eager")
+    sums = np.zeros((3, 2, 4))
+    for prompt in prompts:
+        with torch.no_grad():
+            output = model(torch.tensor([prompt.input_ids]), output_attentions=True)
+        k, n = len(prompt.label_positions), len(prompt.input_ids)
+        T = k / (k + np.log(n)) if fixed_threshold is None else fixed_threshold
+        labels = list(zip(prompt.label_positions, prompt.label_classes, strict=True))
+        for layer, matrices in enumerate(output.attentions):
+            for head in range(4):
+                row = matrices[0, head, -1].double().numpy()
+                correct = sum(row[at] for at, label in labels if label == prompt.target)
+                incorrect = sum(row[at] for at, label in labels if label != prompt.target)
+                sums[:, layer, head] += correct + incorrect > T, correct, incorrect
+    return sums / len(prompts)
+
+
+@pytest.mark.parametrize("fixed_threshold", [None, 0.05])
+@pytest.mark.parametrize("labels", [[3, 4], LONG_LABELS])
+def test_head_statistics_are_means_over_prompts_not_over_batches(
+    bpe, review_data, labels, fixed_threshold
+):
+    """Batches of 4, 4 and 2 prompts with one or three demonstrations, so that means of batches'
+    means, and rows of other prompts or after beginnings of labels, are off.
+    """
+    written = training_prompts(review_data, 5, 3, seed=0) + training_prompts(review_data, 5, 1, 1)
+    mixed = encode(bpe, [written[i] for i in (0, 5, 1, 6, 7, 2, 8, 9, 3, 4)])
+    model = tiny_model("llama")
+    _, report = evaluate(model, mixed, labels, batch_size=4, fixed_threshold=fixed_threshold)
+    passes, correct, incorrect = heads_by_hand(model, mixed, fixed_threshold)
+    assert np.abs(correct - incorrect).max() > 0.005
+    np.testing.assert_allclose(report.correct_mass_LH, correct, atol=1e-6)
+    np.testing.assert_allclose(report.incorrect_mass_LH, incorrect, atol=1e-6)
+    np.testing.assert_allclose(report.induction_rate_LH, passes, atol=1e-12)
+    assert report.heads == pytest.approx(passes.sum())
+    if fixed_threshold is not None:
+        assert ((passes > 0) & (passes < 1)).sum() >= 4
+
+
+def test_beginnings_of_labels_do_not_repeat_the_prompt(prompts):
+    model = tiny_model("llama")
+    evaluate(model, prompts, LONG_LABELS)  # with the probes of a new model
+    counts = count_tokens(model)
+    evaluate(model, prompts, LONG_LABELS, batch_size=len(prompts))
+    longest = max(len(prompt.input_ids) for prompt in prompts)
+    assert counts == [len(prompts) * (longest + 4)]
+
+
+def test_dropout_is_off(prompts, bpe):
+    model = tiny_model("gpt2")
+    assert model.config.resid_pdrop > 0
+    expected, _ = evaluate(model, prompts, [3, 4])
+    measured, _ = evaluate(model.train(), prompts, [3, 4])
+    np.testing.assert_allclose(measured, expected, atol=2e-5)
+    texts = ["a film to remember"]
+    assert perplexity(model.train(), bpe, texts) == perplexity(model.eval(), bpe, texts)
+
+
 def test_order_is_kept_and_progress_adds_up(prompts, bpe, review_data):
     model = tiny_model("llama")
     words = label_tokens(bpe, review_data.task)
@@ -361,3 +421,22 @@ def test_dynamic_rotation_beyond_the_context_is_refused():
     for score in (LabelScorer(model, [5, 6]), lambda prompts: evaluate(model, prompts, [5, 6])):
         with pytest.raises(AbftError, match=r"has 21 tokens; beyond 20, .* ran before"):
             score(_of_lengths(12, 21))
+
+
+def test_perplexity_of_short_and_long_texts(bpe):
+    """Two tokens predict one; of long texts the first 512 tokens count, or `max_length`."""
+    model = tiny_model("llama")
+    letters = [token for token in "abcdefghij" if len(bpe(token)["input_ids"]) == 1]
+    short, long = "".join(letters[:2]), " ".join(letters * 70)
+    assert len(bpe(short)["input_ids"]) == 2
+    assert len(bpe(long)["input_ids"]) > 520
+
+    def expected(text, length):
+        ids = torch.tensor([bpe(text)["input_ids"][:length]])
+        return model(ids, labels=ids).loss.exp().item()
+
+    assert perplexity(model, bpe, [short]) == pytest.approx(expected(short, 2), rel=1e-4)
+    assert perplexity(model, bpe, [long]) == pytest.approx(expected(long, 512), rel=1e-4)
+    for length in (2, 7):
+        measured = perplexity(model, bpe, [long], max_length=length)
+        assert measured == pytest.approx(expected(long, length), rel=1e-4)

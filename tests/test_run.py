@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 import abft
 from abft.cli.app import app
+from abft.cli.tables import print_result
 from abft.method.objectives import DEFAULT_OBJECTIVE
 from abft.method.settings import layer_numbers
 from abft.runs.config import RunConfig, config_values, default_learning_rate, resolve
@@ -25,6 +26,7 @@ from abft.runs.run_folder import read_config
 from abft.runs.session import Session
 from abft.runs.train import TrainedRun
 from command_line import arguments, invoke, refused
+from tiny import tiny_model
 
 
 def same_weights(run, other):
@@ -115,6 +117,108 @@ def test_heads_lists_heads(finished):
     assert rates == sorted(rates, reverse=True)
     assert {head["layer"] for head in shown["heads"]} <= {0, 1}
     assert "heads pass the threshold" in invoke("heads", "--run", finished).stdout
+
+
+def table_rows(text):
+    """The header and the rows of a printed table, as lists of cells."""
+    lines = [line.replace("┃", "│") for line in text.splitlines()]
+    return [
+        [cell.strip() for cell in line.strip("│").split("│")]
+        for line in lines
+        if line.startswith("│")
+    ]
+
+
+def test_the_table_after_a_run_shows_before_and_after(capsys):
+    """Numbers that all differ: a swapped column or row, or other digits, would show."""
+    scores = {"accuracy": 0.5126, "macro_f1": 0.4131, "ece": 0.0672, "heads": 11.25}
+    metrics = {
+        "objective": "abft",
+        "task": "TREC",
+        "model": "tiny",
+        "test_prompts": 20,
+        "k": 4,
+        "seed": 3,
+        "before": scores,
+        "after": {name: value + 0.2 for name, value in scores.items()},
+        "training": {
+            "steps": 32,
+            "prompts": 1024,
+            "seconds": 12.6,
+            "trainable_parameters": 1_234_567,
+            "peak_memory_bytes": 3 * 2**29,
+        },
+    }
+    print_result(metrics, "runs/TREC")
+    printed = capsys.readouterr().out
+    assert table_rows(printed) == [
+        ["TREC", "vanilla", "ABFT"],
+        ["accuracy", "0.513", "0.713"],
+        ["macro-F1", "0.413", "0.613"],
+        ["ECE", "0.067", "0.267"],
+        ["heads over threshold", "11.250", "11.450"],
+    ]
+    assert "tiny, 20 test prompts, k = 4, seed 3" in printed
+    assert "training: 32 steps, 1024 prompts, 13 seconds, 1,234,567 trainable" in printed
+    assert "peak memory 1.5 GiB" in printed
+
+
+def test_tables_show_the_numbers_of_the_json(finished):
+    shown = json.loads(invoke("eval", "--run", finished, "--json").stdout)
+    rows = table_rows(invoke("eval", "--run", finished).stdout)
+    assert rows[0] == ["metric", "value"]
+    printed = {row[0]: row[1] for row in rows[1:]}
+    for name in ("accuracy", "macro_f1", "ece", "heads", "mean_correct_mass"):
+        assert printed[name] == f"{shown[name]:.4f}"
+    assert shown["mean_correct_mass"] != shown["mean_incorrect_mass"]
+    assert len({shown[name] for name in ("accuracy", "macro_f1", "ece")}) == 3
+
+    shown = json.loads(invoke("heads", "--run", finished, "--top", 5, "--json").stdout)
+    printed = invoke("heads", "--run", finished, "--top", 5).stdout
+    rows = table_rows(printed)
+    assert rows[0] == ["layer", "head", "passes in", "on correct labels", "on incorrect"]
+    assert rows[1:] == [
+        [
+            str(head["layer"]),
+            str(head["head"]),
+            f"{100 * head['induction_rate']:.0f}%",
+            f"{head['correct_mass']:.3f}",
+            f"{head['incorrect_mass']:.3f}",
+        ]
+        for head in shown["heads"]
+    ]
+    assert any(head["correct_mass"] != head["incorrect_mass"] for head in shown["heads"])
+    order = [(head["induction_rate"], head["correct_mass"]) for head in shown["heads"]]
+    assert order == sorted(order, reverse=True)
+
+    # The last line, from all heads of the model.
+    everything = json.loads(invoke("heads", "--run", finished, "--top", 99, "--json").stdout)
+    heads = everything["heads"]
+    share = sum(head["correct_mass"] + head["incorrect_mass"] for head in heads) / 8
+    assert sum(head["induction_rate"] for head in heads) == pytest.approx(
+        everything["heads_over_threshold"]
+    )
+    last = " ".join(printed.split("\n")[-2].split())
+    assert last.startswith(f"{shown['heads_over_threshold']:.1f} of 8 heads pass")
+    assert f"puts {share:.1%} of its attention on label tokens" in last
+
+    given = ("predict", "--run", finished, "--text", "great  and joy", "--text", "bad")
+    shown = [json.loads(line) for line in invoke(*given, "--json").stdout.splitlines()]
+    lines = [line.split("\t") for line in invoke(*given).stdout.splitlines()]
+    assert [line[2] for line in lines] == ["great and joy", "bad"]
+    for line, result in zip(lines, shown, strict=True):
+        label = max(result["probabilities"], key=result["probabilities"].get)
+        assert line[:2] == [label, f"{result['probabilities'][label]:.3f}"]
+
+
+def test_heads_of_hybrid_models_have_their_layers_number_in_the_model(options, bpe, tmp_path):
+    """Of three layers only the second has attention, and so the only rows."""
+    tiny_model("lfm2").save_pretrained(tmp_path / "hybrid")
+    bpe.save_pretrained(tmp_path / "hybrid")
+    names = ("data", "text-column", "label-column", "template", "device")
+    given = {**{name: options[name] for name in names}, "model": tmp_path / "hybrid"}
+    shown = json.loads(invoke("heads", *arguments(given, test_prompts=4), "--json").stdout)
+    assert {(head["layer"], head["head"]) for head in shown["heads"]} == {(1, h) for h in range(4)}
 
 
 def test_predict(finished, tmp_path, reviews):
@@ -303,6 +407,43 @@ def test_merge_is_a_stock_checkpoint(finished, model_folder, tmp_path):
     assert not (
         tmp_path / "nothing/README.md"
     ).exists()  # the run's figures are not those of other factors
+
+
+def test_a_merge_by_a_factor_is_between_the_base_and_the_run(
+    finished, options, model_folder, tmp_path
+):
+    """theta0 + 0.4 (theta - theta0), tensor by tensor from the files of full-rank and LoRA runs."""
+    lora = tmp_path / "lora"
+    flags = ("--lora-alpha", 6, "--output", lora)
+    assert invoke("train", *arguments(options, lora_r=4), *flags).exit_code == 0
+    base = load_file(model_folder / "model.safetensors")
+    changes = {}
+    trained = load_file(finished / "qk_weights.safetensors")
+    changes[finished] = {name: theta - base[name] for name, theta in trained.items()}
+
+    adapter = load_file(lora / "adapter_model.safetensors")
+    settings = json.loads((lora / "adapter_config.json").read_text())
+    scale = settings["lora_alpha"] / settings["r"]
+    changes[lora] = {
+        name.removeprefix("base_model.model.").replace("lora_A.", ""): scale
+        * (adapter[name.replace("lora_A", "lora_B")].double() @ A.double()).float()
+        for name, A in adapter.items()
+        if "lora_A" in name
+    }
+    for run, change in changes.items():
+        assert len(change) == 4  # W_Q and W_K of two layers
+        for factor in (0.4, -1.5):
+            output = tmp_path / f"{run.name}{factor}"
+            assert invoke("merge", run, output, "--factor", factor).exit_code == 0
+            merged = load_file(output / "model.safetensors")
+            assert merged.keys() == base.keys()
+            for name, theta0 in base.items():
+                if name in change:
+                    assert change[name].abs().max() > 1e-3
+                    expected = theta0 + factor * change[name]
+                    torch.testing.assert_close(merged[name], expected, rtol=1e-5, atol=1e-6)
+                else:
+                    assert torch.equal(merged[name], theta0)
 
 
 def test_others_may_read_the_weights(finished, options, tmp_path):
