@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO_OUTPUT ?= runs/demo
 
-.PHONY: demo test bench docs lint types check clean
+.PHONY: demo test bench mutants docs lint types check clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -22,6 +22,9 @@ test: $(VENV)/.installed  ## tests of the report need chromium and are skipped w
 bench: $(VENV)/.installed  ## tables of PERFORMANCE.md: two hours, and hours of training runs; leave the machine alone meanwhile
 	$(BIN)/python benchmarks/run.py
 
+mutants: $(VENV)/.installed  ## mutation testing: about an hour on 2 cores; results/mutants.json
+	$(BIN)/python benchmarks/mutants.py
+
 docs: $(VENV)/.installed  ## build/docs/index.html; needs no network, warnings are errors
 	$(BIN)/sphinx-build -W --keep-going -b html docs build/docs
 
@@ -35,4 +38,4 @@ types: $(VENV)/.installed
 check: lint types test
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs mutants
