@@ -19,6 +19,7 @@ from abft.data.prompts import training_prompts
 from abft.data.splits import text_key
 from abft.data.tasks import Example, Task, Template
 from abft.errors import AbftError
+from tiny import staicc_loader
 
 
 @contextlib.contextmanager
@@ -29,7 +30,7 @@ def quiet():
 
 with quiet():
     StaICC = pytest.importorskip("StaICC.util.experimentor")
-    from StaICC.util import functional, hgf_dataset_loader
+    from StaICC.util import functional
 
 
 def setting(name, tokenizer=None, prompt_style="staicc", count=1024, k=4):
@@ -70,7 +71,7 @@ class Spy:
 def theirs(kind, name, tests=512, **options):
     sizes = [1024, abft.data.builtin.BUILTIN[name].demonstrations, tests]
     with quiet():
-        data = getattr(hgf_dataset_loader, abft.data.builtin.BUILTIN[name].loader)()
+        data = staicc_loader(name)
         return getattr(StaICC, kind)(original_dataset=data, k=4, dividing=sizes, **options)
 
 
@@ -99,7 +100,7 @@ def test_template_consistency_is_staiccs(name):
 @pytest.mark.parametrize("name", TASKS)
 def test_alternate_templates_are_staiccs(name):
     with quiet():
-        loader = getattr(hgf_dataset_loader, abft.data.builtin.BUILTIN[name].loader)()
+        loader = staicc_loader(name)
     alternates = loader.get_alternate_template()
     tasks = alternate_templates(load_task(name, "staicc").task)
     assert {t.template.instruction for t in tasks} == set(alternates["instruction"])

@@ -16,6 +16,7 @@ from abft.data.draws import demonstration_sets, split_held_out
 from abft.data.splits import lcg_indices, text_key, unique, without_texts_of
 from abft.data.tasks import Example
 from abft.errors import AbftError
+from tiny import staicc_loader
 
 
 def parts(data):
@@ -42,9 +43,9 @@ def test_splits_equal_staicc(name):
     import abft.data.builtin
 
     with contextlib.redirect_stdout(io.StringIO()):
-        from StaICC.util import dataset_interface, hgf_dataset_loader
+        from StaICC.util import dataset_interface
 
-    loader = getattr(hgf_dataset_loader, abft.data.builtin.BUILTIN[name].loader)()
+    loader = staicc_loader(name)
     demonstration_number = abft.data.builtin.BUILTIN[name].demonstrations
     theirs = dataset_interface.triplet_dataset(loader, 1024, demonstration_number, 512)
     ours = load_task(name, "staicc")

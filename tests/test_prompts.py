@@ -20,7 +20,7 @@ from abft.data.prompts import Prompt, evaluation_prompts, training_prompts, writ
 from abft.data.splits import TaskData
 from abft.data.tasks import Example, Task, Template
 from abft.errors import AbftError
-from tiny import tokenizer
+from tiny import staicc_loader, tokenizer
 
 KINDS = ("bpe", "sentencepiece", "wordpiece")
 
@@ -54,9 +54,9 @@ def test_staicc_prompts_equal_staicc_byte_for_byte(name):
     import abft.data.builtin
 
     with contextlib.redirect_stdout(io.StringIO()):
-        from StaICC.util import experimentor, hgf_dataset_loader
+        from StaICC.util import experimentor
 
-    loader = getattr(hgf_dataset_loader, abft.data.builtin.BUILTIN[name].loader)()
+    loader = staicc_loader(name)
     sizes = [1024, abft.data.builtin.BUILTIN[name].demonstrations, 512]
     theirs = experimentor.single_experimentor(original_dataset=loader, k=4, dividing=sizes)
     data = load_task(name, "staicc")

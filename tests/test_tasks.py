@@ -1,6 +1,11 @@
+import hashlib
+import importlib.util
+import pickle
+
 import pytest
 
-from abft.data.builtin import TASKS, task_named
+from abft.data import staicc
+from abft.data.builtin import BUILTIN, TASKS, load_task, task_named
 from abft.data.tasks import Task, Template
 from abft.errors import AbftError
 
@@ -57,3 +62,67 @@ def test_label_words():
         Task("t", task.template, ("one",), ("one",))
     with pytest.raises(AbftError, match="empty or padded"):
         task.with_words({"negative": " bad"})
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """An empty cache folder."""
+    monkeypatch.setenv("ABFT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.mark.parametrize("record", BUILTIN.values(), ids=lambda record: record.name)
+def test_tables_are_unpickled_once_and_equal_staiccs(record, cache, monkeypatch):
+    path = staicc._staicc_file(record.table)
+    expected = [(text, label) for (text,), label in pickle.loads(path.read_bytes())]
+    assert staicc.read_table(record.table) == expected
+
+    def refuse(*arguments):
+        raise AssertionError("unpickled again")
+
+    monkeypatch.setattr(staicc, "_unpickle", refuse)
+    assert staicc.read_table(record.table) == expected
+
+
+def test_a_damaged_copy_of_a_table_is_made_again(cache):
+    expected = staicc.read_table("trec")
+    (copy,) = cache.rglob("*.json")
+    content = copy.read_bytes()
+    for damaged in (content[:-10], content.replace(b"What", b"Whom", 1), b"", b"\xff\n[]"):
+        copy.write_bytes(damaged)
+        assert staicc.read_table("trec") == expected
+        assert copy.read_bytes() == content
+
+
+def test_tables_without_a_cache(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("ABFT_CACHE", str(tmp_path / "file"))
+    assert len(staicc.read_table("trec")) == 5952
+
+
+class _Code:
+    """A pickle of it creates a file when it is read."""
+
+    def __reduce__(self):
+        return open, ("ran", "w")
+
+
+def test_no_pickle_runs_code(cache, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pickled = tmp_path / "trec.dataset"
+    pickled.write_bytes(pickle.dumps([(["text"], _Code())]))
+    monkeypatch.setattr(staicc, "_staicc_file", lambda name: pickled)
+    with pytest.raises(AbftError, match=r"not that of StaICC 0\.1\.1; .* could run code"):
+        staicc.read_table("trec")
+
+    # Not even one of the known digest.
+    digest = hashlib.sha256(pickled.read_bytes()).hexdigest()
+    with pytest.raises(pickle.UnpicklingError, match=r"it names io\.open"):
+        staicc._unpickle(pickled, digest)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_task_without_its_data(cache, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(AbftError, match=r"pip install 'abft\[staicc\]'"):
+        load_task("TREC")

@@ -100,6 +100,14 @@ LEGACY: dict[str, dict] = {
 }
 
 
+def staicc_loader(name: str):
+    """StaICC's own object that reads the data of a built-in task."""
+    from StaICC.util import hgf_dataset_loader
+
+    table = BUILTIN[name].table
+    return getattr(hgf_dataset_loader, "glue_sst2" if table == "sst2" else table)()
+
+
 def tiny_model(family: str, seed: int = 0, **changes):
     """A random causal LM in eval mode, float32, with spread-out attention (initial weights are
     scaled up).

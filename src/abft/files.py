@@ -9,6 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
+def cache_folder() -> Path:
+    """Return where converted models and tables are kept: $ABFT_CACHE, else ~/.cache/abft."""
+    return Path(os.environ.get("ABFT_CACHE", Path.home() / ".cache" / "abft"))
+
+
 def _partial(path: Path) -> Path:
     """Return where `path` is written first: next to it, one place for each process."""
     return path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.partial")

@@ -4,9 +4,7 @@ Labels and templates are those of the paper (arXiv 2505.14233) and of StaICC 0.1
 classes is StaICC's.
 """
 
-import contextlib
 import functools
-import io
 from dataclasses import dataclass, field
 
 from abft.data.splits import (
@@ -18,6 +16,7 @@ from abft.data.splits import (
     unique,
     without_texts_of,
 )
+from abft.data.staicc import read_table
 from abft.data.tasks import Example, PromptStyle, Task, Template
 from abft.errors import AbftError
 
@@ -30,7 +29,7 @@ class BuiltinTask:
     text_name: str  # before the text in a prompt
     label_name: str  # before the label in a prompt
     words: str  # label words, class by class
-    loader: str  # StaICC's function that reads the data
+    table: str  # name of StaICC's file
     instructions: tuple[str, str]  # StaICC's two alternates, for the consistency scenario
     other_text_name: str  # StaICC's alternate
     synonyms: str  # other label words of the same meaning, class by class
@@ -63,7 +62,7 @@ BUILTIN: dict[str, BuiltinTask] = {
             text_name="sentence",
             label_name="sentiment",
             words="negative positive",
-            loader="glue_sst2",
+            table="sst2",
             instructions=(_MOVIE_FEELING, _CLASSIFY),
             other_text_name="review",
             synonyms="bad good",
@@ -73,7 +72,7 @@ BUILTIN: dict[str, BuiltinTask] = {
             text_name="review",
             label_name="sentiment",
             words="negative positive",
-            loader="rotten_tomatoes",
+            table="rotten_tomatoes",
             instructions=(_MOVIE_FEELING, _CLASSIFY),
             other_text_name="sentence",
             synonyms="bad good",
@@ -83,7 +82,7 @@ BUILTIN: dict[str, BuiltinTask] = {
             text_name="sentence",
             label_name="sentiment",
             words="negative neutral positive",
-            loader="financial_phrasebank",
+            table="financial_phrasebank",
             instructions=(
                 "What is the attitude towards the financial news in this sentence? ",
                 "What is the emotional response to the financial news in this sentence? ",
@@ -97,7 +96,7 @@ BUILTIN: dict[str, BuiltinTask] = {
             text_name="sentence",
             label_name="sentiment",
             words="poor bad neutral good great",
-            loader="sst5",
+            table="sst5",
             instructions=(_MOVIE_FEELING, "What mood does this sentence convey about the movie? "),
             other_text_name="review",
             synonyms="terrible negative average positive excellent",
@@ -107,7 +106,7 @@ BUILTIN: dict[str, BuiltinTask] = {
             text_name="question",
             label_name="target",
             words="short entity description person location number",
-            loader="trec",
+            table="trec",
             instructions=(
                 "What is the topic of the question? ",
                 "What is the primary focus of this question? ",
@@ -120,7 +119,7 @@ BUILTIN: dict[str, BuiltinTask] = {
             text_name="news",
             label_name="topic",
             words="world sports business science",
-            loader="agnews",
+            table="agnews",
             instructions=("What is the topic of the news? ", "What is the news focused on? "),
             other_text_name="sentence",
             synonyms="global games finance technology",
@@ -131,7 +130,7 @@ BUILTIN: dict[str, BuiltinTask] = {
             text_name="review",
             label_name="subjectiveness",
             words="objective subjective",
-            loader="subjective",
+            table="subjective",
             instructions=(
                 "Does this sentence reflect a personal opinion? ",
                 "Is this sentence expressing a personal opinion or stating a fact? ",
@@ -145,7 +144,7 @@ BUILTIN: dict[str, BuiltinTask] = {
             text_name="tweet",
             label_name="emotion",
             words="anger joy positive sad",
-            loader="tweet_eval_emotion",
+            table="tweet_eval_emotion",
             instructions=(
                 "What feeling does this sentence convey? ",
                 "What emotion does this sentence express? ",
@@ -159,7 +158,7 @@ BUILTIN: dict[str, BuiltinTask] = {
             text_name="tweet",
             label_name="hate speech",
             words="normal hate",
-            loader="tweet_eval_hate",
+            table="tweet_eval_hate",
             instructions=_HATE,
             other_text_name="sentence",
             synonyms="fine abuse",
@@ -169,7 +168,7 @@ BUILTIN: dict[str, BuiltinTask] = {
             text_name="tweet",
             label_name="hate speech",
             words="normal hate skip relation",
-            loader="hate_speech_18",
+            table="hate_speech_18",
             instructions=_HATE,
             other_text_name="sentence",
             synonyms="fine abuse ignore context",
@@ -216,25 +215,16 @@ def load_task(name: str, prompt_style: PromptStyle = "consistent") -> TaskData:
     100).
 
     Raises:
-        AbftError: unknown task, or the StaICC package is missing.
+        AbftError: unknown task, or the StaICC package is missing or of another version.
     """
     task = task_named(name, prompt_style)
     record = BUILTIN[task.name]
-    try:
-        # StaICC prints while it is imported.
-        with contextlib.redirect_stdout(io.StringIO()):
-            from StaICC.util import hgf_dataset_loader
-    except ImportError:
-        raise AbftError(
-            f"task {task.name} needs the StaICC data: pip install 'abft[staicc]' (or use your "
-            "own data with --data FILE)"
-        ) from None
+    rows = read_table(record.table)
 
     # StaICC draws all parts in one go, in this order.
-    table = getattr(hgf_dataset_loader, record.loader)().table
     sizes = (TRAIN_POOL, record.demonstrations, TEST_QUERIES)
-    (indices,) = lcg_indices(len(table), [sum(sizes)])
-    examples = [Example(table[i][0][0], table[i][1]) for i in indices]
+    (indices,) = lcg_indices(len(rows), [sum(sizes)])
+    examples = [Example(*rows[i]) for i in indices]
 
     train, rest = examples[:TRAIN_POOL], examples[TRAIN_POOL:]
     demonstrations, test = rest[: record.demonstrations], rest[record.demonstrations :]

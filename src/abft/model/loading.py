@@ -5,12 +5,11 @@ Only safetensors (and GGUF) are read as weights; remote code is off unless asked
 
 import hashlib
 import importlib.util
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from abft.errors import AbftError
-from abft.files import atomic_folder
+from abft.files import atomic_folder, cache_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -152,11 +151,6 @@ def resolve(model: str) -> str:
             f"openai-community/gpt2-large"
         )
     return model
-
-
-def cache_folder() -> Path:
-    """Return where converted models are kept: $ABFT_CACHE, else ~/.cache/abft."""
-    return Path(os.environ.get("ABFT_CACHE", Path.home() / ".cache" / "abft"))
 
 
 def _from_gguf(path: Path) -> Path:
