@@ -113,6 +113,12 @@ def test_metrics_follow_from_the_predictions(benchmark):
     store = Store(folder)
     for cell in read_grid(path).cells():
         record = store.read(cell)
+        for said in record["predictions"].values():
+            # Prompt i has query i modulo their number.
+            again = np.arange(len(said["targets"])) % said["queries"]
+            assert np.array_equal(np.array(said["targets"])[again], said["targets"])
+            if cell.scenario == "demonstration_consistency":
+                assert said["queries"] * 8 == len(said["targets"])
         if cell.scenario == "standard":
             said = record["predictions"]["standard"]
             assert record["metrics"]["accuracy"] == np.mean(

@@ -1,4 +1,6 @@
+import csv
 import hashlib
+import json
 import random
 import statistics as exact
 from collections import Counter
@@ -11,7 +13,7 @@ import pytest
 
 from abft.bench import statistics
 from abft.bench.methods import Named
-from abft.bench.report import tables
+from abft.bench.report import tables, write_tables
 from abft.bench.results import Results, difference, mean_difference
 from abft.bench.scenarios import PAPER_TASKS, SCENARIOS
 from abft.bench.statistics import interval, mean_and_deviation
@@ -523,6 +525,31 @@ def test_rows_of_unseen_labels_need_results_of_that_scenario(every_scenario):
     (rows,) = (table.rows for table in made if table.name == "unseen_label-one")
     assert [row[0] for row in rows if row[1] == TITLES["e2e"]] == ["TREC"]
     assert [value is None for value in rows[-1][2:]] == [True, False, False, False]
+
+
+def test_written_files_hold_every_number_and_no_old_tables(every_scenario, tmp_path):
+    (tmp_path / "accuracy-gone.csv").write_text("method,SST2\n")
+    made = write_tables(Results(every_scenario, MadeUp()), tmp_path)
+    names = {"tables.md", "tables.json", "results.csv", *(f"{table.name}.csv" for table in made)}
+    assert {path.name for path in tmp_path.iterdir()} == names
+
+    listed = json.loads((tmp_path / "tables.json").read_text())
+    assert [(t["name"], list(map(tuple, t["rows"]))) for t in listed] == [
+        (table.name, table.rows) for table in made
+    ]
+    with (tmp_path / "results.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    numbers = {tuple(row.values())[:-1]: row["value"] for row in rows}
+    assert len(numbers) == len(rows)
+    for cell in every_scenario.cells():
+        record = MadeUp().read(cell)
+        variant = " ".join(f"{key}={value}" for key, value in cell.variant.items())
+        of = (cell.model, cell.task, cell.method, cell.scenario, variant, str(cell.seed))
+        for metric, value in {**record["metrics"], "heads": record["heads"]}.items():
+            assert float(numbers.pop((*of, metric))) == value
+        for metric, value in (record["training"] or {}).items():
+            assert float(numbers.pop((*of, metric))) == value
+    assert not numbers
 
 
 def test_a_table_without_a_number_is_left_out(every_scenario, monkeypatch):
