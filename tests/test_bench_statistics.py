@@ -512,9 +512,21 @@ def test_differences_are_the_methods_accuracy_less_the_references(every_scenario
 
 def test_a_task_without_results_leaves_its_cell_and_the_mean_empty(every_scenario):
     missing = {("one", "TREC", "e2e", "standard", seed) for seed in SEEDS}
-    table = tables(Results(every_scenario, MadeUp(missing)))[0]
+    made = tables(Results(every_scenario, MadeUp(missing)))
+    table = made[0]
     accuracies = [MadeUp.number("one", "SST2", "e2e", "standard", s, "accuracy") for s in SEEDS]
     assert table.rows[-1] == (TITLES["e2e"], written(accuracies), None, None)
+
+    # What the trainings of the other task cost is shown.
+    (cost,) = (table.rows for table in made if table.name == "cost-one")
+    seconds = [MadeUp.number("one", "SST2", "e2e", "standard", s, "seconds") for s in SEEDS]
+    assert cost[-1][2] == written(seconds, 1000, 0)
+
+
+def test_a_metric_of_zero_is_a_value(every_scenario, monkeypatch):
+    monkeypatch.setattr(MadeUp, "number", lambda *names, **variant: 0.0)
+    results = Results(every_scenario, MadeUp())
+    assert results.values("one", "SST2", "abft", "standard", "accuracy") == {0: 0.0, 1: 0.0}
 
 
 def test_rows_of_unseen_labels_need_results_of_that_scenario(every_scenario):
