@@ -414,6 +414,8 @@ def test_fewer_prompts_than_a_scenario_asks_for():
     ):
         made = SCENARIOS[name].write(setting("SST2", count=7))
         assert [len(each.prompts) for each in made] == [prompts] * sets
+        if sets == 9:
+            assert [each.name for each in made] == [f"template {n}" for n in range(1, 10)]
         targets = made[0].targets.reshape(-1, 7)
         assert (targets == targets[0]).all()
     data = load_task("SST2", "staicc")
