@@ -113,6 +113,12 @@ def test_metrics_follow_from_the_predictions(benchmark):
     store = Store(folder)
     for cell in read_grid(path).cells():
         record = store.read(cell)
+        for said in record["predictions"].values():
+            # Prompt i has query i modulo their number.
+            again = np.arange(len(said["targets"])) % said["queries"]
+            assert np.array_equal(np.array(said["targets"])[again], said["targets"])
+            if cell.scenario == "demonstration_consistency":
+                assert said["queries"] * 8 == len(said["targets"])
         if cell.scenario == "standard":
             said = record["predictions"]["standard"]
             assert record["metrics"]["accuracy"] == np.mean(
@@ -442,6 +448,15 @@ def test_changed_data_or_model_files_are_measured_again(
     for before, after in ((first, second), (second, third)):
         assert not before[0] & after[0]
         assert not before[1] & after[1]
+
+
+def test_own_data_have_the_grids_name_for_them(grid_values, tmp_path, bpe, review_data):
+    """Not their file's, which can be that of a built-in task."""
+    task = {**grid_values["tasks"][0], "name": "mine"}
+    path = write_grid(tmp_path, grid_values, tasks=[task], methods=["vanilla"])
+    data = setting_of(read_grid(path).cells()[0], bpe).data
+    assert data.task.name == "mine"
+    assert data.test == review_data.test
 
 
 def test_settings_of_untrained_methods_are_their_own(grid_values, tmp_path):
@@ -803,7 +818,9 @@ def test_differences_are_taken_on_the_same_prompts(benchmark):
 def test_calibrated_results_are_divided_by_the_mean_of_neutral_predictions(
     benchmark, model_folder, bpe
 ):
-    """Prompt by prompt from the stock model's logits, and the metrics by their formulas."""
+    """Prompt by prompt from the stock model's logits, and the metrics by their formulas; the
+    untouched model's attention on labels, too.
+    """
     path, folder, _ = benchmark
     store, model = Store(folder), AutoModelForCausalLM.from_pretrained(model_folder)
     cells = {
@@ -838,5 +855,19 @@ def test_calibrated_results_are_divided_by_the_mean_of_neutral_predictions(
         kls.append((mean * np.log(mean / true)).sum())
         measured = store.read(cells["contextual_calibration", "posterior_bias", seed])["metrics"]
         assert measured["kl"] == pytest.approx(kls[-1], rel=1e-3, abs=1e-6)
+
+    # A mean head's attention on labels, from eager attention.
+    masses = np.zeros(2)
+    model.set_attn_implementation("eager")
+    for prompt in encode(bpe, prompts):
+        with torch.no_grad():
+            output = model(torch.tensor([prompt.input_ids]), output_attentions=True)
+        row = torch.stack(output.attentions)[:, 0, :, -1].mean((0, 1))
+        for at, label in zip(prompt.label_positions, prompt.label_classes, strict=True):
+            masses[int(label != prompt.target)] += row[at].item() / len(prompts)
+    record = store.read(cells["vanilla", "standard", 0])
+    assert [record["correct_mass"], record["incorrect_mass"]] == pytest.approx(masses, rel=1e-4)
+    assert abs(masses[0] - masses[1]) > 1e-3
+
     vanilla = store.read(cells["vanilla", "posterior_bias", 0])["metrics"]["kl"]
     assert all(abs(vanilla - kl) > 1e-3 * kl for kl in kls)  # calibration changed something

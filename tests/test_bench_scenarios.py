@@ -242,7 +242,9 @@ def test_renamed_labels_change_words_and_nothing_else():
         for other in found.values():
             assert (other.labels, other.template) == (task.labels, task.template)
             assert not any(a == b for a, b in zip(other.label_words, task.label_words, strict=True))
-        assert sorted(found["swapped"].label_words) == sorted(task.label_words)
+        # Each class has the next one's word.
+        assert found["swapped"].label_words[-1] == task.label_words[0]
+        assert found["swapped"].label_words[:-1] == task.label_words[1:]
     sets = SCENARIOS["renamed_labels"].write(setting("SST2", count=20))
     (standard,) = SCENARIOS["standard"].write(setting("SST2", count=20))
     for renamed_set in sets:
@@ -399,6 +401,9 @@ def test_calibration_prompts_from_a_pool_of_five_texts():
     neutral = ["N/A", "[MASK]", ""]
     assert [query.strip() for _, query in contextual] == [*neutral, *neutral, neutral[0]]
 
+    with pytest.raises(AbftError, match="k = 5 demonstrations and a query need 6"):
+        calibration_prompts("batch", data, 1, 5, seed=0)
+
     # 22 words in 5 texts: 4 a query, of which a is 15, b 5 and c 2 of 22.
     words = [query.split() for _, query in queries_of("domain", data, 500, 4)]
     assert {len(query) for query in words} == {4}
@@ -415,6 +420,8 @@ def test_fewer_prompts_than_a_scenario_asks_for():
     ):
         made = SCENARIOS[name].write(setting("SST2", count=7))
         assert [len(each.prompts) for each in made] == [prompts] * sets
+        if sets == 9:
+            assert [each.name for each in made] == [f"template {n}" for n in range(1, 10)]
         targets = made[0].targets.reshape(-1, 7)
         assert (targets == targets[0]).all()
     data = load_task("SST2", "staicc")

@@ -1,4 +1,6 @@
+import csv
 import hashlib
+import json
 import random
 import statistics as exact
 from collections import Counter
@@ -11,7 +13,7 @@ import pytest
 
 from abft.bench import statistics
 from abft.bench.methods import Named
-from abft.bench.report import tables
+from abft.bench.report import tables, write_tables
 from abft.bench.results import Results, difference, mean_difference
 from abft.bench.scenarios import PAPER_TASKS, SCENARIOS
 from abft.bench.statistics import interval, mean_and_deviation
@@ -510,9 +512,21 @@ def test_differences_are_the_methods_accuracy_less_the_references(every_scenario
 
 def test_a_task_without_results_leaves_its_cell_and_the_mean_empty(every_scenario):
     missing = {("one", "TREC", "e2e", "standard", seed) for seed in SEEDS}
-    table = tables(Results(every_scenario, MadeUp(missing)))[0]
+    made = tables(Results(every_scenario, MadeUp(missing)))
+    table = made[0]
     accuracies = [MadeUp.number("one", "SST2", "e2e", "standard", s, "accuracy") for s in SEEDS]
     assert table.rows[-1] == (TITLES["e2e"], written(accuracies), None, None)
+
+    # What the trainings of the other task cost is shown.
+    (cost,) = (table.rows for table in made if table.name == "cost-one")
+    seconds = [MadeUp.number("one", "SST2", "e2e", "standard", s, "seconds") for s in SEEDS]
+    assert cost[-1][2] == written(seconds, 1000, 0)
+
+
+def test_a_metric_of_zero_is_a_value(every_scenario, monkeypatch):
+    monkeypatch.setattr(MadeUp, "number", lambda *names, **variant: 0.0)
+    results = Results(every_scenario, MadeUp())
+    assert results.values("one", "SST2", "abft", "standard", "accuracy") == {0: 0.0, 1: 0.0}
 
 
 def test_rows_of_unseen_labels_need_results_of_that_scenario(every_scenario):
@@ -523,6 +537,31 @@ def test_rows_of_unseen_labels_need_results_of_that_scenario(every_scenario):
     (rows,) = (table.rows for table in made if table.name == "unseen_label-one")
     assert [row[0] for row in rows if row[1] == TITLES["e2e"]] == ["TREC"]
     assert [value is None for value in rows[-1][2:]] == [True, False, False, False]
+
+
+def test_written_files_hold_every_number_and_no_old_tables(every_scenario, tmp_path):
+    (tmp_path / "accuracy-gone.csv").write_text("method,SST2\n")
+    made = write_tables(Results(every_scenario, MadeUp()), tmp_path)
+    names = {"tables.md", "tables.json", "results.csv", *(f"{table.name}.csv" for table in made)}
+    assert {path.name for path in tmp_path.iterdir()} == names
+
+    listed = json.loads((tmp_path / "tables.json").read_text())
+    assert [(t["name"], list(map(tuple, t["rows"]))) for t in listed] == [
+        (table.name, table.rows) for table in made
+    ]
+    with (tmp_path / "results.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    numbers = {tuple(row.values())[:-1]: row["value"] for row in rows}
+    assert len(numbers) == len(rows)
+    for cell in every_scenario.cells():
+        record = MadeUp().read(cell)
+        variant = " ".join(f"{key}={value}" for key, value in cell.variant.items())
+        of = (cell.model, cell.task, cell.method, cell.scenario, variant, str(cell.seed))
+        for metric, value in {**record["metrics"], "heads": record["heads"]}.items():
+            assert float(numbers.pop((*of, metric))) == value
+        for metric, value in (record["training"] or {}).items():
+            assert float(numbers.pop((*of, metric))) == value
+    assert not numbers
 
 
 def test_a_table_without_a_number_is_left_out(every_scenario, monkeypatch):

@@ -147,6 +147,45 @@ def test_unlabelled_hub_splits_are_passed_over():
         load_data(hidden)
 
 
+def numbered(count, start=0):
+    return datasets.Dataset.from_dict(
+        {
+            "text": [f"t{start + i}" for i in range(count)],
+            "label": ["ab"[i % 2] for i in range(count)],
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("count", "train", "demonstrations", "test"),
+    [(11, 5, 4, 2), (12, 5, 4, 3), (2600, 1024, 1064, 512), (8000, 1024, 4096, 512)],
+)
+def test_sizes_of_the_parts(count, train, demonstrations, test):
+    """A quarter is held out, at most 512; of the rest one half trains, at most 1,024."""
+    data = load_data(numbered(count))
+    assert list(map(len, parts(data))) == [train, demonstrations, test]
+    given = load_data(numbered(count), test_source=numbered(600, start=10**6))
+    rest = [min(1024, (count + 1) // 2), min(4096, count - min(1024, (count + 1) // 2))]
+    assert list(map(len, parts(given))) == [*rest, 512]
+
+
+def test_splits_of_hub_data_sets(monkeypatch):
+    """The test split comes first, also of a source of test queries; one split alone trains."""
+    train, test, validation = numbered(40), numbered(4, 100), numbered(6, 200)
+    hub = {
+        "some/all": {"train": train, "validation": validation, "test": test},
+        "some/test": {"test": train},
+        "some/other": {"train": numbered(9, 300), "test": numbered(5, 400)},
+    }
+    monkeypatch.setattr(datasets, "load_dataset", lambda name: datasets.DatasetDict(hub[name]))
+    assert parts(load_data("some/all"))[2] == {*test["text"]}
+    assert labelled_splits(datasets.DatasetDict(hub["some/test"])) == [train]
+    assert len(load_data("some/test").test) == 10
+    asked = load_data("some/all", test_source="some/other")
+    assert parts(asked)[2] == {f"t{400 + i}" for i in range(5)}
+    assert set().union(*parts(asked)[:2]) == {*train["text"]}
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

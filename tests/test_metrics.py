@@ -133,8 +133,9 @@ def test_consistency_by_hand():
     # Four queries in the columns, three variants of each prompt in the rows.
     predictions = [[0, 0, 0, 2], [0, 1, 1, 2], [0, 0, 2, 1]]
     assert consistency(predictions) == pytest.approx((1 + 2 / 3 + 1 / 3 + 2 / 3) / 4)
-    with pytest.raises(ValueError, match="expected predictions"):
-        consistency([0, 1])
+    for bad in ([0, 1], np.zeros((2, 0))):
+        with pytest.raises(ValueError, match="expected predictions"):
+            consistency(bad)
 
 
 def test_gler_by_hand():
@@ -159,6 +160,7 @@ def test_biases_by_hand():
     twice = np.repeat(probabilities, 2, axis=0)
     divergence = 0.5 * math.log(2) - 0.25 * math.log(2)
     assert posterior_bias(twice, [0, 1, 2, 2]) == pytest.approx(divergence)
+    assert posterior_bias(np.tile(twice, (3, 1)), [0, 1, 2, 2] * 3) == pytest.approx(divergence)
     assert posterior_bias(twice, [3, 1, 2, 3]) == math.inf
     # A class that is never predicted adds nothing, whatever its share of the targets.
     assert posterior_bias(twice, [0, 1, 2, 3]) == pytest.approx(0.5 * math.log(2))

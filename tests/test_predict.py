@@ -139,11 +139,15 @@ def test_shared_demonstrations_give_the_same(family, bpe, review_data):
     np.testing.assert_allclose(measured, expected, atol=2e-5)
 
 
-def test_unknown_logit_arithmetic_is_refused(prompts):
+def test_unknown_logit_arithmetic_is_refused(prompts, bpe):
     model = tiny_model("llama")
     model.lm_head.register_forward_hook(lambda module, args, output: output * 2)
     with pytest.raises(AbftError, match="logits"):
         label_probabilities(model, prompts, [3, 4])
+    with pytest.raises(AbftError, match="logits"):
+        evaluate(model, prompts, [3, 4])
+    with pytest.raises(AbftError, match="logits"):
+        perplexity(model, bpe, ["a film to remember"])
 
 
 def test_head_report_counts(prompts, bpe, review_data):

@@ -173,12 +173,20 @@ def test_batches_hold_every_prompt_once_and_the_longest_first():
         list(bucketed(prompts, 0))
 
 
-def test_progress_is_told_of_every_batch():
+@pytest.mark.parametrize("labels", [WORDS, LONG_LABELS])
+def test_progress_counts_prompts(labels):
     model, prompts = tiny_model("llama"), after(tokens(30, 0), *range(1, 8))
     for measure in (
-        lambda **options: label_probabilities(model, prompts, WORDS, **options),
-        lambda **options: evaluate(model, with_candidates(prompts), WORDS, **options),
+        lambda **options: label_probabilities(model, prompts, labels, **options),
+        lambda **options: evaluate(model, with_candidates(prompts), labels, **options),
     ):
         done = []
         measure(batch_size=3, progress=done.append)
         assert done == [3, 3, 1]
+
+
+def test_no_prompts_have_no_statistics():
+    model = tiny_model("llama")
+    with pytest.raises(AbftError, match="no prompts to evaluate"):
+        evaluate(model, [], WORDS)
+    assert label_probabilities(model, [], WORDS).shape == (0, 3)
