@@ -213,18 +213,18 @@ def test_differences_are_written_in_signed_points_and_in_parentheses_if_they_may
 
 
 def test_tables_as_markdown_and_csv():
-    table = Table("t", "Title", "Caption", ("method", "task"), [("x|y, z", 1.25), ("w", None)])
+    table = Table("t", "Title", "Caption", ("method", "a|b"), [("x|y, z", 1.25), ("w", None)])
     assert table.markdown().splitlines() == [
         "### Title",
         "",
         "Caption",
         "",
-        "| method | task |",
+        "| method | a\\|b |",
         "|---|---|",
         "| x\\|y, z | 1.2 |",
         "| w |  |",
     ]
-    assert table.csv().splitlines() == ["method,task", '"x|y, z",1.25', "w,"]
+    assert table.csv().splitlines() == ["method,a|b", '"x|y, z",1.25', "w,"]
 
 
 SETS = {

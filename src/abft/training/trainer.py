@@ -7,6 +7,7 @@ import functools
 import inspect
 import json
 import math
+import pickle
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -318,6 +319,14 @@ class ABFTTrainer(Trainer):
             # The model may have been trained already, so that its weights are not the base's.
             load_full_rank(target, resume_from_checkpoint, check_base=False)
 
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with _readable(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with _readable(checkpoint):
+            super()._load_rng_state(checkpoint)
+
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Push a checkpoint as `Trainer`, after copying the newest weights to the pushed folder."""
         # `Trainer` copies only the files that it knows.
@@ -390,6 +399,18 @@ def last_checkpoint(folder: str | Path) -> Path | None:
         if number.isdigit() and state.get("global_step") == int(number):
             checkpoints.append((int(number), path))
     return max(checkpoints)[1] if checkpoints else None
+
+
+@contextmanager
+def _readable(checkpoint: str | None) -> Iterator[None]:
+    """Raise AbftError for a part of a checkpoint that is damaged, or that torch refuses as code."""
+    try:
+        yield
+    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, OSError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise AbftError(
+            f"{checkpoint} could not be read: {reason[:160]}. Delete it to go on from an earlier one"
+        ) from None
 
 
 def restore_objective(objective: Objective, state: TrainerState) -> None:
