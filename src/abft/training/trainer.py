@@ -409,7 +409,7 @@ def _readable(checkpoint: str | None) -> Iterator[None]:
     except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, OSError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise AbftError(
-            f"{checkpoint} could not be read: {reason[:160]}. Delete it to go on from an earlier one"
+            f"{checkpoint} could not be read: {reason[:160]}. Delete it to go on from another"
         ) from None
 
 
