@@ -145,8 +145,13 @@ def test_saving_that_fails_leaves_what_was_saved(
 ):
     folder = tmp_path / "saved"
     trained.save(folder)
-    before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1
+
+    def files():
+        return {path.name: path.read_bytes() for path in folder.rglob("*.*")}
+
+    before = files()
+    assert len(before) == 2
+    assert len({path.stat().st_mode for path in folder.rglob("*.*")}) == 1
 
     def full(*arguments, **options):
         raise OSError("no space left on device")
@@ -154,12 +159,14 @@ def test_saving_that_fails_leaves_what_was_saved(
     monkeypatch.setattr("abft.model.checkpoints.save_full_rank", full)
     with pytest.raises(OSError, match="no space"):
         trained.save(folder)
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
-    (folder / "classifier.json").unlink()  # as if the process had been killed between two files
-    (folder / ".partial").mkdir()
+    assert files() == before
+    (folder / "classifier.json").unlink()  # as if the process had been killed at first
+    (folder / ".weights-1.partial").mkdir()
     monkeypatch.undo()
-    trained.save(folder)
-    assert {path.name for path in folder.iterdir()} == before.keys()
+    for _ in range(3):
+        trained.save(folder)
+        assert files() == before
+        assert len(list(folder.iterdir())) == 2
 
 
 def test_scikit_learn_drives_it(new, texts, labels):

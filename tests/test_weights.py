@@ -292,3 +292,21 @@ def test_adapter_of_another_model_is_refused(tmp_path):
         apply_weights(tiny_model("llama", hidden_size=48), tmp_path)
     with pytest.raises(AbftError, match="trained on another model"):
         apply_weights(tiny_model("gpt2"), tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:Found missing adapter keys")
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_flipped_bit_in_saved_weights_is_noticed(tmp_path, lora):
+    """Other numbers came out of it, silently."""
+    model = tiny_model("llama")
+    samples = base_samples(model, qk_modules(model))
+    if lora:
+        save_adapter(add_lora(model, LoraConfig(r=4)), tmp_path, samples)
+    else:
+        trained(tmp_path)
+    path = tmp_path / ("adapter_model.safetensors" if lora else "qk_weights.safetensors")
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(AbftError, match=r"safetensors is damaged: its tensors are not those"):
+        apply_weights(tiny_model("llama"), tmp_path)

@@ -4,6 +4,7 @@ import functools
 import json
 import math
 import random
+import shutil
 import tempfile
 import warnings
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from abft.data.draws import demonstration_sets, split_held_out
 from abft.data.splits import TaskData, text_key, unique
 from abft.data.tasks import Example, Task, Template
 from abft.errors import AbftError
-from abft.files import atomic_files, write_json
+from abft.files import atomic_folder, remove_partials, write_json
 from abft.method.objectives import DEFAULT_OBJECTIVE, OBJECTIVES
 from abft.model.weight_files import FULL_RANK_FILE
 from abft.runs.config import RunConfig, check_effect, resolve
@@ -36,8 +37,9 @@ except ImportError:
     raise AbftError("ABFTClassifier needs scikit-learn: pip install 'abft[classifier]'") from None
 
 
-FILE, FORMAT = "classifier.json", 1
-PARTIAL = ".partial"  # holds files while they are written
+FILE, FORMAT = "classifier.json", 2
+# Folders of the weights, one of which the file names: a new one is complete before the old goes.
+WEIGHTS = ("weights-1", "weights-2")
 VALIDATIONS = 8  # during training
 PATIENCE = 3  # validations without a better one, after which training ends
 PSEUDO_BATCH, QUERIES = 32, 4
@@ -301,18 +303,28 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
         check_is_fitted(self)
         folder = Path(folder)
         names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-        foreign = names - {FILE, FULL_RANK_FILE, PARTIAL}
         is_classifier = (folder / FILE).is_file()
-        if folder.is_file() or (foreign and not is_classifier):
+        leftovers = {name for name in names if name.endswith(".partial")}
+        if folder.is_file() or (names - {*WEIGHTS, *leftovers} and not is_classifier):
             raise AbftError(
                 f"{folder} holds files that are no saved classifier; give a new or empty folder"
             )
 
+        # A process that is killed leaves the old classifier or the new one, whole.
         model = self._opened()[0].model
-        with atomic_files(folder, owned=(FULL_RANK_FILE, FILE)) as partial:
-            if self.best_step_:
+        folder.mkdir(parents=True, exist_ok=True)
+        old = _read_record(folder).get("weights") if is_classifier else None
+        new, other = reversed(WEIGHTS) if old == WEIGHTS[0] else WEIGHTS
+        shutil.rmtree(folder / new, ignore_errors=True)
+        if self.best_step_:
+            with atomic_folder(folder / new) as partial:
                 save_full_rank(model, partial, self._base_samples)
-            write_json(partial / FILE, self._record())
+        write_json(folder / FILE, {**self._record(), "weights": new})
+
+        # What the old one leaves; format 1 had its weights in the folder itself.
+        shutil.rmtree(folder / other, ignore_errors=True)
+        (folder / FULL_RANK_FILE).unlink(missing_ok=True)
+        remove_partials(folder)
 
     def _record(self) -> dict[str, Any]:
         """Return what `load` needs besides the weights, JSON-ready."""
@@ -346,11 +358,8 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
         from abft.model.loading import load_model
         from abft.model.qk_weights import train_full_rank
 
-        path = Path(folder) / FILE
-        if not path.is_file():
-            raise AbftError(f"{folder} is no saved classifier: it has no {FILE}")
+        record = _read_record(folder)
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
             if record["format"] > FORMAT:
                 raise AbftError(
                     f"{folder} was saved by abft {record['abft_version']}, which is newer; "
@@ -367,13 +376,18 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
             ]
             classifier.validation_ = dict(record["validation"])
             classifier.best_step_ = record["best_step"]
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            # Format 1 had the weights in the folder itself.
+            weights = Path(folder)
+            if record["format"] > 1:
+                weights /= {name: name for name in WEIGHTS}[record["weights"]]
+        except (KeyError, TypeError) as error:
+            path = Path(folder) / FILE
             raise AbftError(f"{path} is damaged ({type(error).__name__}: {error})") from None
 
         model, tokenizer = load_model(classifier.model, device=classifier.device)
         classifier._attach(model, tokenizer)
         if classifier.best_step_:
-            load_full_rank(model, folder)
+            load_full_rank(model, weights)
             # `save` writes the parameters that are marked as trained.
             train_full_rank(model)
         return classifier
@@ -459,6 +473,17 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
             step: {"accuracy": accuracy, "log_loss": -log_probability}
             for step, (accuracy, log_probability) in best.scores.items()
         }
+
+
+def _read_record(folder: str | Path) -> dict[str, Any]:
+    """Return what `save` wrote. Raises AbftError for a folder without it, or a damaged one."""
+    path = Path(folder) / FILE
+    if not path.is_file():
+        raise AbftError(f"{folder} is no saved classifier: it has no {FILE}")
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (TypeError, ValueError) as error:
+        raise AbftError(f"{path} is damaged ({type(error).__name__}: {error})") from None
 
 
 def _texts(X: Any) -> list[str]:

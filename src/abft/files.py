@@ -19,6 +19,12 @@ def _partial(path: Path) -> Path:
     return path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.partial")
 
 
+def remove_partials(folder: Path) -> None:
+    """Delete what killed processes were writing; nothing else may be writing there."""
+    for path in folder.glob("*.partial"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """Give a place to write to; when the context ends without an error, it becomes `path`."""

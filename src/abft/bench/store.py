@@ -24,7 +24,7 @@ from abft.bench.grid import VERSION, Cell
 from abft.data.encoding import LabelTokens
 from abft.data.prompts import Prompt
 from abft.errors import AbftError
-from abft.files import atomic_file, write_json, write_text
+from abft.files import atomic_file, remove_partials, write_json, write_text
 
 LOCK = ".lock"
 _LOGGER = logging.getLogger(__name__)
@@ -199,8 +199,9 @@ class Store:
         """Remove what killed processes left half-written; nothing else may be running here."""
         for path in self.folder.glob("weights/.removing-*"):
             shutil.rmtree(path, ignore_errors=True)
-        for path in (*self.folder.glob("scores/.*.partial"), *self.folder.glob("cells/.*.partial")):
-            path.unlink(missing_ok=True)
+        parts = (self.folder / part for part in ("cells", "scores"))
+        for folder in (self.folder, *parts, *self.folder.glob("tables/*")):
+            remove_partials(folder)
 
 
 def scores_key(cell: Cell, words: LabelTokens, prompts: Sequence[Prompt]) -> str:

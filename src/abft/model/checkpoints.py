@@ -1,13 +1,14 @@
 """Save trained weights, and recognise, load, merge and extrapolate them."""
 
+import hashlib
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from abft.errors import AbftError
@@ -67,6 +68,15 @@ def check_base_weights(
             raise AbftError(f"{made_for}: {name} has other values there")
 
 
+def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of tensors with their names: one flipped bit changes it."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
 def save_full_rank(
     model: "PreTrainedModel", folder: str | Path, samples: dict[str, list[float]]
 ) -> None:
@@ -83,6 +93,7 @@ def save_full_rank(
         "format": _FORMAT,
         "base_model": str(model.config.name_or_path),
         "base_samples": json.dumps(samples),
+        "digest": tensors_digest(tensors),
     }
     save_file(tensors, Path(folder) / FULL_RANK_FILE, metadata=metadata)
 
@@ -93,12 +104,16 @@ def save_adapter(
     samples: dict[str, list[float]],
     state_dict: dict[str, Tensor] | None = None,
 ) -> None:
-    """Write a stock PEFT adapter, and the `base_samples` before training to a file of their own.
+    """Write a stock PEFT adapter, and to a file of their own what it is recognised by.
 
-    `state_dict`: the model's tensors, gathered, where processes hold parts of them.
+    `samples`: the `base_samples` before training. `state_dict`: the model's tensors, gathered,
+    where processes hold parts of them.
     """
+    folder = Path(folder)
     model.save_pretrained(str(folder), save_embedding_layers=False, state_dict=state_dict)
-    (Path(folder) / BASE_FILE).write_text(json.dumps(samples), encoding="utf-8")
+    digest = tensors_digest(load_file(folder / ADAPTER_FILE))
+    record = {"base_samples": samples, "digest": digest}
+    (folder / BASE_FILE).write_text(json.dumps(record), encoding="utf-8")
 
 
 def read_full_rank(
@@ -126,6 +141,7 @@ def read_full_rank(
         raise AbftError(f"{path} could not be read: {error}. Was writing it cut short?") from None
     if metadata.get("format") != _FORMAT:
         raise AbftError(f"{path}: expected format {_FORMAT}, got {metadata.get('format')!r}")
+    _check_digest(path, saved, metadata.get("digest"))
 
     # Another family shows in names and shapes, another base of the same shape in its entries.
     made_for = f"{path} was trained on {metadata['base_model']!r}, which is not the model given"
@@ -137,6 +153,12 @@ def read_full_rank(
     if check_base:
         check_base_weights(model, json.loads(metadata["base_samples"]), made_for)
     return saved
+
+
+def _check_digest(path: Path, tensors: Mapping[str, Tensor], digest: str | None) -> None:
+    """Raise AbftError unless the tensors are those that were written (older files: not known)."""
+    if digest is not None and tensors_digest(tensors) != digest:
+        raise AbftError(f"{path} is damaged: its tensors are not those that were written")
 
 
 @torch.no_grad()
@@ -189,14 +211,15 @@ def load_adapter(
     made_for = f"the adapter in {folder} was trained on another model"
 
     # Adapters that others made have no samples: nothing can be compared.
-    samples: dict[str, list[float]] = {}
+    base: dict[str, Any] = {}
     base_file = folder / BASE_FILE
     try:
         if base_file.is_file():
-            samples = json.loads(base_file.read_text(encoding="utf-8"))
+            base = json.loads(base_file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise AbftError(f"{base_file} is damaged: {error}") from None
-    check_base_weights(causal_lm(model), samples, made_for)
+    # Version 0.1 wrote the samples alone.
+    check_base_weights(causal_lm(model), base.get("base_samples", base), made_for)
 
     # PEFT raises RuntimeError for tensors of another shape.
     try:
@@ -212,11 +235,12 @@ def load_adapter(
         raise AbftError(f"{made_for}: {str(error).strip().splitlines()[0][:160]}") from None
 
     # PEFT does not refuse an adapter with tensors too few or too many.
-    with safe_open(folder / ADAPTER_FILE, framework="pt") as file:
-        loaded = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
-        differing = set(file.keys()) ^ set(loaded)
+    saved = load_file(folder / ADAPTER_FILE)
+    loaded = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+    differing = set(saved) ^ set(loaded)
     if differing:
         raise AbftError(f"{made_for}: {min(differing)} occurs in one of them only")
+    _check_digest(folder / ADAPTER_FILE, saved, base.get("digest"))
     return model
 
 

@@ -4,6 +4,8 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from abft.errors import AbftError
 from abft.files import atomic_folder, write_text
 from abft.model.checkpoints import apply_weights
@@ -49,11 +51,14 @@ def merge(
 
     base, tokenizer = load_run_model(replace(config, load_in_4bit=False))
     merged = apply_weights(base, run, factor)
-    with atomic_folder(output) as partial:
-        merged.save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
-        if card is not None:
-            write_text(partial / CARD, card)
+    try:
+        with atomic_folder(output) as partial:
+            merged.save_pretrained(partial)
+            tokenizer.save_pretrained(partial)
+            if card is not None:
+                write_text(partial / CARD, card)
+    except (OSError, SafetensorError) as error:
+        raise AbftError(f"writing {output} failed: {error}") from None
     return output
 
 

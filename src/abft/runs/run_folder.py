@@ -15,7 +15,7 @@ import yaml
 
 from abft.data.tasks import Example, PromptStyle, Task, Template
 from abft.errors import AbftError
-from abft.files import write_text
+from abft.files import remove_partials, write_text
 from abft.model.weight_files import ADAPTER_FILE, BASE_FILE, FULL_RANK_FILE
 from abft.runs.config import (
     ResolvedConfig,
@@ -188,7 +188,8 @@ def check_free(output: Path) -> None:
             f"output folder {output} holds another run; use --overwrite to replace it or --resume "
             "to go on with it"
         )
-    if output.is_dir() and any(output.iterdir()):
+    # What a killed process was writing is no file of anybody.
+    if output.is_dir() and any(path.suffix != ".partial" for path in output.iterdir()):
         raise AbftError(
             f"output folder {output} holds files that are no abft run; give a new or empty folder"
         )
@@ -240,10 +241,11 @@ def create_run(output: Path, config: ResolvedConfig, overwrite: bool) -> None:
 
 
 def finish_run(output: Path) -> None:
-    """Delete what only an unfinished run needs, and the run that it replaced."""
+    """Delete what only an unfinished run needs, the run that it replaced, and killed writes."""
     (output / BEFORE).unlink(missing_ok=True)
     remove_checkpoints(output)
     shutil.rmtree(output / PREVIOUS, ignore_errors=True)
+    remove_partials(output)
 
 
 def drop_run(output: Path) -> None:

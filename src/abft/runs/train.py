@@ -122,6 +122,8 @@ def train_run(
 
     if process.is_main_process and not resume:
         create_run(output, config, overwrite)
+    # A run that goes on may have been killed before this was written.
+    if process.is_main_process:
         shown = prediction_demonstrations(session.data, config.k)
         write_json(output / TASK, task_record(session.data.task, shown, config.prompt_style))
     process.wait_for_everyone()
