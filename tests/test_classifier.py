@@ -165,7 +165,7 @@ def test_saving_that_fails_leaves_what_was_saved(
     monkeypatch.undo()
     for _ in range(3):
         trained.save(folder)
-        assert files() == before
+        assert files().keys() == before.keys()
         assert len(list(folder.iterdir())) == 2
 
 
