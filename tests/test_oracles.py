@@ -10,14 +10,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from abft.data.batches import Batch, collate
+from abft.data.batches import Batch, PseudoBatchSampler, collate
 from abft.data.encoding import EncodedPrompt
+from abft.data.packing import pack
 from abft.errors import AbftError
 from abft.method.head_statistics import head_statistics
 from abft.method.objectives import OBJECTIVES, check_objective, make_objective
 from abft.method.pid import PIDController
 from abft.model.attention import decoder, row_attention
 from abft.runs.config import RunConfig, resolve
+from abft.scoring.evaluate import evaluate
+from abft.scoring.scorer import LabelScorer, fingerprint
 from tiny import tiny_model
 
 A, B = 0.7, 1.1
@@ -223,3 +226,87 @@ def test_the_controller_keeps_a_at_0_and_lets_it_rise_again():
     assert expected[2] == 0
     assert expected[4] > 0
     assert [controller.update(m) for m in heads] == pytest.approx(expected)
+
+
+def test_the_papers_objective_takes_all_of_its_settings(model):
+    values = {"A0": 0.3, "B0": 0.9, "Cp": 0.04, "Ci": 0.006, "Cd": 0.007}
+    settings = RunConfig(objective="abft", pid=False, head_filter=False, **values)
+    objective = make_objective(resolve(settings), model, "abft_rows")
+    assert objective.controller == PIDController(A=0.3, Cp=0.04, Ci=0.006, Cd=0.007)
+    assert (objective.B, objective.pid, objective.head_filter) == (0.9, False, False)
+    by_default = make_objective(resolve(RunConfig(objective="abft")), model, "abft_rows")
+    assert (by_default.pid, by_default.head_filter, by_default.B) == (True, True, 1.0)
+
+    for heads in (3.0, 4.0, 5.0):
+        by_default.after_step({"heads": heads})
+    assert by_default.state()["steps"] == 3
+    assert len(by_default.state()["controller"]["history"]) == 3
+    for one in ({"A0": 0.0}, {"B0": 0.0}):
+        check_objective(RunConfig(objective="abft", **one), 4)
+    with pytest.raises(AbftError, match="A0 and B0 are both 0"):
+        RunConfig(objective="abft", A0=0.0, B0=0.0)
+
+
+def test_pseudo_batches_hold_every_prompt_once_sorted_by_length():
+    lengths = [5, 3, 9, 1, 7, 2, 8, 4, 6]
+    for queries in (1, 2):
+        sampler = PseudoBatchSampler(lengths, 3 * queries, seed=0, queries=queries)
+        order = list(sampler)
+        assert sorted(order) == list(range(9 * queries))
+        assert len(sampler) == 9 * queries
+        groups = [index // queries for index in order[::queries]]
+        for start in (0, 3, 6):
+            in_batch = [lengths[group] for group in groups[start : start + 3]]
+            assert in_batch == sorted(in_batch)
+        assert groups != sorted(groups, key=lambda group: lengths[group])
+        sampler.set_epoch(1)
+        assert list(sampler) != order
+    assert len(list(PseudoBatchSampler(lengths, 9, seed=0))) == 9
+
+
+def test_a_pack_holds_every_common_beginning_once():
+    """Also where prompts that begin alike do not follow each other."""
+    prompts = [
+        EncodedPrompt(tuple(ids), (), (), 0)
+        for ids in ([1, 2, 3, 4], [1, 5, 6], [1, 2, 3, 7], [1, 5, 8], [1, 2], [1, 2, 3, 4])
+    ]
+    beginnings = {p.input_ids[:end] for p in prompts for end in range(1, len(p.input_ids) + 1)}
+    packed = pack(prompts)
+    assert len(packed.input_ids) == len(beginnings)
+    for prompt, places in zip(prompts, packed.places, strict=True):
+        assert tuple(packed.input_ids[place] for place in places) == prompt.input_ids
+        assert [packed.position_ids[place] for place in places] == list(range(len(places)))
+        for i in range(len(packed.input_ids)):
+            ancestor = i <= places[-1] < packed.branch_ends[i]
+            assert ancestor == (i in places)
+
+
+def test_labels_of_two_tokens_with_one_beginning(model, prompts):
+    """Their tree has two inner nodes, one more than that of labels of one token."""
+    labels = [(5, 7), (5, 8), (5, 9)]
+    expected = []
+    for prompt in prompts:
+        with torch.no_grad():
+            after = model(torch.tensor([(*prompt.input_ids, 5)])).logits[0, -1]
+        scores = after.double().softmax(-1)[[7, 8, 9]]
+        expected.append((scores / scores.sum()).tolist())
+    for measured in (
+        LabelScorer(model, labels)(prompts),
+        evaluate(model, prompts, labels)[0],
+    ):
+        assert torch.tensor(measured).flatten().tolist() == pytest.approx(
+            torch.tensor(expected).flatten().tolist(), abs=1e-5
+        )
+
+
+def test_the_fingerprint_sees_small_writes_in_any_precision():
+    for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.uint8):
+        layer = torch.nn.Linear(64, 64)
+        with torch.no_grad():
+            layer.weight.copy_(torch.full((64, 64), 100.0))
+        weight = torch.nn.Parameter(layer.weight.detach().to(dtype), requires_grad=False)
+        layer.weight = weight
+        before = fingerprint(layer)
+        assert fingerprint(layer) == before
+        weight.data[3, 5] = 101
+        assert fingerprint(layer) != before

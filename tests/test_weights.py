@@ -6,11 +6,16 @@ from abft.errors import AbftError
 from abft.model.checkpoints import (
     apply_weights,
     base_samples,
+    check_base_weights,
     load_full_rank,
+    read_full_rank,
     save_adapter,
     save_full_rank,
 )
 from abft.model.qk_weights import (
+    OTHER,
+    K,
+    Q,
     add_lora,
     mask_lora,
     qk_modules,
@@ -310,3 +315,110 @@ def test_a_flipped_bit_in_saved_weights_is_noticed(tmp_path, lora):
     path.write_bytes(content)
     with pytest.raises(AbftError, match=r"safetensors is damaged: its tensors are not those"):
         apply_weights(tiny_model("llama"), tmp_path)
+
+
+def test_projections_outside_the_decoder_are_left_alone():
+    """Vision towers have projections of the same names in numbered layers."""
+    model = tiny_model("llama")
+    names = [qk.name for qk in qk_modules(model)]
+    tower = torch.nn.Module()
+    tower.q_proj = torch.nn.Linear(32, 32)
+    model.vision_tower = torch.nn.ModuleList([tower])
+    assert [qk.name for qk in qk_modules(model)] == names
+
+
+@pytest.mark.parametrize("family", ["qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"])
+def test_gates_of_any_head_size_are_left_alone(family):
+    """A head of 16 entries gives 16 to its query, then 16 to its gate."""
+    settings = {**FAMILIES["qwen3_next"], "head_dim": 16}
+    (query, key) = qk_modules(tiny_model(family, **settings))
+    assert query.roles.tolist() == ([Q] * 16 + [OTHER] * 16) * 4
+    assert set(key.roles.tolist()) == {K}
+    assert query.roles.dtype == torch.int8
+
+
+def test_layers_that_are_missing_are_named():
+    kinds = ["full_attention", "conv", "full_attention"]
+    hybrid = tiny_model("lfm2", layer_types=kinds)
+    with pytest.raises(AbftError, match=r"layers \[1\] .* attention layers are 0, 2$"):
+        qk_modules(hybrid, [1])
+    with pytest.raises(AbftError, match="layers none .* attention layers are 0-1$"):
+        qk_modules(tiny_model("llama"), [])
+    later = tiny_model("lfm2", layer_types=["conv", "full_attention", "full_attention"])
+    with pytest.raises(AbftError, match="attention layers are 1-2$"):
+        qk_modules(later, [0])
+
+
+def test_quantised_weights_are_refused_as_such():
+    model = tiny_model("llama")
+    projection = model.model.layers[0].self_attn.q_proj
+    packed = torch.zeros(32, 32, dtype=torch.int8)
+    projection.weight = torch.nn.Parameter(packed, requires_grad=False)
+    with pytest.raises(AbftError, match="needs float32 weights, got quantised"):
+        train_full_rank(model)
+
+
+def test_adapters_name_their_base_and_task():
+    model = tiny_model("llama")
+    model.config.name_or_path = "some/model"
+    config = add_lora(model, LoraConfig(r=2)).active_peft_config
+    assert (config.base_model_name_or_path, config.task_type) == ("some/model", "CAUSAL_LM")
+    model = tiny_model("llama")
+    model.config.name_or_path = "SmolLM2-135M-Instruct"
+    config = add_lora(model, LoraConfig(r=2, task_type="FEATURE_EXTRACTION")).active_peft_config
+    assert config.base_model_name_or_path == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert config.task_type == "FEATURE_EXTRACTION"
+
+
+def test_an_adapter_that_was_trained_before_goes_on():
+    """Its Q and K outputs are not zero; only those of V have to be."""
+    adapted = add_lora(tiny_model("gpt2"), LoraConfig(r=4))
+    step(adapted)
+    mask_lora(adapted)
+    adapted.active_peft_config.kasa_config = object()
+    with pytest.raises(AbftError, match="rewrites the base"):
+        mask_lora(adapted)
+
+
+def test_base_samples_are_those_of_the_base_below_an_adapter():
+    plain = tiny_model("llama")
+    samples = base_samples(plain, qk_modules(plain))
+    adapted = add_lora(tiny_model("llama"), LoraConfig(r=4, init_lora_weights=False))
+    base = adapted.get_base_model()
+    assert base_samples(base, qk_modules(base)) == samples
+    assert {len(entries) for entries in samples.values()} == {16}
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-3, 1.0])
+def test_a_base_is_recognised_by_its_entries_at_any_scale(scale):
+    def scaled(seed):
+        model = tiny_model("llama", seed)
+        with torch.no_grad():
+            for qk in qk_modules(model):
+                model.get_submodule(qk.name).weight.mul_(scale)
+        return model
+
+    samples = base_samples(scaled(0), qk_modules(scaled(0)))
+    check_base_weights(scaled(0), samples, "made for")
+    if scale:
+        with pytest.raises(AbftError, match=r"^made for: .* has other values there"):
+            check_base_weights(scaled(1), samples, "made for")
+
+
+def test_the_message_names_the_base_that_weights_were_trained_on(tmp_path):
+    model = tiny_model("llama")
+    model.config.name_or_path = "my/base"
+    train_full_rank(model)
+    save_full_rank(model, tmp_path, base_samples(model, qk_modules(model)))
+    with pytest.raises(AbftError, match="trained on 'my/base', which is not the model given"):
+        read_full_rank(tiny_model("llama", seed=1), tmp_path)
+    assert set(read_full_rank(tiny_model("llama", seed=1), tmp_path, check_base=False))
+
+
+def test_a_quantised_base_keeps_its_adapter(tmp_path):
+    """Merging would round it away."""
+    add_lora(tiny_model("llama"), LoraConfig(r=4)).save_pretrained(tmp_path)
+    base = tiny_model("llama")
+    base.is_quantized = True
+    assert isinstance(apply_weights(base, tmp_path), PeftModel)
+    assert not isinstance(apply_weights(tiny_model("llama"), tmp_path), PeftModel)
