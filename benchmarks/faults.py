@@ -1,4 +1,4 @@
-"""Faults on purpose: kills, full disks, damaged files; what is left, and what the next command does.
+"""Faults on purpose: kills, full disks, damaged files, and what the next command makes of them.
 
     python benchmarks/faults.py --output results/faults.json
 
@@ -296,8 +296,8 @@ def compared(output, reference):
     return f"other results: {differing[0]}" if differing else "equal results"
 
 
-def kills(bench, name, times, every_operation, draw):
-    """Kill a command at random moments and at its file operations; return rows of the table."""
+def kills(bench, name, times, every, draw):
+    """Kill a command at random moments and at every n-th file operation (0: none); return rows."""
     command = getattr(bench, name)
     undisturbed = bench.folder / f"{name}-reference"
     start = time.monotonic()
@@ -315,16 +315,16 @@ def kills(bench, name, times, every_operation, draw):
     rows.append((f"{name}: SIGKILL at a random moment", times, outcomes))
     print(*rows[-1], f"({reached} while it ran)", flush=True)
 
-    if every_operation:
+    if every:
         outcomes = Counter()
-        for number in range(1, 1000):
+        for number in range(1, 1000, every):
             output = bench.folder / f"{name}-at-{number}"
             code = finished(forked(dying_at(command(output), number), bench.log))
             if code != -signal.SIGKILL:
                 break
             outcomes[judged(bench, command, output, reference)] += 1
             shutil.rmtree(output, ignore_errors=True)
-        rows.append((f"{name}: SIGKILL at each file operation", sum(outcomes.values()), outcomes))
+        rows.append((f"{name}: SIGKILL at file operations", sum(outcomes.values()), outcomes))
         print(*rows[-1], flush=True)
     return rows
 
@@ -358,7 +358,7 @@ def classifier_kills(bench, times, draw):
             lambda i: killed_after(bench.save(output), draw.uniform(0, seconds), bench.log),
         ),
         (
-            "SIGKILL at each file operation",
+            "SIGKILL at file operations",
             1000,
             lambda i: finished(forked(dying_at(bench.save(output), i + 1), bench.log)) < 0,
         ),
@@ -378,7 +378,7 @@ def classifier_kills(bench, times, draw):
 # --- damaged files, occupied folders, full disks ------------------------------------------------
 
 
-def damages(bench):
+def damages(bench, times):
     """Truncate and flip files of a finished run, and read it; return rows of the table."""
     expected = None
     rows = []
@@ -386,7 +386,7 @@ def damages(bench):
     for name in ("qk_weights.safetensors", "config.yaml", "task.json", "metrics.json"):
         for kind in ("truncated", "one bit flipped"):
             outcomes = Counter()
-            for seed in range(10):
+            for seed in range(times):
                 run = bench.folder / "damaged"
                 shutil.rmtree(run, ignore_errors=True)
                 shutil.copytree(bench.run, run)
@@ -410,7 +410,7 @@ def damages(bench):
                 else:
                     outcome = "equal results" if said(bench.log) == expected else "other results"
                 outcomes[outcome] += 1
-            rows.append((f"{name} of a run, {kind}: abft predict", 10, outcomes))
+            rows.append((f"{name} of a run, {kind}: abft predict", times, outcomes))
             print(*rows[-1], flush=True)
     return rows
 
@@ -526,6 +526,7 @@ def main():
     )
     parser.add_argument("--times", type=int, default=50, help="random kills of each command")
     parser.add_argument("--commands", nargs="+", default=COMMANDS, choices=COMMANDS)
+    parser.add_argument("--every", type=int, default=1, help="kill at every n-th file operation")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
@@ -540,10 +541,12 @@ def main():
     draw = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder))
-        rows = damages(bench) + disks(bench) + foreign_checkpoint(bench)
+        rows = damages(bench, min(options.times, 10)) + disks(bench) + foreign_checkpoint(bench)
         for name in options.commands:
-            rows += kills(bench, name, options.times, name != "report", draw)
-        rows += two_at_once(bench)
+            every = 0 if name == "report" else options.every
+            rows += kills(bench, name, options.times, every, draw)
+        if {"train", "bench"} <= {*options.commands}:
+            rows += two_at_once(bench)
         rows += classifier_kills(bench, options.times, draw)
 
     record = [
