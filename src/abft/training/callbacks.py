@@ -69,12 +69,12 @@ class RunLog(TrainerCallback):
 
 
 def logged_step(entry: dict[str, float]) -> dict[str, float]:
-    """Return what the trainer logged for a step, without what is the same in every step."""
-    values = {name: value for name, value in entry.items() if name not in _SAME_IN_EVERY_STEP}
+    """Return what the trainer logged for a step: loss, gradient norm, the objective's metrics."""
+    values = {name: value for name, value in entry.items() if name not in _LEFT_OUT}
     return {"step": values.pop("step"), **values}
 
 
-_SAME_IN_EVERY_STEP = ("epoch", "grad_norm", "learning_rate")
+_LEFT_OUT = ("epoch", "learning_rate")  # follow from the step and the settings
 
 
 class StepBar(TrainerCallback):
