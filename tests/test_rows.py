@@ -86,3 +86,13 @@ def test_bad_input(prompts):
             tiny_model("mamba", vocab_size=700, hidden_size=16, num_hidden_layers=2, state_size=4),
             [[5, 6, 7]],
         )
+
+
+def test_the_first_and_the_last_token_can_be_labels():
+    rows = torch.zeros(1, 1, 2, 5)
+    rows[0, 0, 0, 0], rows[0, 0, 1, 4] = 0.9, 0.9
+    heads = induction_heads(rows, [[0, 4]], [5])
+    assert heads[1][0, 0].tolist() == pytest.approx([0.9, 0.9])
+    for outside in (-1, 5):
+        with pytest.raises(ValueError, match="from 0 to 4"):
+            induction_heads(rows, [[0, outside]], [5])

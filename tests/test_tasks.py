@@ -5,7 +5,7 @@ import pickle
 import pytest
 
 from abft.data import staicc
-from abft.data.builtin import BUILTIN, TASKS, load_task, task_named
+from abft.data.builtin import BUILTIN, TASKS, task_named
 from abft.data.tasks import Task, Template
 from abft.errors import AbftError
 
@@ -125,4 +125,4 @@ def test_no_pickle_runs_code(cache, tmp_path, monkeypatch):
 def test_a_task_without_its_data(cache, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(AbftError, match=r"pip install 'abft\[staicc\]'"):
-        load_task("TREC")
+        staicc.read_table("trec")

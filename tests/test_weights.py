@@ -344,6 +344,8 @@ def test_layers_that_are_missing_are_named():
         qk_modules(hybrid, [1])
     with pytest.raises(AbftError, match="layers none .* attention layers are 0-1$"):
         qk_modules(tiny_model("llama"), [])
+    with pytest.raises(AbftError, match="attention layers are 0-3$"):
+        qk_modules(tiny_model("llama", num_hidden_layers=4), [9])
     later = tiny_model("lfm2", layer_types=["conv", "full_attention", "full_attention"])
     with pytest.raises(AbftError, match="attention layers are 1-2$"):
         qk_modules(later, [0])
