@@ -408,16 +408,20 @@ def against_default(runs):
     for name, found in sorted(pairs.items()):
         cells = []
         for tasks in (*((task,) for task in GOALS), tuple(GOALS)):
-            chosen = [(own, its) for task, own, its in found if task in tasks]
-            own, its = ([right for pair in chosen for right in pair[side]] for side in (0, 1))
-            cells.append(f"{len(chosen)}: {difference([own], [its])}" if chosen else "")
+            chosen = [pair for pair in found if pair[0] in tasks]
+            # A prompt that several seeds answered is one prompt: all of its answers or none are
+            # in a sample.
+            prompts = [f"{task} {i:04}" for task, own, _ in chosen for i in range(len(own))]
+            own, its = ([right for pair in chosen for right in pair[side]] for side in (1, 2))
+            cells.append(f"{len(chosen)}: {difference([own], [its], prompts)}" if chosen else "")
         rows.append([RUN_NAMES.get(name, name), *cells])
     return table(["method", *GOALS, "all"], rows)
 
 
-def difference(ours, theirs):
+def difference(ours, theirs, prompts=None):
     """Mean difference in points and its 95% interval, of rights and wrongs by run and prompt."""
-    mean, samples = paired_bootstrap(ours, theirs, range(len(ours[0])))
+    prompts = range(len(ours[0])) if prompts is None else prompts
+    mean, samples = paired_bootstrap(ours, theirs, prompts)
     low, high = interval(samples)
     return f"{100 * mean:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
 
