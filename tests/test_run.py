@@ -74,6 +74,7 @@ def test_run_folder(finished):
         "incorrect_mass",
         "A",
         "seconds",
+        "grad_norm",
     }
     assert "| after |" in (finished / "README.md").read_text()
 
