@@ -17,7 +17,7 @@ demo: $(VENV)/.installed  ## ABFT on SmolLM2-135M-Instruct with SST2: about 5 mi
 	$(BIN)/abft train --output $(DEMO_OUTPUT) --overwrite
 
 test: $(VENV)/.installed  ## tests of the report need chromium and are skipped without it
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 bench: $(VENV)/.installed  ## tables of PERFORMANCE.md: two hours, and hours of training runs; leave the machine alone meanwhile
 	$(BIN)/python benchmarks/run.py

@@ -1,9 +1,10 @@
 """Run every benchmark and write the tables of PERFORMANCE.md: what `make bench` calls.
 
-    python benchmarks/run.py                                      # about an hour on 2 cores, and
-    hours of training runs python benchmarks/run.py --only step limits
-    python benchmarks/run.py --size tiny --output /tmp/bench      # shows that they run; the figures
-    mean nothing
+    python benchmarks/run.py                                   # two hours on 2 cores, and hours of
+                                                               # training runs
+    python benchmarks/run.py --only step limits
+    python benchmarks/run.py --size tiny --output /tmp/bench   # shows that all of them run; the
+                                                               # figures mean nothing
 
 Each benchmark is a script of its own (`--help` says what it measures). Training runs that are in
 the output folder are not repeated. Leave the machine alone meanwhile.
