@@ -3,6 +3,7 @@
 import copy
 from types import SimpleNamespace
 
+import peft
 import pytest
 import torch
 from torch import nn
@@ -131,6 +132,36 @@ def test_packing_that_changes_rows_or_hidden_states_is_not_used(where, monkeypat
     assert capabilities(copy.deepcopy(model)).packs
     monkeypatch.setattr(inner, "forward", forward)
     assert not capabilities(model).packs
+
+
+def test_a_wrapped_model_is_the_model_it_wraps():
+    model = tiny_model("llama")
+    wrapped = peft.get_peft_model(copy.deepcopy(model), peft.LoraConfig(target_modules=["q_proj"]))
+
+    assert attention.causal_lm(model) is model
+    assert attention.causal_lm(wrapped) is wrapped.base_model.model
+    assert attention.decoder(wrapped) is wrapped.base_model.model.model
+
+
+def test_a_decoder_is_where_the_family_says_or_its_base_model():
+    model = tiny_model("gpt2")
+    inner, config = model.transformer, SimpleNamespace(model_type="mine")
+
+    def with_decoder(get_decoder, base_model=inner):
+        whole = SimpleNamespace(base_model=base_model, config=config)
+        whole.get_decoder = get_decoder and (lambda: get_decoder(whole))
+        return whole
+
+    says = with_decoder(lambda whole: model.lm_head)
+    assert attention.decoder(says) is model.lm_head
+    assert attention.decoder(with_decoder(lambda whole: None)) is inner
+    assert attention.decoder(with_decoder(lambda whole: whole)) is inner
+
+    silent = SimpleNamespace(base_model=inner, config=config)
+    assert attention.decoder(silent) is inner
+    silent.base_model = silent
+    with pytest.raises(AbftError, match="'mine' has no decoder"):
+        attention.decoder(silent)
 
 
 def test_layers_that_attend_to_everything():
