@@ -297,7 +297,7 @@ def every_scenario(monkeypatch):
     """What tables read of a grid of all scenarios, two models, two tasks and two seeds."""
     monkeypatch.setattr("abft.bench.statistics.RESAMPLES", 4)
     kinds = {**{method: method for method in TITLES}, "fewer": "abft_no_pid"}
-    for_kinds = {"training": ("abft", "abft_no_pid", "e2e"), "abft": ("abft",)}
+    for_kinds = {"training": ("abft", "abft_no_pid", "e2e"), "abft": ("abft",), "classifier": ()}
     cells = [
         SimpleNamespace(
             model=model, task=task, method=method, scenario=name, variant=variant, seed=seed

@@ -61,7 +61,8 @@ class Cell:
 
         Results of another digest are not used.
         """
-        # How training runs decides nothing for an untouched model; calibrations draw by the seed.
+        # How training runs decides nothing for an untouched model; calibrations, and draws of
+        # labelled texts, follow the seed.
         if self.trained is None:
             measured = names(
                 RunConfig, lambda run_setting: run_setting.measuring and run_setting.affects_result
@@ -97,7 +98,11 @@ class Cell:
         model_settings = names(
             RunConfig, lambda run_setting: run_setting.panel == MODEL and run_setting.affects_result
         )
-        return _hash([VERSION, _changed(self.config, model_settings), self.weights])
+        changes = _changed(self.config, model_settings)
+        classifier = METHODS[self.kind].classifier
+        if classifier is not None:
+            return _hash([VERSION, changes, classifier])
+        return _hash([VERSION, changes, self.weights])
 
     @property
     def job(self) -> tuple[object, ...]:
@@ -285,7 +290,8 @@ class Grid:
             # An untouched model ignores all settings of a training.
             if METHODS[kind].training is not None:
                 check_effect(RunConfig(**values))
-            config = resolve(RunConfig(**{**values, **variant}))
+            changes = {name: value for name, value in variant.items() if name in RUN_SETTINGS}
+            config = resolve(RunConfig(**{**values, **changes}))
         except AbftError as error:
             raise AbftError(f"grid, method {method.name}, task {task.name}: {error}") from None
 
@@ -315,6 +321,9 @@ def _has(objective: str, run_setting: Setting) -> bool:
 def applies(cell: Cell) -> bool:
     """Return whether the cell's scenario means something for its method."""
     needs, trained = SCENARIOS[cell.scenario].needs, cell.trained
+    is_classifier = METHODS[cell.kind].classifier is not None
+    if is_classifier or needs == "classifier":
+        return is_classifier and needs == "classifier"
     return (
         needs == "any"
         or (needs == "own task" and (trained is None or trained.train_on == "task"))

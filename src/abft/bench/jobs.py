@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 
 from abft.bench.grid import Cell
+from abft.bench.labelled_texts import FittedSubject
+from abft.bench.methods import METHODS
 from abft.bench.store import Store
 from abft.bench.subject import Subject
 from abft.errors import AbftError, RunInterrupted
@@ -19,7 +21,7 @@ Event = Callable[[Cell, str], None]  # "running", "done", "failed"
 
 def run_job(cells: Sequence[Cell], store: Store, event: Event, keep_weights: bool = True) -> None:
     """Measure the unfinished cells of one job."""
-    subject: Subject | None = None
+    subject: Subject | FittedSubject | None = None
     for cell in cells:
         if store.read(cell) is not None:
             continue
@@ -29,7 +31,8 @@ def run_job(cells: Sequence[Cell], store: Store, event: Event, keep_weights: boo
         started = time.perf_counter()
         try:
             # Made for the first cell that is left: a finished job loads nothing.
-            subject = subject or Subject(store, cell)
+            is_classifier = METHODS[cell.kind].classifier is not None
+            subject = subject or (FittedSubject(cell) if is_classifier else Subject(store, cell))
             record = subject.measure(cell)
             store.write(cell, {**record, "seconds": round(time.perf_counter() - started, 2)})
         except RunInterrupted:

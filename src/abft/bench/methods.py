@@ -1,4 +1,4 @@
-"""What is compared: the untouched model, calibrations of its probabilities, and ways to train it.
+"""What is compared: the untouched model, calibrations of it, ways to train it, and its peers.
 
 A trained method is a set of `RunConfig` values, so that every method is trained by the same code.
 """
@@ -18,6 +18,7 @@ class Method:
     title: str
     training: Mapping[str, Any] | None = None  # RunConfig values; None = not trained
     calibration: str | None = None  # key of CALIBRATIONS; how probabilities are corrected
+    classifier: str | None = None  # key of CLASSIFIERS; fitted on labelled texts, without prompts
     ablation: bool = False  # a row of Table 4
 
 
@@ -61,6 +62,11 @@ METHODS: dict[str, Method] = {
     "e2e_lora_all": Method("E2E, LoRA on all linear layers", {**_E2E, **_ALL_LAYERS}),
     # Min et al. 2022, arXiv 2110.15943.
     "metaicl": Method("MetaICL, W_Q and W_K", {**_E2E, "train_on": "others", "queries": 1}),
+    # What needs no language model, or a small encoder only.
+    "tfidf": Method("TF-IDF + logistic regression", classifier="tfidf"),
+    "minilm": Method("MiniLM + logistic regression", classifier="minilm"),
+    "minilm_knn": Method("MiniLM, nearest neighbours", classifier="minilm_knn"),
+    "setfit": Method("SetFit, MiniLM", classifier="setfit"),
 }
 
 

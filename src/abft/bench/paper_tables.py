@@ -3,9 +3,11 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from abft.bench.methods import METHODS
 from abft.bench.results import Results, difference, mean_difference, mean_over_tasks
-from abft.bench.scenarios import PAPER_TASKS, SCENARIOS
+from abft.bench.scenarios import LABELLED_TEXTS, PAPER_TASKS, SCENARIOS
 from abft.bench.table import BySeed, Table, Value, percent, signed, spread
 
 
@@ -325,6 +327,39 @@ def _variants(scenario: str) -> list[dict[str, Any]]:
     return [dict(variant) for variant in SCENARIOS[scenario].variants]
 
 
+def _labelled_texts(results: Results, model: str) -> Table | None:
+    table = Table(
+        f"labelled_texts-{_file(model)}",
+        "Accuracy in % with so many labelled texts in all",
+        "Demonstrations, training and choices come from these texts. CPU seconds of all cores: "
+        "fitting, and 512 predictions; mean over tasks.",
+        ("method", "labelled texts", *_task_columns(results), "fitting", "512 predictions"),
+    )
+
+    for variant in _variants(LABELLED_TEXTS):
+        for method in results.methods:
+            cells = [
+                results.values(model, task, method, LABELLED_TEXTS, "accuracy", **variant)
+                for task in results.tasks
+            ]
+            if not any(cells):
+                continue
+
+            costs = [
+                record["training"]
+                for task in results.tasks
+                for record in results.records(model, task, method, LABELLED_TEXTS, **variant)
+            ]
+            seconds = [
+                float(np.mean([cost[name] for cost in costs]))
+                for name in ("cpu_seconds", "cpu_seconds_512")
+            ]
+            name, *numbers = _with_mean(results, results.title(method), cells, percent)
+            count = str(variant["texts"])
+            table.rows.append((name, count, *numbers, *seconds))
+    return table
+
+
 def _sizes(results: Results, model: str) -> Table | None:
     sizes = [variant["nd"] for variant in _variants("training_size")]
     seeds = len(results.grid.seeds)
@@ -425,6 +460,7 @@ TABLES: tuple[Callable[[Results, str], Table | None], ...] = (
     _consistency,
     _ablations,
     _sizes,
+    _labelled_texts,
     _unseen,
     _named_sets(
         "renamed_labels",

@@ -7,6 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 from abft.bench.calibration import calibration_prompts
 from abft.bench.grid import Cell
+from abft.bench.labelled_texts import labelled_texts
 from abft.bench.methods import METHODS
 from abft.bench.scenarios import SCENARIOS
 from abft.bench.store import Store, scores_key, texts_key
@@ -56,10 +57,20 @@ class _Planner:
         if self.store.read(cell) is not None:
             return Plan(cell, done=True)
         try:
+            if METHODS[cell.kind].classifier is not None:
+                return self._fitted(cell)
             return Plan(cell, self._scored(cell), self._trained(cell))
         except Exception as error:
             # The cell will fail with it; the others need not.
             return Plan(cell, problem=" ".join(str(error).split()) or type(error).__name__)
+
+    def _fitted(self, cell: Cell) -> Plan:
+        """Return a plan in texts, for a classifier that reads no prompts."""
+        setting = setting_of(cell, self._tokenizer(cell))
+        count = cell.variant["texts"]
+        texts = labelled_texts(setting.data.train, count, cell.seed)
+        (prompt_set,) = SCENARIOS[cell.scenario].write(setting)
+        return Plan(cell, len(prompt_set.prompts), len(texts))
 
     def _scored(self, cell: Cell) -> int:
         """Return the prompts (and texts) that no stored scores cover."""

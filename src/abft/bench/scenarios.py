@@ -76,7 +76,7 @@ class Scenario:
     measure: Measure
     variants: tuple[Mapping[str, Any], ...] = ({},)
     # "training": methods that train; "abft": the paper's own; "own task": all but those that train
-    # on other tasks, such as MetaICL.
+    # on other tasks, such as MetaICL; "classifier": those that are fitted on labelled texts.
     needs: str = "any"
     texts: Callable[[Setting], list[str]] | None = None
 
@@ -348,6 +348,8 @@ def _nothing(sets: Sequence[PromptSet], probabilities: Sequence[np.ndarray]) -> 
 
 
 _SIZES = (32, 64, 128, 256, 512, 1024)
+LABELLED_TEXTS = "labelled_texts"  # the scenario whose variants are numbers of `texts`
+_LABELLED_TEXTS = (16, 64, 256, 512, 1024)
 # The objective refuses A0 = B0 = 0: its loss would be 0.
 _FACTORS = tuple(
     {"A0": a, "B0": b, "pid": pid}
@@ -376,4 +378,11 @@ SCENARIOS: dict[str, Scenario] = {
     ),
     "factors": Scenario(_standard, scores, _FACTORS, needs="abft"),
     "perplexity": Scenario(lambda setting: [], _nothing, texts=_neutral_texts),
+    # The paper's Fig. 2 as a user counts: all texts whose label somebody had to write.
+    LABELLED_TEXTS: Scenario(
+        _zero_shot,
+        scores,
+        tuple({"texts": count} for count in _LABELLED_TEXTS),
+        needs="classifier",
+    ),
 }

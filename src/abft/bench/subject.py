@@ -51,6 +51,20 @@ def setting_of(cell: Cell, tokenizer: "PreTrainedTokenizerBase") -> Setting:
     )
 
 
+def predictions(
+    sets: Sequence[PromptSet], probabilities: Sequence[np.ndarray]
+) -> dict[str, dict[str, Any]]:
+    """Return the predictions of every prompt set, as a cell's record keeps them."""
+    return {
+        s.name: {
+            "queries": len(s.data.test),  # prompt i has query i modulo this
+            "targets": s.targets.tolist(),
+            "predicted": p.argmax(1).tolist(),
+        }
+        for s, p in zip(sets, probabilities, strict=True)
+    }
+
+
 class Subject:
     """Measures the model of one job: the untouched one, or the one that the job trains."""
 
@@ -86,19 +100,11 @@ class Subject:
             names = ("heads", "correct_mass", "incorrect_mass")
             heads = {name: getattr(scores[0], name) for name in names}
 
-        predictions = {
-            s.name: {
-                "queries": len(s.data.test),  # prompt i has query i modulo this
-                "targets": s.targets.tolist(),
-                "predicted": p.argmax(1).tolist(),
-            }
-            for s, p in zip(sets, probabilities, strict=True)
-        }
         return {
             "metrics": metrics,
             **heads,
             "training": self.training(),
-            "predictions": predictions,
+            "predictions": predictions(sets, probabilities),
         }
 
     def scores(self, data: TaskData, prompts: Sequence[Prompt], k: int, title: str) -> Scores:
