@@ -9,7 +9,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from abft.errors import AbftError
 from abft.model.attention import IMPLEMENTATION, decoder, read_rows, row_attention
 from abft.model.capabilities import supported_implementation
-from tiny import FAMILIES, LEGACY, tiny_model
+from tiny import FAMILIES, LEGACY, USE_IT_NOW, tiny_model
 
 LENGTHS = (9, 17, 13)
 
@@ -142,7 +142,8 @@ def test_supported_families(family):
 @pytest.mark.parametrize("family", LEGACY)
 def test_legacy_families_fall_back_to_eager_rows(family):
     model = tiny_model(family)
-    assert supported_implementation(model) == "eager"
+    expected = IMPLEMENTATION if family in USE_IT_NOW else "eager"
+    assert supported_implementation(model) == expected
     ids, _, positions = padded("right")
     with row_attention(model, "eager"), torch.no_grad():
         rows, _ = read_rows(decoder(model), ids, positions, "eager")

@@ -14,7 +14,7 @@ from abft.method.objectives import ABFTObjective, E2EObjective, VoteObjective
 from abft.method.pid import PIDController
 from abft.model.attention import decoder, row_attention
 from abft.model.capabilities import capabilities
-from tiny import FAMILIES, LEGACY, tiny_model
+from tiny import FAMILIES, LEGACY, USE_IT_NOW, tiny_model
 
 PACKING = {"llama", "qwen2", "qwen3", "phi3", "gpt2", "gpt_neox", "opt", "olmo2", "deepseek_v3"}
 
@@ -60,7 +60,7 @@ def test_loss_and_gradients_equal_those_of_plain_prompts(prompts, family, kind):
 @pytest.mark.parametrize("family", sorted(FAMILIES) + sorted(LEGACY))
 def test_only_families_that_pack_are_packed(family):
     model = tiny_model(family)
-    assert capabilities(model).packs == (family in PACKING)
+    assert capabilities(model).packs == (family in PACKING | USE_IT_NOW)
 
 
 def test_a_pack_is_the_tree_of_its_prompts(prompts):

@@ -5,6 +5,8 @@ downloaded.
 import re
 
 import torch
+import transformers
+from packaging.version import Version
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from transformers.models.auto import CONFIG_MAPPING
@@ -98,6 +100,9 @@ LEGACY: dict[str, dict] = {
         vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, rotary_dim=4, n_positions=512
     ),
 }
+# Of these, the ones that use it since transformers 5.24.
+USE_IT_NOW = {"codegen", "gptj"} if Version(transformers.__version__) >= Version("5.24") else set()
+
 
 
 def staicc_loader(name: str):
