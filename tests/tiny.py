@@ -104,7 +104,6 @@ LEGACY: dict[str, dict] = {
 USE_IT_NOW = {"codegen", "gptj"} if Version(transformers.__version__) >= Version("5.24") else set()
 
 
-
 def staicc_loader(name: str):
     """StaICC's own object that reads the data of a built-in task."""
     from StaICC.util import hgf_dataset_loader
