@@ -100,8 +100,7 @@ def test_answers_are_measured_once_and_again_for_a_copy_or_another_precision():
         ("gemma2", False),  # in every other layer
         ("lfm2", False),  # recurrent layers
         ("bloom", False),  # positions of its own (ALiBi)
-        ("gptj", False),  # no attention interface
-        ("falcon", False),
+        ("falcon", False),  # no attention interface
     ],
 )
 def test_which_families_pack(family, packs):
