@@ -8,7 +8,7 @@ transformers collects into `outputs.attentions`.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -249,6 +249,21 @@ def read_rows(
         One (P, H, S) float32 row tensor per attention layer, and the first element of the module's
         output (hidden states (B, S, D) for a decoder, logits for a causal LM).
     """
+    rows, output = read_output(module, input_ids, query_positions_P, implementation, **inputs)
+    return rows, output[0]
+
+
+def read_output(
+    module: nn.Module,
+    input_ids: Tensor,
+    query_positions_P: Tensor,
+    implementation: Implementation = IMPLEMENTATION,
+    **inputs: object,
+) -> tuple[tuple[Tensor, ...], Any]:
+    """Return the attention rows as `read_rows` does, and the module's whole output.
+
+    With a cache in `inputs`, the rows are as long as what it holds and the ids together.
+    """
     B, P = input_ids.shape[0], query_positions_P.shape[0]
     mask = inputs.get("attention_mask")
     packed = isinstance(mask, Tensor) and mask.dim() == 4 and mask.dtype == torch.bool
@@ -260,9 +275,8 @@ def read_rows(
 
     if implementation == IMPLEMENTATION:
         inputs = {**inputs, "row_positions": query_positions_P.view(B, P // B)}
-    output = module(
-        input_ids=input_ids, output_attentions=True, use_cache=False, return_dict=True, **inputs
-    )
+    inputs = {"use_cache": False, **inputs}
+    output = module(input_ids=input_ids, output_attentions=True, return_dict=True, **inputs)
 
     # Layers without attention, such as recurrent ones, have None.
     attentions = [rows for rows in output.get("attentions") or () if rows is not None]
@@ -280,4 +294,4 @@ def read_rows(
             matrix_BHSS[sequence_P, :, query_positions_P.to(matrix_BHSS.device)].float()
             for matrix_BHSS in attentions
         )
-    return rows, output[0]
+    return rows, output

@@ -1,6 +1,6 @@
 """Predict the labels of new texts with a finished run."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ from abft.model.checkpoints import apply_weights
 from abft.model.loading import context_length
 from abft.runs.run_folder import check_finished, read_config, read_task
 from abft.runs.session import load_run_model
+from abft.scoring.observer import Look, Observer
 from abft.scoring.scorer import LabelScorer
 
 if TYPE_CHECKING:
@@ -61,6 +62,17 @@ class Predictor:
 
     def probabilities(self, texts: Sequence[str], batch_size: int = 16) -> np.ndarray:
         """Return the probability of every label for each text, (N, C); a row sums to 1."""
+        return self.observe(texts, batch_size=batch_size)[0]
+
+    def observe(
+        self,
+        texts: Sequence[str],
+        layers: Sequence[int] = (),
+        look: Look | None = None,
+        batch_size: int = 16,
+        progress: Callable[[int], object] | None = None,
+    ) -> tuple[np.ndarray, Observer]:
+        """Return the same, and what an `Observer` collected of the texts' prompts."""
         # The query's class is not known; 0 is not read.
         prompts = [
             write_prompt(self.task, self.demonstrations, Example(text, 0), self.prompt_style)
@@ -72,7 +84,8 @@ class Predictor:
         # All prompts share the tokens through the last demonstration's label.
         positions = encoded[0].label_positions if encoded else ()
         shared = max(positions, default=-1) + 1
-        return self.score(encoded, shared=shared, batch_size=batch_size)
+        observer = Observer(encoded, layers, look)
+        return self.score.observe(observer, shared, batch_size, progress), observer
 
     def predict(
         self, texts: Sequence[str], batch_size: int = 16

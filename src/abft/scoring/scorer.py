@@ -12,10 +12,11 @@ from transformers import DynamicCache, PreTrainedModel
 
 from abft.data.encoding import EncodedPrompt, LabelTokens
 from abft.data.packing import branch_mask, pack
-from abft.model.attention import causal_lm, decoder, row_attention
+from abft.model.attention import causal_lm, decoder, read_output, row_attention
 from abft.model.capabilities import capabilities, check_lengths, rotation_limit
 from abft.scoring.evaluate import bucketed, check_finite, last_hidden
 from abft.scoring.label_tree import LabelTree
+from abft.scoring.observer import Observer
 
 MIN_SHARED_TOKENS = 16  # shorter common beginnings are not worth a cache
 PACK_TOKENS = 2048  # in one packed sequence, whose mask grows with the square
@@ -45,7 +46,6 @@ class LabelScorer:
         # Their keys and values, (1, Hkv, S, D) each, layer by layer.
         self._keys_values: list[tuple[Tensor, Tensor]] = []
 
-    @torch.no_grad()
     def __call__(
         self,
         prompts: Sequence[EncodedPrompt],
@@ -63,6 +63,19 @@ class LabelScorer:
         Raises:
             AbftError: probabilities that are not finite.
         """
+        nothing_else = Observer(prompts)
+        return self.observe(nothing_else, shared, batch_size, progress)
+
+    @torch.no_grad()
+    def observe(
+        self,
+        observer: Observer,
+        shared: int | None = None,
+        batch_size: int = 16,
+        progress: Callable[[int], object] | None = None,
+    ) -> np.ndarray:
+        """Return the same of an observer's prompts, and show it what else the passes compute."""
+        prompts = observer.prompts
         probabilities = np.zeros((len(prompts), len(self.labels.labels)))
         if not prompts:
             return probabilities
@@ -86,9 +99,10 @@ class LabelScorer:
             for indices in bucketed(prompts, batch_size, limit):
                 batch = self.labels.extended([prompts[i] for i in indices])
                 if cached:
-                    hidden_PD = self._after_shared(batch, shared)
+                    hidden_PD = self._after_shared(batch, shared, observer, indices)
                 else:
                     hidden_PD = last_hidden(self.inner, batch, batch_size, limit)
+                    observer.run(self.model, indices)
                 probabilities[indices] = self.labels.probabilities(self.whole, hidden_PD)
                 if progress:
                     progress(len(indices))
@@ -100,8 +114,13 @@ class LabelScorer:
     def _device(self) -> torch.device:
         return next(self.inner.parameters()).device
 
-    def _after_shared(self, prompts: Sequence[EncodedPrompt], start: int) -> Tensor:
-        """Return the same hidden states for prompts whose first `start` tokens are kept."""
+    def _after_shared(
+        self, prompts: Sequence[EncodedPrompt], start: int, observer: Observer, indices: list[int]
+    ) -> Tensor:
+        """Return the same hidden states for prompts whose first `start` tokens are kept.
+
+        `indices`: the observer's numbers of these prompts, each of which has every inner node.
+        """
         rests = [
             dataclasses.replace(prompt, input_ids=prompt.input_ids[start:], label_positions=())
             for prompt in prompts
@@ -110,13 +129,20 @@ class LabelScorer:
         # A pack holds a prompt's own tokens once, and the beginnings of labels after them.
         beginnings = self.labels.beginnings
         longest = max(len(rest.input_ids) for rest in rests) + sum(map(len, beginnings))
-        size = max(1, PACK_TOKENS // longest) * len(beginnings)
-        groups = [rests[i : i + size] for i in range(0, len(rests), size)]
-        return torch.cat([self._packed(group, start) for group in groups])
+        count = max(1, PACK_TOKENS // longest)
+        hidden = []
+        for first in range(0, len(indices), count):
+            chosen = indices[first : first + count]
+            nodes = slice(first * len(beginnings), (first + count) * len(beginnings))
+            hidden.append(self._packed(rests[nodes], start, observer, chosen))
+        return torch.cat(hidden)
 
-    def _packed(self, prompts: Sequence[EncodedPrompt], start: int) -> Tensor:
+    def _packed(
+        self, prompts: Sequence[EncodedPrompt], start: int, observer: Observer, indices: list[int]
+    ) -> Tensor:
         """Return the same for rests of prompts, packed into one sequence after the kept tokens."""
         rests = pack(prompts)
+        ends = [places[-1] for places in rests.places]
 
         # Every token attends to all of what is kept, and to its own branch.
         own = branch_mask(torch.tensor([rests.branch_ends], device=self._device))
@@ -127,17 +153,32 @@ class LabelScorer:
         for layer, (keys, values) in enumerate(self._keys_values):
             cache.update(keys, values, layer)
 
-        # Eager attention would need another mask than SDPA and our function, which uses SDPA.
-        stock = self.whole.config._attn_implementation == "sdpa"
+        ids = torch.tensor([rests.input_ids], device=self._device)
+        inputs = {
+            "position_ids": torch.tensor([rests.position_ids], device=self._device) + start,
+            "attention_mask": mask,
+            "past_key_values": cache,
+            "use_cache": True,
+            "output_hidden_states": bool(observer.layers),
+        }
+
+        # Rows need our attention. Eager attention would need another mask than SDPA and ours.
+        stock = self.whole.config._attn_implementation == "sdpa" and not observer.look
         with contextlib.nullcontext() if stock else row_attention(self.model):
-            hidden = self.inner(
-                input_ids=torch.tensor([rests.input_ids], device=self._device),
-                position_ids=torch.tensor([rests.position_ids], device=self._device) + start,
-                attention_mask=mask,
-                past_key_values=cache,
-                use_cache=True,
-            )[0]
-        return hidden[0, [places[-1] for places in rests.places]]
+            if observer.look:
+                positions = torch.tensor(ends, device=self._device)
+                rows, output = read_output(self.inner, ids, positions, **inputs)
+            else:
+                rows, output = (), self.inner(input_ids=ids, **inputs)
+
+        # A prompt comes before the beginnings of labels after it.
+        nodes = len(self.labels.beginnings)
+        for i, p in zip(indices, range(0, len(prompts), nodes), strict=True):
+            places = torch.tensor(rests.places[p], device=self._device)
+            seen = torch.cat([torch.arange(start, device=self._device), start + places])
+            states = [output.hidden_states[layer][0, places] for layer in observer.layers]
+            observer.see(i, states, [row_PHS[p][:, seen.to(row_PHS.device)] for row_PHS in rows])
+        return output[0][0, ends]
 
     def _keep(self, ids: tuple[int, ...]) -> None:
         """Run `ids` and keep their keys and values, unless they are kept for the same weights."""

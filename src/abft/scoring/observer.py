@@ -1,0 +1,92 @@
+"""Look inside the model while it scores prompts: hidden states and attention of the query."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from abft.data.batches import Batch, collate
+from abft.data.encoding import EncodedPrompt
+from abft.model.attention import decoder, read_output, row_attention
+from abft.model.capabilities import capabilities
+
+Look = Callable[[EncodedPrompt, Tensor], Any]
+
+
+class Observer:
+    """Collects what `LabelScorer.observe` shows of each prompt; costs nothing if it asks nothing.
+
+    The tokens after the last demonstration's label are the query's own; those of a prompt without
+    demonstrations all are.
+
+    Args:
+        prompts: encoded prompts.
+        layers: numbers of layers after which hidden states are read; 0 = the embeddings.
+        look: called for every prompt with its attention rows from the last token, (L, H, n) float32
+            on the model's device; what it returns is collected.
+
+    Attributes:
+        hidden: (N, 2, layers, D) float32: the mean over the query's own tokens, and the last token.
+        looks: what `look` returned, by prompt.
+    """
+
+    def __init__(
+        self,
+        prompts: Sequence[EncodedPrompt],
+        layers: Sequence[int] = (),
+        look: Look | None = None,
+    ) -> None:
+        self.prompts, self.layers, self.look = list(prompts), tuple(layers), look
+        self.looks: list[Any] = [None] * len(self.prompts)
+        self._hidden: dict[int, np.ndarray] = {}
+
+    @property
+    def hidden(self) -> np.ndarray:
+        return np.stack([self._hidden[i] for i in range(len(self.prompts))])
+
+    def see(self, index: int, states: Sequence[Tensor], rows: Sequence[Tensor]) -> None:
+        """Take a prompt's hidden states, (tokens, D) of each layer, and rows, (H, n) of each.
+
+        States may begin later than the prompt, not after its query.
+        """
+        prompt = self.prompts[index]
+        if self.layers:
+            own = len(prompt.input_ids) - query_start(prompt)
+            pooled = [
+                torch.stack([state[-own:].float().mean(0), state[-1].float()]) for state in states
+            ]
+            self._hidden[index] = torch.stack([each.cpu() for each in pooled], dim=1).numpy()
+        if self.look:
+            device = rows[0].device  # layers may be on several
+            self.looks[index] = self.look(prompt, torch.stack([row.to(device) for row in rows]))
+
+    def run(self, model: nn.Module, indices: Sequence[int]) -> None:
+        """Run some of the prompts once more, plainly, if anything was asked for."""
+        if not self.layers and self.look is None:
+            return
+
+        inner, supported = decoder(model), capabilities(model)
+        device = next(inner.parameters()).device
+        fields = collate([self.prompts[i] for i in indices])
+        batch = Batch(**{name: tensor.to(device) for name, tensor in fields.items()})
+        implementation = supported.implementation
+        with row_attention(model, implementation):
+            rows, output = read_output(
+                inner,
+                batch.input_ids,
+                batch.query_positions,
+                implementation,
+                output_hidden_states=bool(self.layers),
+            )
+
+        for p, i in enumerate(indices):
+            n = len(self.prompts[i].input_ids)
+            states = [output.hidden_states[layer][p, :n] for layer in self.layers]
+            self.see(i, states, [row_PHS[p, :, :n] for row_PHS in rows])
+
+
+def query_start(prompt: EncodedPrompt) -> int:
+    """Return the first of the query's own tokens: after the last demonstration's label."""
+    return max(prompt.label_positions, default=-1) + 1
