@@ -77,14 +77,12 @@ def test_training_that_does_not_help_leaves_the_model_as_it_was(new, texts, labe
     with pytest.warns(UserWarning, match="untouched model is kept"):
         stuck = new(steps=4, learning_rate=0.0).fit(texts, labels)
     assert stuck.best_step_ == 0
-    np.testing.assert_array_equal(
-        stuck.predict_proba(texts), new().fit(texts, labels).predict_proba(texts)
-    )
+    untouched = dict(new().fit(texts, labels)._opened()[0].model.named_parameters())
+    for name, parameter in stuck._opened()[0].model.named_parameters():
+        assert parameter.equal(untouched[name]), name
     harmed = new(steps=4, learning_rate=10.0, objective="e2e").fit(texts, labels)
-    best = harmed.validation_[harmed.best_step_]
-    assert best == max(
-        harmed.validation_.values(), key=lambda found: (found["accuracy"], -found["log_loss"])
-    )
+    # Even where a step was better by label words alone, the untouched read-out was better.
+    assert harmed.best_step_ == 0
 
 
 def test_every_kind_of_column(new, texts, labels):
@@ -150,7 +148,7 @@ def test_saving_that_fails_leaves_what_was_saved(
         return {path.name: path.read_bytes() for path in folder.rglob("*.*")}
 
     before = files()
-    assert len(before) == 2
+    assert len(before) == 3  # record, weights, read-out
     assert len({path.stat().st_mode for path in folder.rglob("*.*")}) == 1
 
     def full(*arguments, **options):
@@ -254,13 +252,13 @@ def test_equal_texts_count_once(new, texts, labels, monkeypatch):
         parts.append(split_held_out(*given))
         return parts[-1]
 
-    monkeypatch.setattr("abft.classifier.split_held_out", recorded)
-    new().fit([*texts, *(text.upper() + "!" for text in texts)], [*labels, *labels])
+    monkeypatch.setattr("abft.classifier.estimator.split_held_out", recorded)
+    new(steps=1).fit([*texts, *(text.upper() + "!" for text in texts)], [*labels, *labels])
     training, held_out = ({text_key(example.text) for example in part} for part in parts[0])
     assert not training & held_out
     assert len(training) + len(held_out) == len({text_key(text) for text in texts})
     signs = [f"{number} {sign}" for number in range(20) for sign in (":)", ":(")]
-    new().fit(signs, ["glad", "sad"] * 20)
+    new(steps=1).fit(signs, ["glad", "sad"] * 20)
     assert sum(map(len, parts[1])) == 40  # equal but for signs, which tell the classes apart
 
 
@@ -272,10 +270,11 @@ def test_contradicting_texts_are_not_held_out_and_trained_on(new, texts, monkeyp
         parts.append(split_held_out(*given))
         return parts[-1]
 
-    monkeypatch.setattr("abft.classifier.split_held_out", recorded)
+    monkeypatch.setattr("abft.classifier.estimator.split_held_out", recorded)
     some = texts[:20]
-    new(steps=0).fit([*some, *some], ["good", "bad"] * 20)
-    new(steps=0).fit([*some, *some], ["good"] * 20 + ["bad"] * 20)
+    new(steps=1).fit([*some, *some], ["good", "bad"] * 20)
+    new(steps=1).fit([*some, *some], ["good"] * 20 + ["bad"] * 20)
+    assert len(parts) == 2
     for training, held_out in parts:
         assert len(held_out) >= 6
         training_texts = {text_key(example.text) for example in training}
@@ -331,6 +330,9 @@ def test_bad_use(new, trained, texts, labels, tmp_path):
         ({"k": 0}, "k = 0"),
         ({"demonstration_sets": 0}, "demonstration_sets = 0"),
         ({"steps": -1}, "steps = -1"),
+        ({"steps": "many"}, "steps = 'many'"),
+        ({"max_minutes": 0}, "max_minutes = 0"),
+        ({"readout": "probes"}, "readout 'probes' is none of .*did you mean 'probe'"),
         ({"held_out": 1.5}, "held_out = 1.5"),
         ({"k": 1, "cross_entropy": 0}, "k = 1 shows one"),
         ({"objective": "e2e", "learning_rate": 1e20, "steps": 1}, "probabilities are not finite"),
@@ -355,6 +357,41 @@ def test_bad_use(new, trained, texts, labels, tmp_path):
         (folder / "classifier.json").write_text(json.dumps({**record, **change}))
         with pytest.raises(AbftError, match=message):
             ABFTClassifier.load(folder)
+
+
+@pytest.mark.parametrize("readout", ["label_words", "attention", "probe", "blend"])
+def test_every_readout_predicts_and_is_kept(readout, new, texts, labels, tmp_path):
+    fitted = new(readout=readout).fit(texts, labels)
+    assert fitted.readout_ == readout
+    assert list(fitted.readouts_) == [readout]
+    probabilities_NC = fitted.predict_proba(texts)
+    np.testing.assert_allclose(probabilities_NC.sum(1), 1)
+
+    fitted.save(tmp_path / "saved")
+    loaded = ABFTClassifier.load(tmp_path / "saved")
+    assert loaded.readouts_ == fitted.readouts_
+    np.testing.assert_allclose(loaded.predict_proba(texts), probabilities_NC, atol=1e-6)
+
+
+def test_the_best_readout_is_taken(new, texts, labels):
+    """The tiny model has no idea of label words; its hidden states tell the texts apart."""
+    chosen = new().fit(texts, labels)
+    assert list(chosen.readouts_) == ["label_words", "attention", "probe", "blend"]
+    least = min(chosen.readouts_, key=lambda name: chosen.readouts_[name]["log_loss"])
+    assert chosen.readout_ == least
+    assert chosen.readout_ in ("probe", "blend")
+
+
+def test_training_ends_by_itself_or_with_its_time(new, texts, labels):
+    automatic = new(steps="auto", objective="e2e", learning_rate=0.01).fit(texts, labels)
+    steps = list(automatic.validation_)
+    assert steps[:2] == [0, 4]
+    losses = [scores["log_loss"] for scores in automatic.validation_.values()]
+    # Ended after three validations without a better one.
+    assert steps[-1] == 64 or steps[-1] - steps[losses.index(min(losses))] == 12
+
+    short = new(steps="auto", objective="e2e", learning_rate=0.01, max_minutes=1e-9)
+    assert list(short.fit(texts, labels).validation_) == [0, 1]
 
 
 def test_scikit_learns_own_checks(new):

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from tiny import tiny_model
 
 from abft.data.encoding import EncodedPrompt
 from abft.scoring.inspect import attention_rows
 from abft.scoring.observer import Observer, query_start
 from abft.scoring.scorer import LabelScorer
+from tiny import tiny_model
 
 LENGTHS = (30, 24, 27)
 START = 20  # tokens that all prompts begin with

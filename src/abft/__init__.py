@@ -1,7 +1,7 @@
 """abft: Attention Behavior Fine-Tuning (arXiv 2505.14233) for in-context classification.
 
 Packages, each of which imports only from those before it: data, model, method, training and
-scoring, runs, bench and classifier, analysis, report, cli.
+scoring, runs, readouts, classifier, bench, analysis, report, cli.
 
 Shapes in names: L layer, P prompt, B sequence of a batch, H head, Q query position, S token,
 K demonstration, C class, N example, D feature, V vocabulary entry.

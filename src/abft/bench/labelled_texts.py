@@ -43,6 +43,9 @@ def labelled_texts(pool: Sequence[Example], count: int, seed: int) -> list[Examp
     return [*pairs, *others][:count]
 
 
+_TOLD = ("readout_", "readouts_", "best_step_")
+
+
 class FittedSubject:
     """Fits the classifier of one job anew for every cell, on the cell's own texts."""
 
@@ -66,7 +69,14 @@ class FittedSubject:
         texts = [example.text for example in examples]
         labels = [example.label for example in examples]
         classifier = CLASSIFIERS[name](
-            Fitting(len(labels), min(Counter(labels).values()), cell.seed)
+            Fitting(
+                len(labels),
+                min(Counter(labels).values()),
+                cell.seed,
+                setting.data.task,
+                cell.config.model,
+                cell.config.device,
+            )
         )
 
         _, fitting_seconds = _cpu_seconds(lambda: classifier.fit(texts, labels))
@@ -81,6 +91,8 @@ class FittedSubject:
                 "labelled_texts": len(texts),
                 "cpu_seconds": fitting_seconds,
                 "cpu_seconds_512": seconds * 512 / len(queries),
+                # What predictions are read from, where the classifier decides it.
+                **{name: getattr(classifier, name) for name in _TOLD if hasattr(classifier, name)},
             },
             "predictions": predictions([prompt_set], [probabilities_NC]),
             "probabilities": {prompt_set.name: np.round(probabilities_NC, 4).tolist()},

@@ -67,6 +67,12 @@ METHODS: dict[str, Method] = {
     "minilm": Method("MiniLM + logistic regression", classifier="minilm"),
     "minilm_knn": Method("MiniLM, nearest neighbours", classifier="minilm_knn"),
     "setfit": Method("SetFit, MiniLM", classifier="setfit"),
+    # `ABFTClassifier` without training: the best read-out, or one alone.
+    "untrained_auto": Method("ABFTClassifier, untrained", classifier="untrained_auto"),
+    "untrained_label_words": Method("label words, calibrated", classifier="untrained_label_words"),
+    "untrained_attention": Method("attention, calibrated", classifier="untrained_attention"),
+    "untrained_probe": Method("probe behind demonstrations", classifier="untrained_probe"),
+    "untrained_blend": Method("blend", classifier="untrained_blend"),
 }
 
 

@@ -4,6 +4,7 @@ import json
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -106,6 +107,21 @@ class StepBar(TrainerCallback):
             self.bar.close()
 
 
+class Deadline(TrainerCallback):
+    """Ends training after so many minutes, at the end of a step."""
+
+    def __init__(self, minutes: float) -> None:
+        self.minutes = minutes
+        self._started = time.monotonic()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._started = time.monotonic()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if time.monotonic() - self._started >= 60 * self.minutes:
+            control.should_training_stop = True
+
+
 class KeepBest(TrainerCallback):
     """Scores the model every few steps, and leaves it with the best weights.
 
@@ -136,7 +152,8 @@ class KeepBest(TrainerCallback):
         self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
     ) -> None:
         # The last step always counts, whatever `every` is.
-        if state.global_step % self.every == 0 or state.global_step == state.max_steps:
+        last = state.global_step == state.max_steps or control.should_training_stop
+        if state.global_step % self.every == 0 or last:
             self._scored(state.global_step, model)
 
             scores_since = sum(step > self.best_step for step in self.scores)

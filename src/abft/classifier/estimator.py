@@ -1,19 +1,24 @@
 """`ABFTClassifier`: labelled texts in, a classifier out, in scikit-learn's manner."""
 
-import functools
 import json
 import math
 import random
 import shutil
-import tempfile
+import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils import check_consistent_length, check_random_state
+from sklearn.utils.validation import check_is_fitted
+from tqdm import tqdm
 
 from abft import __version__
+from abft.classifier.inputs import classes_of, texts_of
+from abft.classifier.training import QUERIES, Training
 from abft.data.draws import demonstration_sets, split_held_out
 from abft.data.splits import TaskData, text_key, unique
 from abft.data.tasks import Example, Task, Template
@@ -21,28 +26,26 @@ from abft.errors import AbftError
 from abft.files import atomic_folder, remove_partials, write_json
 from abft.method.objectives import DEFAULT_OBJECTIVE, OBJECTIVES
 from abft.model.weight_files import FULL_RANK_FILE
-from abft.runs.config import RunConfig, check_effect, resolve
-from abft.settings import document_settings
+from abft.readouts.fitted import (
+    AUTO,
+    READOUTS,
+    FittedReadout,
+    Folds,
+    fit_readout,
+    stratified_folds,
+)
+from abft.readouts.readings import Readings, read_texts
+from abft.runs.config import RunConfig, check_effect
+from abft.scoring import metrics
+from abft.settings import did_you_mean, document_settings
 
 if TYPE_CHECKING:
     from abft.runs.predictor import Predictor
 
 
-try:
-    from sklearn.base import BaseEstimator, ClassifierMixin
-    from sklearn.utils import check_consistent_length, check_random_state, column_or_1d
-    from sklearn.utils.multiclass import check_classification_targets
-    from sklearn.utils.validation import check_is_fitted
-except ImportError:
-    raise AbftError("ABFTClassifier needs scikit-learn: pip install 'abft[classifier]'") from None
-
-
-FILE, FORMAT = "classifier.json", 2
+FILE, FORMAT = "classifier.json", 3
 # Folders of the weights, one of which the file names: a new one is complete before the old goes.
 WEIGHTS = ("weights-1", "weights-2")
-VALIDATIONS = 8  # during training
-PATIENCE = 3  # validations without a better one, after which training ends
-PSEUDO_BATCH, QUERIES = 32, 4
 
 _SHARED = {
     "model": "model",
@@ -58,9 +61,13 @@ _SHARED = {
 class ABFTClassifier(ClassifierMixin, BaseEstimator):
     """Classifies texts with a language model that reads a few labelled texts as demonstrations.
 
-    `fit` trains W_Q and W_K so that attention heads look at demonstrations with the correct label,
-    and holds a part of the texts out to decide when to stop and whether training helped at all: if
-    it did not, the untouched model is kept, with a warning.
+    `fit` learns what to read predictions from: the label words' probabilities, the attention on the
+    demonstrations' labels, hidden states (a linear probe), or a blend of them. It keeps the one of
+    the smallest cross-validated log loss, which is also calibrated.
+
+    With `steps`, it first trains W_Q and W_K so that attention heads look at demonstrations with
+    the correct label. A part of the texts is held out to decide when to stop, and whether training
+    helped at all: if it did not, the untouched model is kept, with a warning.
 
     Of a class's texts that are equal but for case and punctuation the first counts. None is held
     out and trained on, also where equal texts have different classes.
@@ -72,7 +79,11 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
             2, or as many as it takes to show every class once. A set takes the classes in turn, in
             random order, and goes on in the next set where it stopped, so that all classes are
             shown about equally often.
-        steps: most optimizer steps, of 32 prompts each; 0 = no training.
+        readout: label_words, attention, probe, blend, or auto: the best of them on texts that it
+            was not fitted on.
+        steps: most optimizer steps, of 32 prompts each; 0 = no training; "auto" = until the
+            held-out loss stops falling.
+        max_minutes: after which training ends; default: no limit.
         held_out: share of the texts that is not trained on, at least 8 and at most 256 of them.
         batch_size: texts in a forward pass of prediction.
         random_state: int, RandomState or None; decides the parts, demonstrations and training
@@ -85,6 +96,9 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
         validation_: by step, accuracy and log loss on the held-out texts; step 0 is the untouched
             model.
         best_step_: the step whose weights are kept; 0 = the untouched model's.
+        readout_: what predictions are read from.
+        readouts_: log loss and accuracy of every read-out that was compared, on texts that it was
+            not fitted on.
     """
 
     def __init__(
@@ -97,7 +111,9 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
         demonstration_sets: int | None = None,
         objective: str = DEFAULT_OBJECTIVE,
         cross_entropy: float | None = None,
-        steps: int = OBJECTIVES[DEFAULT_OBJECTIVE].default_steps,
+        readout: str = AUTO,
+        steps: int | str = OBJECTIVES[DEFAULT_OBJECTIVE].default_steps,
+        max_minutes: float | None = None,
         learning_rate: float | None = None,
         held_out: float = 0.2,
         batch_size: int = 16,
@@ -112,7 +128,9 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
         self.demonstration_sets = demonstration_sets
         self.objective = objective
         self.cross_entropy = cross_entropy
+        self.readout = readout
         self.steps = steps
+        self.max_minutes = max_minutes
         self.learning_rate = learning_rate
         self.held_out = held_out
         self.batch_size = batch_size
@@ -151,8 +169,8 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
 
         # Settings and data are checked before the model is loaded.
         self._check_settings()
-        texts = _texts(X)
-        classes = _classes(y)
+        texts = texts_of(X)
+        classes = classes_of(y)
         check_consistent_length(texts, classes)
         self.classes_, labels = np.unique(classes, return_inverse=True)
         examples = [Example(text, int(label)) for text, label in zip(texts, labels, strict=True)]
@@ -162,13 +180,17 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
         # One generator decides the parts, the demonstrations and the seed of training.
         generator = random.Random(int(check_random_state(self.random_state).randint(2**31)))
         task = self._task()
-        training, held_out = split_held_out(examples, self.held_out, generator)
+        held_out: list[Example] = []
+        training = examples
+        if self.steps:
+            training, held_out = split_held_out(examples, self.held_out, generator)
         k = self._choose_k(training)
         count = self.demonstration_sets
         if count is None:
             # As many as it takes to show every class once.
             count = max(2, math.ceil(len(self.classes_) / k))
         sets = demonstration_sets(training, k, count, generator)
+        seed = generator.randrange(2**31)
 
         model, tokenizer = load_model(self.model, device=self.device)
         names = self.classes_.tolist()
@@ -180,29 +202,101 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
 
         self.validation_: dict[int, dict[str, float]] = {}
         self.best_step_ = 0
-        if self.steps:
-            data = TaskData(task, tuple(training), tuple(training), tuple(held_out))
-            self._train(data, k, held_out, generator.randrange(2**31))
-
-        # Step 0 is the untouched model.
-        if self.steps and not self.best_step_:
-            before, *after = (scores["accuracy"] for scores in self.validation_.values())
-            warnings.warn(
-                f"training did not help on {len(held_out)} held-out texts (accuracy {before:.3f} "
-                f"before it, at best {max(after):.3f}); the untouched model is kept",
-                stacklevel=2,
-            )
+        self._fit_readout(
+            TaskData(task, tuple(training), tuple(training), tuple(held_out)), k, seed
+        )
         return self
 
+    def _fit_readout(self, data: TaskData, k: int, seed: int) -> None:
+        """Fit the read-out; before that train the model, if asked for, and keep it if it helps."""
+        examples = [*data.train, *data.test]
+        readings = self._read([example.text for example in examples], fitting=True)
+
+        # A text that every set shows says nothing: its label would be copied.
+        known = np.flatnonzero(readings.known.any(0))
+        is_held_out = known >= len(data.train)
+        labels_N = np.array([examples[i].label for i in known])
+        readings = readings.of(known)
+
+        def fit(readings: Readings, folds: Folds) -> FittedReadout:
+            return fit_readout(readings, labels_N, len(self.classes_), self.readout, folds, seed)
+
+        if self.steps:
+            # Label words of a trained model are compared on texts that it was not trained on.
+            parts = [(np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out))]
+            before = fit(readings, parts)
+            untouched = self._weights()
+            self._train(data, k, seed)
+
+            losses = [before.log_loss]
+            if self.best_step_:
+                texts = [examples[i].text for i in known]
+                after = fit(self._read(texts, fitting=True), parts)
+                losses.append(after.log_loss)
+                if after.log_loss < before.log_loss:
+                    self._readout = after
+                    return
+                self._set_weights(untouched)
+                self.best_step_ = 0
+            warnings.warn(
+                f"training did not help on {len(data.test)} held-out texts (log loss "
+                f"{before.log_loss:.3f} before it, {losses[-1]:.3f} after); the untouched model is "
+                "kept",
+                stacklevel=4,
+            )
+        self._readout = fit(readings, stratified_folds(labels_N, seed))
+
+    _readout: FittedReadout | None
+
+    @property
+    def readout_(self) -> str:
+        check_is_fitted(self)
+        return self._readout.name if self._readout else "label_words"
+
+    @property
+    def readouts_(self) -> dict[str, dict[str, float]]:
+        check_is_fitted(self)
+        scores = self._readout.scores if self._readout else {}
+        return {name: dict(values) for name, values in scores.items()}
+
+    def _read(self, texts: Sequence[str], fitting: bool = False) -> Readings:
+        """Return what the read-out needs of texts; for fitting, what all that it may be need."""
+        predictors = self._opened()
+        if fitting:
+            names = READOUTS if self.readout == AUTO else [self.readout]
+            sources = {source for name in names for source in READOUTS[name]}
+        else:
+            sources = set(self._readout.sources) if self._readout else set()
+        shown = [{text_key(text) for text, _ in shown} for shown in self.demonstrations_]
+        bar = tqdm(
+            total=len(texts) * len(predictors),
+            desc="read",
+            unit="text",
+            file=sys.stderr,
+            disable=not (fitting and self.progress),
+        )
+        with bar:
+            return read_texts(
+                predictors,
+                texts,
+                hidden="probe" in sources,
+                attention="attention" in sources,
+                shown=shown if fitting else None,
+                batch_size=self.batch_size,
+                progress=bar.update,
+            )
+
     def predict_proba(self, X: Sequence[str]) -> np.ndarray:
-        """Return probabilities (N, C), the mean over the sets of demonstrations.
+        """Return probabilities (N, C), calibrated on the texts of `fit`.
 
         Columns are in the order of `classes_`; a row sums to 1.
         """
-        predictors = self._opened()
-        texts = _texts(X)
-        by_set = [predictor.probabilities(texts, self.batch_size) for predictor in predictors]
-        return np.mean(by_set, axis=0)
+        check_is_fitted(self)
+        readings = self._read(texts_of(X))
+        # Classifiers of earlier versions have no read-out.
+        if self._readout is None:
+            return readings.label_words.mean(0)
+        return self._readout.probabilities(readings)
 
     def predict(self, X: Sequence[str]) -> np.ndarray:
         """Return the most probable class of every text, (N,)."""
@@ -212,7 +306,7 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
     def score(self, X: Sequence[str], y: Sequence[Any], sample_weight: Any = None) -> float:
         """Return the accuracy. Raises ValueError for classes that `fit` has not seen."""
         check_is_fitted(self)
-        unknown = set(np.unique(_classes(y)).tolist()) - set(self.classes_.tolist())
+        unknown = set(np.unique(classes_of(y)).tolist()) - set(self.classes_.tolist())
         if unknown:
             raise ValueError(f"y holds classes that fit has not seen: {sorted(unknown, key=str)}")
         return super().score(X, y, sample_weight)
@@ -221,8 +315,16 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
         """Raise ValueError for settings that mean nothing."""
         for name, least in (("demonstration_sets", 1), ("batch_size", 1), ("steps", 0)):
             value = getattr(self, name)
-            if value is not None and value < least:
-                raise AbftError(f"{name} = {value}: expected at least {least}")
+            if value in (None, AUTO) and name != "batch_size":
+                continue
+            if isinstance(value, str) or value < least:
+                raise AbftError(f"{name} = {value!r}: expected at least {least}")
+        if self.max_minutes is not None and self.max_minutes <= 0:
+            raise AbftError(f"max_minutes = {self.max_minutes}: expected more than 0")
+        if self.readout not in (AUTO, *READOUTS):
+            known = ", ".join((AUTO, *READOUTS))
+            near = did_you_mean(str(self.readout), (AUTO, *READOUTS))
+            raise AbftError(f"readout {self.readout!r} is none of {known}{near}")
         if not 0 < self.held_out < 1:
             raise ValueError(f"held_out = {self.held_out}: expected a share between 0 and 1")
         # The data decide an open k only later; here the default takes its place.
@@ -290,6 +392,26 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
         parameters = self._predictors[0].model.named_parameters()
         return {name: p.detach().cpu() for name, p in parameters if p.requires_grad}
 
+    def _weights(self) -> dict[str, Any]:
+        """Return a copy of W_Q and W_K, which training changes."""
+        from abft.model.qk_weights import qk_modules
+
+        model = self._predictors[0].model
+        return {
+            f"{qk.name}.{kind}": parameter.detach().clone()
+            for qk in qk_modules(model)
+            for kind, parameter in model.get_submodule(qk.name).named_parameters()
+        }
+
+    def _set_weights(self, weights: dict[str, Any]) -> None:
+        """Write tensors into the model's parameters of the same names."""
+        import torch
+
+        model = self._predictors[0].model
+        with torch.no_grad():
+            for name, tensor in weights.items():
+                model.get_parameter(name).copy_(tensor)
+
     def save(self, folder: str | Path) -> None:
         """Write what `load` needs: settings, demonstrations, the trained W_Q and W_K (safetensors).
 
@@ -316,9 +438,11 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
         old = _read_record(folder).get("weights") if is_classifier else None
         new, other = reversed(WEIGHTS) if old == WEIGHTS[0] else WEIGHTS
         shutil.rmtree(folder / new, ignore_errors=True)
-        if self.best_step_:
-            with atomic_folder(folder / new) as partial:
+        with atomic_folder(folder / new) as partial:
+            if self.best_step_:
                 save_full_rank(model, partial, self._base_samples)
+            if self._readout is not None:
+                self._readout.save(partial)
         write_json(folder / FILE, {**self._record(), "weights": new})
 
         # What the old one leaves; format 1 had its weights in the folder itself.
@@ -344,6 +468,8 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
             "demonstrations": self.demonstrations_,
             "validation": list(self.validation_.items()),
             "best_step": self.best_step_,
+            "readout": self.readout_,
+            "readouts": self.readouts_,
         }
 
     @classmethod
@@ -380,6 +506,11 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
             weights = Path(folder)
             if record["format"] > 1:
                 weights /= {name: name for name in WEIGHTS}[record["weights"]]
+            # Formats 1 and 2 read label words, without calibration.
+            classifier._readout = None
+            if record["format"] > 2:
+                readout, scores = record["readout"], record["readouts"]
+                classifier._readout = FittedReadout.load(weights, readout, scores)
         except (KeyError, TypeError) as error:
             path = Path(folder) / FILE
             raise AbftError(f"{path} is damaged ({type(error).__name__}: {error})") from None
@@ -404,8 +535,6 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
         """Return the predictors; an unpickled classifier loads its base model first."""
         check_is_fitted(self)
         if not hasattr(self, "_predictors"):
-            import torch
-
             from abft.model.loading import load_model
             from abft.model.qk_weights import train_full_rank
 
@@ -414,64 +543,35 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
             weights = self.__dict__.pop("_weights")
             if weights:
                 train_full_rank(model)
-                with torch.no_grad():
-                    for name, tensor in weights.items():
-                        model.get_parameter(name).copy_(tensor)
+                self._set_weights(weights)
         return self._predictors
 
-    def _validate(self, held_out: Sequence[Example]) -> tuple[float, float]:
-        """Return accuracy and mean log probability of the correct class on held-out texts."""
-        probabilities_NC = self.predict_proba([example.text for example in held_out])
-        labels_N = np.array([example.label for example in held_out])
-
-        accuracy = (probabilities_NC.argmax(1) == labels_N).mean()
-        correct_N = probabilities_NC[np.arange(len(labels_N)), labels_N]
-        log_probability = np.log(np.clip(correct_N, 1e-12, None)).mean()
-        return float(accuracy), float(log_probability)
-
-    def _train(self, data: TaskData, k: int, held_out: Sequence[Example], seed: int) -> None:
+    def _train(self, data: TaskData, k: int, seed: int) -> None:
         """Train the model, in which the weights of the best validation remain."""
-        from transformers import PrinterCallback
-
-        from abft.training.arguments import ABFTConfig
-        from abft.training.callbacks import KeepBest, StepBar
-        from abft.training.trainer import ABFTTrainer
-
         # All predictors share one model.
         model, tokenizer = self._predictors[0].model, self._predictors[0].tokenizer
-        config = resolve(self._config(k), model.num_parameters())
-        assert config.lr is not None
+        texts = [example.text for example in data.test]
+        labels_N = np.array([example.label for example in data.test])
 
-        # The best weights are kept in memory; nothing is saved in the folder.
-        every = max(1, self.steps // VALIDATIONS)
-        best = KeepBest(functools.partial(self._validate, held_out), every, PATIENCE)
-        callbacks = [StepBar(), best] if self.progress else [best]
-        with tempfile.TemporaryDirectory() as folder:
-            arguments = ABFTConfig(
-                output_dir=folder,
-                objective=config.objective,
-                cross_entropy=config.cross_entropy,
-                learning_rate=config.lr,
-                max_steps=self.steps,
-                k=k,
-                nd=self.steps * PSEUDO_BATCH,
-                queries=QUERIES,
-                seed=seed,
-                data_seed=seed,
-                save_strategy="no",
-                report_to="none",
-                disable_tqdm=True,
-                use_cpu=self.device == "cpu",
-            )
-            trainer = ABFTTrainer(model, arguments, data, tokenizer, callbacks=callbacks)
-            # It would print every step that is logged.
-            trainer.remove_callback(PrinterCallback)
-            trainer.train()
+        def validate() -> tuple[float, float]:
+            by_set = [p.probabilities(texts, self.batch_size) for p in self._predictors]
+            probabilities_NC = np.mean(by_set, axis=0)
+            correct_N = probabilities_NC[np.arange(len(labels_N)), labels_N]
+            log_probability = np.log(np.clip(correct_N, 1e-12, None)).mean()
+            return float(log_probability), metrics.accuracy(probabilities_NC, labels_N)
 
-        self.best_step_ = best.best_step
+        training = Training(
+            self._config(k),
+            None if self.steps == AUTO else int(self.steps),
+            self.max_minutes,
+            seed,
+            self.device == "cpu",
+            self.progress,
+        )
+        self.best_step_, scores = training.run(model, tokenizer, data, validate)
         self.validation_ = {
             step: {"accuracy": accuracy, "log_loss": -log_probability}
-            for step, (accuracy, log_probability) in best.scores.items()
+            for step, (log_probability, accuracy) in scores.items()
         }
 
 
@@ -484,56 +584,3 @@ def _read_record(folder: str | Path) -> dict[str, Any]:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (TypeError, ValueError) as error:
         raise AbftError(f"{path} is damaged ({type(error).__name__}: {error})") from None
-
-
-def _texts(X: Any) -> list[str]:
-    """Return a list, array, column or series of texts as a list.
-
-    Raises:
-        ValueError: anything else, or a text that is empty.
-    """
-    if isinstance(X, str):
-        raise ValueError("X is one text; expected a list of texts, for example [text]")
-    # pandas, polars
-    if hasattr(X, "to_list"):
-        X = X.to_list()
-    elif getattr(X, "ndim", 1) != 1:
-        raise ValueError(f"X has shape {X.shape}; expected texts, (N,)")
-
-    texts = list(X)
-    for row, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise ValueError(
-                f"X[{row}] is {text!r}; expected a text. Remove or fill missing texts first."
-            )
-        if not text.strip():
-            raise ValueError(f"X[{row}] is empty; remove or fill empty texts first")
-    return [str(text) for text in texts]
-
-
-def _classes(y: Any) -> np.ndarray:
-    """Return classes as an array of strings or of integers.
-
-    Raises:
-        ValueError: missing, mixed or continuous classes.
-    """
-    # numpy would turn a list of texts and numbers into texts alone.
-    array = np.asarray(y, dtype=object) if isinstance(y, list | tuple) else np.asarray(y)
-    values = column_or_1d(array, warn=True)
-
-    kinds = set()
-    for value in values:
-        if isinstance(value, str):
-            kinds.add("text")
-        elif isinstance(value, int | np.integer):
-            kinds.add("number")
-        else:
-            kinds.add(type(value).__name__)
-    if len(kinds) > 1:
-        raise ValueError(
-            f"y mixes {', '.join(sorted(kinds))}; expected classes of one kind, strings or integers"
-        )
-
-    classes = np.array(values.tolist())
-    check_classification_targets(classes)
-    return classes

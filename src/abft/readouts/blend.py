@@ -1,0 +1,48 @@
+"""A regularised logistic regression over log-probabilities: calibrates one, or blends several."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import minimize
+
+from abft.readouts.probe import log_softmax
+
+
+@dataclass(frozen=True)
+class Blend:
+    """Adds log-probabilities of R sources with one weight each, and a bias for every class.
+
+    Attributes:
+        weights: (R,).
+        bias: (C,).
+    """
+
+    weights: np.ndarray
+    bias: np.ndarray
+
+    @classmethod
+    def fit(cls, log_NRC: np.ndarray, labels_N: np.ndarray) -> "Blend":
+        """Minimise the sum of log losses, plus half the squared distance from the sources' mean.
+
+        That is weights of 1 / R and no bias; few texts do not move far from it.
+        """
+        N, R, C = log_NRC.shape
+        start = np.concatenate([np.full(R, 1 / R), np.zeros(C)])
+        rows = np.arange(N)
+
+        def objective(values: np.ndarray) -> tuple[float, np.ndarray]:
+            weights_R, bias_C = values[:R], values[R:]
+            log_NC = log_softmax(np.einsum("nrc,r->nc", log_NRC, weights_R) + bias_C)
+            error_NC = np.exp(log_NC)
+            error_NC[rows, labels_N] -= 1
+            slopes = np.concatenate([np.einsum("nrc,nc->r", log_NRC, error_NC), error_NC.sum(0)])
+            distance = values - start
+            loss = -log_NC[rows, labels_N].sum() + distance @ distance / 2
+            return loss, slopes + distance
+
+        values = minimize(objective, start, jac=True, method="L-BFGS-B").x
+        return cls(values[:R], values[R:])
+
+    def log_probabilities(self, log_NRC: np.ndarray) -> np.ndarray:
+        """Return blended log-probabilities, (N, C)."""
+        return log_softmax(np.einsum("nrc,r->nc", log_NRC, self.weights) + self.bias)

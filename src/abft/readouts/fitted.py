@@ -1,0 +1,212 @@
+"""Fit what predictions are read from, on labelled texts, and choose by cross-validation."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+from sklearn.model_selection import KFold, StratifiedKFold
+
+from abft.errors import AbftError
+from abft.readouts.blend import Blend
+from abft.readouts.probe import STRENGTHS, Probe, log_loss, log_softmax
+from abft.readouts.readings import Readings, over_sets
+
+FILE = "readout.safetensors"
+# By read-out, whose log-probabilities it adds up, each with a weight, and a bias for every class.
+READOUTS: dict[str, tuple[str, ...]] = {
+    "label_words": ("label_words",),
+    "attention": ("attention",),
+    "probe": ("probe",),
+    "blend": ("label_words", "attention", "probe"),
+}
+AUTO = "auto"  # the read-out of the smallest cross-validated log loss
+
+FOLDS, FEW_FOLDS = 5, 3
+MANY_TEXTS = 256  # from here on FEW_FOLDS do
+
+Folds = Sequence[tuple[np.ndarray, np.ndarray]]  # indices of the texts fitted on, and of the others
+
+
+@dataclass(frozen=True)
+class FittedReadout:
+    """Turns readings into probabilities.
+
+    Attributes:
+        name: key of READOUTS.
+        blend: one weight for each of its sources, and a bias for every class.
+        probes: one for each set of demonstrations; empty where the read-out has no probe.
+        scores: log loss and accuracy of each read-out that was compared, on texts that it was not
+            fitted on.
+    """
+
+    name: str
+    blend: Blend
+    probes: tuple[Probe, ...]
+    scores: Mapping[str, Mapping[str, float]]
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return READOUTS[self.name]
+
+    @property
+    def log_loss(self) -> float:
+        """Return the cross-validated log loss."""
+        return self.scores[self.name]["log_loss"]
+
+    def save(self, folder: Path) -> None:
+        """Write the fitted numbers into a folder (safetensors)."""
+        from safetensors.numpy import save_file
+
+        arrays = {"blend.weights": self.blend.weights, "blend.bias": self.blend.bias}
+        for s, probe in enumerate(self.probes):
+            for name, array in vars(probe).items():
+                arrays[f"probe.{s}.{name}"] = np.ascontiguousarray(array)
+        save_file(arrays, folder / FILE)
+
+    @classmethod
+    def load(
+        cls, folder: Path, name: str, scores: Mapping[str, Mapping[str, float]]
+    ) -> "FittedReadout":
+        """Read what `save` wrote. Raises AbftError where it is missing or damaged."""
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+
+        if name not in READOUTS:
+            raise AbftError(f"{folder}: unknown read-out {name!r}")
+        try:
+            arrays = load_file(folder / FILE)
+            blend = Blend(arrays["blend.weights"], arrays["blend.bias"])
+            sets = sum(name.endswith(".centre") for name in arrays)
+            probes = [
+                Probe(**{field.name: arrays[f"probe.{s}.{field.name}"] for field in fields(Probe)})
+                for s in range(sets)
+            ]
+        except (OSError, SafetensorError, KeyError) as error:
+            raise AbftError(f"{folder / FILE} is missing or damaged ({error})") from None
+        return cls(name, blend, tuple(probes), scores)
+
+    def probabilities(self, readings: Readings) -> np.ndarray:
+        """Return (N, C) float64; a row sums to 1."""
+        sources = [
+            _probe_log(self.probes, readings)
+            if source == "probe"
+            else readings.log_probabilities(source)
+            for source in self.sources
+        ]
+        return np.exp(self.blend.log_probabilities(np.stack(sources, axis=1)))
+
+
+def stratified_folds(labels_N: np.ndarray, seed: int) -> Folds:
+    """Return folds that hold every class, where each has a text for every fold."""
+    most = FOLDS if len(labels_N) < MANY_TEXTS else FEW_FOLDS
+    smallest = np.unique(labels_N, return_counts=True)[1].min()
+    folds = int(max(2, min(most, smallest)))
+    if np.unique(labels_N, return_counts=True)[1].max() < folds:
+        # One text of every class: nothing can be stratified.
+        return list(KFold(folds, shuffle=True, random_state=seed).split(labels_N))
+    splitter = StratifiedKFold(folds, shuffle=True, random_state=seed)
+    with warnings.catch_warnings():
+        # A class with one text is in one fold only.
+        warnings.filterwarnings("ignore", message="The least populated class")
+        return list(splitter.split(labels_N, labels_N))
+
+
+def fit_readout(
+    readings: Readings,
+    labels_N: np.ndarray,
+    classes: int,
+    readout: str,
+    folds: Folds,
+    seed: int,
+) -> FittedReadout:
+    """Fit a read-out, or with "auto" all of them and keep the best.
+
+    Nothing is scored on texts that it was fitted on: probes are fitted on the one part of each fold
+    and read on the other; what blends or calibrates them is fitted on those, and cross-validated in
+    turn.
+
+    Args:
+        labels_N: the texts' classes, from 0 to `classes` - 1.
+        readout: key of READOUTS, or "auto".
+        folds: texts in no second part count for the probes only.
+        seed: of the folds in which blends are cross-validated.
+    """
+    names = list(READOUTS) if readout == AUTO else [readout]
+    scored = np.concatenate([held_out for _, held_out in folds])
+    scored_labels = labels_N[scored]
+
+    by_source = {
+        source: readings.log_probabilities(source)[scored]
+        for source in ("label_words", "attention")
+        if any(source in READOUTS[name] for name in names)
+    }
+    strength = STRENGTHS[0]
+    if any("probe" in READOUTS[name] for name in names):
+        by_strength = {
+            strength: _cross_fitted(readings, labels_N, classes, strength, folds)[scored]
+            for strength in STRENGTHS
+        }
+        losses = {s: log_loss(log_NC, scored_labels) for s, log_NC in by_strength.items()}
+        strength = min(losses, key=lambda s: losses[s])
+        by_source["probe"] = by_strength[strength]
+
+    stacked = {
+        name: np.stack([by_source[source] for source in READOUTS[name]], axis=1) for name in names
+    }
+    scores = {name: _scores(stacked[name], scored_labels, seed) for name in names}
+    best = min(names, key=lambda name: scores[name]["log_loss"])
+
+    # What was cross-validated is fitted once more, on all texts.
+    probes: tuple[Probe, ...] = ()
+    if "probe" in READOUTS[best]:
+        everything = np.arange(len(labels_N))
+        probes = _probes(readings, labels_N, classes, strength, everything)
+    return FittedReadout(best, Blend.fit(stacked[best], scored_labels), probes, scores)
+
+
+def _scores(log_NRC: np.ndarray, labels_N: np.ndarray, seed: int) -> dict[str, float]:
+    """Return the cross-validated log loss and accuracy of a blend."""
+    log_NC = np.empty((len(labels_N), log_NRC.shape[2]))
+    for fitted, held_out in stratified_folds(labels_N, seed):
+        blend = Blend.fit(log_NRC[fitted], labels_N[fitted])
+        log_NC[held_out] = blend.log_probabilities(log_NRC[held_out])
+    return {
+        "log_loss": log_loss(log_NC, labels_N),
+        "accuracy": float((log_NC.argmax(1) == labels_N).mean()),
+    }
+
+
+def _cross_fitted(
+    readings: Readings, labels_N: np.ndarray, classes: int, strength: float, folds: Folds
+) -> np.ndarray:
+    """Return log-probabilities (N, C) of probes that were not fitted on the text."""
+    log_NC = np.zeros((len(labels_N), classes))
+    for fitted, held_out in folds:
+        probes = _probes(readings, labels_N, classes, strength, fitted)
+        log_NC[held_out] = _probe_log(probes, readings, held_out)
+    return log_NC
+
+
+def _probes(
+    readings: Readings, labels_N: np.ndarray, classes: int, strength: float, texts: np.ndarray
+) -> tuple[Probe, ...]:
+    """Fit a probe for every set, on those of the texts that it knows."""
+    assert readings.views is not None
+    probes = []
+    for views_NVD, known_N in zip(readings.views, readings.known, strict=True):
+        own = texts[known_N[texts]]
+        probes.append(Probe.fit(views_NVD[own], labels_N[own], classes, strength))
+    return tuple(probes)
+
+
+def _probe_log(
+    probes: Sequence[Probe], readings: Readings, texts: np.ndarray | None = None
+) -> np.ndarray:
+    """Return the probes' mean log-probabilities of some texts (default: all), (N, C)."""
+    assert readings.views is not None
+    chosen = slice(None) if texts is None else texts
+    pairs = zip(probes, readings.views, strict=True)
+    log_SNC = np.stack([probe.log_probabilities(views_NVD[chosen]) for probe, views_NVD in pairs])
+    return log_softmax(over_sets(log_SNC, readings.known[:, chosen]))

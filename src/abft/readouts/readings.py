@@ -1,0 +1,113 @@
+"""Read texts behind sets of demonstrations: label words, attention on labels, hidden states."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from abft.data.splits import text_key
+from abft.readouts.probe import log_softmax
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from abft.data.encoding import EncodedPrompt
+    from abft.runs.predictor import Predictor
+
+# Depths of the layers, as shares of all: the mean over the text's tokens, and the last token.
+# Chosen on training pools (docs/readouts.md).
+MEAN_DEPTHS = (1 / 3, 1 / 2, 2 / 3, 5 / 6)
+LAST_DEPTHS = (2 / 3, 5 / 6, 1)
+
+_SMALLEST = 1e-4  # of a probability: a class that is not among the demonstrations gets no attention
+
+
+@dataclass(frozen=True)
+class Readings:
+    """What the model shows of N texts behind each of S sets of demonstrations.
+
+    Attributes:
+        label_words: probabilities of the classes' label words, (S, N, C).
+        attention: shares of the classes in all heads' attention on labels, (S, N, C).
+        views: hidden states, (S, N, V, D) float32; None = not read.
+        known: False where the text is one of the set's demonstrations, so that its label would be
+            copied, (S, N) bool. Every text is known to one set at least.
+    """
+
+    label_words: np.ndarray
+    attention: np.ndarray
+    views: np.ndarray | None
+    known: np.ndarray
+
+    def of(self, texts: np.ndarray) -> "Readings":
+        """Return the readings of some texts, by their indices."""
+        views = None if self.views is None else self.views[:, texts]
+        return Readings(
+            self.label_words[:, texts], self.attention[:, texts], views, self.known[:, texts]
+        )
+
+    def log_probabilities(self, source: str) -> np.ndarray:
+        """Return "label_words" or "attention", the mean over sets, as log-probabilities (N, C)."""
+        shares_SNC = {"label_words": self.label_words, "attention": self.attention}[source]
+        mean_NC = over_sets(shares_SNC, self.known)
+        return log_softmax(np.log(np.maximum(mean_NC, _SMALLEST)))
+
+
+def over_sets(values_SNC: np.ndarray, known_SN: np.ndarray) -> np.ndarray:
+    """Return the mean over the sets that know a text, (N, C)."""
+    weights_SN1 = known_SN[:, :, None].astype(float)
+    return (values_SNC * weights_SN1).sum(0) / weights_SN1.sum(0)
+
+
+def read_texts(
+    predictors: "Sequence[Predictor]",
+    texts: Sequence[str],
+    *,
+    hidden: bool = True,
+    attention: bool = True,
+    shown: "Sequence[set[str]] | None" = None,
+    batch_size: int = 16,
+    progress: Callable[[int], object] | None = None,
+) -> Readings:
+    """Read texts with one predictor for each set of demonstrations.
+
+    Args:
+        hidden, attention: read hidden states and attention too; else None, and zeros.
+        shown: `text_key` of each set's texts, which it does not know; default: it knows all.
+    """
+    import torch
+
+    from abft.model.attention import causal_lm
+
+    config = causal_lm(predictors[0].model).config.get_text_config()
+    depth, classes = config.num_hidden_layers, len(predictors[0].task.labels)
+    pooled = [(0, round(share * depth)) for share in MEAN_DEPTHS]
+    pooled += [(1, round(share * depth)) for share in LAST_DEPTHS]
+    layers = sorted({layer for _, layer in pooled}) if hidden else []
+
+    def vote(prompt: "EncodedPrompt", rows_LHS: "Tensor") -> np.ndarray:
+        on_labels_K = rows_LHS[:, :, list(prompt.label_positions)].sum((0, 1)).double()
+        by_class = torch.zeros(classes, dtype=torch.double, device=on_labels_K.device)
+        by_class.index_add_(
+            0, torch.tensor(prompt.label_classes, device=by_class.device), on_labels_K
+        )
+        return (by_class / by_class.sum()).cpu().numpy()
+
+    words, votes, views = [], [], []
+    for predictor in predictors:
+        probabilities, observer = predictor.observe(
+            texts, layers, vote if attention else None, batch_size, progress
+        )
+        words.append(probabilities)
+        votes.append(np.stack(observer.looks) if attention else np.zeros_like(probabilities))
+        if hidden:
+            states = observer.hidden
+            chosen = [states[:, kind, layers.index(layer)] for kind, layer in pooled]
+            views.append(np.stack(chosen, axis=1))
+
+    keys = [text_key(text) for text in texts]
+    known = [[key not in (shown[s] if shown else ()) for key in keys] for s in range(len(words))]
+    return Readings(
+        np.stack(words), np.stack(votes), np.stack(views) if hidden else None, np.array(known)
+    )

@@ -1,0 +1,196 @@
+"""What predictions are read from: probes, blends, and the choice between them."""
+
+import numpy as np
+import pytest
+from scipy.special import log_softmax as scipy_log_softmax
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from abft.data.splits import text_key
+from abft.model.loading import load_model
+from abft.readouts.blend import Blend
+from abft.readouts.fitted import (
+    READOUTS,
+    FittedReadout,
+    _cross_fitted,
+    fit_readout,
+    stratified_folds,
+)
+from abft.readouts.probe import Probe, log_loss, log_softmax
+from abft.readouts.readings import Readings, read_texts
+from abft.runs.predictor import Predictor
+from abft.scoring.inspect import attention_rows
+
+S, N, V, D = 2, 60, 3, 5
+
+
+def readings(classes, seed=0, signal=1.0, words=0.0):
+    """Hidden states, and label words, that tell the classes apart as much as asked for."""
+    random = np.random.default_rng(seed)
+    labels_N = random.permutation(np.arange(N) % classes)
+    means_CD = random.normal(size=(classes, D)) * signal
+    views = random.normal(size=(S, N, V, D)) + means_CD[labels_N][None, :, None]
+    logits = random.normal(size=(S, N, classes))
+    logits[:, np.arange(N), labels_N] += words
+    shares = np.exp(log_softmax(logits))
+    votes = np.exp(log_softmax(random.normal(size=(S, N, classes))))
+    known = np.ones((S, N), bool)
+    return Readings(shares, votes, views.astype(np.float32), known), labels_N
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+def test_a_probe_is_the_mean_of_scikit_learns_regressions(classes):
+    given, labels_N = readings(classes)
+    views_NVD = given.views[0]
+    probe = Probe.fit(views_NVD, labels_N, classes, 0.3)
+    each = [
+        make_pipeline(StandardScaler(), LogisticRegression(C=0.3, max_iter=100, tol=1e-3))
+        .fit(views_NVD[:, v], labels_N)
+        .predict_log_proba(views_NVD[:, v])
+        for v in range(V)
+    ]
+    expected = scipy_log_softmax(np.mean(each, axis=0), axis=1)
+    np.testing.assert_allclose(probe.log_probabilities(views_NVD), expected, rtol=0, atol=1e-4)
+
+
+def test_a_class_without_texts_is_improbable_and_the_rest_as_without_it():
+    given, labels_N = readings(2)
+    views_NVD = given.views[0]
+    two = Probe.fit(views_NVD, labels_N, 2, 0.3).log_probabilities(views_NVD)
+    three = Probe.fit(views_NVD, 2 * labels_N, 3, 0.3).log_probabilities(views_NVD)
+    assert three[:, 1].max() < np.log(0.02)
+    np.testing.assert_array_equal(2 * two.argmax(1), three.argmax(1))
+
+    alone = Probe.fit(views_NVD, np.ones(N, int), 3, 0.3).log_probabilities(views_NVD)
+    assert (alone.argmax(1) == 1).all()
+
+
+def test_a_blend_is_the_minimum_of_what_it_says():
+    given, labels_N = readings(3, words=1.0)
+    sources = ("label_words", "attention")
+    log_NRC = np.stack([given.log_probabilities(source) for source in sources], axis=1)
+    blend = Blend.fit(log_NRC, labels_N)
+
+    def total(weights_R, bias_C):
+        log_NC = scipy_log_softmax((log_NRC * weights_R[:, None]).sum(1) + bias_C, axis=1)
+        distance = ((weights_R - 1 / 2) ** 2).sum() + (bias_C**2).sum()
+        return -log_NC[np.arange(N), labels_N].sum() + distance / 2
+
+    least = total(blend.weights, blend.bias)
+    for i in range(2):
+        for step in (-0.02, 0.02):
+            assert total(blend.weights + step * np.eye(2)[i], blend.bias) > least
+    for c in range(3):
+        for step in (-0.02, 0.02):
+            assert total(blend.weights, blend.bias + step * np.eye(3)[c]) > least
+
+    # Noise counts little; the source that knows counts more.
+    assert blend.weights[0] > 0.5 > abs(blend.weights[1])
+
+
+def test_few_texts_leave_a_blend_near_the_mean():
+    given, labels_N = readings(2, words=1.0)
+    log_NRC = np.stack([given.log_probabilities("label_words")] * 2, axis=1)
+    blend = Blend.fit(log_NRC[:1], labels_N[:1])
+    np.testing.assert_allclose(blend.weights, 0.5, atol=0.5)
+
+
+@pytest.mark.parametrize(
+    ("signal", "words", "good"),
+    [(2.0, 0.0, {"probe", "blend"}), (0.0, 4.0, {"label_words", "blend"})],
+)
+def test_what_knows_the_classes_is_chosen(signal, words, good):
+    given, labels_N = readings(3, signal=signal, words=words)
+    fitted = fit_readout(given, labels_N, 3, "auto", stratified_folds(labels_N, 0), 0)
+    assert set(fitted.scores) == set(READOUTS)
+    assert fitted.name in good
+    assert fitted.log_loss == min(each["log_loss"] for each in fitted.scores.values())
+
+    fresh, labels_fresh = given, labels_N
+    probabilities_NC = fitted.probabilities(fresh)
+    np.testing.assert_allclose(probabilities_NC.sum(1), 1)
+    assert (probabilities_NC.argmax(1) == labels_fresh).mean() > 0.8
+
+
+def test_noise_scores_no_better_than_chance():
+    """A score on texts that were fitted on would be far better: 75 numbers know 60 texts."""
+    losses = []
+    for seed in range(4):
+        given, labels_N = readings(2, seed, signal=0.0)
+        fitted = fit_readout(given, labels_N, 2, "auto", stratified_folds(labels_N, seed), seed)
+        losses.append(fitted.log_loss)
+        in_sample = log_loss(np.log(fitted.probabilities(given)), labels_N)
+        assert in_sample < fitted.log_loss + 0.02
+    assert np.mean(losses) > 0.66
+
+
+def test_a_set_says_nothing_of_the_texts_that_it_shows():
+    given, labels_N = readings(2)
+    known = given.known.copy()
+    known[0, :5] = False
+    folds = stratified_folds(labels_N, 0)
+
+    def fitted(views, words, votes):
+        return fit_readout(Readings(words, votes, views, known), labels_N, 2, "auto", folds, 0)
+
+    plain = fitted(given.views, given.label_words, given.attention)
+    views, words, votes = (
+        each.copy() for each in (given.views, given.label_words, given.attention)
+    )
+    views[0, :5], words[0, :5], votes[0, :5] = 1e6, 0.9, 0.9
+    changed = fitted(views, words, votes)
+    assert plain.scores == changed.scores
+    np.testing.assert_array_equal(plain.blend.weights, changed.blend.weights)
+
+
+def test_probes_of_a_fold_never_see_its_labels():
+    given, labels_N = readings(2)
+    folds = stratified_folds(labels_N, 0)
+    _, held_out = folds[0]
+    flipped = labels_N.copy()
+    flipped[held_out] = 1 - flipped[held_out]
+    before = _cross_fitted(given, labels_N, 2, 0.3, folds)
+    after = _cross_fitted(given, flipped, 2, 0.3, folds)
+    np.testing.assert_array_equal(before[held_out], after[held_out])
+    others = np.setdiff1d(np.arange(N), held_out)
+    assert np.abs(before[others] - after[others]).max() > 0.01
+
+
+def test_saved_numbers_predict_the_same(tmp_path):
+    given, labels_N = readings(3)
+    fitted = fit_readout(given, labels_N, 3, "blend", stratified_folds(labels_N, 0), 0)
+    fitted.save(tmp_path)
+    loaded = FittedReadout.load(tmp_path, fitted.name, fitted.scores)
+    np.testing.assert_array_equal(loaded.probabilities(given), fitted.probabilities(given))
+
+
+def test_texts_are_read_as_the_model_sees_them(review_data, model_folder):
+    model, tokenizer = load_model(str(model_folder), device="cpu")
+    task, pool = review_data.task, review_data.train
+    sets = [list(pool[:3]), list(pool[3:6])]
+    predictors = [Predictor(model, tokenizer, task, shown) for shown in sets]
+    texts = [example.text for example in pool[:8]]
+    shown = [{text_key(example.text) for example in each} for each in sets]
+    read = read_texts(predictors, texts, shown=shown)
+
+    assert read.views.shape[:2] == (2, 8)
+    assert read.known[0].tolist() == [False] * 3 + [True] * 5
+    assert read.known[1].tolist() == [True] * 3 + [False] * 3 + [True] * 2
+    for s, predictor in enumerate(predictors):
+        np.testing.assert_allclose(read.label_words[s], predictor.probabilities(texts), atol=1e-6)
+
+    # All heads' attention on the labels of a prompt, by class.
+    _, observer = predictors[0].observe(texts[6:7])
+    (prompt,) = observer.prompts
+    rows = attention_rows(model, [prompt.input_ids])[:, 0].sum((0, 1)).numpy()
+    by_class = np.zeros(len(task.labels))
+    for at, label in zip(prompt.label_positions, prompt.label_classes, strict=True):
+        by_class[label] += rows[at]
+    np.testing.assert_allclose(read.attention[0, 6], by_class / by_class.sum(), rtol=1e-4)
+
+
+def test_fewer_texts_than_folds_of_a_class():
+    labels_N = np.arange(6)
+    folds = stratified_folds(labels_N, 0)
+    assert sorted(np.concatenate([held_out for _, held_out in folds])) == list(range(6))
