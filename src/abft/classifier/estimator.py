@@ -40,6 +40,7 @@ from abft.scoring import metrics
 from abft.settings import did_you_mean, document_settings
 
 if TYPE_CHECKING:
+    from abft.runs.explain import Explanation
     from abft.runs.predictor import Predictor
 
 
@@ -259,7 +260,7 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
         scores = self._readout.scores if self._readout else {}
         return {name: dict(values) for name, values in scores.items()}
 
-    def _read(self, texts: Sequence[str], fitting: bool = False) -> Readings:
+    def _read(self, texts: Sequence[str], fitting: bool = False, look: Any = None) -> Readings:
         """Return what the read-out needs of texts; for fitting, what all that it may be need."""
         predictors = self._opened()
         if fitting:
@@ -282,9 +283,32 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
                 hidden="probe" in sources,
                 attention="attention" in sources,
                 shown=shown if fitting else None,
+                look=look,
                 batch_size=self.batch_size,
                 progress=bar.update,
             )
+
+    def explain(self, X: Sequence[str]) -> "list[Explanation]":
+        """Return for each text its class, and where the heads looked behind each set.
+
+        Demonstrations are those of all sets. A probe reads hidden states, which attention made, but
+        not the attention itself: see `readout_`.
+        """
+        from abft.runs.explain import explain, look, together
+
+        check_is_fitted(self)
+        texts = texts_of(X)
+        readings = self._read(texts, look=look)
+        probabilities_NC = self._probabilities(readings)
+        by_set = [
+            explain(predictor, texts, readings.label_words[s], readings.looks[s])
+            for s, predictor in enumerate(self._opened())
+        ]
+        labels = self._opened()[0].task.labels
+        return [
+            together(of_text, dict(zip(labels, row.tolist(), strict=True)))
+            for row, *of_text in zip(probabilities_NC, *by_set, strict=True)
+        ]
 
     def predict_proba(self, X: Sequence[str]) -> np.ndarray:
         """Return probabilities (N, C), calibrated on the texts of `fit`.
@@ -292,7 +316,9 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
         Columns are in the order of `classes_`; a row sums to 1.
         """
         check_is_fitted(self)
-        readings = self._read(texts_of(X))
+        return self._probabilities(self._read(texts_of(X)))
+
+    def _probabilities(self, readings: Readings) -> np.ndarray:
         # Classifiers of earlier versions have no read-out.
         if self._readout is None:
             return readings.label_words.mean(0)

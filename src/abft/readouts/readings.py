@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -33,12 +33,14 @@ class Readings:
         views: hidden states, (S, N, V, D) float32; None = not read.
         known: False where the text is one of the set's demonstrations, so that its label would be
             copied, (S, N) bool. Every text is known to one set at least.
+        looks: what `look` returned, by set and text.
     """
 
     label_words: np.ndarray
     attention: np.ndarray
     views: np.ndarray | None
     known: np.ndarray
+    looks: Sequence[Sequence[Any]] = ()
 
     def of(self, texts: np.ndarray) -> "Readings":
         """Return the readings of some texts, by their indices."""
@@ -67,6 +69,7 @@ def read_texts(
     hidden: bool = True,
     attention: bool = True,
     shown: "Sequence[set[str]] | None" = None,
+    look: "Callable[[EncodedPrompt, Tensor], Any] | None" = None,
     batch_size: int = 16,
     progress: Callable[[int], object] | None = None,
 ) -> Readings:
@@ -74,6 +77,7 @@ def read_texts(
 
     Args:
         hidden, attention: read hidden states and attention too; else None, and zeros.
+        look: called for every prompt with its attention rows, as in `Observer`.
         shown: `text_key` of each set's texts, which it does not know; default: it knows all.
     """
     import torch
@@ -86,6 +90,9 @@ def read_texts(
     pooled += [(1, round(share * depth)) for share in LAST_DEPTHS]
     layers = sorted({layer for _, layer in pooled}) if hidden else []
 
+    def both(prompt: "EncodedPrompt", rows_LHS: "Tensor") -> tuple[np.ndarray, Any]:
+        return vote(prompt, rows_LHS), look(prompt, rows_LHS) if look else None
+
     def vote(prompt: "EncodedPrompt", rows_LHS: "Tensor") -> np.ndarray:
         on_labels_K = rows_LHS[:, :, list(prompt.label_positions)].sum((0, 1)).double()
         by_class = torch.zeros(classes, dtype=torch.double, device=on_labels_K.device)
@@ -94,13 +101,16 @@ def read_texts(
         )
         return (by_class / by_class.sum()).cpu().numpy()
 
-    words, votes, views = [], [], []
+    words, votes, views, looks = [], [], [], []
     for predictor in predictors:
         probabilities, observer = predictor.observe(
-            texts, layers, vote if attention else None, batch_size, progress
+            texts, layers, both if attention or look else None, batch_size, progress
         )
         words.append(probabilities)
-        votes.append(np.stack(observer.looks) if attention else np.zeros_like(probabilities))
+        votes.append(np.zeros_like(probabilities))
+        if attention or look:
+            votes[-1] = np.stack([vote for vote, _ in observer.looks])
+            looks.append([seen for _, seen in observer.looks])
         if hidden:
             states = observer.hidden
             chosen = [states[:, kind, layers.index(layer)] for kind, layer in pooled]
@@ -109,5 +119,9 @@ def read_texts(
     keys = [text_key(text) for text in texts]
     known = [[key not in (shown[s] if shown else ()) for key in keys] for s in range(len(words))]
     return Readings(
-        np.stack(words), np.stack(votes), np.stack(views) if hidden else None, np.array(known)
+        np.stack(words),
+        np.stack(votes),
+        np.stack(views) if hidden else None,
+        np.array(known),
+        looks,
     )

@@ -11,6 +11,7 @@ from abft.data.prompts import write_prompt
 from abft.data.tasks import Example, PromptStyle, Task
 from abft.model.checkpoints import apply_weights
 from abft.model.loading import context_length
+from abft.runs.explain import Explanation, explain, look
 from abft.runs.run_folder import check_finished, read_config, read_task
 from abft.runs.session import load_run_model
 from abft.scoring.observer import Look, Observer
@@ -86,6 +87,11 @@ class Predictor:
         shared = max(positions, default=-1) + 1
         observer = Observer(encoded, layers, look)
         return self.score.observe(observer, shared, batch_size, progress), observer
+
+    def explain(self, texts: Sequence[str], batch_size: int = 16) -> list[Explanation]:
+        """Return for each text its label and where the heads looked; one forward pass."""
+        probabilities, observer = self.observe(texts, look=look, batch_size=batch_size)
+        return explain(self, texts, probabilities, observer.looks)
 
     def predict(
         self, texts: Sequence[str], batch_size: int = 16

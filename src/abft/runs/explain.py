@@ -1,0 +1,152 @@
+"""Say where the heads looked when a text was classified."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from abft.data.encoding import EncodedPrompt
+from abft.data.prompts import write_prompt
+from abft.data.tasks import Example
+from abft.scoring.observer import query_start
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from abft.runs.predictor import Predictor
+
+Look = tuple[np.ndarray, np.ndarray, int]  # shares (K,), attention on the query's tokens, heads
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Says which demonstrations and which tokens of a text the heads looked at.
+
+    It describes attention. Whether a prediction follows it is measured in docs/explain.md.
+
+    Attributes:
+        text: the text.
+        label: the predicted label.
+        probabilities: of every label; they sum to 1.
+        demonstrations: (text, label) of each, in the order of the prompt, K.
+        shares: of each demonstration's label in the attention on all of them, (K,); they sum to 1.
+            They are those of the heads that pass the filter S > k / (k + ln n) of arXiv 2505.14233,
+            or of all heads where none does.
+        tokens: the text's tokens, as they are written in it, T.
+        token_shares: of each token in all heads' attention on the text, (T,); they sum to 1.
+        heads: how many heads pass the filter.
+    """
+
+    text: str
+    label: str
+    probabilities: dict[str, float]
+    demonstrations: tuple[tuple[str, str], ...]
+    shares: np.ndarray
+    tokens: tuple[str, ...]
+    token_shares: np.ndarray
+    heads: float
+
+    def record(self) -> dict[str, Any]:
+        """Return the same, JSON-ready."""
+        return {
+            "text": self.text,
+            "label": self.label,
+            "probabilities": self.probabilities,
+            "demonstrations": [
+                {"text": text, "label": label, "share": round(float(share), 4)}
+                for (text, label), share in zip(self.demonstrations, self.shares, strict=True)
+            ],
+            "tokens": [
+                {"token": token, "share": round(float(share), 4)}
+                for token, share in zip(self.tokens, self.token_shares, strict=True)
+            ],
+            "heads": self.heads,
+        }
+
+
+def look(prompt: EncodedPrompt, rows_LHS: "Tensor") -> Look:
+    """Return what an explanation needs of one prompt's attention rows, (L, H, n)."""
+    on_text_S = rows_LHS[:, :, query_start(prompt) :].mean((0, 1)).cpu().numpy()
+    k, n = len(prompt.label_positions), len(prompt.input_ids)
+    if k == 0:
+        return np.zeros(0), on_text_S, 0
+
+    on_labels_LHK = rows_LHS[:, :, list(prompt.label_positions)]
+    passes_LH = on_labels_LHK.sum(-1) > k / (k + math.log(n))
+    heads = int(passes_LH.sum())
+    if heads:
+        on_labels_LHK = on_labels_LHK * passes_LH[:, :, None]
+    shares_K = on_labels_LHK.sum((0, 1)).cpu().numpy()
+    return shares_K / shares_K.sum(), on_text_S, heads
+
+
+def explain(
+    predictor: "Predictor", texts: Sequence[str], probabilities: np.ndarray, looks: Sequence[Look]
+) -> list[Explanation]:
+    """Return an explanation of every text, from what `look` returned for its prompt."""
+    task, labels = predictor.task, predictor.task.labels
+    shown = tuple((example.text, labels[example.label]) for example in predictor.demonstrations)
+    explanations = []
+    for text, row, (shares_K, on_text_S, heads) in zip(texts, probabilities, looks, strict=True):
+        prompt = write_prompt(
+            task, predictor.demonstrations, Example(text, 0), predictor.prompt_style
+        )
+        tokens, token_shares = _text_tokens(predictor.tokenizer, prompt.text, text, on_text_S)
+        explanations.append(
+            Explanation(
+                text,
+                labels[row.argmax()],
+                dict(zip(labels, row.tolist(), strict=True)),
+                shown,
+                shares_K,
+                tokens,
+                token_shares,
+                heads,
+            )
+        )
+    return explanations
+
+
+def together(explanations: Sequence[Explanation], probabilities: dict[str, float]) -> Explanation:
+    """Return one explanation of a text that was read behind several sets of demonstrations."""
+    first = explanations[0]
+    token_shares = np.mean([each.token_shares for each in explanations], axis=0)
+    return Explanation(
+        first.text,
+        max(probabilities, key=lambda label: probabilities[label]),
+        probabilities,
+        tuple(shown for each in explanations for shown in each.demonstrations),
+        np.concatenate([each.shares for each in explanations]) / len(explanations),
+        first.tokens,
+        token_shares,
+        float(np.mean([each.heads for each in explanations])),
+    )
+
+
+def _text_tokens(
+    tokenizer: Any, prompt: str, text: str, on_query_S: np.ndarray
+) -> tuple[tuple[str, ...], np.ndarray]:
+    """Return the text's pieces as the tokenizer cuts them, and the share of attention of each."""
+    offsets = tokenizer(prompt, return_offsets_mapping=True)["offset_mapping"]
+    # The rows end at the query position, before special tokens at the end.
+    while offsets and offsets[-1][0] == offsets[-1][1]:
+        offsets.pop()
+    offsets = offsets[len(offsets) - len(on_query_S) :]
+
+    # The query comes last in a prompt.
+    start = prompt.rindex(text)
+    attention: dict[tuple[int, int], float] = {}
+    for (a, b), value in zip(offsets, on_query_S.tolist(), strict=True):
+        span = max(a, start), min(b, start + len(text))
+        # A character of several tokens is shown once.
+        if span[0] < span[1]:
+            attention[span] = attention.get(span, 0.0) + value
+
+    # Tokenizers leave spaces out of offsets: each belongs to the token after it.
+    ends = [start, *(b for _, b in attention)]
+    ends[-1] = start + len(text)
+    values = np.array(list(attention.values()))
+    return tuple(prompt[a:b] for a, b in pairwise(ends)), values / values.sum()

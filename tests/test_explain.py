@@ -1,0 +1,74 @@
+"""Explanations say where the heads looked, in the attention rows' own numbers."""
+
+import numpy as np
+import pytest
+
+from abft import ABFTClassifier
+from abft.model.loading import load_model
+from abft.runs.predictor import Predictor
+from abft.scoring.inspect import attention_rows, induction_heads
+
+EMOJI = "fine 👩‍🔬 naïve"  # characters of several tokens each
+
+
+@pytest.fixture(scope="module")
+def predictor(review_data, model_folder):
+    model, tokenizer = load_model(str(model_folder), device="cpu")
+    return Predictor(model, tokenizer, review_data.task, review_data.train[:4])
+
+
+def test_shares_are_those_of_the_rows(predictor, review_data):
+    texts = [example.text for example in review_data.train[4:7]]
+    explanations = predictor.explain(texts)
+    probabilities = predictor.probabilities(texts)
+    _, observer = predictor.observe(texts)
+    for explanation, row, prompt in zip(explanations, probabilities, observer.prompts, strict=True):
+        assert list(explanation.probabilities.values()) == pytest.approx(row.tolist(), abs=1e-6)
+        assert explanation.label == review_data.task.labels[row.argmax()]
+
+        rows = attention_rows(predictor.model, [prompt.input_ids])
+        n = len(prompt.input_ids)
+        mask = induction_heads(rows, [prompt.label_positions], [n]).mask_LBH[:, 0].numpy()
+        assert explanation.heads == mask.sum()
+        on_labels = rows[:, 0, :, list(prompt.label_positions)].numpy()
+        summed = on_labels[mask].sum(0) if mask.any() else on_labels.sum((0, 1))
+        np.testing.assert_allclose(explanation.shares, summed / summed.sum(), rtol=1e-4)
+
+        shown = [(e.text, review_data.task.labels[e.label]) for e in review_data.train[:4]]
+        assert list(explanation.demonstrations) == shown
+        assert "".join(explanation.tokens) == explanation.text
+        assert explanation.token_shares.sum() == pytest.approx(1)
+
+
+def test_characters_of_several_tokens_are_shown_once(predictor):
+    (explanation,) = predictor.explain([EMOJI])
+    assert "".join(explanation.tokens) == EMOJI
+    assert explanation.token_shares.sum() == pytest.approx(1)
+
+
+def test_a_text_that_a_demonstration_repeats(predictor, review_data):
+    (explanation,) = predictor.explain([review_data.train[0].text])
+    assert "".join(explanation.tokens) == review_data.train[0].text
+
+
+def test_without_demonstrations_there_are_tokens_alone(predictor, review_data):
+    bare = Predictor(predictor.model, predictor.tokenizer, review_data.task, [])
+    (explanation,) = bare.explain(["good"])
+    assert explanation.demonstrations == () and explanation.shares.shape == (0,)
+    assert explanation.token_shares.sum() == pytest.approx(1)
+
+
+def test_a_classifier_explains_what_it_predicts(review_data, model_folder):
+    texts = [example.text for example in review_data.train[:30]]
+    labels = [example.label for example in review_data.train[:30]]
+    classifier = ABFTClassifier(
+        str(model_folder), device="cpu", steps=0, random_state=0, progress=False
+    ).fit(texts, labels)
+    explanations = classifier.explain(texts[:3])
+    rows = classifier.predict_proba(texts[:3])
+    for explanation, row in zip(explanations, rows, strict=True):
+        assert list(explanation.probabilities.values()) == pytest.approx(row.tolist(), abs=1e-6)
+        assert explanation.label == str(classifier.classes_[row.argmax()])
+        assert len(explanation.demonstrations) == len(explanation.shares) == 8
+        assert explanation.shares.sum() == pytest.approx(1)
+        assert explanation.record()["demonstrations"][0]["text"] in texts
