@@ -1,5 +1,7 @@
 """Explanations say where the heads looked, in the attention rows' own numbers."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -7,6 +9,7 @@ from abft import ABFTClassifier
 from abft.model.loading import load_model
 from abft.runs.predictor import Predictor
 from abft.scoring.inspect import attention_rows, induction_heads
+from command_line import invoke, refused
 
 EMOJI = "fine 👩‍🔬 naïve"  # characters of several tokens each
 
@@ -54,7 +57,8 @@ def test_a_text_that_a_demonstration_repeats(predictor, review_data):
 def test_without_demonstrations_there_are_tokens_alone(predictor, review_data):
     bare = Predictor(predictor.model, predictor.tokenizer, review_data.task, [])
     (explanation,) = bare.explain(["good"])
-    assert explanation.demonstrations == () and explanation.shares.shape == (0,)
+    assert explanation.demonstrations == ()
+    assert explanation.shares.shape == (0,)
     assert explanation.token_shares.sum() == pytest.approx(1)
 
 
@@ -72,3 +76,27 @@ def test_a_classifier_explains_what_it_predicts(review_data, model_folder):
         assert len(explanation.demonstrations) == len(explanation.shares) == 8
         assert explanation.shares.sum() == pytest.approx(1)
         assert explanation.record()["demonstrations"][0]["text"] in texts
+
+
+def test_the_command_line_explains(finished, tmp_path):
+    text = "<script>alert(1)</script> & good"
+    given = ("predict", "--run", finished, "--text", text, "--explain")
+    printed = invoke(*given).stdout
+    assert "tokens looked at most" in printed
+    assert "demonstration" in printed
+
+    (record,) = map(json.loads, invoke(*given, "--json").stdout.splitlines())
+    assert record["text"] == text
+    assert sum(each["share"] for each in record["demonstrations"]) == pytest.approx(1, abs=1e-3)
+    label = json.loads(invoke(*given[:-1], "--json").stdout.splitlines()[0])["label"]
+    assert record["label"] == label
+
+    assert invoke(*given, "--output", tmp_path / "why.jsonl").exit_code == 0
+    assert json.loads((tmp_path / "why.jsonl").read_text(encoding="utf-8")) == record
+    assert invoke(*given, "--output", tmp_path / "why.html").exit_code == 0
+    page = (tmp_path / "why.html").read_text(encoding="utf-8")
+    assert "<script" not in page
+    assert "default-src 'none'" in page
+
+    assert "expected a file ending in .jsonl, .html" in refused(*given, "--output", "a.csv")
+    assert "expected a file ending in .csv" in refused(*given[:-1], "--output", "a.html")

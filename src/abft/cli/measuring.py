@@ -155,6 +155,15 @@ def predict(
             rich_help_panel=OUTPUT,
         ),
     ] = None,
+    explain: Annotated[
+        bool,
+        typer.Option(
+            "--explain",
+            help="Say which demonstrations and tokens the heads looked at; --output may end in "
+            ".html too.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = False,
     batch_size: Annotated[
         int, typer.Option(min=1, help="Texts in a forward pass.", rich_help_panel=OUTPUT)
     ] = 16,
@@ -169,15 +178,26 @@ def predict(
     `abft predict --data new.csv --output scored.csv` (with the newest run in runs/)
 
     `abft predict --run runs/mine --data new.csv --text-column review --output labels.jsonl`
+
+    `abft predict --text "a film to remember" --explain --output why.html`
     """
-    from abft.cli.predictions import check_columns, check_output, json_lines, write_predictions
+    from abft.cli.predictions import (
+        SUFFIXES,
+        check_columns,
+        check_output,
+        json_line,
+        json_lines,
+        print_explanation,
+        write_explanations,
+        write_predictions,
+    )
     from abft.runs.run_folder import check_finished, newest_run, read_config, read_task
 
     # Everything that can be refused without a model comes first.
     if text and data:
         raise AbftError("give --text or --data, not both")
     if output is not None:
-        check_output(output)
+        check_output(output, (".jsonl", ".html") if explain else SUFFIXES)
     if run is None:
         run = newest_run(RUNS)
         print(f"run: {run}", file=sys.stderr)
@@ -189,7 +209,7 @@ def predict(
 
         table = read_table(data)
         texts = texts_of(table, text_column or read_config(run).text_column, str(data))
-        if output is not None:
+        if output is not None and not explain:
             check_columns(output, table.column_names, read_task(run)[0].labels)
     elif text:
         texts = list(text)
@@ -202,6 +222,18 @@ def predict(
     from abft.runs.predictor import Predictor
 
     predictor = Predictor.from_run(run, trust_remote_code=trust_remote_code)
+    if explain:
+        explanations = predictor.explain(texts, batch_size)
+        if output is not None:
+            write_explanations(output, explanations)
+            print(f"wrote {output}", file=sys.stderr)
+        elif as_json:
+            print("".join(map(json_line, explanations)), end="")
+        else:
+            for explanation in explanations:
+                print_explanation(explanation)
+        return
+
     predictions = predictor.predict(texts, batch_size=batch_size)
     if output is not None:
         write_predictions(output, texts, predictions, table)

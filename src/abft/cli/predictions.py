@@ -3,14 +3,18 @@
 import csv
 import json
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from abft.cli.tables import print_table
 from abft.errors import AbftError
 from abft.files import atomic_file, write_text
 
 if TYPE_CHECKING:
     import datasets
+
+    from abft.runs.explain import Explanation
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 LABEL, PROBABILITY = "predicted_label", "probability_"
@@ -26,10 +30,12 @@ def json_lines(texts: Sequence[str], predictions: Predictions) -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-def check_output(output: Path) -> None:
+def check_output(output: Path, suffixes: Sequence[str] = SUFFIXES) -> None:
     """Raise AbftError unless `output` is a new file of a known kind in an existing folder."""
-    if output.suffix.lower() not in SUFFIXES:
-        raise AbftError(f"--output {output}: expected a file ending in {', '.join(SUFFIXES)}")
+    if output.suffix.lower() not in suffixes:
+        raise AbftError(f"--output {output}: expected a file ending in {', '.join(suffixes)}")
+    if output.suffix.lower() == ".html" and find_spec("jinja2") is None:
+        raise AbftError("an HTML page needs jinja2: pip install 'abft[report]'")
     if output.exists():
         raise AbftError(f"{output} exists; give another --output")
     if not output.parent.is_dir():
@@ -47,6 +53,42 @@ def check_columns(output: Path, columns: Sequence[str], labels: Sequence[str]) -
         raise AbftError(
             f"--data has a column {clashes[0]!r} already, which --output would write; rename it"
         )
+
+
+def json_line(explanation: "Explanation") -> str:
+    """Return an explanation as one line of JSON."""
+    return json.dumps(explanation.record(), ensure_ascii=False) + "\n"
+
+
+def write_explanations(output: Path, explanations: "Sequence[Explanation]") -> None:
+    """Write explanations as JSON lines or as an HTML page, at once or not at all."""
+    if output.suffix.lower() == ".html":
+        from abft.report.explanations import explanation_page
+
+        write_text(output, explanation_page(explanations))
+    else:
+        write_text(output, "".join(map(json_line, explanations)))
+
+
+def print_explanation(explanation: "Explanation", longest: int = 60, tokens: int = 5) -> None:
+    """Print a table of the demonstrations, and the tokens that were looked at most."""
+
+    def short(text: str) -> str:
+        line = " ".join(text.split())
+        return line if len(line) <= longest else line[: longest - 1] + "…"
+
+    print(f"{explanation.label} {explanation.probabilities[explanation.label]:.3f}  ", end="")
+    print(short(explanation.text))
+    order = explanation.token_shares.argsort()[::-1][:tokens]
+    most = [f"{explanation.tokens[i].strip()} {explanation.token_shares[i]:.0%}" for i in order]
+    print(f"tokens looked at most: {', '.join(most)}")
+
+    if len(explanation.shares):
+        rows = [
+            (f"{explanation.shares[i]:.1%}", *map(short, reversed(explanation.demonstrations[i])))
+            for i in explanation.shares.argsort()[::-1]
+        ]
+        print_table([("share", "right"), ("label", "left"), ("demonstration", "left")], rows)
 
 
 def write_predictions(
