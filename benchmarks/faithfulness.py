@@ -1,6 +1,6 @@
 """Does the prediction follow the demonstration that the heads looked at most?
 
-    python benchmarks/faithfulness.py --task SST2 --run RUN_DIR --output results/faithfulness_SST2.json
+    python benchmarks/faithfulness.py --run RUN_DIR --output results/faithfulness_SST2.json
 
 Each demonstration is removed in turn, and every query is classified again: how often does the
 prediction change if the one goes that the heads looked at most, the one they looked at least, or a

@@ -70,7 +70,7 @@ def write_explanations(output: Path, explanations: "Sequence[Explanation]") -> N
         write_text(output, "".join(map(json_line, explanations)))
 
 
-def print_explanation(explanation: "Explanation", longest: int = 60, tokens: int = 5) -> None:
+def print_explanation(explanation: "Explanation", longest: int = 54, tokens: int = 5) -> None:
     """Print a table of the demonstrations, and the tokens that were looked at most."""
 
     def short(text: str) -> str:
