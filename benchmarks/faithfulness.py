@@ -75,6 +75,7 @@ def main():
     untouched = measure(model, tokenizer, data, texts, sets)
     trained = measure(apply_weights(model, arguments.run), tokenizer, data, texts, sets)
     settings = {name: str(value) for name, value in vars(arguments).items() if name != "output"}
+    settings["run"] = arguments.run.name
     write(arguments.output, {**settings, "untouched": untouched, "trained": trained})
 
 

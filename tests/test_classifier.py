@@ -382,6 +382,15 @@ def test_the_best_readout_is_taken(new, texts, labels):
     assert chosen.readout_ in ("probe", "blend")
 
 
+def test_a_class_that_is_never_predicted_is_named(new, texts):
+    """The rare class has texts like all others: predicting it would be a mistake each time."""
+    labels = ["rare" if i % 10 == 0 else "common" for i in range(len(texts))]
+    with pytest.warns(UserWarning, match=r"for none of the texts .*\['rare'\]; macro-F1 0\.4"):
+        fitted = new(readout="label_words").fit(texts, labels)
+    assert fitted.readouts_["label_words"]["accuracy"] > 0.85
+    assert fitted.readouts_["label_words"]["macro_f1"] < 0.5
+
+
 def test_training_ends_by_itself_or_with_its_time(new, texts, labels):
     automatic = new(steps="auto", objective="e2e", learning_rate=0.01).fit(texts, labels)
     steps = list(automatic.validation_)

@@ -98,8 +98,8 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
             model.
         best_step_: the step whose weights are kept; 0 = the untouched model's.
         readout_: what predictions are read from.
-        readouts_: log loss and accuracy of every read-out that was compared, on texts that it was
-            not fitted on.
+        readouts_: log loss, accuracy and macro-F1 of every read-out that was compared, on texts
+            that it was not fitted on.
     """
 
     def __init__(
@@ -206,6 +206,15 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
         self._fit_readout(
             TaskData(task, tuple(training), tuple(training), tuple(held_out)), k, seed
         )
+        assert self._readout is not None
+        if self._readout.never_predicted:
+            never = [names[label] for label in self._readout.never_predicted]
+            warnings.warn(
+                f"predicted for none of the texts that it was not fitted on: {never[:5]}; macro-F1 "
+                f"{self._readout.scores[self._readout.name]['macro_f1']:.3f}. Give more texts of "
+                "these classes.",
+                stacklevel=3,
+            )
         return self
 
     def _fit_readout(self, data: TaskData, k: int, seed: int) -> None:

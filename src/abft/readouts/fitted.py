@@ -12,6 +12,7 @@ from abft.errors import AbftError
 from abft.readouts.blend import Blend
 from abft.readouts.probe import STRENGTHS, Probe, log_loss, log_softmax
 from abft.readouts.readings import Readings, over_sets
+from abft.scoring import metrics
 
 FILE = "readout.safetensors"
 # By read-out, whose log-probabilities it adds up, each with a weight, and a bias for every class.
@@ -37,14 +38,16 @@ class FittedReadout:
         name: key of READOUTS.
         blend: one weight for each of its sources, and a bias for every class.
         probes: one for each set of demonstrations; empty where the read-out has no probe.
-        scores: log loss and accuracy of each read-out that was compared, on texts that it was not
-            fitted on.
+        scores: log loss, accuracy and macro-F1 of each read-out that was compared, on texts that it
+            was not fitted on.
+        never_predicted: classes that it predicts for none of these texts.
     """
 
     name: str
     blend: Blend
     probes: tuple[Probe, ...]
     scores: Mapping[str, Mapping[str, float]]
+    never_predicted: tuple[int, ...] = ()
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -155,7 +158,8 @@ def fit_readout(
     stacked = {
         name: np.stack([by_source[source] for source in READOUTS[name]], axis=1) for name in names
     }
-    scores = {name: _scores(stacked[name], scored_labels, seed) for name in names}
+    held_out = {name: _cross_validated(stacked[name], scored_labels, seed) for name in names}
+    scores = {name: _scores(log_NC, scored_labels) for name, log_NC in held_out.items()}
     best = min(names, key=lambda name: scores[name]["log_loss"])
 
     # What was cross-validated is fitted once more, on all texts.
@@ -163,18 +167,31 @@ def fit_readout(
     if "probe" in READOUTS[best]:
         everything = np.arange(len(labels_N))
         probes = _probes(readings, labels_N, classes, strength, everything)
-    return FittedReadout(best, Blend.fit(stacked[best], scored_labels), probes, scores)
+    blend = Blend.fit(stacked[best], scored_labels)
+    predicted = set(held_out[best].argmax(1).tolist())
+    never = tuple(sorted(set(scored_labels.tolist()) - predicted))
+    return FittedReadout(best, blend, probes, scores, never)
 
 
-def _scores(log_NRC: np.ndarray, labels_N: np.ndarray, seed: int) -> dict[str, float]:
-    """Return the cross-validated log loss and accuracy of a blend."""
+def _cross_validated(log_NRC: np.ndarray, labels_N: np.ndarray, seed: int) -> np.ndarray:
+    """Return a blend's log-probabilities (N, C) of texts that it was not fitted on."""
     log_NC = np.empty((len(labels_N), log_NRC.shape[2]))
     for fitted, held_out in stratified_folds(labels_N, seed):
         blend = Blend.fit(log_NRC[fitted], labels_N[fitted])
         log_NC[held_out] = blend.log_probabilities(log_NRC[held_out])
+    return log_NC
+
+
+def _scores(log_NC: np.ndarray, labels_N: np.ndarray) -> dict[str, float]:
+    # A training with too large a rate leaves hidden states that overflow.
+    if not np.isfinite(log_NC).all():
+        return {"log_loss": float("inf"), "accuracy": 0.0, "macro_f1": 0.0}
+
+    probabilities_NC = np.exp(log_NC)
     return {
         "log_loss": log_loss(log_NC, labels_N),
-        "accuracy": float((log_NC.argmax(1) == labels_N).mean()),
+        "accuracy": metrics.accuracy(probabilities_NC, labels_N),
+        "macro_f1": metrics.macro_f1(probabilities_NC, labels_N),
     }
 
 
