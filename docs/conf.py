@@ -111,6 +111,8 @@ def list_fields(app, what, name, obj, options, lines):
         for owner, _ in ModuleAnalyzer.for_module(obj.__module__).find_attr_docs()
     ):
         return  # autodoc lists fields with a docstring of their own
+    if any(line.startswith(".. attribute::") for line in lines):
+        return  # the docstring has a section of attributes
     help_texts = dict(re.findall(r"^    (\w+): .*?  # (.+)$", inspect.getsource(obj), re.MULTILINE))
     for field in dataclasses.fields(obj) if dataclasses.is_dataclass(obj) else ():
         help_texts |= {field.name: field.metadata["help"]} if "help" in field.metadata else {}
