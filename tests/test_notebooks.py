@@ -70,7 +70,8 @@ def cleaned(book: nbformat.NotebookNode) -> nbformat.NotebookNode:
                     for line in output.text.splitlines(True)
                     if not any(words in line for words in NOISE)
                 ]
-                output.text = "".join(lines)
+                # A warning begins with the file of its cell, in a folder of the machine.
+                output.text = re.sub(r"\S*ipykernel_\d+/\d+\.py:\d+: ", "", "".join(lines))
         if cell.cell_type == "code":
             cell.outputs = [o for o in cell.outputs if o.output_type != "stream" or o.text.strip()]
     return book
