@@ -327,7 +327,10 @@ def test_bad_use(new, trained, texts, labels, tmp_path):
         ({"objective": "Vote"}, "objective = 'Vote': expected one of vote, abft, e2e"),
         ({"objective": "e2e", "cross_entropy": 1.0}, "e2e is nothing but cross-entropy"),
         ({"batch_size": -1}, "batch_size = -1"),
-        ({"k": 0}, "k = 0"),
+        ({"k": -1}, "k = -1"),
+        ({"k": 0, "steps": 1}, "k = 0: without demonstrations nothing is trained"),
+        ({"k": 0, "readout": "attention"}, "'attention' reads the attention on demonstrations"),
+        ({"k": 0, "readout": "blend"}, "'blend' reads the attention on demonstrations"),
         ({"demonstration_sets": 0}, "demonstration_sets = 0"),
         ({"steps": -1}, "steps = -1"),
         ({"steps": "many"}, "steps = 'many'"),
@@ -380,6 +383,35 @@ def test_the_best_readout_is_taken(new, texts, labels):
     least = min(chosen.readouts_, key=lambda name: chosen.readouts_[name]["log_loss"])
     assert chosen.readout_ == least
     assert chosen.readout_ in ("probe", "blend")
+
+
+def test_every_readout_says_what_it_predicts(new, texts, labels):
+    chosen = new().fit(texts, labels)
+    by_readout = chosen.readout_probabilities(texts[:5])
+    assert list(by_readout) == list(chosen.readouts_)
+    best = by_readout[chosen.readout_]
+    np.testing.assert_allclose(best, chosen.predict_proba(texts[:5]), atol=1e-6)
+
+    # As if each had been asked for alone; probes of the same strength.
+    for name in ("label_words", "attention", "probe"):
+        alone = new(readout=name).fit(texts, labels)
+        assert alone.readouts_[name] == chosen.readouts_[name]
+        expected = alone.predict_proba(texts[:5])
+        np.testing.assert_allclose(by_readout[name], expected, atol=1e-6)
+
+
+def test_without_demonstrations_a_text_is_read_alone(new, texts, labels, tmp_path):
+    alone = new(k=0).fit(texts, labels)
+    assert alone.demonstrations_ == [[]]
+    assert list(alone.readouts_) == ["label_words", "probe"]
+
+    alone.save(tmp_path / "alone")
+    loaded = ABFTClassifier.load(tmp_path / "alone")
+    expected = alone.predict_proba(texts[:5])
+    np.testing.assert_allclose(loaded.predict_proba(texts[:5]), expected, atol=1e-6)
+    (explanation,) = alone.explain(texts[:1])
+    assert explanation.demonstrations == ()
+    assert explanation.token_shares.sum() == pytest.approx(1)
 
 
 def test_a_class_that_is_never_predicted_is_named(new, texts):

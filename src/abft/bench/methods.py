@@ -67,12 +67,11 @@ METHODS: dict[str, Method] = {
     "minilm": Method("MiniLM + logistic regression", classifier="minilm"),
     "minilm_knn": Method("MiniLM, nearest neighbours", classifier="minilm_knn"),
     "setfit": Method("SetFit, MiniLM", classifier="setfit"),
-    # `ABFTClassifier` without training: the best read-out, or one alone.
-    "untrained_auto": Method("ABFTClassifier, untrained", classifier="untrained_auto"),
-    "untrained_label_words": Method("label words, calibrated", classifier="untrained_label_words"),
-    "untrained_attention": Method("attention, calibrated", classifier="untrained_attention"),
-    "untrained_probe": Method("probe behind demonstrations", classifier="untrained_probe"),
-    "untrained_blend": Method("blend", classifier="untrained_blend"),
+    # A probe of the untouched model without demonstrations; `ABFTClassifier` with the best of all
+    # read-outs, without and with training. Their cells also hold what each read-out scores.
+    "untrained_probe": Method("probe of the untouched model", classifier="untrained_probe"),
+    "untrained": Method("ABFTClassifier, untrained", classifier="untrained"),
+    "trained": Method("ABFTClassifier, trained", classifier="trained"),
 }
 
 

@@ -11,7 +11,7 @@ from abft.runs.config import RunConfig, resolve
 PSEUDO_BATCH, QUERIES = 32, 4
 VALIDATIONS = 8  # during training
 PATIENCE = 3  # validations without a better one, after which training ends
-# Without a number of steps: at most so many, which is more than any task took (docs/readouts.md).
+# Without a number of steps: at most so many.
 MOST_STEPS, AUTO_EVERY = 64, 4
 
 

@@ -23,6 +23,7 @@ READOUTS: dict[str, tuple[str, ...]] = {
     "blend": ("label_words", "attention", "probe"),
 }
 AUTO = "auto"  # the read-out of the smallest cross-validated log loss
+_OF_DEMONSTRATIONS = "attention"  # the source that a prompt without demonstrations does not have
 
 FOLDS, FEW_FOLDS = 5, 3
 MANY_TEXTS = 256  # from here on FEW_FOLDS do
@@ -32,26 +33,22 @@ Folds = Sequence[tuple[np.ndarray, np.ndarray]]  # indices of the texts fitted o
 
 @dataclass(frozen=True)
 class FittedReadout:
-    """Turns readings into probabilities.
+    """Turns readings into probabilities, by the best of the read-outs that were compared.
 
     Attributes:
-        name: key of READOUTS.
-        blend: one weight for each of its sources, and a bias for every class.
-        probes: one for each set of demonstrations; empty where the read-out has no probe.
-        scores: log loss, accuracy and macro-F1 of each read-out that was compared, on texts that it
-            was not fitted on.
-        never_predicted: classes that it predicts for none of these texts.
+        name: key of READOUTS, the best one.
+        blends: by read-out, one weight for each of its sources and a bias for every class.
+        probes: one for each set of demonstrations; empty where no read-out has a probe.
+        scores: log loss, accuracy and macro-F1 of each read-out, on texts that it was not fitted
+            on.
+        never_predicted: classes that the best one predicts for none of these texts.
     """
 
     name: str
-    blend: Blend
+    blends: Mapping[str, Blend]
     probes: tuple[Probe, ...]
     scores: Mapping[str, Mapping[str, float]]
     never_predicted: tuple[int, ...] = ()
-
-    @property
-    def sources(self) -> tuple[str, ...]:
-        return READOUTS[self.name]
 
     @property
     def log_loss(self) -> float:
@@ -62,7 +59,9 @@ class FittedReadout:
         """Write the fitted numbers into a folder (safetensors)."""
         from safetensors.numpy import save_file
 
-        arrays = {"blend.weights": self.blend.weights, "blend.bias": self.blend.bias}
+        arrays = {}
+        for name, blend in self.blends.items():
+            arrays |= {f"{name}.weights": blend.weights, f"{name}.bias": blend.bias}
         for s, probe in enumerate(self.probes):
             for name, array in vars(probe).items():
                 arrays[f"probe.{s}.{name}"] = np.ascontiguousarray(array)
@@ -80,7 +79,9 @@ class FittedReadout:
             raise AbftError(f"{folder}: unknown read-out {name!r}")
         try:
             arrays = load_file(folder / FILE)
-            blend = Blend(arrays["blend.weights"], arrays["blend.bias"])
+            blends = {
+                each: Blend(arrays[f"{each}.weights"], arrays[f"{each}.bias"]) for each in scores
+            }
             sets = sum(name.endswith(".centre") for name in arrays)
             probes = [
                 Probe(**{field.name: arrays[f"probe.{s}.{field.name}"] for field in fields(Probe)})
@@ -88,17 +89,34 @@ class FittedReadout:
             ]
         except (OSError, SafetensorError, KeyError) as error:
             raise AbftError(f"{folder / FILE} is missing or damaged ({error})") from None
-        return cls(name, blend, tuple(probes), scores)
+        return cls(name, blends, tuple(probes), scores)
 
-    def probabilities(self, readings: Readings) -> np.ndarray:
-        """Return (N, C) float64; a row sums to 1."""
+    def probabilities(self, readings: Readings, name: str | None = None) -> np.ndarray:
+        """Return the probabilities of a read-out, by default the best, (N, C) float64.
+
+        A row sums to 1.
+        """
+        name = name or self.name
         sources = [
             _probe_log(self.probes, readings)
             if source == "probe"
             else readings.log_probabilities(source)
-            for source in self.sources
+            for source in READOUTS[name]
         ]
-        return np.exp(self.blend.log_probabilities(np.stack(sources, axis=1)))
+        return np.exp(self.blends[name].log_probabilities(np.stack(sources, axis=1)))
+
+
+def candidates(readout: str, k: int) -> list[str]:
+    """Return the read-outs that `fit_readout` compares for prompts of k demonstrations.
+
+    Raises:
+        AbftError: a read-out of the attention on demonstrations, without demonstrations.
+    """
+    names = list(READOUTS) if readout == AUTO else [readout]
+    possible = [name for name in names if k or _OF_DEMONSTRATIONS not in READOUTS[name]]
+    if not possible:
+        raise AbftError(f"readout {readout!r} reads the attention on demonstrations, but k = 0")
+    return possible
 
 
 def stratified_folds(labels_N: np.ndarray, seed: int) -> Folds:
@@ -120,11 +138,11 @@ def fit_readout(
     readings: Readings,
     labels_N: np.ndarray,
     classes: int,
-    readout: str,
+    names: Sequence[str],
     folds: Folds,
     seed: int,
 ) -> FittedReadout:
-    """Fit a read-out, or with "auto" all of them and keep the best.
+    """Fit read-outs, and find the best of them.
 
     Nothing is scored on texts that it was fitted on: probes are fitted on the one part of each fold
     and read on the other; what blends or calibrates them is fitted on those, and cross-validated in
@@ -132,11 +150,10 @@ def fit_readout(
 
     Args:
         labels_N: the texts' classes, from 0 to `classes` - 1.
-        readout: key of READOUTS, or "auto".
+        names: keys of READOUTS.
         folds: texts in no second part count for the probes only.
         seed: of the folds in which blends are cross-validated.
     """
-    names = list(READOUTS) if readout == AUTO else [readout]
     scored = np.concatenate([held_out for _, held_out in folds])
     scored_labels = labels_N[scored]
 
@@ -164,13 +181,12 @@ def fit_readout(
 
     # What was cross-validated is fitted once more, on all texts.
     probes: tuple[Probe, ...] = ()
-    if "probe" in READOUTS[best]:
+    if "probe" in by_source:
         everything = np.arange(len(labels_N))
         probes = _probes(readings, labels_N, classes, strength, everything)
-    blend = Blend.fit(stacked[best], scored_labels)
-    predicted = set(held_out[best].argmax(1).tolist())
-    never = tuple(sorted(set(scored_labels.tolist()) - predicted))
-    return FittedReadout(best, blend, probes, scores, never)
+    blends = {name: Blend.fit(stacked[name], scored_labels) for name in names}
+    never = tuple(metrics.never_predicted(held_out[best].argmax(1), scored_labels))
+    return FittedReadout(best, blends, probes, scores, never)
 
 
 def _cross_validated(log_NRC: np.ndarray, labels_N: np.ndarray, seed: int) -> np.ndarray:

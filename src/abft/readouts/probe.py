@@ -8,7 +8,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 # C of a logistic regression on standardised hidden states. Chosen on training pools, as is the
-# mean over views: one regression on all of them together is worse (docs/readouts.md).
+# mean over views: one regression on all of them together is worse (results/readouts/pilot.txt).
 STRENGTHS = (0.003, 0.03, 0.3)
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from abft.runs.predictor import Predictor
 
 # Depths of the layers, as shares of all: the mean over the text's tokens, and the last token.
-# Chosen on training pools (docs/readouts.md).
+# Chosen on training pools (results/readouts/pilot.txt).
 MEAN_DEPTHS = (1 / 3, 1 / 2, 2 / 3, 5 / 6)
 LAST_DEPTHS = (2 / 3, 5 / 6, 1)
 
@@ -94,6 +94,8 @@ def read_texts(
         return vote(prompt, rows_LHS), look(prompt, rows_LHS) if look else None
 
     def vote(prompt: "EncodedPrompt", rows_LHS: "Tensor") -> np.ndarray:
+        if not prompt.label_positions:
+            return np.zeros(classes)
         on_labels_K = rows_LHS[:, :, list(prompt.label_positions)].sum((0, 1)).double()
         by_class = torch.zeros(classes, dtype=torch.double, device=on_labels_K.device)
         by_class.index_add_(

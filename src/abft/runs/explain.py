@@ -25,7 +25,7 @@ Look = tuple[np.ndarray, np.ndarray, int]  # shares (K,), attention on the query
 class Explanation:
     """Says which demonstrations and which tokens of a text the heads looked at.
 
-    It describes attention. Whether a prediction follows it is measured in docs/explain.md.
+    It describes attention. Whether a prediction follows it is measured in docs/interpretability.md.
 
     Attributes:
         text: the text.

@@ -44,6 +44,11 @@ def macro_f1(probabilities_NC: np.ndarray, targets_N: np.ndarray) -> float:
     return float(np.mean(scores))
 
 
+def never_predicted(predictions_N: np.ndarray, targets_N: np.ndarray) -> list[int]:
+    """Return the classes that are a target but no prediction, ascending."""
+    return sorted(set(targets_N.tolist()) - set(predictions_N.tolist()))
+
+
 def expected_calibration_error(
     probabilities_NC: np.ndarray, targets_N: np.ndarray, bins: int = 10
 ) -> float:
