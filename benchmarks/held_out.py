@@ -129,6 +129,17 @@ def measured_training(model, tokenizer, source, tests, words, settings, every, o
 
     before = score()
     validate = _Validate(score, every)
+    trainer = trained(model, tokenizer, source, settings, [validate], objective)
+    log = [
+        {k: v for k, v in entry.items() if k != "epoch"}
+        for entry in trainer.state.log_history
+        if "heads" in entry
+    ]
+    return {"settings": settings, "before": before, "validation": validate.scores, "log": log}
+
+
+def trained(model, tokenizer, source, settings, callbacks=(), objective=None):
+    """Train a model in place, on what `source` returns for the `ABFTConfig`; return the trainer."""
     with tempfile.TemporaryDirectory() as folder:
         arguments = ABFTConfig(
             output_dir=folder, save_strategy="no", report_to="none", disable_tqdm=True, **settings
@@ -138,13 +149,8 @@ def measured_training(model, tokenizer, source, tests, words, settings, every, o
             arguments,
             source(arguments),
             tokenizer,
-            callbacks=[validate],
+            callbacks=list(callbacks),
             objective=objective,
         )
         trainer.train()
-    log = [
-        {k: v for k, v in entry.items() if k != "epoch"}
-        for entry in trainer.state.log_history
-        if "heads" in entry
-    ]
-    return {"settings": settings, "before": before, "validation": validate.scores, "log": log}
+    return trainer

@@ -2,6 +2,7 @@ import contextlib
 import io
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, models, normalizers, processors
@@ -113,13 +114,45 @@ def test_training_prompts_depend_on_the_seed_only(review_data):
         assert set(texts) <= pool
 
 
-def queries_and_demonstrations(prompts, template):
+@pytest.mark.parametrize(
+    ("sampling", "queries", "demonstrations"),
+    [("natural", 0.1, 0.1), ("balanced-queries", 0.5, 0.1), ("balanced", 0.5, 0.5)],
+)
+def test_sampling_decides_how_often_a_rare_class_is_drawn(sampling, queries, demonstrations):
+    """Expected shares of a class that is every tenth example of the pool."""
+    task = Task("reviews", Template("review: {text} is: {label}\n"), ("a", "b"), ("bad", "good"))
+    pool = tuple(Example(f"text {i}", int(i % 10 == 0)) for i in range(400))
+    data = TaskData(task, pool, pool[:4], pool[:4])
+    prompts = training_prompts(data, 2000, 4, 0, queries=4, sampling=sampling)
+
+    assert np.mean([prompt.target for prompt in prompts]) == pytest.approx(queries, abs=0.04)
+    shown = np.mean([prompt.label_classes for prompt in prompts])
+    assert shown == pytest.approx(demonstrations, abs=0.04)
+    asked, texts = queries_and_demonstrations(prompts, task.template, " is:")
+    for start in range(0, 2000, 4):
+        assert len({*texts[start], *asked[start : start + 4]}) == 8
+
+
+@pytest.mark.parametrize("sampling", ["balanced-queries", "balanced"])
+def test_a_class_that_is_used_up_makes_room_for_the_others(sampling, review_data):
+    few = TaskData(
+        review_data.task,
+        (*(e for e in review_data.train if e.label == 0),)[:6]
+        + (*(e for e in review_data.train if e.label == 1),)[:1],
+        review_data.demonstrations[:4],
+        review_data.test[:3],
+    )
+    for prompt in training_prompts(few, 20, 4, 0, queries=3, sampling=sampling):
+        assert sum(prompt.label_classes) + prompt.target <= 1
+
+
+def queries_and_demonstrations(prompts, template, before_label=" sentiment:"):
     """The texts of prompts whose template is `template`: of queries, and of demonstrations."""
     lines = [prompt.text.split(template.after_label) for prompt in prompts]
     return (
-        [line[-1].removeprefix(template.before_text).removesuffix(" sentiment:") for line in lines],
+        [line[-1].removeprefix(template.before_text).removesuffix(before_label) for line in lines],
         [
-            [part.removeprefix(template.before_text).split(" sentiment:")[0] for part in line[:-1]]
+            [part.removeprefix(template.before_text).split(before_label)[0] for part in line[:-1]]
             for line in lines
         ],
     )

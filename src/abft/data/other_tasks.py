@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from abft.data.builtin import TASKS, load_task
 from abft.data.encoding import EncodedPrompt, encode, label_tokens, with_answers
-from abft.data.prompts import training_prompts
+from abft.data.prompts import Sampling, training_prompts
 from abft.data.splits import TaskData, text_key
 from abft.data.tasks import PromptStyle
 
@@ -31,6 +31,7 @@ def other_prompts(
     seed: int,
     prompt_style: PromptStyle = "consistent",
     max_length: int | None = None,
+    sampling: Sampling = "natural",
 ) -> list[EncodedPrompt]:
     """Return nd prompts, as many from every other task; the target's examples are never seen."""
     others = other_tasks(target, prompt_style)
@@ -39,7 +40,7 @@ def other_prompts(
     for i, data in enumerate(others):
         # The first tasks take one prompt more where nd does not divide evenly.
         share = nd // len(others) + (i < nd % len(others))
-        texts = training_prompts(data, share, k, seed, prompt_style)
+        texts = training_prompts(data, share, k, seed, prompt_style, sampling=sampling)
         encoded = encode(tokenizer, texts, prompt_style, max_length)
 
         tokens = label_tokens(tokenizer, data.task, prompt_style)

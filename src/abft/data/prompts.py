@@ -7,9 +7,14 @@ into one sequence.
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from abft.data.splits import SPLIT_SEED, TaskData, lcg_indices
 from abft.data.tasks import Example, PromptStyle, Task
+
+# How often training prompts draw a class: as often as it occurs, or every class equally often, as
+# a query or everywhere.
+Sampling = Literal["natural", "balanced-queries", "balanced"]
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,7 @@ def training_prompts(
     seed: int,
     prompt_style: PromptStyle = "consistent",
     queries: int = 1,
+    sampling: Sampling = "natural",
 ) -> list[Prompt]:
     """Return nd prompts, each of k demonstrations and a query from the training pool.
 
@@ -67,12 +73,38 @@ def training_prompts(
 
     # The first k examples of a draw are demonstrations, the others queries.
     generator = random.Random(seed)
-    draws = (generator.sample(data.train, k + queries) for _ in range(nd // queries))
+    draws = (_draw(data.train, k, queries, sampling, generator) for _ in range(nd // queries))
     return [
         write_prompt(data.task, draw[:k], query, prompt_style)
         for draw in draws
         for query in draw[k:]
     ]
+
+
+def _draw(
+    pool: Sequence[Example], k: int, queries: int, sampling: Sampling, generator: random.Random
+) -> list[Example]:
+    """Draw k demonstrations, then queries, all different."""
+    if sampling == "natural":
+        return generator.sample(pool, k + queries)
+
+    # A class whose examples are used up is out of the draw.
+    left: dict[int, list[Example]] = {}
+    for example in generator.sample(pool, len(pool)):
+        left.setdefault(example.label, []).append(example)
+
+    def of_any_class() -> Example:
+        label = generator.choice(sorted(left))
+        example = left[label].pop()
+        if not left[label]:
+            del left[label]
+        return example
+
+    asked = [of_any_class() for _ in range(queries)]
+    if sampling == "balanced":
+        return [*(of_any_class() for _ in range(k)), *asked]
+    others = [example for examples in left.values() for example in examples]
+    return [*generator.sample(others, k), *asked]
 
 
 def evaluation_prompts(

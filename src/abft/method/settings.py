@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from abft.data.prompts import Sampling
 from abft.data.tasks import PromptStyle
 from abft.errors import AbftError
 from abft.method.objectives import DEFAULT_OBJECTIVE, OBJECTIVES
@@ -18,6 +19,7 @@ PAPER: dict[str, Any] = {
     "k": 4,
     "nd": 512,
     "queries": 1,
+    "sampling": "natural",
     "nb": 32,
     "steps": 32,
     "lr": 2e-5,
@@ -87,6 +89,13 @@ class MethodSettings:
         panel=TRAINING,
         follows="4, or 1 where 4 does not divide nd, nb and batch size",
         at_least=1,
+        card=True,
+    )
+    sampling: Sampling = setting(
+        "natural",
+        "How often training prompts draw a class: natural: as often as it occurs in the data; "
+        "balanced-queries, balanced: every class equally often, as a query, or everywhere.",
+        panel=TRAINING,
         card=True,
     )
     lora_targets: Literal["qk", "all-linear"] = setting(

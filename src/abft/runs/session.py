@@ -73,7 +73,19 @@ class Session:
         """Return metrics and head statistics on the test prompts, with a progress bar."""
         with progress_bar(f"evaluate {title}", len(self.prompts)) as bar:
             probabilities, heads = self.evaluate(self.prompts, bar)
-        return summarize(probabilities, self.prompts, heads), heads
+        summary = summarize(probabilities, self.prompts, heads)
+
+        # Accuracy hides a rare class.
+        targets = np.array([prompt.target for prompt in self.prompts])
+        classes = metrics.never_predicted(probabilities.argmax(1), targets)
+        never = [self.data.task.labels[c] for c in classes]
+        if never:
+            print(
+                f"{title}: {', '.join(map(repr, never))} is never predicted "
+                f"(macro-F1 {summary['macro_f1']:.3f})",
+                file=sys.stderr,
+            )
+        return summary, heads
 
 
 def open_session(config: RunConfig, run: str | Path | None = None, *, queries: int = 1) -> Session:

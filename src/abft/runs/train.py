@@ -190,6 +190,7 @@ def make_trainer(session: Session, output: Path) -> ABFTTrainer:
             config.seed,
             config.prompt_style,
             limit,
+            config.sampling,
         )
     trainer = ABFTTrainer(
         session.model,

@@ -132,7 +132,13 @@ class ABFTTrainer(Trainer):
                 )
 
             prompts = training_prompts(
-                train_dataset, args.nd, args.k, args.prompts_seed, args.prompt_style, args.queries
+                train_dataset,
+                args.nd,
+                args.k,
+                args.prompts_seed,
+                args.prompt_style,
+                args.queries,
+                args.sampling,
             )
             encoded = encode(processing_class, prompts, args.prompt_style, context_length(model))
             train_dataset = with_answers(encoded, tokens)
