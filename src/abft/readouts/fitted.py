@@ -59,7 +59,7 @@ class FittedReadout:
         """Write the fitted numbers into a folder (safetensors)."""
         from safetensors.numpy import save_file
 
-        arrays = {}
+        arrays: dict[str, np.ndarray] = {}
         for name, blend in self.blends.items():
             arrays |= {f"{name}.weights": blend.weights, f"{name}.bias": blend.bias}
         for s, probe in enumerate(self.probes):
