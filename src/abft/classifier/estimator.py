@@ -1,9 +1,7 @@
 """`ABFTClassifier`: labelled texts in, a classifier out, in scikit-learn's manner."""
 
-import json
 import math
 import random
-import shutil
 import sys
 import warnings
 from collections.abc import Sequence
@@ -16,16 +14,14 @@ from sklearn.utils import check_consistent_length, check_random_state
 from sklearn.utils.validation import check_is_fitted
 from tqdm import tqdm
 
-from abft import __version__
 from abft.classifier.inputs import classes_of, texts_of
+from abft.classifier.saving import FILE, check_format, read_record, saved, weights_of
 from abft.classifier.training import QUERIES, Training
 from abft.data.draws import demonstration_sets, split_held_out
 from abft.data.splits import TaskData, text_key, unique
 from abft.data.tasks import Example, Task, Template
 from abft.errors import AbftError
-from abft.files import atomic_folder, remove_partials, write_json
 from abft.method.objectives import DEFAULT_OBJECTIVE, OBJECTIVES
-from abft.model.weight_files import FULL_RANK_FILE
 from abft.readouts.fitted import (
     AUTO,
     READOUTS,
@@ -44,10 +40,6 @@ if TYPE_CHECKING:
     from abft.runs.explain import Explanation
     from abft.runs.predictor import Predictor
 
-
-FILE, FORMAT = "classifier.json", 3
-# Folders of the weights, one of which the file names: a new one is complete before the old goes.
-WEIGHTS = ("weights-1", "weights-2")
 
 _SHARED = {
     "model": "model",
@@ -484,32 +476,12 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
         from abft.model.checkpoints import save_full_rank
 
         check_is_fitted(self)
-        folder = Path(folder)
-        names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-        is_classifier = (folder / FILE).is_file()
-        leftovers = {name for name in names if name.endswith(".partial")}
-        if folder.is_file() or (names - {*WEIGHTS, *leftovers} and not is_classifier):
-            raise AbftError(
-                f"{folder} holds files that are no saved classifier; give a new or empty folder"
-            )
-
-        # A process that is killed leaves the old classifier or the new one, whole.
         model = self._opened()[0].model
-        folder.mkdir(parents=True, exist_ok=True)
-        old = _read_record(folder).get("weights") if is_classifier else None
-        new, other = reversed(WEIGHTS) if old == WEIGHTS[0] else WEIGHTS
-        shutil.rmtree(folder / new, ignore_errors=True)
-        with atomic_folder(folder / new) as partial:
+        with saved(Path(folder), self._record()) as weights:
             if self.best_step_:
-                save_full_rank(model, partial, self._base_samples)
+                save_full_rank(model, weights, self._base_samples)
             if self._readout is not None:
-                self._readout.save(partial)
-        write_json(folder / FILE, {**self._record(), "weights": new})
-
-        # What the old one leaves; format 1 had its weights in the folder itself.
-        shutil.rmtree(folder / other, ignore_errors=True)
-        (folder / FULL_RANK_FILE).unlink(missing_ok=True)
-        remove_partials(folder)
+                self._readout.save(weights)
 
     def _record(self) -> dict[str, Any]:
         """Return what `load` needs besides the weights, JSON-ready."""
@@ -522,8 +494,6 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
         # As keys of JSON, integer classes would turn into text.
         settings["label_words"] = list((self.label_words or {}).items())
         return {
-            "format": FORMAT,
-            "abft_version": __version__,
             "settings": settings,
             "classes": self.classes_.tolist(),
             "demonstrations": self.demonstrations_,
@@ -545,13 +515,9 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
         from abft.model.loading import load_model
         from abft.model.qk_weights import train_full_rank
 
-        record = _read_record(folder)
+        record = read_record(folder)
         try:
-            if record["format"] > FORMAT:
-                raise AbftError(
-                    f"{folder} was saved by abft {record['abft_version']}, which is newer; "
-                    "update abft to load it"
-                )
+            written = check_format(folder, record)
             # Pairs, as `_record` wrote them, become a dictionary again.
             settings = record["settings"]
             label_words = dict(settings["label_words"]) or None
@@ -563,13 +529,10 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
             ]
             classifier.validation_ = dict(record["validation"])
             classifier.best_step_ = record["best_step"]
-            # Format 1 had the weights in the folder itself.
-            weights = Path(folder)
-            if record["format"] > 1:
-                weights /= {name: name for name in WEIGHTS}[record["weights"]]
+            weights = weights_of(folder, record)
             # Formats 1 and 2 read label words, without calibration.
             classifier._readout = None
-            if record["format"] > 2:
+            if written > 2:
                 readout, scores = record["readout"], record["readouts"]
                 classifier._readout = FittedReadout.load(weights, readout, scores)
         except (KeyError, TypeError) as error:
@@ -634,14 +597,3 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
             step: {"accuracy": accuracy, "log_loss": -log_probability}
             for step, (log_probability, accuracy) in scores.items()
         }
-
-
-def _read_record(folder: str | Path) -> dict[str, Any]:
-    """Return what `save` wrote. Raises AbftError for a folder without it, or a damaged one."""
-    path = Path(folder) / FILE
-    if not path.is_file():
-        raise AbftError(f"{folder} is no saved classifier: it has no {FILE}")
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (TypeError, ValueError) as error:
-        raise AbftError(f"{path} is damaged ({type(error).__name__}: {error})") from None
