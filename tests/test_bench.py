@@ -20,10 +20,14 @@ from abft.bench.grid import read_grid
 from abft.bench.jobs import jobs
 from abft.bench.report import tables
 from abft.bench.results import Results, difference, mean_over_tasks
+from abft.bench.scenarios import SCENARIOS
 from abft.bench.store import Scores, Store
 from abft.bench.subject import Subject, setting_of
 from abft.data.encoding import encode, label_tokens
 from abft.data.prompts import evaluation_prompts
+from abft.model.checkpoints import apply_weights
+from abft.runs.session import load_run_model
+from abft.scoring.evaluate import evaluate
 from abft.scoring.metrics import accuracy
 from command_line import invoke, refused
 
@@ -871,3 +875,40 @@ def test_calibrated_results_are_divided_by_the_mean_of_neutral_predictions(
 
     vanilla = store.read(cells["vanilla", "posterior_bias", 0])["metrics"]["kl"]
     assert all(abs(vanilla - kl) > 1e-3 * kl for kl in kls)  # calibration changed something
+
+
+def test_extrapolation_multiplies_the_change_of_one_training(grid_values, tmp_path):
+    path = write_grid(
+        tmp_path,
+        grid_values,
+        methods=["vanilla", "e2e"],
+        scenarios=["standard", "extrapolation"],
+        seeds=[0],
+    )
+    cells = {(cell.method, cell.variant.get("factor")): cell for cell in read_grid(path).cells()}
+    factors = [factor for method, factor in cells if method == "e2e" and factor]
+    assert sorted(factors) == [0.5, 1.0, 1.25, 1.5, 2.0]
+    assert not any(factor for method, factor in cells if method == "vanilla")
+
+    out = tmp_path / "out"
+    assert "Accuracy in % between and beyond" in invoke(
+        "bench", "--config", path, "--output", out
+    ).output.replace("\n", " ")
+    store = Store(out)
+    assert len(list((out / "weights").glob("*/metrics.json"))) == 1
+
+    # As `abft merge --factor` applies the weights, scored anew.
+    for factor in (0.5, 1.0, 2.0):
+        cell = cells["e2e", factor]
+        subject = Subject(store, cell)
+        model, tokenizer = load_run_model(cell.config)
+        model = apply_weights(model, store.weights(cell), factor)
+        data = setting_of(cell, tokenizer).data
+        tokens = label_tokens(tokenizer, data.task)
+        prompts = encode(tokenizer, evaluation_prompts(data, 16, cell.config.k))
+        expected, _ = evaluate(model, prompts, tokens)
+        (prompt_set,) = SCENARIOS["extrapolation"].write(setting_of(cell, tokenizer))
+        stored = subject.scores(prompt_set.data, prompt_set.prompts, prompt_set.k, "again")
+        np.testing.assert_allclose(stored.probabilities, expected, atol=1e-6)
+    whole = store.read(cells["e2e", 1.0])
+    assert whole["predictions"] == store.read(cells["e2e", None])["predictions"]

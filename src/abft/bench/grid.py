@@ -92,6 +92,11 @@ class Cell:
         digest = _hash([VERSION, _changed(self.trained)])
         return _safe(f"{self.task}-{self.kind}-seed{self.seed}-{digest}")
 
+    @property
+    def factor(self) -> float:
+        """Return by how much the change of the weights is multiplied; 1 = as trained."""
+        return float(self.variant.get("factor", 1))
+
     @functools.cached_property
     def subject(self) -> str:
         """Return a name for the model that this cell measures, untouched or trained."""
@@ -102,7 +107,8 @@ class Cell:
         classifier = METHODS[self.kind].classifier
         if classifier is not None:
             return _hash([VERSION, changes, classifier])
-        return _hash([VERSION, changes, self.weights])
+        factor = [] if self.factor == 1 else [self.factor]
+        return _hash([VERSION, changes, self.weights, *factor])
 
     @property
     def job(self) -> tuple[object, ...]:

@@ -7,7 +7,7 @@ import numpy as np
 
 from abft.bench.methods import METHODS
 from abft.bench.results import Results, difference, mean_difference, mean_over_tasks
-from abft.bench.scenarios import LABELLED_TEXTS, PAPER_TASKS, SCENARIOS
+from abft.bench.scenarios import EXTRAPOLATION, LABELLED_TEXTS, PAPER_TASKS, SCENARIOS
 from abft.bench.table import BySeed, Table, Value, percent, signed, spread
 
 
@@ -382,6 +382,28 @@ def _sizes(results: Results, model: str) -> Table | None:
     return table
 
 
+def _extrapolation(results: Results, model: str) -> Table | None:
+    factors = [variant["factor"] for variant in _variants(EXTRAPOLATION)]
+    seeds = len(results.grid.seeds)
+    table = Table(
+        f"extrapolation-{_file(model)}",
+        f"Accuracy in % between and beyond the trained weights, {model}",
+        "Fig. 7. The change of the weights is multiplied by the number of the column; 1 = as "
+        "trained.",
+        ("task", "method", *(f"{factor:g}" for factor in factors)),
+    )
+    for task in results.tasks:
+        for method in results.methods:
+            cells = [
+                results.values(model, task, method, EXTRAPOLATION, "accuracy", factor=factor)
+                for factor in factors
+            ]
+            if any(cells):
+                numbers = [percent(values, seeds) for values in cells]
+                table.rows.append((task, results.title(method), *numbers))
+    return table
+
+
 def _factors(results: Results, model: str) -> Table | None:
     variants = _variants("factors")
     punishments = sorted({variant["A0"] for variant in variants})
@@ -460,6 +482,7 @@ TABLES: tuple[Callable[[Results, str], Table | None], ...] = (
     _consistency,
     _ablations,
     _sizes,
+    _extrapolation,
     _labelled_texts,
     _unseen,
     _named_sets(

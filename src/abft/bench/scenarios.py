@@ -348,6 +348,8 @@ def _nothing(sets: Sequence[PromptSet], probabilities: Sequence[np.ndarray]) -> 
 
 
 _SIZES = (32, 64, 128, 256, 512, 1024)
+EXTRAPOLATION = "extrapolation"  # the scenario whose variants are factors of a training's change
+_FACTORS_OF_CHANGE = (0.5, 1.0, 1.25, 1.5, 2.0)
 LABELLED_TEXTS = "labelled_texts"  # the scenario whose variants are numbers of `texts`
 _LABELLED_TEXTS = (16, 64, 256, 512, 1024)
 # The objective refuses A0 = B0 = 0: its loss would be 0.
@@ -375,6 +377,12 @@ SCENARIOS: dict[str, Scenario] = {
     "out_of_domain": Scenario(_other_tasks, accuracies, needs="own task"),
     "training_size": Scenario(
         _standard, scores, tuple({"nd": size} for size in _SIZES), needs="training"
+    ),
+    EXTRAPOLATION: Scenario(
+        _standard,
+        scores,
+        tuple({"factor": factor} for factor in _FACTORS_OF_CHANGE),
+        needs="training",
     ),
     "factors": Scenario(_standard, scores, _FACTORS, needs="abft"),
     "perplexity": Scenario(lambda setting: [], _nothing, texts=_neutral_texts),

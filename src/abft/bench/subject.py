@@ -190,7 +190,9 @@ class Subject:
             # An untouched model, or a training that an earlier run finished.
             if self._model is None:
                 model, _ = load_run_model(self.config)
-                self._model = model if folder is None else apply_weights(model, folder)
+                if folder is not None:
+                    model = apply_weights(model, folder, self.first.factor)
+                self._model = model
         except Exception as error:
             self._broken = error
             raise
@@ -226,5 +228,7 @@ class Subject:
                 shutil.rmtree(folder, ignore_errors=True)
 
             trained = train_run(config, folder, resume=resume).model
-            self._model = None if trained is None else plain_model(trained)
+            # It is at hand, unless another factor of its change is measured.
+            if trained is not None and self.first.factor == 1:
+                self._model = plain_model(trained)
         return folder
