@@ -166,5 +166,5 @@ CLASSIFIERS: dict[str, Callable[[Fitting], Any]] = {
     "setfit": _setfit,
     "untrained_probe": _in_context(steps=0, k=0, readout="probe"),
     "untrained": _in_context(steps=0),
-    "trained": _in_context(),
+    "trained": _in_context(steps=16),
 }

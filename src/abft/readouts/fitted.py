@@ -15,14 +15,16 @@ from abft.readouts.readings import Readings, over_sets
 from abft.scoring import metrics
 
 FILE = "readout.safetensors"
+BLEND = "blend"
 # By read-out, whose log-probabilities it adds up, each with a weight, and a bias for every class.
+# Without demonstrations, a blend has no attention on them.
 READOUTS: dict[str, tuple[str, ...]] = {
     "label_words": ("label_words",),
     "attention": ("attention",),
     "probe": ("probe",),
-    "blend": ("label_words", "attention", "probe"),
+    BLEND: ("label_words", "attention", "probe"),
 }
-AUTO = "auto"  # the read-out of the smallest cross-validated log loss
+AUTO = "auto"  # the blend, unless another one is better in cross-validation
 _OF_DEMONSTRATIONS = "attention"  # the source that a prompt without demonstrations does not have
 
 FOLDS, FEW_FOLDS = 5, 3
@@ -101,7 +103,7 @@ class FittedReadout:
             _probe_log(self.probes, readings)
             if source == "probe"
             else readings.log_probabilities(source)
-            for source in READOUTS[name]
+            for source in sources_of(name, readings.k)
         ]
         return np.exp(self.blends[name].log_probabilities(np.stack(sources, axis=1)))
 
@@ -110,13 +112,18 @@ def candidates(readout: str, k: int) -> list[str]:
     """Return the read-outs that `fit_readout` compares for prompts of k demonstrations.
 
     Raises:
-        AbftError: a read-out of the attention on demonstrations, without demonstrations.
+        AbftError: a read-out of nothing but demonstrations, without demonstrations.
     """
     names = list(READOUTS) if readout == AUTO else [readout]
-    possible = [name for name in names if k or _OF_DEMONSTRATIONS not in READOUTS[name]]
+    possible = [name for name in names if sources_of(name, k)]
     if not possible:
         raise AbftError(f"readout {readout!r} reads the attention on demonstrations, but k = 0")
     return possible
+
+
+def sources_of(name: str, k: int) -> tuple[str, ...]:
+    """Return the sources of a read-out for prompts of k demonstrations."""
+    return tuple(source for source in READOUTS[name] if k or source != _OF_DEMONSTRATIONS)
 
 
 def stratified_folds(labels_N: np.ndarray, seed: int) -> Folds:
@@ -157,13 +164,14 @@ def fit_readout(
     scored = np.concatenate([held_out for _, held_out in folds])
     scored_labels = labels_N[scored]
 
+    sources = {name: sources_of(name, readings.k) for name in names}
     by_source = {
         source: readings.log_probabilities(source)[scored]
         for source in ("label_words", "attention")
-        if any(source in READOUTS[name] for name in names)
+        if any(source in sources[name] for name in names)
     }
     strength = STRENGTHS[0]
-    if any("probe" in READOUTS[name] for name in names):
+    if any("probe" in sources[name] for name in names):
         by_strength = {
             strength: _cross_fitted(readings, labels_N, classes, strength, folds)[scored]
             for strength in STRENGTHS
@@ -173,11 +181,11 @@ def fit_readout(
         by_source["probe"] = by_strength[strength]
 
     stacked = {
-        name: np.stack([by_source[source] for source in READOUTS[name]], axis=1) for name in names
+        name: np.stack([by_source[source] for source in sources[name]], axis=1) for name in names
     }
     held_out = {name: _cross_validated(stacked[name], scored_labels, seed) for name in names}
     scores = {name: _scores(log_NC, scored_labels) for name, log_NC in held_out.items()}
-    best = min(names, key=lambda name: scores[name]["log_loss"])
+    best = _best(held_out, scores, scored_labels)
 
     # What was cross-validated is fitted once more, on all texts.
     probes: tuple[Probe, ...] = ()
@@ -187,6 +195,23 @@ def fit_readout(
     blends = {name: Blend.fit(stacked[name], scored_labels) for name in names}
     never = tuple(metrics.never_predicted(held_out[best].argmax(1), scored_labels))
     return FittedReadout(best, blends, probes, scores, never)
+
+
+def _best(
+    held_out: Mapping[str, np.ndarray],
+    scores: Mapping[str, Mapping[str, float]],
+    labels_N: np.ndarray,
+) -> str:
+    """Return the blend, unless another read-out is better by more than the standard error.
+
+    Of few texts the smallest log loss is a matter of luck (docs/classifier.md).
+    """
+    best = min(scores, key=lambda name: scores[name]["log_loss"])
+    if BLEND not in scores or best == BLEND or not np.isfinite(scores[BLEND]["log_loss"]):
+        return best
+    rows = np.arange(len(labels_N))
+    gain_N = held_out[best][rows, labels_N] - held_out[BLEND][rows, labels_N]
+    return best if gain_N.mean() > gain_N.std() / np.sqrt(len(rows)) else BLEND
 
 
 def _cross_validated(log_NRC: np.ndarray, labels_N: np.ndarray, seed: int) -> np.ndarray:

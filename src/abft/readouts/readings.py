@@ -31,6 +31,7 @@ class Readings:
         label_words: probabilities of the classes' label words, (S, N, C).
         attention: shares of the classes in all heads' attention on labels, (S, N, C).
         views: hidden states, (S, N, V, D) float32; None = not read.
+        k: demonstrations in a prompt.
         known: False where the text is one of the set's demonstrations, so that its label would be
             copied, (S, N) bool. Every text is known to one set at least.
         looks: what `look` returned, by set and text.
@@ -40,13 +41,18 @@ class Readings:
     attention: np.ndarray
     views: np.ndarray | None
     known: np.ndarray
+    k: int
     looks: Sequence[Sequence[Any]] = ()
 
     def of(self, texts: np.ndarray) -> "Readings":
         """Return the readings of some texts, by their indices."""
         views = None if self.views is None else self.views[:, texts]
         return Readings(
-            self.label_words[:, texts], self.attention[:, texts], views, self.known[:, texts]
+            self.label_words[:, texts],
+            self.attention[:, texts],
+            views,
+            self.known[:, texts],
+            self.k,
         )
 
     def log_probabilities(self, source: str) -> np.ndarray:
@@ -125,5 +131,6 @@ def read_texts(
         np.stack(votes),
         np.stack(views) if hidden else None,
         np.array(known),
+        len(predictors[0].demonstrations),
         looks,
     )
