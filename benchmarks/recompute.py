@@ -1141,10 +1141,17 @@ def against_default(results: Path) -> Expected:
             if not chosen:
                 cells.append(EMPTY)
                 continue
-            # A prompt that several seeds answered is one prompt.
-            names = [f"{task} {i}" for task, ours, _ in chosen for i in range(len(ours))]
-            ours, theirs = (np.concatenate([pair[side] for pair in chosen]) for side in (1, 2))
-            estimate = bootstrap([ours], [theirs], names, f"{variant} {tasks}")
+            estimates = []
+            for task in dict.fromkeys(pair[0] for pair in chosen):
+                ours, theirs = (
+                    [pair[side] for pair in chosen if pair[0] == task] for side in (1, 2)
+                )
+                # Runs of one seed trained on the same prompts: they are resampled as a pair.
+                gains = np.array(ours, float) - np.array(theirs, float)
+                nothing = np.zeros((1, gains.shape[1]))
+                prompts = range(gains.shape[1])
+                estimates.append(bootstrap(gains, nothing, prompts, f"{variant} {task}"))
+            estimate = mean_estimate(estimates)
             cells.append(write("{}: {+} [{+}, {+}]", number(len(chosen), 0), *points(estimate)))
         rows[(VARIANTS[variant],)] = cells
     return Expected(("method", *TARGETS, "all"), rows, ("method",))

@@ -11,6 +11,9 @@ import statistics
 import sys
 from pathlib import Path
 
+import numpy as np
+
+from abft.bench.results import mean_difference
 from abft.bench.statistics import interval, paired_bootstrap
 
 ROOT = Path(__file__).parent.parent
@@ -323,7 +326,7 @@ def time_to_accuracy(runs):
                     "" if name == "paper" or not ratios else limit + spread(ratios),
                     "" if name == "paper" or None in as_far else spread(as_far),
                     f"{100 * statistics.mean(end['accuracy'] for end in last[name].values()):.1f}",
-                    "" if name == "paper" else difference(right[name], right["paper"]),
+                    "" if name == "paper" else difference([(right[name], right["paper"])]),
                 ]
             )
     head = [
@@ -409,19 +412,27 @@ def against_default(runs):
         cells = []
         for tasks in (*((task,) for task in GOALS), tuple(GOALS)):
             chosen = [pair for pair in found if pair[0] in tasks]
-            # A prompt that several seeds answered is one prompt: all of its answers or none are
-            # in a sample.
-            prompts = [f"{task} {i:04}" for task, own, _ in chosen for i in range(len(own))]
-            own, its = ([right for pair in chosen for right in pair[side]] for side in (1, 2))
-            cells.append(f"{len(chosen)}: {difference([own], [its], prompts)}" if chosen else "")
+            # By task, seeds by prompts: both are resampled, and runs of one seed stay a pair.
+            by_task = [
+                [[pair[side] for pair in chosen if pair[0] == task] for side in (1, 2)]
+                for task in dict.fromkeys(pair[0] for pair in chosen)
+            ]
+            cells.append(f"{len(chosen)}: {difference(by_task)}" if chosen else "")
         rows.append([RUN_NAMES.get(name, name), *cells])
     return table(["method", *GOALS, "all"], rows)
 
 
-def difference(ours, theirs, prompts=None):
-    """Mean difference in points and its 95% interval, of rights and wrongs by run and prompt."""
-    prompts = range(len(ours[0])) if prompts is None else prompts
-    mean, samples = paired_bootstrap(ours, theirs, prompts)
+def difference(by_task):
+    """Mean difference over tasks in points and its 95% interval; two sets of rights and wrongs by
+    run and prompt for each task.
+    """
+    estimates = []
+    for ours, theirs in by_task:
+        gains = np.array(ours) - np.array(theirs)
+        estimates.append(
+            paired_bootstrap(gains, np.zeros((1, gains.shape[1])), range(gains.shape[1]))
+        )
+    mean, samples = mean_difference(estimates)
     low, high = interval(samples)
     return f"{100 * mean:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
 
