@@ -1,7 +1,6 @@
 """Tables and the picture of the scenario `labelled_texts`, and its raw results in a small form.
 
-    abft bench --config results/grids/peers.yaml --output BENCH
-    abft bench --config results/grids/classifier.yaml --output BENCH
+    abft bench --config results/grids/labelled_texts.yaml --output BENCH
     python benchmarks/labelled_texts.py keep BENCH      # results/labelled_texts/METHOD.jsonl
     python benchmarks/labelled_texts.py tables          # Markdown, from these files
     python benchmarks/labelled_texts.py picture         # docs/labelled-texts.svg, needs matplotlib
@@ -157,23 +156,24 @@ class Cells:
 def tables():
     """Print the table of means by number of texts, and those by task."""
     cells = Cells()
-    print("| method | " + " | ".join(f"N = {texts}" for texts in SIZES) + " |")
-    print("|---" * (len(SIZES) + 1) + "|")
+    sizes = [texts for texts in SIZES if any(cells.seeds(method, texts) for method in TITLES)]
+    print("| method | " + " | ".join(f"N = {texts}" for texts in sizes) + " |")
+    print("|---" * (len(sizes) + 1) + "|")
     for method, title in TITLES.items():
         row = []
-        for texts in SIZES:
+        for texts in sizes:
             seeds = cells.seeds(method, texts)
             if not seeds:
                 row.append("")
                 continue
             mean = np.mean([cells.accuracy(method, texts, task, seeds) for task in TASKS])
             low, high = np.quantile(cells.samples(method, texts, seeds), [0.025, 0.975])
-            row.append(f"{mean:.1f} [{low:.1f}, {high:.1f}]" + ("" if len(seeds) > 2 else "¹"))
+            row.append(f"{len(seeds)}: {mean:.1f} [{low:.1f}, {high:.1f}]")
         if any(row):
             print(f"| {title} | " + " | ".join(row) + " |")
 
-    for texts in SIZES:
-        print(f"\nN = {texts}\n")
+    for texts in sizes:
+        print(f"\n**N = {texts}: accuracy in %.**\n")
         head = ("method", *TASKS, "mean", "fitting", "512 predictions")
         print("| " + " | ".join(head) + " |\n" + "|---" * len(head) + "|")
         for method, title in TITLES.items():

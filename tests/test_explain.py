@@ -63,8 +63,8 @@ def test_without_demonstrations_there_are_tokens_alone(predictor, review_data):
 
 
 def test_a_classifier_explains_what_it_predicts(review_data, model_folder):
-    texts = [example.text for example in review_data.train[:30]]
-    labels = [example.label for example in review_data.train[:30]]
+    texts = [example.text for example in review_data.train[:40]]
+    labels = [example.label for example in review_data.train[:40]]
     classifier = ABFTClassifier(
         str(model_folder), device="cpu", steps=0, random_state=0, progress=False
     ).fit(texts, labels)

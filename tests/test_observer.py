@@ -5,6 +5,9 @@ import pytest
 import torch
 
 from abft.data.encoding import EncodedPrompt
+from abft.model.loading import load_model
+from abft.runs.predictor import Predictor
+from abft.scoring import scorer
 from abft.scoring.inspect import attention_rows
 from abft.scoring.observer import Observer, query_start
 from abft.scoring.scorer import LabelScorer
@@ -66,3 +69,18 @@ def test_the_query_begins_after_the_last_label():
     (prompt, *_) = prompts()
     assert query_start(prompt) == START
     assert query_start(EncodedPrompt((1, 2, 3), (), (), 0)) == 0
+
+
+def test_prompts_without_a_common_beginning_are_run_once(review_data, model_folder, monkeypatch):
+    """Labels of one token: the pass that shows hidden states also scores."""
+    model, tokenizer = load_model(str(model_folder), device="cpu")
+    predictor = Predictor(model, tokenizer, review_data.task, [])
+    texts = [example.text for example in review_data.train[:6]]
+    plain = predictor.probabilities(texts)
+
+    passes = []
+    monkeypatch.setattr(scorer, "last_hidden", lambda *args: passes.append(args))
+    probabilities, observer = predictor.observe(texts, layers=[0, 1])
+    assert not passes
+    assert observer.hidden.shape[:3] == (6, 2, 2)
+    np.testing.assert_allclose(probabilities, plain, atol=1e-6)

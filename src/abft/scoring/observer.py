@@ -62,11 +62,13 @@ class Observer:
             device = rows[0].device  # layers may be on several
             self.looks[index] = self.look(prompt, torch.stack([row.to(device) for row in rows]))
 
-    def run(self, model: nn.Module, indices: Sequence[int]) -> None:
-        """Run some of the prompts once more, plainly, if anything was asked for."""
-        if not self.layers and self.look is None:
-            return
+    @property
+    def asks(self) -> bool:
+        """Return whether anything is asked for."""
+        return bool(self.layers) or self.look is not None
 
+    def run(self, model: nn.Module, indices: Sequence[int]) -> Tensor:
+        """Run some of the prompts plainly, and return the decoder's last hidden states, (P, D)."""
         inner, supported = decoder(model), capabilities(model)
         device = next(inner.parameters()).device
         fields = collate([self.prompts[i] for i in indices])
@@ -85,6 +87,7 @@ class Observer:
             n = len(self.prompts[i].input_ids)
             states = [output.hidden_states[layer][p, :n] for layer in self.layers]
             self.see(i, states, [row_PHS[p, :, :n] for row_PHS in rows])
+        return output[0][torch.arange(len(indices), device=device), batch.query_positions]
 
 
 def query_start(prompt: EncodedPrompt) -> int:

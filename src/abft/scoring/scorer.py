@@ -100,9 +100,13 @@ class LabelScorer:
                 batch = self.labels.extended([prompts[i] for i in indices])
                 if cached:
                     hidden_PD = self._after_shared(batch, shared, observer, indices)
+                elif observer.asks and len(self.labels.beginnings) == 1:
+                    hidden_PD = observer.run(self.model, indices)
                 else:
+                    # Labels of several tokens take passes of their own.
                     hidden_PD = last_hidden(self.inner, batch, batch_size, limit)
-                    observer.run(self.model, indices)
+                    if observer.asks:
+                        observer.run(self.model, indices)
                 probabilities[indices] = self.labels.probabilities(self.whole, hidden_PD)
                 if progress:
                     progress(len(indices))
