@@ -451,6 +451,15 @@ def test_every_number_of_the_tables_is_in_its_place(every_scenario):
             )
             for t, m in trained
         ]
+        columns, factors = rows("extrapolation")
+        assert factors == [
+            (
+                t,
+                TITLES[m],
+                *(cell(t, m, "extrapolation", "accuracy", factor=float(f)) for f in columns[2:]),
+            )
+            for t, m in trained
+        ]
         columns, factors = rows("factors")
         assert columns[3:] == ("A0", "B0 = 0", "B0 = 0.5", "B0 = 1", "B0 = 2")
         assert factors == [
