@@ -15,6 +15,7 @@ import argparse
 import base64
 import json
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -43,8 +44,10 @@ TITLES = {
 
 def keep(bench):
     """Add a benchmark's cells to the files of their methods; a cell that is there is replaced."""
-    from importlib.metadata import version
-
+    measured_with = {
+        "versions": {name: version(name) for name in PACKAGES},
+        "machine": machine(),
+    }
     targets = _read_json(FOLDER / "targets.json")
     by_method = {}
     for path in sorted((bench / "cells").glob("*__labelled_texts-*.json")):
@@ -73,9 +76,7 @@ def keep(bench):
                 }
                 for name, of_readout in record["readouts"].items()
             }
-        line["versions"] = {name: version(name) for name in PACKAGES}
-        line["machine"] = machine()
-        by_method.setdefault(record["method"], []).append(line)
+        by_method.setdefault(record["method"], []).append({**line, **measured_with})
 
     FOLDER.mkdir(parents=True, exist_ok=True)
     (FOLDER / "targets.json").write_text(json.dumps(targets) + "\n", encoding="utf-8")
@@ -148,6 +149,12 @@ class Cells:
                 samples[i] += correct_SN[np.ix_(draws, queries)].mean()
         return 100 * samples / len(tasks)
 
+    def mean(self, method, texts, seeds):
+        """Mean accuracy over tasks in %, and both ends of its 95% interval."""
+        mean = np.mean([self.accuracy(method, texts, task, seeds) for task in TASKS])
+        low, high = np.quantile(self.samples(method, texts, seeds), [0.025, 0.975])
+        return mean, low, high
+
     def seconds(self, method, texts, seeds, name):
         """CPU seconds, mean over tasks and draws."""
         return np.mean([self.cost[method, t, texts, s][name] for t in TASKS for s in seeds])
@@ -166,8 +173,7 @@ def tables():
             if not seeds:
                 row.append("")
                 continue
-            mean = np.mean([cells.accuracy(method, texts, task, seeds) for task in TASKS])
-            low, high = np.quantile(cells.samples(method, texts, seeds), [0.025, 0.975])
+            mean, low, high = cells.mean(method, texts, seeds)
             row.append(f"{len(seeds)}: {mean:.1f} [{low:.1f}, {high:.1f}]")
         if any(row):
             print(f"| {title} | " + " | ".join(row) + " |")
@@ -208,8 +214,7 @@ def picture():
             continue
         means, bounds = [], []
         for texts, seeds in points:
-            mean = np.mean([cells.accuracy(method, texts, task, seeds) for task in TASKS])
-            low, high = np.quantile(cells.samples(method, texts, seeds), [0.025, 0.975])
+            mean, low, high = cells.mean(method, texts, seeds)
             means.append(mean)
             bounds.append((mean - low, high - mean))
         ours = method == "untrained"

@@ -95,12 +95,13 @@ class FittedSubject:
             return padded_NC
 
         probabilities_NC = all_classes(probabilities)
+        padded = {readout: all_classes(each) for readout, each in by_readout.items()}
         readouts = {
             readout: {
-                "metrics": scenario.measure([prompt_set], [all_classes(of_readout)]),
-                "predicted": np.unique(labels)[of_readout.argmax(1)].tolist(),
+                "metrics": scenario.measure([prompt_set], [padded_NC]),
+                "predicted": padded_NC.argmax(1).tolist(),
             }
-            for readout, of_readout in by_readout.items()
+            for readout, padded_NC in padded.items()
         }
         return {
             "metrics": scenario.measure([prompt_set], [probabilities_NC]),

@@ -360,48 +360,31 @@ def _labelled_texts(results: Results, model: str) -> Table | None:
     return table
 
 
-def _sizes(results: Results, model: str) -> Table | None:
-    sizes = [variant["nd"] for variant in _variants("training_size")]
-    seeds = len(results.grid.seeds)
-    table = Table(
-        f"training_size-{_file(model)}",
-        f"Accuracy in % against the number of training prompts, {model}",
-        "Fig. 2. The same number of steps for every size.",
-        ("task", "method", *map(str, sizes)),
-    )
+def _by_variant(scenario: str, key: str, title: str, caption: str) -> Any:
+    """Return what makes a table of accuracies: one column for each value of a variant's setting."""
 
-    for task in results.tasks:
-        for method in results.methods:
-            cells = [
-                results.values(model, task, method, "training_size", "accuracy", nd=size)
-                for size in sizes
-            ]
-            if any(cells):
-                numbers = [percent(values, seeds) for values in cells]
-                table.rows.append((task, results.title(method), *numbers))
-    return table
+    def make(results: Results, model: str) -> Table | None:
+        values = [variant[key] for variant in _variants(scenario)]
+        seeds = len(results.grid.seeds)
+        table = Table(
+            f"{scenario}-{_file(model)}",
+            f"{title}, {model}",
+            caption,
+            ("task", "method", *(f"{value:g}" for value in values)),
+        )
 
+        for task in results.tasks:
+            for method in results.methods:
+                cells = [
+                    results.values(model, task, method, scenario, "accuracy", **{key: value})
+                    for value in values
+                ]
+                if any(cells):
+                    numbers = [percent(by_seed, seeds) for by_seed in cells]
+                    table.rows.append((task, results.title(method), *numbers))
+        return table
 
-def _extrapolation(results: Results, model: str) -> Table | None:
-    factors = [variant["factor"] for variant in _variants(EXTRAPOLATION)]
-    seeds = len(results.grid.seeds)
-    table = Table(
-        f"extrapolation-{_file(model)}",
-        f"Accuracy in % between and beyond the trained weights, {model}",
-        "Fig. 7. The change of the weights is multiplied by the number of the column; 1 = as "
-        "trained.",
-        ("task", "method", *(f"{factor:g}" for factor in factors)),
-    )
-    for task in results.tasks:
-        for method in results.methods:
-            cells = [
-                results.values(model, task, method, EXTRAPOLATION, "accuracy", factor=factor)
-                for factor in factors
-            ]
-            if any(cells):
-                numbers = [percent(values, seeds) for values in cells]
-                table.rows.append((task, results.title(method), *numbers))
-    return table
+    return make
 
 
 def _factors(results: Results, model: str) -> Table | None:
@@ -481,8 +464,19 @@ TABLES: tuple[Callable[[Results, str], Table | None], ...] = (
     ),
     _consistency,
     _ablations,
-    _sizes,
-    _extrapolation,
+    _by_variant(
+        "training_size",
+        "nd",
+        "Accuracy in % against the number of training prompts",
+        "Fig. 2. The same number of steps for every size.",
+    ),
+    _by_variant(
+        EXTRAPOLATION,
+        "factor",
+        "Accuracy in % between and beyond the trained weights",
+        "Fig. 7. The change of the weights is multiplied by the number of the column; 1 = as "
+        "trained.",
+    ),
     _labelled_texts,
     _unseen,
     _named_sets(
