@@ -85,7 +85,7 @@ def test_occupied_output_folders(options, finished, tmp_path):
             {"A0": 0.3, "objective": "vote"},
             "A0 goes with objective 'abft' and has no effect on 'vote'",
         ),
-        ({"objective": "ABFT"}, "objective = 'ABFT': expected one of vote, abft, e2e"),
+        ({"objective": "ABFT"}, "objective = 'ABFT': expected one of vote, contrastive, abft, e2e"),
         ({"Cp": 0.1, "objective": "e2e"}, "Cp goes with objective 'abft'"),
         ({"cross_entropy": -1}, "cross_entropy = -1.0"),
         (

@@ -14,6 +14,7 @@ from abft.data.batches import Batch, PseudoBatchSampler, collate
 from abft.data.encoding import EncodedPrompt
 from abft.data.packing import pack
 from abft.errors import AbftError
+from abft.method.head_finder import best_heads, best_layer, head_scores
 from abft.method.head_statistics import head_statistics
 from abft.method.objectives import OBJECTIVES, check_objective, make_objective
 from abft.method.pid import PIDController
@@ -140,6 +141,78 @@ def test_the_vote_of_prompts_that_are_all_correct_or_all_incorrect(model, prompt
     assert metrics["heads"] == pytest.approx(
         sum(sum(passing(model, prompt)) for prompt in prompts) / len(prompts)
     )
+
+
+def scores_of_heads(model, prompt):
+    """For every head its attention on each label, and which labels are correct."""
+    rights = [label == prompt.target for label in prompt.label_classes]
+    return [[row[p] for p in prompt.label_positions] for row in eager_rows(model, prompt)], rights
+
+
+def head_contrasts(model, prompts):
+    """For every head its attention on a correct minus on an incorrect label, mean over prompts."""
+    sums, count = None, 0
+    for prompt in prompts:
+        attention, rights = scores_of_heads(model, prompt)
+        if len(set(rights)) == 1:
+            continue
+        count += 1
+        each = []
+        for labels in attention:
+            good = [a for a, right in zip(labels, rights, strict=True) if right]
+            bad = [a for a, right in zip(labels, rights, strict=True) if not right]
+            each.append(sum(good) / len(good) - sum(bad) / len(bad))
+        sums = each if sums is None else [a + b for a, b in zip(sums, each, strict=True)]
+    return [value / count for value in sums]
+
+
+@pytest.mark.parametrize("heads", ["3", "layer"])
+def test_the_contrastive_loss_of_the_heads_that_prefer_correct_labels(model, prompts, heads):
+    settings = RunConfig(objective="contrastive", cross_entropy=0, heads=heads, temperature=0.2)
+    objective = make_objective(resolve(settings), model, "abft_rows")
+    objective.prepare(model, prompts, 1)
+
+    contrasts = head_contrasts(model, prompts)
+    H = 4
+    if heads == "3":
+        chosen = sorted(range(len(contrasts)), key=lambda h: -contrasts[h])[:3]
+    else:  # two layers have no middle but the first
+        chosen = list(range(H))
+    assert objective.chosen_LH.flatten().nonzero().flatten().tolist() == sorted(chosen)
+
+    terms = []
+    for prompt in prompts:
+        attention, rights = scores_of_heads(model, prompt)
+        scores = [sum(attention[h][k] for h in chosen) / len(chosen) for k in range(len(rights))]
+        powers = [math.exp(score / 0.2) for score in scores]
+        good = sum(power for power, right in zip(powers, rights, strict=True) if right)
+        terms.append(-math.log(good / sum(powers)) if len(set(rights)) == 2 else 0.0)
+    with row_attention(model):
+        loss, metrics = objective(decoder(model), Batch(**collate(prompts)))
+    assert loss.item() == pytest.approx(sum(terms) / len(terms), rel=1e-4)
+    rights = sum(masses(model, prompt)[h][0] for prompt in prompts for h in chosen)
+    assert metrics["correct_mass"].item() == pytest.approx(rights / len(prompts), rel=1e-4)
+
+
+def test_scores_of_heads_do_not_depend_on_packing(model):
+    generator = torch.Generator().manual_seed(1)
+    shared = torch.randint(3, 600, (20,), generator=generator).tolist()
+    prompts = [
+        EncodedPrompt((*shared, 10 + i, 20 + i), (4, 9, 14), (0, 1, 0), i % 2) for i in range(4)
+    ]
+    scores_LH = head_scores(model, prompts, "abft_rows", 4)
+    for other in (
+        head_scores(model, prompts, "abft_rows", 1),
+        head_scores(model, prompts, "eager", 1),
+        torch.tensor(head_contrasts(model, prompts)).view(scores_LH.shape),
+    ):
+        torch.testing.assert_close(scores_LH, other, atol=1e-6, rtol=1e-4)
+    assert best_heads(scores_LH, 3).sum() == 3
+    assert scores_LH[best_heads(scores_LH, 3)].min() >= scores_LH[~best_heads(scores_LH, 3)].max()
+
+    # The middle third of six layers: the third and the fourth.
+    layers_LH = torch.tensor([[9.0], [8.0], [1.0], [2.0], [7.0], [6.0]]).expand(6, 2)
+    assert best_layer(layers_LH).any(1).tolist() == [False, False, False, True, False, False]
 
 
 @pytest.mark.parametrize("cross_entropy", [0.0, 0.5])

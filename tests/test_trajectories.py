@@ -18,6 +18,7 @@ from command_line import arguments, invoke
 WAYS = {
     "vote": {"objective": "vote"},
     "abft": {"objective": "abft"},
+    "contrastive": {"objective": "contrastive", "heads": 2},
     "e2e": {"objective": "e2e"},
     "vote, LoRA": {"objective": "vote", "lora_r": 4},
 }

@@ -40,6 +40,7 @@ class Setting:
     axis: bool = False  # a grid sets it by an axis of its own
     of_task: bool = False  # says which task, or describes it: another task has another value
     describes_own_data: bool = False  # means something only next to `data`
+    of_mixture: bool = False  # means something only where a mixture of tasks is trained on
     path: bool = False  # names a file or folder, if there is one of that name
     card: bool = False  # shown in model cards
 

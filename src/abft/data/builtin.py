@@ -35,6 +35,7 @@ class BuiltinTask:
     synonyms: str  # other label words of the same meaning, class by class
     demonstrations: int = DEMONSTRATION_POOL  # size of StaICC's demonstration pool
     staicc_words: dict[str, str] = field(default_factory=dict)  # where StaICC's code differs
+    family: str = "sentiment"  # tasks that are alike; a held-out family is not trained on
     in_paper: bool = True  # one of the paper's eight tasks
 
     @property
@@ -113,6 +114,7 @@ BUILTIN: dict[str, BuiltinTask] = {
             ),
             other_text_name="sentence",
             synonyms="brief thing explanation human place quantity",
+            family="questions",
         ),
         BuiltinTask(
             name="AGNews",
@@ -124,6 +126,7 @@ BUILTIN: dict[str, BuiltinTask] = {
             other_text_name="sentence",
             synonyms="global games finance technology",
             in_paper=False,
+            family="topics",
         ),
         BuiltinTask(
             name="SUBJ",
@@ -138,6 +141,7 @@ BUILTIN: dict[str, BuiltinTask] = {
             other_text_name="sentence",
             synonyms="factual personal",
             staicc_words={"objective": "false", "subjective": "true"},
+            family="questions",
         ),
         BuiltinTask(
             name="TEE",
@@ -152,6 +156,7 @@ BUILTIN: dict[str, BuiltinTask] = {
             other_text_name="sentence",
             synonyms="rage happiness hope sorrow",
             demonstrations=3192,
+            family="tweets",
         ),
         BuiltinTask(
             name="TEH",
@@ -162,6 +167,7 @@ BUILTIN: dict[str, BuiltinTask] = {
             instructions=_HATE,
             other_text_name="sentence",
             synonyms="fine abuse",
+            family="tweets",
         ),
         BuiltinTask(
             name="HS18",
@@ -173,6 +179,7 @@ BUILTIN: dict[str, BuiltinTask] = {
             other_text_name="sentence",
             synonyms="fine abuse ignore context",
             in_paper=False,
+            family="tweets",
         ),
     )
 }

@@ -115,6 +115,25 @@ def encode(
     return encoded
 
 
+def cut_texts(
+    tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], max_tokens: int
+) -> list[str]:
+    """Return texts cut after their first `max_tokens` tokens; those that are shorter as they are.
+
+    A text is cut at the end of a token, never inside a character.
+    """
+    # Most texts are short: a token has at least one byte.
+    long = [text for text in texts if len(text.encode()) > max_tokens]
+    if not long:
+        return list(texts)
+    encoding = tokenizer(long, return_offsets_mapping=True, add_special_tokens=False, verbose=False)
+    ends = {}
+    for text, offsets in zip(long, encoding["offset_mapping"], strict=True):
+        if len(offsets) > max_tokens:
+            ends[text] = text[: offsets[max_tokens - 1][1]].rstrip()
+    return [ends.get(text, text) for text in texts]
+
+
 def _overlapping(span: tuple[int, int], offsets: Sequence[tuple[int, int]]) -> list[int]:
     """Return the tokens, as indices into `offsets`, that share a character with `span`."""
     return [i for i, (start, end) in enumerate(offsets) if start < span[1] and end > span[0]]

@@ -1,12 +1,16 @@
-"""Draw training prompts of every built-in task but one, as in MetaICL (Min et al. 2022).
+"""Load the tasks that are trained on in the place of the one that is measured.
 
-The paper is arXiv 2110.15943.
+MetaICL (Min et al. 2022, arXiv 2110.15943) takes all but that one; a mixture takes those that are
+not like it, or those that the user names.
 """
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from abft.data.builtin import TASKS, load_task
+from abft.data.builtin import BUILTIN, TASKS, load_task, task_named
+from abft.data.datasets import load_data
 from abft.data.encoding import EncodedPrompt, encode, label_tokens, with_answers
+from abft.data.mixture_settings import is_file
 from abft.data.prompts import Sampling, training_prompts
 from abft.data.splits import TaskData, text_key
 from abft.data.tasks import PromptStyle
@@ -17,10 +21,45 @@ if TYPE_CHECKING:
 
 def other_tasks(target: TaskData, prompt_style: PromptStyle = "consistent") -> list[TaskData]:
     """Return the built-in tasks but `target`, without its texts: some tasks share reviews."""
-    examples = (*target.train, *target.demonstrations, *target.test)
-    texts = {text_key(example.text) for example in examples}
+    texts = _texts(target)
     others = (name for name in TASKS if name != target.task.name)
     return [load_task(name, prompt_style).without(texts) for name in others]
+
+
+def mixture_tasks(
+    target: TaskData,
+    names: Sequence[str] | None = None,
+    text_column: str = "text",
+    label_column: str = "label",
+    template: str = "text: {text} label: {label}\n",
+) -> list[TaskData]:
+    """Return the tasks of a mixture, without the texts of `target`.
+
+    Args:
+        target: the task that is measured; it is trained on, too, if it is named.
+        names: built-in tasks, and data files with these columns and this template; None = the
+            built-in tasks of other families than the target's.
+    """
+    if names is None:
+        record = BUILTIN.get(target.task.name)
+        family = record.family if record is not None else None
+        names = [name for name, other in BUILTIN.items() if other.family != family]
+
+    # The target's own training pool stays whole: no text of it is demonstrated or asked.
+    texts = _texts(target)
+    tasks = []
+    for name in names:
+        if is_file(name):
+            data = load_data(name, text_column, label_column, template=template)
+        else:
+            data = load_task(task_named(name).name)
+        tasks.append(target if data.task.name == target.task.name else data.without(texts))
+    return tasks
+
+
+def _texts(data: TaskData) -> set[str]:
+    examples = (*data.train, *data.demonstrations, *data.test)
+    return {text_key(example.text) for example in examples}
 
 
 def other_prompts(

@@ -23,16 +23,9 @@ def head_statistics(
     rows: tuple[Tensor, ...], batch: Batch, fixed_threshold: float | None = None
 ) -> HeadStatistics:
     """Read the attention on labels off the rows, one (P, H, S) a layer, and filter the heads."""
-    device = rows[0].device  # layers may be on several
-
-    # alpha_i of Eq. 1: the entries of the rows at the label positions.
-    alphas = []
-    for rows_PHS in rows:
-        positions_P1K = batch.label_positions.to(rows_PHS.device)[:, None, :]
-        positions_PHK = positions_P1K.expand(-1, rows_PHS.shape[1], -1)
-        alphas.append(rows_PHS.gather(-1, positions_PHK).to(device))
+    label_attention_LPHK = label_attention(rows, batch)
+    device = label_attention_LPHK.device
     candidates_PK = batch.candidates.to(device)
-    label_attention_LPHK = torch.stack(alphas) * candidates_PK[None, :, None, :]
 
     if fixed_threshold is None:
         threshold_P = threshold(batch.lengths.to(device), candidates_PK.sum(-1))
@@ -43,6 +36,20 @@ def head_statistics(
         label_attention_LPHK, batch.correct.to(device), batch.incorrect.to(device)
     )
     return HeadStatistics(correct, incorrect, induction_mask(label_attention_LPHK, threshold_P))
+
+
+def label_attention(rows: tuple[Tensor, ...], batch: Batch) -> Tensor:
+    """Return alpha_i of Eq. 1, the entries of the rows at the label positions, (L, P, H, K).
+
+    0 where a prompt has fewer than K.
+    """
+    device = rows[0].device  # layers may be on several
+    alphas = []
+    for rows_PHS in rows:
+        positions_P1K = batch.label_positions.to(rows_PHS.device)[:, None, :]
+        positions_PHK = positions_P1K.expand(-1, rows_PHS.shape[1], -1)
+        alphas.append(rows_PHS.gather(-1, positions_PHK).to(device))
+    return torch.stack(alphas) * batch.candidates.to(device)[None, :, None, :]
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Eq. 1 of the paper, the loss on one head's attention to the demonstrations' labels; the vote."""
+"""Losses on attention to the demonstrations' labels: Eq. 1 of the paper, the vote, InfoNCE."""
 
 import torch
 from torch import Tensor
@@ -51,3 +51,25 @@ def vote_loss(correct_LPH: Tensor, incorrect_LPH: Tensor, both_P: Tensor) -> Ten
     R_P = torch.where(both_P, R_P.clamp_min(tiny), 1.0)
     W_P = torch.where(both_P, W_P, 0.0)
     return (torch.log(R_P + W_P) - torch.log(R_P)).mean()
+
+
+def contrastive_loss(
+    scores_PK: Tensor, correct_PK: Tensor, incorrect_PK: Tensor, temperature: float
+) -> Tensor:
+    """Return the mean over prompts of -log(sum_{I+} exp(s / t) / sum_I exp(s / t)), InfoNCE.
+
+    Args:
+        scores_PK: s, how much a prompt's query looks at each of its K candidates, (P, K).
+        correct_PK, incorrect_PK: what the candidates are, (P, K) bool; neither: no candidate.
+        temperature: t, > 0.
+
+    Returns:
+        A scalar. Prompts without both kinds count 0. Equal scores give
+        -log(fraction of correct candidates).
+    """
+    logits_PK = scores_PK / temperature
+    lowest = torch.finfo(logits_PK.dtype).min
+    all_P = logits_PK.masked_fill(~(correct_PK | incorrect_PK), lowest).logsumexp(-1)
+    correct_P = logits_PK.masked_fill(~correct_PK, lowest).logsumexp(-1)
+    both_P = correct_PK.any(-1) & incorrect_PK.any(-1)
+    return torch.where(both_P, all_P - correct_P, 0.0).mean()

@@ -87,7 +87,7 @@ class MethodSettings:
         None,
         "Training queries that share one set of demonstrations, which is then computed once.",
         panel=TRAINING,
-        follows="4, or 1 where 4 does not divide nd, nb and batch size",
+        follows="4, in a mixture 8, or 1 where that does not divide nd, nb and batch size",
         at_least=1,
         card=True,
     )
@@ -186,6 +186,22 @@ class MethodSettings:
         panel=METHOD,
         flag="--filter/--no-filter",
         objectives=("abft",),
+        card=True,
+    )
+    heads: str = setting(
+        "16",
+        "Heads of the contrastive loss, chosen on training prompts: a number, or layer, those of "
+        "one middle layer.",
+        panel=METHOD,
+        objectives=("contrastive",),
+        card=True,
+    )
+    temperature: float = setting(
+        0.05,
+        "Temperature of the contrastive loss.",
+        panel=METHOD,
+        at_least=0,
+        objectives=("contrastive",),
         card=True,
     )
     threshold: float | None = setting(

@@ -6,6 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from abft.data.builtin import task_named
+from abft.data.mixture_settings import (
+    MIXED_WORDS,
+    check_tasks,
+    is_file,
+    mixed_words,
+    shot_range,
+    task_list,
+)
 from abft.errors import AbftError
 from abft.method.objectives import OBJECTIVES, check_objective
 from abft.method.settings import (
@@ -22,7 +30,9 @@ MODEL, OUTPUT = "Model", "Output"
 DEFAULT_TASK = "SST2"
 RUNS = Path("runs")  # where run folders are made and looked for if none is named
 VERSION = 2  # of config.yaml
-QUERIES = 4  # training queries that share one set of demonstrations, where 4 divides the counts
+# Training queries that share one set of demonstrations, where they divide the counts.
+QUERIES = 4
+MIXTURE_QUERIES = 8  # most of them are demonstrations of the same prompt, which cost nothing
 SMALL_MODEL = 500_000_000  # parameters; below it the paper's learning rate moves too little
 
 RECIPES: dict[str, dict[str, Any]] = {
@@ -180,11 +190,37 @@ class TrainingSettings(MethodSettings):
         panel=TRAINING,
         at_least=0,
     )
-    train_on: Literal["task", "others"] = setting(
+    train_on: Literal["task", "others", "mixture"] = setting(
         "task",
-        "others: prompts of all other built-in tasks, the task itself is never seen (MetaICL).",
+        "others: prompts of all other built-in tasks, the task itself is never seen (MetaICL); "
+        "mixture: of several tasks, with other classes, label words, templates and numbers of "
+        "demonstrations every time, so that a model learns to read any demonstrations.",
         panel=TRAINING,
         defines_method=True,
+        card=True,
+    )
+    tasks: str | None = setting(
+        None,
+        'Tasks of a mixture, built-in ones and data files: "SST2,TREC,reviews.csv".',
+        panel=TRAINING,
+        follows="the built-in tasks that are not like the task",
+        of_mixture=True,
+        card=True,
+    )
+    words: str = setting(
+        ",".join(MIXED_WORDS),
+        "Label words in a mixture, drawn equally often: own; arbitrary, other words every time; "
+        "permuted, each for another class.",
+        panel=TRAINING,
+        of_mixture=True,
+        card=True,
+    )
+    shots: str = setting(
+        "2-32",
+        "Demonstrations in a prompt of a mixture, fewest and most.",
+        panel=TRAINING,
+        of_mixture=True,
+        card=True,
     )
     seed: int = setting(
         0,
@@ -251,8 +287,8 @@ class RunConfig(TrainingSettings, DataSettings, ModelSettings):
                     )
             if self.queries > 1 and self.train_on == "others":
                 raise AbftError(
-                    "queries goes with train_on = 'task'; prompts of other tasks have one query "
-                    "each"
+                    "queries goes with train_on = 'task' or 'mixture'; prompts of other tasks have "
+                    "one query each"
                 )
 
     def _check_data(self) -> None:
@@ -260,7 +296,8 @@ class RunConfig(TrainingSettings, DataSettings, ModelSettings):
             task_named(self.task)
             if self.data is not None:
                 raise AbftError(f"got both task {self.task!r} and data {self.data!r}; give one")
-        if self.data is None:
+        files = [name for name in task_list(self.tasks) or () if is_file(name)]
+        if self.data is None and not files:
             without = changed(self, names(self, lambda known: known.describes_own_data))
             if without:
                 raise AbftError(
@@ -269,6 +306,19 @@ class RunConfig(TrainingSettings, DataSettings, ModelSettings):
                 )
         if self.train_on == "others" and self.data is not None:
             raise AbftError("train_on = 'others' needs a built-in task; own data has no others")
+        self._check_mixture()
+
+    def _check_mixture(self) -> None:
+        if self.train_on != "mixture":
+            given = changed(self, names(self, lambda known: known.of_mixture))
+            if given:
+                raise AbftError(f"{', '.join(given)} given without train_on = 'mixture'")
+            return
+        if self.prompt_style != "consistent":
+            raise AbftError("train_on = 'mixture' needs prompt_style = 'consistent'")
+        mixed_words(self.words)
+        shot_range(self.shots)
+        check_tasks(task_list(self.tasks))
 
     @property
     def task_name(self) -> str | None:
@@ -302,9 +352,9 @@ def resolve(config: RunConfig, parameters: int | None = None) -> ResolvedConfig:
     """
     objective = OBJECTIVES[config.objective]
     counts = (config.nd, config.nb, config.batch_size)
-    shared = config.train_on == "task" and all(count % QUERIES == 0 for count in counts)
+    queries = {"task": QUERIES, "others": 1, "mixture": MIXTURE_QUERIES}[config.train_on]
     follows: dict[str, object] = {
-        "queries": QUERIES if shared else 1,
+        "queries": queries if all(count % queries == 0 for count in counts) else 1,
         "steps": objective.default_steps,
         "cross_entropy": objective.default_cross_entropy,
     }

@@ -16,7 +16,9 @@ from transformers import PreTrainedModel, PrinterCallback
 
 from abft import __version__
 from abft.data.encoding import EncodedPrompt
-from abft.data.other_tasks import other_prompts
+from abft.data.mixture import training_groups
+from abft.data.mixture_settings import mixed_words, shot_range, task_list
+from abft.data.other_tasks import mixture_tasks, other_prompts
 from abft.data.splits import TaskData
 from abft.data.tasks import Example, Task
 from abft.errors import AbftError, RunInterrupted
@@ -109,7 +111,8 @@ def train_run(
         if not (overwrite and (output / CONFIG).is_file()):
             check_free(output)
 
-    session = open_session(config, queries=config.queries)
+    queries = config.queries if config.train_on == "task" else 1
+    session = open_session(config, queries=queries)
     make_folder(output)  # transformers would end in a traceback
     trainer = make_trainer(session, output)
     session.config = config = replace(config, lr=trainer.args.learning_rate)
@@ -192,6 +195,8 @@ def make_trainer(session: Session, output: Path) -> ABFTTrainer:
             limit,
             config.sampling,
         )
+    elif config.train_on == "mixture":
+        examples = _mixture(session, config)
     trainer = ABFTTrainer(
         session.model,
         arguments,
@@ -203,6 +208,28 @@ def make_trainer(session: Session, output: Path) -> ABFTTrainer:
     trainer.remove_callback(PrinterCallback)
     session.model = trainer.model
     return trainer
+
+
+def _mixture(session: Session, config: ResolvedConfig) -> list[EncodedPrompt]:
+    """Draw the training prompts of a mixture of tasks."""
+    sources = mixture_tasks(
+        session.data,
+        task_list(config.tasks),
+        config.text_column,
+        config.label_column,
+        config.template,
+    )
+    groups = training_groups(
+        sources,
+        session.tokenizer,
+        config.nd // config.queries,
+        config.queries,
+        config.seed,
+        words=mixed_words(config.words),
+        shots=shot_range(config.shots),
+        max_length=context_length(session.model),
+    )
+    return [prompt for group in groups for prompt in group.prompts]
 
 
 def _training_arguments(config: ResolvedConfig, rate: float, output: Path) -> ABFTConfig:
@@ -354,8 +381,17 @@ def run_card(
         shown=card_settings(config),
         results=results,
         prompt_style=config.prompt_style,
-        trained_on=None if config.train_on == "task" else f"any built-in task but {task.name}",
+        trained_on=_trained_on(config, task),
     )
+
+
+def _trained_on(config: RunConfig, task: Task) -> str | None:
+    """Return what the card says was trained on instead of the task that was measured."""
+    if config.train_on == "task":
+        return None
+    if config.train_on == "others":
+        return f"any built-in task but {task.name}"
+    return config.tasks or f"built-in tasks that are not like {task.name}"
 
 
 def _is_full(output: Path, error: Exception) -> bool:

@@ -161,7 +161,11 @@ class ABFTTrainer(Trainer):
         # LoRA's initial weights are random.
         set_seed(args.seed)
         model = _select_weights(model, args, peft_config)
-        self.objective = objective or make_objective(args, model, self.implementation)
+        if objective is None:
+            made = make_objective(args, model, self.implementation)
+            made.prepare(model, train_dataset, args.queries if self.packed else 1)
+            objective = made
+        self.objective = objective
 
         # Saved weights carry samples of the base, which training is about to change.
         base = causal_lm(model)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from abft.errors import AbftError
 from abft.method.objectives.base import Caption, Objective, RowObjective
 from abft.method.objectives.combined import CombinedObjective
+from abft.method.objectives.contrastive import ContrastiveObjective
 from abft.method.objectives.end_to_end import E2EObjective
 from abft.method.objectives.paper import ABFTObjective
 from abft.method.objectives.vote import VoteObjective
@@ -26,6 +27,7 @@ __all__ = [
     "ABFTObjective",
     "Caption",
     "CombinedObjective",
+    "ContrastiveObjective",
     "E2EObjective",
     "Objective",
     "RowObjective",
@@ -38,6 +40,7 @@ __all__ = [
 
 OBJECTIVES: dict[str, type[RowObjective]] = {
     "vote": VoteObjective,
+    "contrastive": ContrastiveObjective,
     "abft": ABFTObjective,
     "e2e": E2EObjective,
 }

@@ -4,7 +4,7 @@ These files describe the objectives to `abft --help` too, so torch is imported o
 computed.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
@@ -12,8 +12,10 @@ from abft.errors import AbftError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+    from transformers import PreTrainedModel
 
     from abft.data.batches import Batch
+    from abft.data.encoding import EncodedPrompt
     from abft.method.settings import MethodSettings
     from abft.model.attention import Implementation
 
@@ -93,6 +95,14 @@ class RowObjective:
                 f"lora_targets = {settings.lora_targets!r} goes with lora_r and objective e2e; "
                 "ABFT trains W_Q and W_K only"
             )
+
+    def prepare(
+        self, model: "PreTrainedModel", prompts: "Sequence[EncodedPrompt]", queries: int
+    ) -> None:
+        """Look at what the untouched model does with the training prompts, before the first step.
+
+        Every `queries` prompts that follow each other share demonstrations and can be packed.
+        """
 
     def __call__(self, module: "nn.Module", batch: "Batch") -> "tuple[Tensor, dict[str, Tensor]]":
         """Run `module` once and compute the loss; needs an open `row_attention`.

@@ -6,9 +6,13 @@ from abft.method.objectives.base import RowObjective
 from abft.method.objectives.end_to_end import E2EObjective
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
+    from transformers import PreTrainedModel
 
     from abft.data.batches import Batch
+    from abft.data.encoding import EncodedPrompt
 
 
 class CombinedObjective(RowObjective):
@@ -26,6 +30,11 @@ class CombinedObjective(RowObjective):
     def __init__(self, attention: RowObjective, e2e: E2EObjective, weight: float) -> None:
         self.attention, self.e2e, self.weight = attention, e2e, weight
         self.implementation = attention.implementation
+
+    def prepare(
+        self, model: "PreTrainedModel", prompts: "Sequence[EncodedPrompt]", queries: int
+    ) -> None:
+        self.attention.prepare(model, prompts, queries)
 
     def from_rows(
         self, rows: "tuple[Tensor, ...]", hidden_BSD: "Tensor", batch: "Batch"

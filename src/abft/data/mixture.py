@@ -1,0 +1,223 @@
+"""Draw prompts of a mixture of tasks, so that a model learns to read demonstrations.
+
+Every group of prompts shares one set of demonstrations and has its own task, number of
+demonstrations, classes, label words and template: what one training teaches is to look the answer
+up, whatever the task. MetaICL (arXiv 2110.15943) mixes tasks, symbol tuning (arXiv 2305.08298)
+draws label words; here both also train the attention.
+"""
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from abft.data.draws import demonstration_sets
+from abft.data.encoding import (
+    EncodedPrompt,
+    LabelTokens,
+    cut_texts,
+    encode,
+    first_tokens,
+    label_tokens,
+    with_answers,
+)
+from abft.data.label_words import Pool, Words, written_as
+from abft.data.prompts import Prompt, write_prompt
+from abft.data.splits import TaskData
+from abft.data.tasks import Example, Task, Template
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# Templates that say nothing about a task; half of the groups use the task's own.
+NEUTRAL_TEMPLATES = (
+    Template("text: {text} label: {label}\n"),
+    Template("input: {text} output: {label}\n"),
+    Template("Input: {text}\nOutput: {label}\n\n"),
+    Template("{text} => {label}\n"),
+    Template("Q: {text} A: {label}\n"),
+    Template("example: {text} class: {label}\n"),
+    Template("Text: {text}\nCategory: {label}\n\n"),
+)
+
+
+TEXT_TOKENS = 64  # a longer text is cut
+
+
+@dataclass(frozen=True)
+class Group:
+    """Prompts that share demonstrations, or beginnings of them, with the task they are written in.
+
+    Attributes:
+        prompts: as many in every group of a mixture; packed, they are one sequence.
+        task: with the label words and the template of this group.
+        label_tokens: the token, or tokens, of each class.
+        words: what kind of label words.
+    """
+
+    prompts: tuple[EncodedPrompt, ...]
+    task: Task
+    label_tokens: LabelTokens
+    words: Words
+
+
+def training_groups(
+    sources: Sequence[TaskData],
+    tokenizer: "PreTrainedTokenizerBase",
+    count: int,
+    queries: int,
+    seed: int,
+    *,
+    words: Sequence[Words] = ("own", "arbitrary", "permuted"),
+    shots: tuple[int, int] = (2, 32),
+    pool: Pool = "train",
+    max_tokens: int = 1024,
+    max_length: int | None = None,
+) -> list[Group]:
+    """Draw groups of training prompts, each of a task, classes, words and template drawn anew.
+
+    Args:
+        sources: tasks; examples come from their training pools.
+        count: groups.
+        queries: prompts of each.
+        words: kinds of label words, drawn equally often.
+        shots: fewest and most demonstrations; drawn so that every doubling is equally likely.
+        pool: where arbitrary words come from.
+        max_tokens: about the longest sequence; longer texts get fewer demonstrations.
+        max_length: the model's context in tokens; None = unlimited.
+    """
+    sources = [shortened(data, tokenizer) for data in sources]
+    low, high = (math.log2(bound) for bound in shots)
+
+    groups = []
+    for number in range(count):
+        # A group does not depend on how many come before it.
+        generator = random.Random(f"mixture {seed} {number}")
+        data = _some_classes(generator.choice(sources), generator)
+        kind = generator.choice(list(words))
+        task = written_as(data.task, kind, tokenizer, pool, generator)
+        if generator.random() < 0.5:
+            task = replace(task, template=generator.choice(NEUTRAL_TEMPLATES))
+
+        # Cross-entropy is taken of a label's first token, which has to tell the classes apart.
+        tokens = label_tokens(tokenizer, task)
+        if len(set(first_tokens(tokens))) < len(tokens):
+            task = written_as(task, "arbitrary", tokenizer, pool, generator)
+            tokens = label_tokens(tokenizer, task)
+
+        # Half of a small pool is left to ask.
+        k = round(2 ** generator.uniform(low, high))
+        fits = min(len(data.train) // 2, int(max_tokens / _tokens_each(tokenizer, data, task)))
+        prompts = _prompts(task, data.train, max(shots[0], min(k, fits)), queries, generator)
+        encoded = with_answers(encode(tokenizer, prompts, max_length=max_length), tokens)
+        groups.append(Group(tuple(encoded), task, tokens, kind))
+    return groups
+
+
+def evaluation_groups(
+    data: TaskData,
+    tokenizer: "PreTrainedTokenizerBase",
+    k: int,
+    sets: int,
+    queries: int,
+    *,
+    words: Words = "own",
+    seed: int = 0,
+    max_length: int | None = None,
+) -> list[Group]:
+    """Draw groups of test prompts: `queries` test texts after each set of k demonstrations.
+
+    Demonstrations are balanced over classes and come from the demonstration pool. Arbitrary words
+    are those that no training draws. Groups of other words ask the same texts after the same
+    demonstrations.
+    """
+    data = shortened(data, tokenizer)
+    generator = random.Random(f"test {data.task.name} {k} {seed}")
+    asked = generator.sample(data.test, min(sets * queries, len(data.test)))
+    shown = demonstration_sets(data.demonstrations, k, sets, generator)
+
+    groups = []
+    for number, demonstrations in enumerate(shown):
+        drawn = random.Random(f"words {data.task.name} {words} {seed} {number}")
+        task = written_as(data.task, words, tokenizer, "test", drawn)
+        tokens = label_tokens(tokenizer, task)
+        texts = asked[number * queries : (number + 1) * queries]
+        prompts = [write_prompt(task, demonstrations, query) for query in texts]
+        encoded = encode(tokenizer, prompts, max_length=max_length, scored=tokens)
+        groups.append(Group(tuple(with_answers(encoded, tokens)), task, tokens, words))
+    return groups
+
+
+def shortened(data: TaskData, tokenizer: "PreTrainedTokenizerBase") -> TaskData:
+    """Return the task with every text cut after its first `TEXT_TOKENS` tokens."""
+
+    def cut(examples: Sequence[Example]) -> tuple[Example, ...]:
+        texts = cut_texts(tokenizer, [example.text for example in examples], TEXT_TOKENS)
+        pairs = zip(texts, examples, strict=True)
+        return tuple(Example(text, example.label) for text, example in pairs)
+
+    return replace(
+        data, train=cut(data.train), demonstrations=cut(data.demonstrations), test=cut(data.test)
+    )
+
+
+def _some_classes(data: TaskData, generator: random.Random) -> TaskData:
+    """Return the task with two or more of its classes."""
+    labels = range(len(data.task.labels))
+    chosen = sorted(generator.sample(labels, generator.randint(2, len(labels))))
+    if len(chosen) == len(labels):
+        return data
+
+    task = replace(
+        data.task,
+        labels=tuple(data.task.labels[label] for label in chosen),
+        label_words=tuple(data.task.label_words[label] for label in chosen),
+    )
+    number = {label: i for i, label in enumerate(chosen)}
+    kept = tuple(Example(e.text, number[e.label]) for e in data.train if e.label in number)
+    return TaskData(task, kept, (), ())
+
+
+def _tokens_each(tokenizer: "PreTrainedTokenizerBase", data: TaskData, task: Task) -> float:
+    """Return about how many tokens a demonstration has."""
+    some = data.train[:32]
+    texts = [write_prompt(task, [], example).text for example in some]
+    return sum(map(len, tokenizer(texts)["input_ids"])) / len(some) + 2  # its label
+
+
+def _prompts(
+    task: Task, examples: Sequence[Example], k: int, queries: int, generator: random.Random
+) -> list[Prompt]:
+    """Write `queries` prompts around one sequence of k demonstrations.
+
+    Every demonstration whose label was shown before is a query too: it costs no token, because its
+    prompt is the beginning of the others. The other queries follow all k demonstrations; their
+    labels are shown.
+    """
+    by_class: dict[int, list[Example]] = {}
+    for example in generator.sample(list(examples), len(examples)):
+        by_class.setdefault(example.label, []).append(example)
+
+    def draw(labels: Sequence[int]) -> Example | None:
+        left = [label for label in labels if by_class[label]]
+        return by_class[generator.choice(left)].pop() if left else None
+
+    demonstrations = [e for e in (draw(sorted(by_class)) for _ in range(k)) if e is not None]
+    shown = [
+        i
+        for i in range(1, len(demonstrations))
+        if demonstrations[i].label in {e.label for e in demonstrations[:i]}
+    ]
+    inside = sorted(generator.sample(shown, min(len(shown), queries - 1)))
+    prompts = [write_prompt(task, demonstrations[:i], demonstrations[i]) for i in inside]
+
+    labels = sorted({e.label for e in demonstrations})
+    for _ in range(queries - len(inside)):
+        query = draw(labels)
+        if query is None:  # small classes are used up: a text may be asked twice
+            query = generator.choice(
+                [e for e in examples if e.label in labels and e not in demonstrations]
+            )
+        prompts.append(write_prompt(task, demonstrations, query))
+    return prompts

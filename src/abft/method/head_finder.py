@@ -1,0 +1,89 @@
+"""Find the heads that already look at the right demonstration, to train or to read few of them.
+
+The score is QRHead's (arXiv 2506.09944) with a contrast as CoRe's (arXiv 2510.02219): attention on
+a correct label minus attention on an incorrect one.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from abft.data.batches import Batch, collate
+from abft.data.encoding import EncodedPrompt
+from abft.method.head_statistics import label_attention
+from abft.model.attention import Implementation, decoder, read_rows, row_attention
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+FINDER_PROMPTS = 256  # enough for a stable order (results/reader/heads.txt)
+
+
+@torch.no_grad()
+def head_scores(
+    model: "PreTrainedModel",
+    prompts: Sequence[EncodedPrompt],
+    implementation: Implementation,
+    queries: int = 1,
+) -> Tensor:
+    """Return the mean attention on a correct label minus that on an incorrect one, (L, H).
+
+    Args:
+        prompts: training prompts; those whose labels are all correct, or all incorrect, say
+            nothing.
+        implementation: how attention rows are read.
+        queries: prompts that follow each other and are packed into one sequence.
+    """
+    inner = decoder(model)
+    device = next(inner.parameters()).device
+    total, count = None, 0
+    with row_attention(model, implementation):
+        for start in range(0, len(prompts), queries):
+            fields = collate(prompts[start : start + queries], queries)
+            batch = Batch(**{name: tensor.to(device) for name, tensor in fields.items()})
+            rows, _ = read_rows(
+                inner,
+                batch.input_ids,
+                batch.query_positions,
+                implementation,
+                **batch.model_inputs(),
+            )
+            scores_LPH = _contrast(label_attention(rows, batch), batch).cpu()
+            both_P = (batch.correct.any(-1) & batch.incorrect.any(-1)).cpu()
+            sums_LH = scores_LPH[:, both_P].sum(1)
+            total = sums_LH if total is None else total + sums_LH
+            count += int(both_P.sum())
+    assert total is not None
+    return total / max(count, 1)
+
+
+def _contrast(alpha_LPHK: Tensor, batch: Batch) -> Tensor:
+    """Return the difference of the mean attention on the two kinds of label, (L, P, H)."""
+
+    def mean(kind_PK: Tensor) -> Tensor:
+        kind_P1K = kind_PK[:, None].to(alpha_LPHK.device)
+        return (alpha_LPHK * kind_P1K).sum(-1) / kind_P1K.sum(-1).clamp_min(1)
+
+    return mean(batch.correct) - mean(batch.incorrect)
+
+
+def best_heads(scores_LH: Tensor, count: int) -> Tensor:
+    """Return the `count` heads of the highest score, (L, H) bool."""
+    chosen = torch.zeros_like(scores_LH, dtype=torch.bool)
+    chosen.view(-1)[scores_LH.flatten().topk(min(count, scores_LH.numel())).indices] = True
+    return chosen
+
+
+def best_layer(scores_LH: Tensor) -> Tensor:
+    """Return all heads of the layer whose heads score highest together, (L, H) bool.
+
+    Only the middle third of the layers is looked at: where BlockRank (arXiv 2510.05396) takes its
+    one layer.
+    """
+    depth = len(scores_LH)
+    first, last = depth // 3, max(2 * depth // 3, depth // 3 + 1)
+    chosen = torch.zeros_like(scores_LH, dtype=torch.bool)
+    chosen[first + int(scores_LH[first:last].sum(1).argmax())] = True
+    return chosen

@@ -1,0 +1,133 @@
+"""InfoNCE over the demonstrations' labels: which of them do a few heads look at?"""
+
+from typing import TYPE_CHECKING
+
+from abft.errors import AbftError
+from abft.method.objectives.base import HEADS_CAPTION, LEARNS_TO_COPY, Caption, RowObjective
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from abft.data.batches import Batch
+    from abft.data.encoding import EncodedPrompt
+    from abft.method.settings import MethodSettings
+    from abft.model.attention import Implementation
+
+LAYER = "layer"  # instead of a number of heads
+
+
+class ContrastiveObjective(RowObjective):
+    """-log(sum_{I+} exp(s / t) / sum_I exp(s / t)), with s the mean attention of few heads.
+
+    As BlockRank (arXiv 2510.05396) does with documents; not in the paper. Prompts whose
+    demonstrations are all correct, or all incorrect, have loss 0.
+
+    Args:
+        heads: how many heads count, or "layer": those of one middle layer. `prepare` chooses them;
+            before, all heads count.
+        temperature: t, > 0; BlockRank's is 0.05.
+        fixed_threshold, implementation: as in `ABFTObjective`, for the logged head statistics.
+    """
+
+    title = "ABFT, contrastive"
+    long_title = "ABFT, contrastive loss of few heads"
+    summary = "InfoNCE of few heads' attention on labels"
+    default_steps = 16
+    small_model_rate = 3e-4
+    default_cross_entropy = 1.0
+    card_title = "{model}, fine-tuned where it looks (ABFT, contrastive, {task})"
+    card_text = (
+        "A variant of Attention Behavior Fine-Tuning ({paper}) trained {weights} of `{model}` so "
+        "that few attention heads favour the demonstrations with the correct label in few-shot "
+        "prompts of {task}. No other weight changed."
+    )
+    limitation = LEARNS_TO_COPY
+    captions = {
+        "loss": Caption(
+            "Loss",
+            "loss (mean over prompts)",
+            "-log of the probability that the chosen heads look at a correct label falls when "
+            "they tell correct labels from incorrect ones.",
+        ),
+        "heads": HEADS_CAPTION,
+        "mass": Caption(
+            "Attention of the chosen heads",
+            "attention (sum over chosen heads)",
+            "Correct labels (solid) should rise above incorrect ones (dashed).",
+        ),
+    }
+
+    def __init__(
+        self,
+        heads: str = "16",
+        temperature: float = 0.05,
+        *,
+        fixed_threshold: float | None = None,
+        implementation: "Implementation" = "abft_rows",
+    ) -> None:
+        self.heads, self.temperature = heads, temperature
+        self.fixed_threshold, self.implementation = fixed_threshold, implementation
+        self.chosen_LH: Tensor | None = None
+
+    @classmethod
+    def from_settings(
+        cls, settings: "MethodSettings", model: object, implementation: "Implementation"
+    ) -> "ContrastiveObjective":
+        return cls(
+            settings.heads,
+            settings.temperature,
+            fixed_threshold=settings.threshold,
+            implementation=implementation,
+        )
+
+    @classmethod
+    def check(cls, settings: "MethodSettings", k: int | None = None) -> None:
+        super().check(settings, k)
+        if settings.heads != LAYER and not (settings.heads.isdecimal() and int(settings.heads)):
+            raise AbftError(f"heads = {settings.heads!r}: expected a number, or {LAYER!r}")
+        if settings.temperature == 0:
+            raise AbftError("temperature = 0: expected more than 0")
+        if k == 1 and settings.cross_entropy == 0:
+            raise AbftError(
+                "objective 'contrastive' compares labels, k = 1 shows one: its loss would be 0; "
+                "give a larger k"
+            )
+
+    def prepare(
+        self, model: "PreTrainedModel", prompts: "Sequence[EncodedPrompt]", queries: int
+    ) -> None:
+        """Choose the heads by what the untouched model does with training prompts."""
+        from abft.method.head_finder import FINDER_PROMPTS, best_heads, best_layer, head_scores
+
+        some = prompts[: max(FINDER_PROMPTS // queries, 1) * queries]
+        scores_LH = head_scores(model, some, self.implementation, queries)
+        by_layer = self.heads == LAYER
+        self.chosen_LH = (
+            best_layer(scores_LH) if by_layer else best_heads(scores_LH, int(self.heads))
+        )
+
+    def from_rows(
+        self, rows: "tuple[Tensor, ...]", hidden_BSD: "Tensor", batch: "Batch"
+    ) -> "tuple[Tensor, dict[str, Tensor]]":
+        import torch
+
+        from abft.method.head_statistics import head_statistics, label_attention, mass_metrics
+        from abft.method.losses import contrastive_loss
+
+        alpha_LPHK = label_attention(rows, batch)
+        heads = head_statistics(tuple(row.detach() for row in rows), batch, self.fixed_threshold)
+        counted_LPH = torch.ones_like(heads.correct)
+        if self.chosen_LH is not None:
+            counted_LPH = counted_LPH * self.chosen_LH.to(counted_LPH.device)[:, None, :]
+
+        # Mean over the chosen heads; multiplying keeps every layer in the graph, as DDP needs.
+        summed_PK = (alpha_LPHK * counted_LPH[..., None]).sum((0, 2))
+        scores_PK = summed_PK / counted_LPH.sum((0, 2))[:, None]
+        device = scores_PK.device
+        loss = contrastive_loss(
+            scores_PK, batch.correct.to(device), batch.incorrect.to(device), self.temperature
+        )
+        return loss, mass_metrics(heads, counted_LPH)
