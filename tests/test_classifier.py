@@ -323,7 +323,7 @@ def test_bad_use(new, trained, texts, labels, tmp_path):
     with pytest.raises(AbftError, match="no model at"):
         new(model="./nowhere").fit(texts, labels)
     for settings, message in (
-        ({"objective": "Vote"}, "objective = 'Vote': expected one of vote, abft, e2e"),
+        ({"objective": "Vote"}, "objective = 'Vote': expected one of vote, contrastive, abft, e2e"),
         ({"objective": "e2e", "cross_entropy": 1.0}, "e2e is nothing but cross-entropy"),
         ({"batch_size": -1}, "batch_size = -1"),
         ({"k": -1}, "k = -1"),

@@ -9,7 +9,7 @@ import datasets
 import pandas as pd
 import pytest
 
-from abft.cli.predictions import write_predictions
+from abft.cli.predictions import Parts, prediction_rows
 from abft.data.builtin import TASKS, load_task
 from abft.data.datasets import labelled_splits, load_data, read_table, texts_of
 from abft.data.draws import demonstration_sets, split_held_out
@@ -143,7 +143,7 @@ def test_unlabelled_hub_splits_are_passed_over():
     splits = datasets.DatasetDict({"train": train, "test": hidden, "validation": validation})
     assert labelled_splits(splits) == [train, validation]
     assert labelled_splits(datasets.DatasetDict({"train": train, "test": hidden})) == [train]
-    with pytest.raises(AbftError, match="4 rows have an empty label"):
+    with pytest.raises(AbftError, match="all 4 rows have an empty text or label"):
         load_data(hidden)
 
 
@@ -194,8 +194,8 @@ def test_splits_of_hub_data_sets(monkeypatch):
         ("text,label\n", "no rows"),
         ("text,other\na,b\n", "no column 'label'; its columns are text, other"),
         ("text,label\na,x\nb,x\n", "one label only"),
-        ("text,label\na,x\n,y\nc,x\n", "1 rows have an empty text .first: row 2"),
-        ("text,label\na,x\nb,\n", "1 rows have an empty label"),
+        ("text,label\na,x\n,y\nc,x\n", "1 of 3 rows have an empty text or label .row 2"),
+        ("text,label\na,x\nb,\n", "1 of 2 rows have an empty text or label .row 2"),
     ],
 )
 def test_bad_files(tmp_path, content, message):
@@ -203,7 +203,7 @@ def test_bad_files(tmp_path, content, message):
     if content is not None:
         path.write_text(content)
     with pytest.raises(AbftError, match=message):
-        load_data(path)
+        load_data(path, strict=True)
 
 
 def test_broken_and_unknown_files(tmp_path):
@@ -211,7 +211,11 @@ def test_broken_and_unknown_files(tmp_path):
     broken.write_bytes(b"no parquet at all")
     with pytest.raises(AbftError, match="could not be read as parquet"):
         load_data(broken)
-    other = tmp_path / "data.xlsx"
+    broken = tmp_path / "broken.xlsx"
+    broken.write_text("x")
+    with pytest.raises(AbftError, match="could not be read as excel"):
+        load_data(broken)
+    other = tmp_path / "data.docx"
     other.write_text("x")
     with pytest.raises(AbftError, match="expected a file ending in"):
         load_data(other)
@@ -240,10 +244,18 @@ def test_texts_of_a_file(reviews):
     assert texts[1].endswith("number 1")
 
 
+def write_predictions(path, frame, predictions):
+    parts = Parts(path, {})
+    parts.write(prediction_rows(frame, "text", predictions, list(predictions[0][1])))
+    parts.join()
+
+
 @pytest.mark.parametrize("name", ["scored.csv", "scored.parquet"])
 def test_labelled_tables_keep_whole_numbers_with_gaps(name, tmp_path):
     table = datasets.Dataset.from_dict({"id": [9007199254740993, None], "text": ["good", "bad"]})
-    write_predictions(tmp_path / name, table["text"], [("x", {"x": 1.0})] * 2, table)
+    table.to_parquet(tmp_path / "source.parquet")
+    frame = read_table(tmp_path / "source.parquet")
+    write_predictions(tmp_path / name, frame, [("x", {"x": 1.0})] * 2)
     written = datasets.load_dataset(
         Path(name).suffix[1:], data_files=str(tmp_path / name), split="train"
     )
@@ -267,8 +279,8 @@ def test_texts_are_compared_by_letters_with_their_marks():
 def test_a_lone_carriage_return_survives_a_table(tmp_path, suffix):
     texts = ["one\rtwo", "three\nfour", 'five, "six"\t', "seven"]
     predictions = [("good", {"good": 0.75, "bad": 0.25})] * len(texts)
-    table = datasets.Dataset.from_dict({"text": texts, "count": [1, None, 3, 4]})
-    write_predictions(tmp_path / f"p{suffix}", texts, predictions, table)
+    frame = pd.DataFrame({"text": texts, "count": [1, None, 3, 4]})
+    write_predictions(tmp_path / f"p{suffix}", frame, predictions)
     frame = pd.read_csv(tmp_path / f"p{suffix}", sep="\t" if suffix == ".tsv" else ",")
     assert frame["text"].tolist() == texts
     assert frame["count"].isna().tolist() == [False, True, False, False]

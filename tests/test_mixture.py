@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from abft.data.builtin import BUILTIN, load_task
-from abft.data.encoding import cut_texts, encode, first_tokens, label_tokens
+from abft.data.encoding import encode, first_tokens, label_tokens
 from abft.data.label_words import single_token_words, written_as
 from abft.data.mixture import evaluation_groups, training_groups
 from abft.data.mixture_settings import mixed_words, shot_range, task_list
@@ -152,17 +152,6 @@ def test_reading_a_group_equals_reading_its_prompts(bpe, words):
         np.testing.assert_allclose(votes.sum(1), 1)
         none = reading.votes(np.zeros(reading.attention.shape[1:3], dtype=bool))
         np.testing.assert_allclose(none, 1 / len(group.task.labels))
-
-
-def test_texts_are_cut_at_tokens(bpe):
-    texts = ["short", "one two three four five six seven eight nine ten", "größer ü ü ü ü ü ü ü ü"]
-    cut = cut_texts(bpe, texts, 6)
-    assert cut[0] == "short"
-    for text, result in zip(texts[1:], cut[1:], strict=True):
-        assert text.startswith(result)
-        assert len(result) < len(text)
-        assert len(bpe(result, add_special_tokens=False)["input_ids"]) <= 6
-    assert cut_texts(bpe, texts, 1000) == texts
 
 
 def test_settings_of_a_mixture_are_checked():

@@ -370,13 +370,30 @@ def test_labels_of_several_tokens_need_room_in_the_context(room, bpe):
     # A label's last token is predicted only.
     positions = len(prompt.input_ids) + longest - 1 + room
     predictor = Predictor(tiny_model("gpt2", n_positions=positions), bpe, task, demonstrations)
+    limit = {"max_length": positions, "scored": tokens}
+    query = write_prompt(task, demonstrations, Example("fine", 0), "consistent")
     if room == 0:
-        assert predictor.probabilities(["fine"]).sum() == pytest.approx(1)
+        assert encode(bpe, [query], **limit) == [prompt]
     else:
         with pytest.raises(
             AbftError, match=rf"tokens and {longest - 1} of a label, .* at most {positions}\."
         ):
-            predictor.probabilities(["fine"])
+            encode(bpe, [query], **limit)
+
+    # A predictor cuts the text instead.
+    (cut,) = predictor.fit(["fine and even longer than that"])
+    assert cut
+    assert "fine and even longer than that".startswith(cut)
+    assert predictor.probabilities(["fine and even longer than that"]).sum() == pytest.approx(1)
+
+
+def test_a_predictor_without_room_for_a_text_is_refused(bpe):
+    task = Task(
+        "reviews", Template("text: {text} label: {label}\n"), ("good", "bad"), ("good", "bad")
+    )
+    demonstrations = [Example("a film to remember", 0), Example("two hours i want back", 1)]
+    with pytest.raises(AbftError, match="no room for a text"):
+        Predictor(tiny_model("gpt2", n_positions=20), bpe, task, demonstrations)
 
 
 def _rotated_by_length(kind, family="llama", **changes):

@@ -5,6 +5,7 @@ import random
 from dataclasses import asdict
 from html.parser import HTMLParser
 
+import pandas
 import pytest
 import torch
 import yaml
@@ -12,7 +13,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from jinja2 import Environment
 
-from abft.cli.predictions import write_predictions
+from abft.cli.predictions import Parts, prediction_rows
 from abft.data.batches import Batch, collate
 from abft.data.datasets import read_table, texts_of
 from abft.data.encoding import EncodedPrompt, encode, label_tokens
@@ -200,7 +201,11 @@ def test_texts_survive_a_file(suffix, texts, tmp_path):
     assume(suffix not in (".csv", ".tsv") or not any("\0" in text for text in texts))
     texts = [*texts, *HARD]
     path = tmp_path / f"{random.getrandbits(64)}{suffix}"
-    write_predictions(path, texts, [("good", {"good": 0.75, "bad": 0.25})] * len(texts))
+    frame = pandas.DataFrame({"text": texts}, dtype=object)
+    predictions = [("good", {"good": 0.75, "bad": 0.25})] * len(texts)
+    parts = Parts(path, {})
+    parts.write(prediction_rows(frame, "text", predictions, ["good", "bad"]))
+    parts.join()
     assert texts_of(read_table(path), "text", "file") == texts
 
 

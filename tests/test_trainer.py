@@ -322,7 +322,7 @@ def test_no_heads_is_refused_in_the_first_step(tmp_path, review_data, bpe):
         ({"threshold": 1.5}, "threshold = 1.5"),
         ({"learning_rate": math.nan}, "learning rate = nan"),
         ({"Cp": math.inf}, "Cp = inf"),
-        ({"objective": "Vote"}, "objective = 'Vote': expected one of vote, abft, e2e"),
+        ({"objective": "Vote"}, "objective = 'Vote': expected one of vote, contrastive, abft, e2e"),
         ({"prompt_style": "Staicc"}, "prompt_style = 'Staicc'"),
         ({"weight_decay": 0.1}, "weight_decay = 0.1"),
     ],

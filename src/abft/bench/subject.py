@@ -25,7 +25,8 @@ from abft.errors import AbftError
 from abft.model.checkpoints import apply_weights, has_weights, plain_model
 from abft.model.loading import context_length, load_tokenizer
 from abft.runs.run_folder import CONFIG, METRICS, check_same_settings, read_metrics
-from abft.runs.session import load_run_data, load_run_model
+from abft.runs.session import load_run_model
+from abft.runs.task_data import load_run_data
 from abft.runs.train import train_run
 from abft.scoring.evaluate import evaluate
 from abft.scoring.perplexity import perplexity

@@ -9,7 +9,8 @@ import typer
 
 from abft.cli.analyses import analyze, report
 from abft.cli.benchmark import bench
-from abft.cli.measuring import evaluate, heads, predict
+from abft.cli.measuring import evaluate, heads
+from abft.cli.predicting import predict
 from abft.cli.training import merge, train
 from abft.errors import AbftError
 

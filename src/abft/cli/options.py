@@ -32,6 +32,13 @@ Run = Annotated[
         help="Folder of a finished run: its model, weights and task.", rich_help_panel=MODEL
     ),
 ]
+Device = Annotated[
+    str,
+    typer.Option(
+        help="auto: a GPU if there is one; cpu, cuda, or balanced: spread over all GPUs.",
+        rich_help_panel=MODEL,
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.", rich_help_panel=OUTPUT)]
 Recipe = Annotated[
     str | None,

@@ -1,31 +1,35 @@
 """Load a user's own labelled texts and split them into training, demonstrations and test queries.
 
-They come from CSV, TSV, JSON lines, Parquet, a `datasets.Dataset` or a data set id of the Hugging
-Face hub.
+They come from a file, a `datasets.Dataset` or a data set id of the Hugging Face hub.
 """
 
-import glob
 import random
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from abft.data.splits import (
     DEMONSTRATION_POOL,
     SPLIT_SEED,
     TEST_QUERIES,
     TRAIN_POOL,
+    Origin,
     TaskData,
     unique,
     without_texts_of,
 )
+from abft.data.tables import TABLES, is_table, open_table
 from abft.data.tasks import Example, Task, Template
 from abft.errors import AbftError
 
 if TYPE_CHECKING:
     import datasets
+    import pandas
 
-READERS = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+    Table: TypeAlias = pandas.DataFrame | datasets.Dataset
+
+_NAMED_ROWS = 3  # of skipped rows, in messages
 
 
 def load_data(
@@ -35,40 +39,45 @@ def load_data(
     test_source: "str | Path | datasets.Dataset | None" = None,
     template: str = "text: {text} label: {label}\n",
     name: str | None = None,
+    strict: bool = False,
 ) -> TaskData:
     """Load a task from the user's own labelled texts.
 
+    What was assumed, and rows that were skipped, are said on stderr.
+
     Args:
-        source: a .csv, .tsv, .jsonl, .json or .parquet file, a `datasets.Dataset`, or a data set id
-            on the hub.
+        source: a .csv, .tsv, .jsonl, .json, .parquet or .xlsx file (the text files also as .gz,
+            .bz2 or .xz) of any common encoding and separator, a `datasets.Dataset`, or a data set
+            id on the hub.
         text_column: column of the texts.
         label_column: column of the labels; any value, used as a string. Label words default to the
             labels.
         test_source: test queries; without it a quarter of the texts (at most 512) is held out.
         template: how a demonstration is written, with `{text}` and `{label}`.
         name: the task's name; default: the file's stem.
+        strict: refuse rows with an empty text or label instead of skipping them.
 
     Returns:
         The task and its examples. Texts that occur twice (case and punctuation aside) are kept
         once; every text is in one part only.
 
     Raises:
-        AbftError: missing file or column, no rows, empty texts or labels, one class, unknown test
-            labels.
+        AbftError: missing file or column, no rows, one class, unknown test labels; with `strict`
+            an empty text or label.
     """
     origin = str(source) if isinstance(source, str | Path) else "data set"
     tables = _tables(source)
-    rows = _rows(tables[0], origin, text_column, label_column)
+    rows, skipped = _rows(tables[0], origin, text_column, label_column, strict)
 
     # A test source replaces the test split that a hub data set brings itself.
     if test_source is not None:
         tables = [tables[0], *_tables(test_source)[-1:]]
-    test_rows = []
+    test_rows: list[tuple[str, str]] = []
     if len(tables) > 1:
-        test_rows = _rows(tables[1], "test data", text_column, label_column)
+        test_rows, _ = _rows(tables[1], "test data", text_column, label_column, strict)
 
     # The labels of the training rows define the task; test rows may have no others.
-    task_name = name or (Path(source).stem if isinstance(source, str | Path) else "data")
+    task_name = name or (_stem(Path(source)) if isinstance(source, str | Path) else "data")
     task = _task_of(rows, task_name, template, f"{origin}: column {label_column!r}")
     labels = task.labels
     unknown = sorted({label for _, label in test_rows} - set(labels))
@@ -83,6 +92,7 @@ def load_data(
         return examples
 
     examples = shuffled(rows)
+    came_from = Origin(len(rows) + skipped, skipped, len(rows) - len(examples))
     if test_rows:
         test = shuffled(test_rows)[:TEST_QUERIES]
         examples = without_texts_of(examples, test)
@@ -93,7 +103,7 @@ def load_data(
     # Of few examples, training gets one half and the demonstrations the other.
     size = min(TRAIN_POOL, (len(examples) + 1) // 2)
     train, demonstrations = examples[:size], examples[size : size + DEMONSTRATION_POOL]
-    return TaskData(task, tuple(train), tuple(demonstrations), tuple(test))
+    return TaskData(task, tuple(train), tuple(demonstrations), tuple(test), came_from)
 
 
 def training_pool(
@@ -109,7 +119,7 @@ def training_pool(
     Raises:
         AbftError: as `load_data`.
     """
-    rows = _rows(table, "train_dataset", text_column, label_column)
+    rows, _ = _rows(table, "train_dataset", text_column, label_column)
     task = _task_of(rows, "data", template, f"train_dataset: column {label_column!r}")
     examples = tuple(unique([Example(text, task.labels.index(label)) for text, label in rows]))
     return TaskData(task, examples, examples, examples)
@@ -125,30 +135,55 @@ def _task_of(rows: Sequence[tuple[str, str]], name: str, template: str, origin: 
     return Task(name, Template(template), labels, labels)
 
 
-def texts_of(table: "datasets.Dataset", text_column: str, origin: str) -> list[str]:
-    """Return the texts of a table, labelled or not. Raises AbftError as `load_data` does."""
-    return _strings(table, text_column, origin, "text")
+def texts_of(table: "Table", text_column: str, origin: str) -> list[str]:
+    """Return the texts of a table, labelled or not; those that are empty too.
+
+    Raises:
+        AbftError: no such column, or no rows.
+    """
+    return [cell or "" for cell in _strings(table, text_column, origin, "text")]
 
 
 def _rows(
-    table: "datasets.Dataset", origin: str, text_column: str, label_column: str
-) -> list[tuple[str, str]]:
-    """Return the (text, label) pairs of a table."""
+    table: "Table", origin: str, text_column: str, label_column: str, strict: bool = False
+) -> tuple[list[tuple[str, str]], int]:
+    """Return the (text, label) pairs of a table, and how many rows were skipped as empty."""
     texts = _strings(table, text_column, origin, "text")
     labels = _strings(table, label_column, origin, "label")
-    return list(zip(texts, labels, strict=True))
+
+    pairs, empty = [], []
+    for row, (text, label) in enumerate(zip(texts, labels, strict=True), start=1):
+        if text is None or label is None:
+            empty.append(row)
+        else:
+            pairs.append((text, label.strip()))
+    check_empty(empty, len(texts), origin, "text or label", strict)
+    return pairs, len(empty)
 
 
-def _tables(source: "str | Path | datasets.Dataset") -> "list[datasets.Dataset]":
+def check_empty(empty: Sequence[int], rows: int, origin: str, what: str, strict: bool) -> None:
+    """Say which rows are skipped as empty; AbftError if all are, or with `strict`."""
+    if not empty:
+        return
+    more = ", ..." if len(empty) > _NAMED_ROWS else ""
+    numbers = ", ".join(map(str, empty[:_NAMED_ROWS])) + more
+    which = f"{len(empty)} of {rows} rows have an empty {what} (row {numbers})"
+    if strict:
+        raise AbftError(f"{origin}: {which}. Remove or fill them, or leave out --strict.")
+    if len(empty) == rows:
+        raise AbftError(f"{origin}: all {rows} rows have an empty {what}")
+    print(f"{origin}: {which}; skipped", file=sys.stderr)
+
+
+def _tables(source: "str | Path | datasets.Dataset") -> "list[Table]":
     """Return the training table and, of a hub data set, its test table.
 
     The test table is the validation split if the test split has no labels.
     """
     if not isinstance(source, str | Path):
         return [source]
-
     path = Path(source)
-    if path.suffix.lower() in READERS or path.exists():
+    if is_table(path) or path.exists():
         return [read_table(path)]
 
     # Anything else is an id on the hub.
@@ -159,10 +194,29 @@ def _tables(source: "str | Path | datasets.Dataset") -> "list[datasets.Dataset]"
     except Exception as error:
         reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
         raise AbftError(
-            f"{source!r} is neither a file ({', '.join(READERS)}) nor a data set that could be "
+            f"{source!r} is neither a file ({', '.join(TABLES)}) nor a data set that could be "
             f"loaded from the hub: {reason}"
         ) from None
-    return labelled_splits(splits)
+    return list(labelled_splits(splits))
+
+
+def read_table(path: Path) -> "pandas.DataFrame":
+    """Read a file as a table, and say on stderr what was detected.
+
+    Raises:
+        AbftError: a missing, empty or unreadable file.
+    """
+    file = open_table(path)
+    if file.assumed:
+        print(file.assumed, file=sys.stderr)
+    return file.read()
+
+
+def _stem(path: Path) -> str:
+    """Return a file's name without its endings: "reviews.csv.gz" -> "reviews"."""
+    while is_table(path):
+        path = path.with_suffix("")
+    return path.name
 
 
 def labelled_splits(splits: "datasets.DatasetDict") -> "list[datasets.Dataset]":
@@ -185,74 +239,37 @@ def labelled_splits(splits: "datasets.DatasetDict") -> "list[datasets.Dataset]":
     return [train]
 
 
-def read_table(path: Path) -> "datasets.Dataset":
-    """Read a file as a table. Raises AbftError for a missing, empty or unreadable one."""
-    if not path.is_file():
-        raise AbftError(f"no such file: {path}")
-    if path.suffix.lower() not in READERS:
+def check_columns(columns: Sequence[str], column: str, origin: str, what: str) -> None:
+    """Raise AbftError unless a table has a column."""
+    if column not in columns:
         raise AbftError(
-            f"{path}: expected a file ending in {', '.join(READERS)}, got "
-            f"{path.suffix or 'no ending'!r}"
-        )
-    if path.stat().st_size == 0:
-        raise AbftError(f"{path} is empty")
-
-    import datasets
-    import pandas
-
-    datasets.disable_progress_bars()
-
-    kind = READERS[path.suffix.lower()]
-    try:
-        if kind != "csv":
-            return datasets.load_dataset(kind, data_files=glob.escape(str(path)), split="train")
-        # Cells as they are written: 007 is no number.
-        separator = "\t" if path.suffix.lower() == ".tsv" else ","
-        frame = pandas.read_csv(path, sep=separator, dtype=str, keep_default_na=False)
-    except Exception as error:
-        if "corresponds to no data" in str(error):
-            raise AbftError(f"{path}: no rows") from None
-
-        # The cause says what is wrong in the file; the error itself only that reading failed.
-        cause = error.__cause__ or error
-        reason = (str(cause).splitlines() or [type(cause).__name__])[0][:160]
-        raise AbftError(f"{path} could not be read as {kind}: {reason}") from None
-
-    # pandas makes an index of the first cells where rows are longer than the header.
-    if not isinstance(frame.index, pandas.RangeIndex):
-        raise AbftError(f"{path}: rows have more cells than the header")
-    return datasets.Dataset.from_pandas(frame, preserve_index=False)
-
-
-def _strings(table: "datasets.Dataset", column: str, source: str, what: str) -> list[str]:
-    """Return one column as strings; class indices become their names, labels are stripped.
-
-    Raises:
-        AbftError: a missing column, no rows, or empty cells.
-    """
-    if column not in table.column_names:
-        raise AbftError(
-            f"{source}: no column {column!r}; its columns are {', '.join(table.column_names)}. "
+            f"{origin}: no column {column!r}; its columns are {', '.join(columns)}. "
             f"Use --{what}-column."
         )
+
+
+def _strings(table: "Table", column: str, origin: str, what: str) -> list[str | None]:
+    """Return one column as strings, None where a cell is empty; class indices become their names.
+
+    Raises:
+        AbftError: a missing column, or no rows.
+    """
+    import pandas
+
+    is_frame = isinstance(table, pandas.DataFrame)
+    names = list(table.columns) if is_frame else table.column_names
+    check_columns(names, column, origin, what)
     if len(table) == 0:
-        raise AbftError(f"{source}: no rows")
+        raise AbftError(f"{origin}: no rows")
 
     # Class -1, or any other that has no name, counts as empty.
-    names = getattr(table.features[column], "names", None)
-    if names:
-        values = [
-            names[index] if index is not None and 0 <= index < len(names) else None
-            for index in table[column]
-        ]
-    else:
-        values = [None if cell is None else str(cell) for cell in table[column]]
-
-    empty = [row for row, value in enumerate(values, start=1) if value is None or not value.strip()]
-    if empty:
-        raise AbftError(
-            f"{source}: {len(empty)} rows have an empty {what} (first: row {empty[0]}). Remove "
-            f"or fill them."
-        )
-    strings = [value for value in values if value is not None]
-    return [label.strip() for label in strings] if what == "label" else strings
+    classes = None if is_frame else getattr(table.features[column], "names", None)
+    values = []
+    for cell in table[column]:
+        if classes is not None:
+            known = cell is not None and 0 <= cell < len(classes)
+            cell = classes[cell] if known else None
+        missing = cell is None or (pandas.api.types.is_scalar(cell) and pandas.isna(cell))
+        text = "" if missing else str(cell)
+        values.append(text if text.strip() else None)
+    return values

@@ -87,8 +87,7 @@ def encode(
             f"{type(tokenizer).__name__} gives no character offsets; a fast tokenizer is needed"
         )
 
-    # A label's last token is predicted, not read.
-    label_room = max((len(label) - 1 for label in scored if not isinstance(label, int)), default=0)
+    room = label_room(scored)
 
     texts = [prompt.text for prompt in prompts]
     encoding = tokenizer(texts, return_offsets_mapping=True, verbose=False)
@@ -101,8 +100,8 @@ def encode(
             while offsets and offsets[-1][0] == offsets[-1][1]:
                 ids, offsets = ids[:-1], offsets[:-1]
 
-        if max_length is not None and len(ids) + label_room > max_length:
-            labels = f" and {label_room} of a label" if label_room else ""
+        if max_length is not None and len(ids) + room > max_length:
+            labels = f" and {room} of a label" if room else ""
             raise AbftError(
                 f"prompt {number} has {len(ids)} tokens{labels}, the model reads at most "
                 f"{max_length}. Use a smaller k or shorter texts."
@@ -115,23 +114,9 @@ def encode(
     return encoded
 
 
-def cut_texts(
-    tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], max_tokens: int
-) -> list[str]:
-    """Return texts cut after their first `max_tokens` tokens; those that are shorter as they are.
-
-    A text is cut at the end of a token, never inside a character.
-    """
-    # Most texts are short: a token has at least one byte.
-    long = [text for text in texts if len(text.encode()) > max_tokens]
-    if not long:
-        return list(texts)
-    encoding = tokenizer(long, return_offsets_mapping=True, add_special_tokens=False, verbose=False)
-    ends = {}
-    for text, offsets in zip(long, encoding["offset_mapping"], strict=True):
-        if len(offsets) > max_tokens:
-            ends[text] = text[: offsets[max_tokens - 1][1]].rstrip()
-    return [ends.get(text, text) for text in texts]
+def label_room(scored: LabelTokens) -> int:
+    """Return how many tokens of a label follow a prompt: its last is predicted, not read."""
+    return max((len(label) - 1 for label in scored if not isinstance(label, int)), default=0)
 
 
 def _overlapping(span: tuple[int, int], offsets: Sequence[tuple[int, int]]) -> list[int]:

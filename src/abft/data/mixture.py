@@ -16,13 +16,13 @@ from abft.data.draws import demonstration_sets
 from abft.data.encoding import (
     EncodedPrompt,
     LabelTokens,
-    cut_texts,
     encode,
     first_tokens,
     label_tokens,
     with_answers,
 )
 from abft.data.label_words import Pool, Words, written_as
+from abft.data.lengths import fit_texts
 from abft.data.prompts import Prompt, write_prompt
 from abft.data.splits import TaskData
 from abft.data.tasks import Example, Task, Template
@@ -87,7 +87,7 @@ def training_groups(
         max_tokens: about the longest sequence; longer texts get fewer demonstrations.
         max_length: the model's context in tokens; None = unlimited.
     """
-    sources = [shortened(data, tokenizer) for data in sources]
+    sources = [fit_texts(data, tokenizer, TEXT_TOKENS)[0] for data in sources]
     low, high = (math.log2(bound) for bound in shots)
 
     groups = []
@@ -132,7 +132,7 @@ def evaluation_groups(
     are those that no training draws. Groups of other words ask the same texts after the same
     demonstrations.
     """
-    data = shortened(data, tokenizer)
+    data, _ = fit_texts(data, tokenizer, TEXT_TOKENS)
     generator = random.Random(f"test {data.task.name} {k} {seed}")
     asked = generator.sample(data.test, min(sets * queries, len(data.test)))
     shown = demonstration_sets(data.demonstrations, k, sets, generator)
@@ -147,19 +147,6 @@ def evaluation_groups(
         encoded = encode(tokenizer, prompts, max_length=max_length, scored=tokens)
         groups.append(Group(tuple(with_answers(encoded, tokens)), task, tokens, words))
     return groups
-
-
-def shortened(data: TaskData, tokenizer: "PreTrainedTokenizerBase") -> TaskData:
-    """Return the task with every text cut after its first `TEXT_TOKENS` tokens."""
-
-    def cut(examples: Sequence[Example]) -> tuple[Example, ...]:
-        texts = cut_texts(tokenizer, [example.text for example in examples], TEXT_TOKENS)
-        pairs = zip(texts, examples, strict=True)
-        return tuple(Example(text, example.label) for text, example in pairs)
-
-    return replace(
-        data, train=cut(data.train), demonstrations=cut(data.demonstrations), test=cut(data.test)
-    )
 
 
 def _some_classes(data: TaskData, generator: random.Random) -> TaskData:

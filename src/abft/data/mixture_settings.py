@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from abft.data.builtin import task_named
-from abft.data.datasets import READERS
 from abft.data.label_words import Words
+from abft.data.tables import is_table
 from abft.errors import AbftError
 
 # Kinds of label words in training. Codes are several tokens, of which the first are often equal.
@@ -43,7 +43,7 @@ def task_list(tasks: str | None) -> list[str] | None:
 
 def is_file(name: str) -> bool:
     """Whether a task of a mixture is a data file rather than a built-in task."""
-    return Path(name).suffix.lower() in READERS
+    return is_table(Path(name))
 
 
 def check_tasks(tasks: Sequence[str] | None) -> None:

@@ -2,7 +2,7 @@
 
 import unicodedata
 from collections.abc import Callable, Collection, Hashable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from abft.data.tasks import Example, Task
 from abft.errors import AbftError
@@ -14,6 +14,15 @@ SPLIT_SEED = 42  # the parts never depend on a run's seed
 
 
 @dataclass(frozen=True)
+class Origin:
+    """Counts what a user's own data were before they became a task."""
+
+    rows: int
+    skipped: int  # rows without a text or a label
+    duplicates: int  # texts that occurred before
+
+
+@dataclass(frozen=True)
 class TaskData:
     """Holds a task and its examples. No text of `train` occurs in `demonstrations` or `test`."""
 
@@ -21,6 +30,7 @@ class TaskData:
     train: tuple[Example, ...]
     demonstrations: tuple[Example, ...]
     test: tuple[Example, ...]
+    origin: Origin | None = field(default=None, compare=False)  # of the user's own data
 
     def with_words(self, words: dict[str, str]) -> "TaskData":
         """Return the same data with some labels written as other words."""

@@ -105,7 +105,8 @@ class DataSettings(PromptSettings):
     )
     data: str | None = setting(
         None,
-        "Your own data: .csv, .tsv, .jsonl, .json, .parquet or a hub data set id.",
+        "Your own data: .csv, .tsv, .jsonl, .json (also .gz), .parquet, .xlsx or a hub data set "
+        "id; encoding and separator are detected.",
         panel=DATA,
         measuring=True,
         of_task=True,
@@ -121,6 +122,22 @@ class DataSettings(PromptSettings):
         path=True,
         of_task=True,
         describes_own_data=True,
+    )
+    strict: bool = setting(
+        False,
+        "Refuse rows with an empty text or label instead of skipping them.",
+        panel=DATA,
+        measuring=True,
+        of_task=True,
+        describes_own_data=True,
+    )
+    max_text_tokens: int | None = setting(
+        None,
+        "Longer texts are cut after so many tokens.",
+        panel=DATA,
+        follows="what fits into the model's context",
+        at_least=1,
+        measuring=True,
     )
     label_words: dict[str, str] = setting(
         {},

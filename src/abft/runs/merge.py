@@ -1,6 +1,7 @@
 """A run's weights and its base model -> a plain checkpoint for `AutoModelForCausalLM`."""
 
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from abft.errors import AbftError
 from abft.files import atomic_folder, write_text
 from abft.model.checkpoints import apply_weights
 from abft.runs.config import RunConfig
-from abft.runs.run_folder import CARD, METRICS, read_config, read_metrics, read_task
+from abft.runs.run_folder import CARD, METRICS, TASK, read_config, read_metrics, read_task
 from abft.runs.session import load_run_model
 from abft.runs.train import run_card
 
@@ -23,7 +24,9 @@ def merge(
     model: str | None = None,
     trust_remote_code: bool = False,
 ) -> Path:
-    """Write theta0 + factor * (theta - theta0) as safetensors, with the tokenizer.
+    """Write theta0 + factor * (theta - theta0) as safetensors, with tokenizer and task.
+
+    `abft predict --run OUTPUT` goes on with the run's task, template and demonstrations.
 
     Args:
         run: the folder of a finished run (or any folder with such weights, if `model` is given).
@@ -57,6 +60,8 @@ def merge(
             tokenizer.save_pretrained(partial)
             if card is not None:
                 write_text(partial / CARD, card)
+            if (run / TASK).is_file():
+                shutil.copyfile(run / TASK, partial / TASK)  # for `abft predict`
     except (OSError, SafetensorError) as error:
         raise AbftError(f"writing {output} failed: {error}") from None
     return output

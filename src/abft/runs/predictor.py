@@ -1,18 +1,21 @@
 """Predict the labels of new texts with a finished run."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from abft.data.encoding import encode, label_tokens
+from abft.data.lengths import cut_texts, text_room
 from abft.data.prompts import write_prompt
 from abft.data.tasks import Example, PromptStyle, Task
+from abft.errors import AbftError
 from abft.model.checkpoints import apply_weights
-from abft.model.loading import context_length
+from abft.model.loading import context_length, load_model
 from abft.runs.explain import Explanation, explain, look
-from abft.runs.run_folder import check_finished, read_config, read_task
+from abft.runs.run_folder import check_predictable, is_merged, read_config, read_task
 from abft.runs.session import load_run_model
 from abft.scoring.observer import Look, Observer
 from abft.scoring.scorer import LabelScorer
@@ -29,6 +32,7 @@ class Predictor:
         task: template, labels and label words.
         demonstrations: put before every text.
         prompt_style: how prompts end and labels are scored.
+        max_text_tokens: longer texts are cut; default: to what fits into the model's context.
     """
 
     def __init__(
@@ -38,28 +42,57 @@ class Predictor:
         task: Task,
         demonstrations: Sequence[Example],
         prompt_style: PromptStyle = "consistent",
+        max_text_tokens: int | None = None,
     ) -> None:
         self.model, self.tokenizer, self.task = model, tokenizer, task
         self.demonstrations, self.prompt_style = list(demonstrations), prompt_style
         self.label_tokens = label_tokens(tokenizer, task, prompt_style)
         self.score = LabelScorer(model, self.label_tokens)
 
+        limit = context_length(model)
+        room = text_room(
+            tokenizer, task, self.demonstrations, 1, limit, self.label_tokens, prompt_style
+        )
+        lengths = [length for length in (room, max_text_tokens) if length is not None]
+        self.max_text_tokens = min(lengths, default=None)
+        if room is not None and room < 1:
+            raise AbftError(
+                f"the demonstrations leave no room for a text: the model reads at most {limit} "
+                "tokens"
+            )
+
     @classmethod
-    def from_run(cls, run: str | Path, *, trust_remote_code: bool = False) -> "Predictor":
+    def from_run(
+        cls, run: str | Path, *, device: str = "auto", trust_remote_code: bool = False
+    ) -> "Predictor":
         """Load base model, weights, task and demonstrations of a finished run folder.
 
-        Remote code runs only with `trust_remote_code`, whatever the run's own settings are.
+        The folder may also be one that `abft merge` wrote. Remote code runs only with
+        `trust_remote_code`, whatever the run's own settings are.
 
         Raises:
-            AbftError: not the folder of a finished run.
+            AbftError: neither of the two.
         """
-        check_finished(run)
+        check_predictable(run)
         task, demonstrations, prompt_style = read_task(run)
+        if is_merged(run):
+            model, tokenizer = load_model(
+                str(run), device=device, trust_remote_code=trust_remote_code
+            )
+            return cls(model, tokenizer, task, demonstrations, prompt_style)
 
         # The run folder may be someone else's: its own consent to remote code is not the user's.
         config = read_config(run, trust_remote_code=trust_remote_code)
+        config = replace(config, device=device)  # type: ignore[arg-type]
         model, tokenizer = load_run_model(config)
-        return cls(apply_weights(model, run), tokenizer, task, demonstrations, prompt_style)
+        model = apply_weights(model, run)
+        return cls(model, tokenizer, task, demonstrations, prompt_style, config.max_text_tokens)
+
+    def fit(self, texts: Sequence[str]) -> list[str]:
+        """Return texts cut to what fits behind the demonstrations; `observe` does it too."""
+        if self.max_text_tokens is None:
+            return list(texts)
+        return cut_texts(self.tokenizer, texts, self.max_text_tokens)
 
     def probabilities(self, texts: Sequence[str], batch_size: int = 16) -> np.ndarray:
         """Return the probability of every label for each text, (N, C); a row sums to 1."""
@@ -77,7 +110,7 @@ class Predictor:
         # The query's class is not known; 0 is not read.
         prompts = [
             write_prompt(self.task, self.demonstrations, Example(text, 0), self.prompt_style)
-            for text in texts
+            for text in self.fit(texts)
         ]
         limit = context_length(self.model)
         encoded = encode(self.tokenizer, prompts, self.prompt_style, limit, self.label_tokens)

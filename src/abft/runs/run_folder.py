@@ -168,6 +168,23 @@ def check_finished(run: str | Path) -> None:
         )
 
 
+def check_predictable(folder: str | Path) -> None:
+    """Raise AbftError unless `folder` is a finished run's, or one that `abft merge` wrote."""
+    if not is_merged(folder):
+        check_finished(folder)
+
+
+def is_merged(folder: str | Path) -> bool:
+    """Whether `abft merge` wrote a folder: a plain checkpoint with the run's task."""
+    files = (Path(folder) / name for name in (TASK, "config.json"))
+    return all(path.is_file() for path in files) and not (Path(folder) / CONFIG).is_file()
+
+
+def text_column_of(folder: str | Path) -> str:
+    """Return the column of texts that a run was trained with."""
+    return "text" if is_merged(folder) else read_config(folder).text_column
+
+
 def newest_run(folder: Path) -> Path:
     """Return the run in `folder` that finished last. Raises AbftError if there is none."""
     finished = [path for path in folder.glob(f"*/{METRICS}") if (path.parent / CONFIG).is_file()]

@@ -10,15 +10,15 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from abft.data.builtin import load_task
-from abft.data.datasets import load_data
 from abft.data.encoding import EncodedPrompt, LabelTokens, encode, label_tokens
+from abft.data.lengths import fit_texts, longest_that_fits
 from abft.data.prompts import Prompt, evaluation_prompts
 from abft.data.splits import TaskData
 from abft.model.checkpoints import apply_weights
 from abft.model.loading import context_length, four_bit, load_model
 from abft.model.qk_weights import qk_modules
-from abft.runs.config import DEFAULT_TASK, ResolvedConfig, RunConfig, resolve
+from abft.runs.config import ResolvedConfig, RunConfig, resolve
+from abft.runs.task_data import load_run_data
 from abft.scoring import metrics
 from abft.scoring.evaluate import HeadReport, check_finite, evaluate
 
@@ -88,39 +88,49 @@ class Session:
         return summary, heads
 
 
-def open_session(config: RunConfig, run: str | Path | None = None, *, queries: int = 1) -> Session:
+def open_session(
+    config: RunConfig,
+    run: str | Path | None = None,
+    *,
+    queries: int = 1,
+    data: TaskData | None = None,
+) -> Session:
     """Load what a configuration names; everything is checked before the first forward pass.
+
+    Texts that are longer than fits are cut, which is said on stderr.
 
     Args:
         config: names model, data and prompts.
         run: a folder with trained weights to apply.
         queries: training queries that share one set of demonstrations; the data has to suffice.
+        data: what `load_run_data` returned, if it was called before.
 
     Raises:
         AbftError: bad data, no such model, prompts that are too long, weights of another model.
     """
     config = resolve(config)
-    data = load_run_data(config)
+    data = load_run_data(config) if data is None else data
     data.check(config.k, queries)
     model, tokenizer = load_run_model(config)
     tokens = label_tokens(tokenizer, data.task, config.prompt_style)
+    limit, style = context_length(model), config.prompt_style
+    longest = config.max_text_tokens
+    if longest is None:
+        longest = longest_that_fits(data, tokenizer, config.k, limit, tokens, style)
+    data, cut = fit_texts(data, tokenizer, longest)
+    if cut:
+        print(
+            f"{data.task.name}: {cut} texts have more than {longest} tokens; only their beginning "
+            "is read (--max-text-tokens)",
+            file=sys.stderr,
+        )
+
     written = evaluation_prompts(data, config.test_prompts, config.k, config.prompt_style)
     session = Session(config, data, model, tokenizer, tokens, written, ())
     session.prompts = session.encode(written)
     if run is not None:
         session.model = apply_weights(model, run)
     return session
-
-
-def load_run_data(config: RunConfig) -> TaskData:
-    """Load the task and examples that a configuration names."""
-    if config.data is None:
-        data = load_task(config.task or DEFAULT_TASK, config.prompt_style)
-    else:
-        data = load_data(
-            config.data, config.text_column, config.label_column, config.test_data, config.template
-        )
-    return data.with_words(config.label_words)
 
 
 def load_run_model(config: RunConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -153,6 +163,6 @@ def summarize(
     }
 
 
-def progress_bar(title: str, prompts: int) -> tqdm:
-    """Open a progress bar of prompts on stderr."""
-    return tqdm(total=prompts, desc=title, unit="prompt", file=sys.stderr, mininterval=1)
+def progress_bar(title: str, total: int | None, unit: str = "prompt", initial: int = 0) -> tqdm:
+    """Open a progress bar on stderr; `total` None = unknown."""
+    return tqdm(total=total, desc=title, unit=unit, file=sys.stderr, mininterval=1, initial=initial)

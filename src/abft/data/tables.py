@@ -1,0 +1,406 @@
+"""Read tables as people have them: any encoding and separator, compressed, Excel, JSON, Parquet.
+
+What a file is, its encoding and its columns are known before anything heavy is imported; rows come
+in chunks, so that a file may be larger than the memory.
+"""
+
+import bz2
+import codecs
+import csv
+import gzip
+import io
+import itertools
+import json
+import lzma
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from abft.errors import AbftError
+
+if TYPE_CHECKING:
+    import pandas
+
+READERS = {
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".jsonl": "json lines",
+    ".json": "json",
+    ".parquet": "parquet",
+    ".xlsx": "excel",
+    ".txt": "lines",
+}
+TABLES = tuple(suffix for suffix, kind in READERS.items() if kind != "lines")
+COMPRESSED = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+CHUNK_ROWS = 4096
+
+_SEPARATORS = {",": "','", ";": "';'", "\t": "tabs", "|": "'|'"}
+_LINES = "text"  # the column of a file of plain lines
+
+# Encodings that files in the wild have, Windows' Western one first; others would be guessed for a
+# handful of accents.
+_ENCODINGS = (
+    *("cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "cp1255", "cp1256", "cp1257", "koi8_r"),
+    *("cp932", "euc_jp", "gb18030", "big5", "cp949"),
+)
+_MARKS = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",  # begins like UTF-16's
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+_BLOCK = 2**20
+_SAMPLE = 2**16  # bytes of lines beyond ASCII, from which an encoding is guessed
+
+
+@dataclass(frozen=True)
+class TableFile:
+    """A file of rows, opened far enough to know its columns.
+
+    Attributes:
+        path: the file.
+        kind: a value of `READERS`.
+        encoding: of a text file.
+        separator: of a CSV file.
+        columns: their names, in order.
+    """
+
+    path: Path
+    kind: str
+    encoding: str = "utf-8"
+    separator: str = ","
+    columns: tuple[str, ...] = field(default=(), compare=False)
+
+    @property
+    def assumed(self) -> str | None:
+        """Say what was detected rather than given: encoding and separator; None = nothing."""
+        usual = "\t" if suffixes(self.path)[0] == ".tsv" else ","
+        parts = []
+        if self.encoding not in ("utf-8", "utf-8-sig"):
+            parts.append(f"encoding {self.encoding}")
+        if self.kind == "csv" and self.separator != usual:
+            parts.append(f"columns separated by {_SEPARATORS[self.separator]}")
+        return f"{self.path}: {', '.join(parts)} (detected)" if parts else None
+
+    @property
+    def rows(self) -> int | None:
+        """Return how many rows there are, where the file says so without being read."""
+        if self.kind != "parquet":
+            return None
+        from pyarrow import parquet
+
+        return parquet.read_metadata(self.path).num_rows
+
+    def read(self) -> "pandas.DataFrame":
+        """Return all rows. Raises AbftError for none, or where the file is broken."""
+        import pandas
+
+        frames = list(self.chunks())
+        if not frames:
+            raise AbftError(f"{self.path}: no rows")
+        return pandas.concat(frames, ignore_index=True)
+
+    def chunks(self, rows: int = CHUNK_ROWS, skip: int = 0) -> "Iterator[pandas.DataFrame]":
+        """Yield the rows in order, at most `rows` at a time, without the first `skip`.
+
+        Cells of text files are as they are written; those of others keep their types.
+        """
+        readers = {
+            "csv": self._csv,
+            "json": self._json,
+            "json lines": self._json_lines,
+            "parquet": self._parquet,
+            "excel": self._excel,
+            "lines": self._lines,
+        }
+        try:
+            for frame in readers[self.kind](rows):
+                if skip >= len(frame):
+                    skip -= len(frame)
+                    continue
+                yield frame.iloc[skip:].reset_index(drop=True)
+                skip = 0
+        except AbftError:
+            raise
+        except Exception as error:
+            raise _unreadable(self.path, self.kind, error) from None
+
+    def _csv(self, rows: int) -> "Iterator[pandas.DataFrame]":
+        import pandas
+
+        # Cells as they are written: 007 is no number, and NA is a text.
+        with self._text() as file:
+            reader = pandas.read_csv(
+                file, sep=self.separator, dtype=str, keep_default_na=False, chunksize=rows
+            )
+            for frame in reader:
+                # pandas makes an index of the first cells where rows are longer than the header.
+                if not isinstance(frame.index, pandas.RangeIndex):
+                    raise AbftError(f"{self.path}: rows have more cells than the header")
+                yield frame
+
+    def _lines(self, rows: int) -> "Iterator[pandas.DataFrame]":
+        import pandas
+
+        with self._text() as file:
+            lines = (line.rstrip("\r\n") for line in file)
+            for chunk in batches(lines, rows):
+                yield pandas.DataFrame({_LINES: chunk}, dtype=object)
+
+    def _json_lines(self, rows: int) -> "Iterator[pandas.DataFrame]":
+        with self._text() as file:
+            for chunk in batches(_json_rows(file), rows):
+                yield self._frame(chunk)
+
+    def _json(self, rows: int) -> "Iterator[pandas.DataFrame]":
+        for chunk in batches(iter(self._json_objects), rows):
+            yield self._frame(chunk)
+
+    @cached_property
+    def _json_objects(self) -> list[dict[str, Any]]:
+        """Return the rows of a JSON file: a list of objects, columns of values, or lines."""
+        with self._text() as file:
+            text = file.read()
+        try:
+            content = json.loads(text)
+        except ValueError:
+            return list(_json_rows(io.StringIO(text)))
+
+        if isinstance(content, dict) and all(isinstance(cells, list) for cells in content.values()):
+            columns = list(content.values())
+            if len({len(cells) for cells in columns}) > 1:
+                raise ValueError("columns of different length")
+            return [dict(zip(content, row, strict=True)) for row in zip(*columns, strict=True)]
+        rows = content if isinstance(content, list) else [content]
+        if not all(isinstance(row, dict) for row in rows):
+            raise ValueError("expected a list of objects")
+        return rows
+
+    def _frame(self, rows: list[dict[str, Any]]) -> "pandas.DataFrame":
+        import pandas
+
+        # A column that later rows have too; pandas would make floats of whole numbers with gaps.
+        names = list(dict.fromkeys([*self.columns, *(name for row in rows for name in row)]))
+        columns = {name: [row.get(name) for row in rows] for name in names}
+        return pandas.DataFrame(columns, dtype=object)
+
+    def _parquet(self, rows: int) -> "Iterator[pandas.DataFrame]":
+        import pandas
+        from pyarrow import parquet
+
+        with parquet.ParquetFile(self.path) as file:
+            names = class_names(file.schema_arrow)
+            for batch in file.iter_batches(batch_size=rows):
+                frame = batch.to_pandas(types_mapper=pandas.ArrowDtype)
+                for column, classes in names.items():
+                    cells = [_name_of(cell, classes) for cell in frame[column]]
+                    frame[column] = pandas.Series(cells, dtype=object)
+                yield frame
+
+    def _excel(self, rows: int) -> "Iterator[pandas.DataFrame]":
+        import pandas
+
+        frame = pandas.read_excel(self.path, dtype=object, keep_default_na=False)
+        for start in range(0, len(frame), rows):
+            yield frame.iloc[start : start + rows].reset_index(drop=True)
+
+    def _text(self) -> IO[str]:
+        # Bytes that the encoding lacks become the replacement character.
+        file = _open(self.path)
+        return io.TextIOWrapper(file, encoding=self.encoding, errors="replace", newline="")
+
+
+def open_table(path: Path, kinds: tuple[str, ...] = TABLES) -> TableFile:
+    """Detect what a file is and read its header.
+
+    Args:
+        kinds: the endings that are allowed here, before that of a compression.
+
+    Raises:
+        AbftError: a missing, empty or unreadable file, or one of another kind.
+    """
+    if not path.is_file():
+        raise AbftError(f"no such file: {path}")
+    kind_suffix, compression = suffixes(path)
+    if kind_suffix not in kinds:
+        raise AbftError(
+            f"{path}: expected a file ending in {', '.join(kinds)} (text files may end in "
+            f"{', '.join(COMPRESSED)} after it), got {path.suffix or 'no ending'!r}"
+        )
+    kind = READERS[kind_suffix]
+    if compression and kind in ("parquet", "excel"):
+        raise AbftError(f"{path}: a {kind_suffix} file is compressed in itself; unpack it first")
+    if path.stat().st_size == 0:
+        raise AbftError(f"{path} is empty")
+    if kind == "excel" and find_spec("openpyxl") is None:
+        raise AbftError("Excel files need openpyxl: pip install 'abft[excel]'")
+
+    try:
+        return _opened(path, kind, kind_suffix)
+    except AbftError:
+        raise
+    except Exception as error:
+        raise _unreadable(path, kind, error) from None
+
+
+def suffixes(path: Path) -> tuple[str, str]:
+    """Return a file's ending and that of its compression: "a.csv.gz" -> (".csv", ".gz")."""
+    suffix = path.suffix.lower()
+    if suffix in COMPRESSED:
+        return path.with_suffix("").suffix.lower(), suffix
+    return suffix, ""
+
+
+def is_table(path: Path) -> bool:
+    """Whether a path ends as a table's does."""
+    return suffixes(path)[0] in TABLES
+
+
+def _opened(path: Path, kind: str, suffix: str) -> TableFile:
+    """Return the file with its encoding, separator and columns."""
+    if kind == "parquet":
+        from pyarrow import parquet
+
+        return TableFile(path, kind, columns=tuple(parquet.read_schema(path).names))
+    if kind == "excel":
+        import openpyxl
+
+        book = openpyxl.load_workbook(path, read_only=True)
+        header = next(book.worksheets[0].iter_rows(values_only=True), ())
+        book.close()
+        return TableFile(path, kind, columns=tuple(str(name) for name in header))
+
+    file = TableFile(path, kind, detect_encoding(path))
+    if kind == "lines":
+        return TableFile(path, kind, file.encoding, columns=(_LINES,))
+    if kind == "json":
+        names = dict.fromkeys(name for row in file._json_objects for name in row)
+        return TableFile(path, kind, file.encoding, columns=tuple(names))
+    with file._text() as text:
+        if kind == "json lines":
+            first = next(_json_rows(text), {})
+            return TableFile(path, kind, file.encoding, columns=tuple(first))
+        # The first line that is not blank, as pandas takes it; a cell may hold line ends.
+        lines = itertools.dropwhile(lambda line: not line.strip(), text)
+        start = list(itertools.islice(lines, 64))
+
+    usual = "\t" if suffix == ".tsv" else ","
+    separator = _separator(start[0] if start else "", usual)
+    header = next(csv.reader(start, delimiter=separator), [])
+    return TableFile(path, kind, file.encoding, separator, tuple(header))
+
+
+def _separator(header: str, usual: str) -> str:
+    """Return what parts a header into most columns; `usual` if several do."""
+    counts = {mark: len(next(csv.reader([header], delimiter=mark), [])) for mark in _SEPARATORS}
+    most = max(counts.values())
+    return usual if counts[usual] == most else max(counts, key=lambda mark: counts[mark])
+
+
+def detect_encoding(path: Path) -> str:
+    """Return the encoding of a text file: by its mark, UTF-8 if it is valid, or guessed.
+
+    Reads the whole file where it is UTF-8.
+    """
+    with _open(path) as file:
+        start = file.read(4)
+        for mark, name in _MARKS.items():
+            if start.startswith(mark):
+                return name
+
+        decoder = codecs.getincrementaldecoder("utf-8")()
+        try:
+            decoder.decode(start)
+            while block := file.read(_BLOCK):
+                decoder.decode(block)
+            decoder.decode(b"", final=True)
+        except UnicodeDecodeError:
+            pass
+        else:
+            return "utf-8"
+
+    # Only lines beyond ASCII tell encodings apart; they may come late.
+    sample = b""
+    with _open(path) as file:
+        for line in file:
+            if not line.isascii():
+                sample += line
+            if len(sample) > _SAMPLE:
+                break
+    return guess_encoding(sample)
+
+
+def guess_encoding(sample: bytes) -> str:
+    """Guess the encoding of bytes that are not UTF-8; of equal guesses the first of ours."""
+    import charset_normalizer
+
+    matches = charset_normalizer.from_bytes(sample, cp_isolation=list(_ENCODINGS))
+    guesses = [
+        (match.chaos, -match.coherence, _ENCODINGS.index(name))
+        for match in matches
+        for name in match.could_be_from_charset
+        if name in _ENCODINGS
+    ]
+    return _ENCODINGS[min(guesses)[-1]] if guesses else _ENCODINGS[0]
+
+
+def decoded(content: bytes) -> str:
+    """Return bytes as text, of the encoding that they seem to have."""
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        sample = b"\n".join(line for line in content.splitlines() if not line.isascii())
+        return content.decode(guess_encoding(sample[:_SAMPLE]), errors="replace")
+
+
+def class_names(schema: Any) -> dict[str, list[str]]:
+    """Return the classes of columns that the `datasets` library wrote as class numbers."""
+    content = (schema.metadata or {}).get(b"huggingface")
+    features = json.loads(content)["info"]["features"] if content else {}
+    return {
+        column: feature["names"]
+        for column, feature in features.items()
+        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and "names" in feature
+    }
+
+
+def _name_of(cell: Any, names: list[str]) -> str | None:
+    """Return the name of a class; class -1, or any other without a name, counts as empty."""
+    import pandas
+
+    return names[int(cell)] if not pandas.isna(cell) and 0 <= cell < len(names) else None
+
+
+def _json_rows(lines: Any) -> Iterator[dict[str, Any]]:
+    """Yield the objects of JSON lines; blank lines are left out."""
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"line {number}: {error}") from None
+        if not isinstance(row, dict):
+            raise ValueError(f"line {number}: expected an object such as {{'text': ...}}")
+        yield row
+
+
+def batches(values: Iterator[Any], size: int) -> Iterator[list[Any]]:
+    """Yield lists of `size` values, the last of what is left."""
+    while chunk := list(itertools.islice(values, size)):
+        yield chunk
+
+
+def _open(path: Path) -> IO[bytes]:
+    opener: Any = COMPRESSED.get(path.suffix.lower(), open)
+    return opener(path, "rb")
+
+
+def _unreadable(path: Path, kind: str, error: Exception) -> AbftError:
+    # The cause says what is wrong in the file; the error itself only that reading failed.
+    cause = error.__cause__ or error
+    reason = (str(cause).splitlines() or [type(cause).__name__])[0][:160]
+    return AbftError(f"{path} could not be read as {kind}: {reason}")

@@ -1,0 +1,198 @@
+"""Files as people have them: encodings, separators, compressed, Excel, JSON, Parquet and lines."""
+
+import bz2
+import gzip
+import json
+import lzma
+
+import datasets
+import pandas
+import pytest
+
+from abft.data.datasets import load_data
+from abft.data.tables import READERS, decoded, guess_encoding, open_table
+from abft.errors import AbftError
+
+ROWS = [
+    ("El niño español comió mañana, en la peña", "bueno"),
+    ("¡Qué película más mala! ¿Por qué?", "malo"),
+    ('Dice "nada"; y punto', "malo"),
+    ("Le café, très agréable", "bueno"),
+]
+
+
+def lines(separator, rows=ROWS):
+    """A CSV file's text, every cell that needs it in quotes."""
+
+    def cell(text):
+        quoted = text.replace('"', '""')
+        return f'"{quoted}"' if any(c in text for c in (separator, '"', "\n")) else text
+
+    return "".join(f"{separator.join(map(cell, row))}\n" for row in [("text", "label"), *rows])
+
+
+def read(path):
+    frame = open_table(path, tuple(READERS)).read()
+    return list(zip(frame["text"], frame["label"], strict=True))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252", "latin-1"])
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
+def test_encodings_and_separators_of_csv(tmp_path, encoding, separator):
+    path = tmp_path / "reviews.csv"
+    path.write_bytes(lines(separator).encode(encoding))
+    file = open_table(path)
+    assert file.columns == ("text", "label")
+    assert read(path) == ROWS
+    assert (file.assumed is None) == (encoding in ("utf-8", "utf-8-sig") and separator == ",")
+
+
+@pytest.mark.parametrize(
+    ("encoding", "text"),
+    [
+        ("cp1250", "To był świetny film, żółte łódki. Zła obsługa i długie czekanie w kolejce"),
+        ("cp1251", "Отличный фильм, всем советую. Ужасное обслуживание и долго"),
+        ("koi8_r", "Отличный фильм, всем советую. Ужасное обслуживание и долго"),
+        ("cp1253", "Πολύ καλή ταινία και ωραία μουσική. Κακή εξυπηρέτηση"),
+        ("cp1254", "Çok güzel bir film, şiddetle öneririm ığdır. Kötü hizmet, geç geldi ağır"),
+        (
+            "cp932",
+            "素晴らしい映画でした、また見たいと思います。ひどいサービスでした、もう行きません",
+        ),
+        ("gb18030", "这部电影非常好看，我们都很喜欢。服务太差了，再也不来"),
+        ("cp949", "정말 좋은 영화였습니다. 서비스가 나빴다"),
+    ],
+)
+def test_encodings_of_other_alphabets(tmp_path, encoding, text):
+    path = tmp_path / "texts.tsv"
+    # The first megabyte is plain ASCII.
+    plain = "plain words in a row\tx\n" * 60_000
+    path.write_bytes(f"text\tlabel\n{plain}{text}\ty\n".encode(encoding))
+    assert read(path)[-1] == (text, "y")
+    assert decoded(text.encode(encoding)) == text
+    assert decoded(text.encode()) == text
+
+
+def test_text_without_any_likely_encoding_is_read_all_the_same():
+    assert guess_encoding(b"\x81\x8d\xff\xfe\x00") in ("cp1252", "gb18030", "cp932")
+
+
+@pytest.mark.parametrize(
+    ("ending", "compress"), [("gz", gzip.compress), ("bz2", bz2.compress), ("xz", lzma.compress)]
+)
+def test_compressed_text_files(tmp_path, ending, compress):
+    path = tmp_path / f"reviews.csv.{ending}"
+    path.write_bytes(compress(lines(";").encode("cp1252")))
+    assert read(path) == ROWS
+    assert load_data(path).task.name == "reviews"
+    rows = tmp_path / f"reviews.jsonl.{ending}"
+    text = "\n\n".join(json.dumps({"text": t, "label": label}) for t, label in ROWS)
+    rows.write_bytes(compress(text.encode()))
+    assert read(rows) == ROWS
+
+
+def test_json_of_every_shape(tmp_path):
+    records = [{"text": text, "label": label} for text, label in ROWS]
+    columns = {"text": [r["text"] for r in records], "label": [r["label"] for r in records]}
+    for content in (
+        json.dumps(records),
+        json.dumps(columns),
+        "\n".join(map(json.dumps, records)),
+        json.dumps(records, indent=2, ensure_ascii=False),
+    ):
+        path = tmp_path / "rows.json"
+        path.write_text(content, encoding="utf-8")
+        assert read(path) == ROWS
+        assert open_table(path).columns == ("text", "label")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", '{"text": "a"}\nno json\n', "line 2"),
+        ("a.jsonl", "[1, 2]\n", "line 1: expected an object"),
+        ("a.json", "[1, 2]", "expected a list of objects"),
+        ("a.json", '{"text": ["a"], "label": []}', "different length"),
+        ("a.csv", 'text,label\n"never closed,x\n', "could not be read as csv"),
+        ("a.csv", "text,label\na,b,c\n", "more cells than the header"),
+        ("a.csv", "text,label\na,b\na,b,c\n", "Expected 2 fields"),
+        ("a.csv.gz", "no gzip", "could not be read as csv"),
+        ("a.parquet.gz", "x", "compressed in itself"),
+        ("a.csv.zip", "x", "expected a file ending in"),
+        ("a", "x", "no ending"),
+    ],
+)
+def test_broken_files_are_refused_in_a_line(tmp_path, name, content, message):
+    path = tmp_path / name
+    path.write_text(content)
+    with pytest.raises(AbftError, match=message) as refusal:
+        open_table(path).read()
+    assert "\n" not in str(refusal.value)
+
+
+def test_excel_and_parquet(tmp_path):
+    frame = pandas.DataFrame(ROWS, columns=["text", "label"])
+    frame.to_excel(tmp_path / "reviews.xlsx", index=False)
+    frame.to_parquet(tmp_path / "reviews.parquet", index=False)
+    for name in ("reviews.xlsx", "reviews.parquet"):
+        assert open_table(tmp_path / name).columns == ("text", "label")
+        assert read(tmp_path / name) == ROWS
+
+
+def test_classes_that_the_datasets_library_wrote_keep_their_names(tmp_path):
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])}
+    )
+    rows = {"text": ["a", "b", "c"], "label": [1, 0, -1]}
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "d.parquet")
+    assert read(tmp_path / "d.parquet") == [("a", "yes"), ("b", "no"), ("c", None)]
+
+
+def test_plain_lines_are_texts(tmp_path):
+    path = tmp_path / "lines.txt"
+    path.write_bytes("uno, dos\r\n\r\nmañana".encode("cp1252"))
+    frame = open_table(path, (".txt",)).read()
+    assert list(frame["text"]) == ["uno, dos", "", "mañana"]
+    with pytest.raises(AbftError, match="expected a file ending in"):
+        open_table(path)
+
+
+@pytest.mark.parametrize("name", ["d.csv", "d.jsonl", "d.json", "d.parquet", "d.xlsx", "d.txt"])
+@pytest.mark.parametrize("skip", [0, 5, 8, 9])
+def test_chunks_hold_all_rows_once(tmp_path, name, skip):
+    path = tmp_path / name
+    texts = [f"text {i}" for i in range(13)]
+    frame = pandas.DataFrame({"text": texts, "number": range(13)})
+    {
+        "d.csv": lambda: frame.to_csv(path, index=False),
+        "d.jsonl": lambda: frame.to_json(path, orient="records", lines=True),
+        "d.json": lambda: frame.to_json(path, orient="records"),
+        "d.parquet": lambda: frame.to_parquet(path),
+        "d.xlsx": lambda: frame.to_excel(path, index=False),
+        "d.txt": lambda: path.write_text("\n".join(texts)),
+    }[name]()
+    chunks = list(open_table(path, tuple(READERS)).chunks(4, skip=skip))
+    assert max(map(len, chunks)) <= 4
+    assert [text for chunk in chunks for text in chunk["text"]] == texts[skip:]
+
+
+def test_empty_rows_are_skipped_with_their_numbers_or_refused(tmp_path, capsys):
+    rows = [(f"text {i}", "ab"[i % 2]) for i in range(40)]
+    rows[3], rows[16], rows[30], rows[31] = ("", "a"), ("x", ""), ("  ", "b"), ("", "")
+    path = tmp_path / "gaps.csv"
+    path.write_text(lines(";", rows), encoding="cp1252")
+    data = load_data(path)
+    assert data.origin.rows == 40
+    assert data.origin.skipped == 4
+    assert sum(map(len, (data.train, data.demonstrations, data.test))) == 36
+    said = capsys.readouterr().err
+    assert "4 of 40 rows have an empty text or label (row 4, 17, 31, ...); skipped" in said
+    assert "columns separated by ';' (detected)" in said
+    with pytest.raises(AbftError, match="4 of 40 rows"):
+        load_data(path, strict=True)
+
+
+def test_duplicates_are_counted(tmp_path):
+    path = tmp_path / "twice.csv"
+    path.write_text(lines(",", [(f"Text {i % 20}", "ab"[i % 2]) for i in range(30)]))
+    assert load_data(path).origin.duplicates == 10
