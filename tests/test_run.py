@@ -330,6 +330,7 @@ def test_the_paper_recipe_is_the_papers(tmp_path, monkeypatch):
 def test_a_runs_config_file_beside_other_settings(tmp_path, monkeypatch):
     """It sets everything, so that what else is asked for must not be lost in it, nor it in that."""
     seen = []
+    monkeypatch.setattr("abft.cli.training.load_run_data", lambda config: None)
     monkeypatch.setattr(
         "abft.runs.train.train_run",
         lambda config, *rest, **options: seen.append(config) or TrainedRun({}, None),

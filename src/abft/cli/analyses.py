@@ -7,15 +7,17 @@ from typing import Annotated
 import typer
 
 from abft.analysis.choices import Choices
-from abft.cli.options import Json, with_settings
+from abft.cli.options import Json, Run, RunArgument, chosen_run, with_settings
 from abft.cli.quiet import quiet
 from abft.errors import AbftError
+from abft.runs.run_folder import check_finished, read_config
 
 
 @with_settings(Choices)
 def analyze(
     choices: Choices,
-    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    argument: RunArgument = None,
+    run: Run = None,
     as_json: Json = False,
 ) -> None:
     """Compute what changed inside the model, as plain arrays in RUN/analysis.
@@ -30,6 +32,8 @@ def analyze(
 
     `abft analyze runs/sst2 --e2e runs/sst2-e2e --resolution 9`
     """
+    run = chosen_run(argument, run)
+    check_finished(run)
     quiet()
     from abft.analysis.analyze import DOCUMENTED
     from abft.analysis.analyze import analyze as analyze_run
@@ -51,7 +55,8 @@ def analyze(
 @with_settings(Choices)
 def report(
     choices: Choices,
-    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    argument: RunArgument = None,
+    run: Run = None,
     output: Annotated[
         Path | None, typer.Option(help="The HTML file; default RUN/report.html.")
     ] = None,
@@ -70,6 +75,9 @@ def report(
 
     `abft report runs/sst2 --e2e runs/sst2-e2e --compare runs/sst2-seed1 --output sst2.html`
     """
+    run = chosen_run(argument, run)
+    for each in (run, *(compare or [])):
+        read_config(each)
     quiet()
     try:
         from abft.report.page import report as write_report

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from abft.cli.options import Request, Run, with_run_settings
+from abft.cli.options import Request, Run, RunArgument, chosen_run, with_run_settings
 from abft.cli.quiet import quiet
 from abft.errors import AbftError
-from abft.runs.config import OUTPUT, RunConfig
+from abft.runs.config import OUTPUT, RUNS, RunConfig
+from abft.runs.task_data import load_run_data
 
 if TYPE_CHECKING:
     from abft.runs.session import Session
@@ -18,15 +19,18 @@ HEADS_PROMPTS = 64  # enough to see which heads pass the filter
 
 
 @with_run_settings(measuring=True)
-def evaluate(request: Request, run: Run = None) -> None:
-    """Measure a model, or a finished run, on a task: accuracy, macro-F1, ECE, heads.
+def evaluate(request: Request, argument: RunArgument = None, run: Run = None) -> None:
+    """Measure a finished run, or the untouched --model, on a task: accuracy, macro-F1, ECE, heads.
 
     **Examples**
 
-    `abft eval --task TREC` (the untouched default model)
+    `abft eval runs/sst2 --task MR` (out of domain)
 
-    `abft eval --run runs/sst2 --task MR` (out of domain)
+    `abft eval --model SmolLM2-135M-Instruct --task TREC` (the untouched model)
+
+    `abft eval` (the newest run, on its own task)
     """
+    run = _run(request, argument, run)
     session = _open(request.config(run), run)
     summary, _ = session.measure("model")
     from abft.cli.tables import number, print_table
@@ -47,6 +51,7 @@ def evaluate(request: Request, run: Run = None) -> None:
 @with_run_settings(measuring=True)
 def heads(
     request: Request,
+    argument: RunArgument = None,
     run: Run = None,
     top: Annotated[int, typer.Option(help="Rows of the table.", rich_help_panel=OUTPUT)] = 20,
 ) -> None:
@@ -54,10 +59,11 @@ def heads(
 
     **Examples**
 
-    `abft heads --task SST2` (on 64 test prompts)
+    `abft heads --model SmolLM2-135M-Instruct --task SST2` (the untouched model, on 64 test prompts)
 
-    `abft heads --run runs/sst2 --top 10 --json`
+    `abft heads runs/sst2 --top 10 --json`
     """
+    run = _run(request, argument, run)
     session = _open(request.config(run, {"test_prompts": HEADS_PROMPTS}), run)
     summary, report = session.measure("heads")
     from abft.cli.tables import print_table
@@ -101,6 +107,14 @@ def heads(
     )
 
 
+def _run(request: Request, argument: Path | None, run: Path | None) -> Path | None:
+    """Return the run to measure; None = the untouched model, where the user names one."""
+    named = "model" in {**request.file, **request.given}
+    if argument is None and run is None and (named or not any(RUNS.glob("*/metrics.json"))):
+        return None
+    return chosen_run(argument, run)
+
+
 def _open(config: RunConfig, run: Path | None) -> "Session":
     """Load model (with a run's weights), data and prompts."""
     if config.test_prompts < 1:
@@ -109,7 +123,8 @@ def _open(config: RunConfig, run: Path | None) -> "Session":
         from abft.runs.run_folder import check_finished
 
         check_finished(run)
+    data = load_run_data(config)
     quiet()
     from abft.runs.session import open_session
 
-    return open_session(config, run)
+    return open_session(config, run, data=data)

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import typer
 
 from abft.errors import AbftError
 from abft.method.settings import TRAINING
-from abft.runs.config import MODEL, OUTPUT, RECIPES, RunConfig, current_values, is_whole
+from abft.runs.config import MODEL, OUTPUT, RECIPES, RUNS, RunConfig, current_values, is_whole
 from abft.settings import (
     Setting,
     check_keys,
@@ -29,8 +30,13 @@ S = TypeVar("S")
 Run = Annotated[
     Path | None,
     typer.Option(
-        help="Folder of a finished run: its model, weights and task.", rich_help_panel=MODEL
+        help="Folder of a finished run.",
+        show_default="the newest in runs/",
+        rich_help_panel=MODEL,
     ),
+]
+RunArgument = Annotated[
+    Path | None, typer.Argument(metavar="[RUN]", help="The same as --run.", show_default=False)
 ]
 Device = Annotated[
     str,
@@ -50,6 +56,23 @@ Recipe = Annotated[
         rich_help_panel=TRAINING,
     ),
 ]
+
+
+def chosen_run(argument: Path | None, option: Path | None) -> Path:
+    """Return the run that the user named in one of two ways, or the newest, which is said.
+
+    Raises:
+        AbftError: two different runs, or none at all.
+    """
+    if argument is not None and option is not None and argument != option:
+        raise AbftError(f"got two runs, {argument} and --run {option}; give one")
+    run = argument or option
+    if run is None:
+        from abft.runs.run_folder import newest_run
+
+        run = newest_run(RUNS)
+        print(f"run: {run} (the newest)", file=sys.stderr)
+    return run
 
 
 def option_of(settings: type, name: str, known: Setting) -> inspect.Parameter:

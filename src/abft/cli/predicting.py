@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from abft.cli.options import Device, Json
+from abft.cli.options import Device, Json, Run, RunArgument, chosen_run
 from abft.cli.predictions import (
     SUFFIXES,
     Parts,
@@ -23,7 +23,7 @@ from abft.cli.quiet import quiet
 from abft.data.tables import READERS, TableFile, batches, decoded, open_table
 from abft.errors import AbftError, RunInterrupted
 from abft.method.settings import DATA
-from abft.runs.config import MODEL, OUTPUT, RUNS
+from abft.runs.config import MODEL, OUTPUT
 
 if TYPE_CHECKING:
     import pandas
@@ -34,14 +34,8 @@ CHUNK_ROWS = 1024  # what an interrupted command loses at most
 
 
 def predict(
-    run: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder of a finished run, or of a merged one.",
-            show_default="the newest in runs/",
-            rich_help_panel=MODEL,
-        ),
-    ] = None,
+    argument: RunArgument = None,
+    run: Run = None,
     text: Annotated[
         list[str] | None, typer.Option(help="A text to classify; repeat.", rich_help_panel=DATA)
     ] = None,
@@ -98,7 +92,9 @@ def predict(
     ] = 16,
     as_json: Json = False,
 ) -> None:
-    """Label new texts with a finished run. Reads lines from stdin without --text and --data.
+    """Label new texts with a finished run, or a merged one.
+
+    Reads lines from stdin without --text and --data.
 
     **Examples**
 
@@ -110,16 +106,14 @@ def predict(
 
     `abft predict --text "a film to remember" --explain --output why.html`
     """
-    from abft.runs.run_folder import check_predictable, newest_run, read_task, text_column_of
+    from abft.runs.run_folder import check_predictable, read_task, text_column_of
 
     # Everything that can be refused without a model comes first.
     if text and data:
         raise AbftError("give --text or --data, not both")
     if output is not None:
         check_output(output, (".jsonl", ".html") if explain else SUFFIXES)
-    if run is None:
-        run = newest_run(RUNS)
-        print(f"run: {run}", file=sys.stderr)
+    run = chosen_run(argument, run)
     check_predictable(run)
 
     table = None

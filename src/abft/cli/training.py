@@ -6,10 +6,12 @@ from typing import Annotated
 
 import typer
 
-from abft.cli.options import Recipe, Request, with_run_settings
+from abft.cli.options import Recipe, Request, Run, chosen_run, with_run_settings
 from abft.cli.quiet import quiet
 from abft.errors import AbftError, RunInterrupted
 from abft.runs.config import OUTPUT, RUNS, RunConfig, check_effect
+from abft.runs.run_folder import check_free, check_new_folder, read_config
+from abft.runs.task_data import load_run_data
 
 
 @with_run_settings
@@ -60,14 +62,18 @@ def train(
     if output is None:
         output = RUNS / _run_name(config)
         config = request.config(output) if resume else config
+
+    # What needs no model is checked now, not after the seconds that importing torch takes.
     if not resume:
-        check_effect(config)  # now, not after the seconds that importing torch takes
+        check_effect(config)
+        check_free(output, overwrite)
+    data = load_run_data(config)
     quiet()
     from abft.cli.tables import print_result
     from abft.runs.train import train_run
 
     try:
-        metrics = train_run(config, output, overwrite=overwrite, resume=resume).metrics
+        metrics = train_run(config, output, overwrite=overwrite, resume=resume, data=data).metrics
     except KeyboardInterrupt:
         if not (output / "config.yaml").is_file():
             raise RunInterrupted("stopped before anything was written") from None
@@ -86,8 +92,15 @@ def _run_name(config: RunConfig) -> str:
 
 
 def merge(
-    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
-    output: Annotated[Path, typer.Argument(help="Folder of the plain checkpoint.")],
+    folders: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="[RUN] OUTPUT",
+            help="The finished run, by default the newest, and the folder of the plain checkpoint.",
+            show_default=False,
+        ),
+    ],
+    run: Run = None,
     factor: Annotated[float, typer.Option(help="theta0 + factor * (theta - theta0).")] = 1.0,
     model: Annotated[str | None, typer.Option(help="Base model, if not the run's own.")] = None,
     trust_remote_code: Annotated[
@@ -102,7 +115,16 @@ def merge(
     `abft merge runs/sst2 merged`
 
     `abft merge runs/sst2 bolder --factor 1.5`
+
+    `abft merge --run runs/sst2 merged`
     """
+    if len(folders) > 2:
+        raise AbftError(f"got {len(folders)} folders; expected a run and an output folder")
+    *argument, output = folders
+    run = chosen_run(argument[0] if argument else None, run)
+    if model is None:
+        read_config(run)
+    check_new_folder(output)
     quiet()
     from abft.runs.merge import merge as merge_run
 

@@ -11,7 +11,15 @@ from abft.errors import AbftError
 from abft.files import atomic_folder, write_text
 from abft.model.checkpoints import apply_weights
 from abft.runs.config import RunConfig
-from abft.runs.run_folder import CARD, METRICS, TASK, read_config, read_metrics, read_task
+from abft.runs.run_folder import (
+    CARD,
+    METRICS,
+    TASK,
+    check_new_folder,
+    read_config,
+    read_metrics,
+    read_task,
+)
 from abft.runs.session import load_run_model
 from abft.runs.train import run_card
 
@@ -42,8 +50,7 @@ def merge(
     run, output = Path(run), Path(output)
     if not math.isfinite(factor):
         raise AbftError(f"factor = {factor}: expected a finite number")
-    if output.exists() and (output.is_file() or any(output.iterdir())):
-        raise AbftError(f"output {output} exists and is not an empty folder")
+    check_new_folder(output)
 
     if model is not None:
         config = RunConfig(model=model, trust_remote_code=trust_remote_code)

@@ -195,8 +195,10 @@ def newest_run(folder: Path) -> Path:
     return max(finished, key=lambda path: path.stat().st_mtime).parent
 
 
-def check_free(output: Path) -> None:
-    """Raise AbftError if `output` cannot become a new run folder."""
+def check_free(output: Path, overwrite: bool = False) -> None:
+    """Raise AbftError if `output` cannot become a new run folder; `overwrite`: a run may go."""
+    if overwrite and (output / CONFIG).is_file():
+        return
     file = next((path for path in (output, *output.parents) if path.is_file()), None)
     if file is not None:
         raise AbftError(f"output {output}: {file} is a file; give a folder")
@@ -210,6 +212,12 @@ def check_free(output: Path) -> None:
         raise AbftError(
             f"output folder {output} holds files that are no abft run; give a new or empty folder"
         )
+
+
+def check_new_folder(output: Path) -> None:
+    """Raise AbftError unless `output` is a new or an empty folder."""
+    if output.exists() and (output.is_file() or any(output.iterdir())):
+        raise AbftError(f"output {output} exists and is not an empty folder")
 
 
 def check_same_settings(output: Path, config: ResolvedConfig) -> None:
@@ -243,10 +251,9 @@ def make_folder(output: Path) -> None:
 
 def create_run(output: Path, config: ResolvedConfig, overwrite: bool) -> None:
     """Make the run folder with its config.yaml; `overwrite` sets an earlier run aside."""
-    if overwrite and (output / CONFIG).is_file():
+    check_free(output, overwrite)
+    if (output / CONFIG).is_file():
         _set_aside(output)
-    else:
-        check_free(output)
     make_folder(output)
     try:
         text = yaml.safe_dump(config_values(config), sort_keys=False, allow_unicode=True)

@@ -35,7 +35,9 @@ def load_run_data(config: RunConfig) -> TaskData:
             config.template,
             strict=config.strict,
         )
-    return data.with_words(config.label_words)
+    data = data.with_words(config.label_words)
+    data.check(config.k, (config.queries or 1) if config.train_on == "task" else 1)
+    return data
 
 
 def summary(data: TaskData, tokenizer: "PreTrainedTokenizerBase") -> list[tuple[str, str]]:

@@ -31,7 +31,6 @@ from abft.runs.config import ResolvedConfig, RunConfig, check_effect, resolve
 from abft.runs.run_folder import (
     BEFORE,
     CARD,
-    CONFIG,
     LOG,
     METRICS,
     TASK,
@@ -93,9 +92,17 @@ def train(
 
 
 def train_run(
-    config: RunConfig, output: str | Path, *, overwrite: bool = False, resume: bool = False
+    config: RunConfig,
+    output: str | Path,
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+    data: TaskData | None = None,
 ) -> TrainedRun:
-    """As `train`, and hand over the trained model, so that it need not be loaded again."""
+    """As `train`, and hand over the trained model, so that it need not be loaded again.
+
+    `data`: what `load_run_data` returned, if it was called before.
+    """
     output = Path(output)
     config = resolve(config)
 
@@ -108,11 +115,10 @@ def train_run(
             return TrainedRun(read_metrics(output), None)
     else:
         check_effect(config)
-        if not (overwrite and (output / CONFIG).is_file()):
-            check_free(output)
+        check_free(output, overwrite)
 
     queries = config.queries if config.train_on == "task" else 1
-    session = open_session(config, queries=queries)
+    session = open_session(config, queries=queries, data=data)
     make_folder(output)  # transformers would end in a traceback
     trainer = make_trainer(session, output)
     session.config = config = replace(config, lr=trainer.args.learning_rate)
