@@ -9,6 +9,7 @@ from sklearn.metrics import accuracy_score, f1_score
 
 from abft.scoring.metrics import (
     accuracy,
+    accuracy_interval,
     consistency,
     expected_calibration_error,
     gler,
@@ -177,3 +178,12 @@ def test_sums_are_checked_within_rounding(metric):
     for shape, targets in (((2, 2), [0]), ((0, 2), []), ((2,), [0, 1])):
         with pytest.raises(ValueError, match="expected probabilities"):
             metric(np.full(shape, 0.5), targets)
+
+
+def test_wilsons_interval_holds_the_accuracies_that_would_not_be_surprising():
+    """Its ends are the accuracies p for which the measured one is 1.96 standard errors away."""
+    for measured, n in ((0.8, 50), (0.05, 20), (0.5, 512)):
+        for end in accuracy_interval(measured, n):
+            assert abs(measured - end) == pytest.approx(1.96 * math.sqrt(end * (1 - end) / n))
+    assert accuracy_interval(1.0, 5) == pytest.approx((5 / (5 + 1.96**2), 1.0))
+    assert accuracy_interval(0.0, 5)[0] == 0

@@ -616,7 +616,7 @@ def test_two_processes_give_the_same_run(options, tmp_path):
 
 def test_interrupted_in_the_last_evaluation(options, tmp_path, monkeypatch):
     def measure(session, title):
-        if title == "abft":
+        if title == "3/3 measure":
             raise KeyboardInterrupt
         return real(session, title)
 

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from abft.method.objectives import OBJECTIVES
+from abft.scoring.metrics import accuracy_interval
 
 SCORES = {
     "accuracy": "accuracy",
@@ -37,10 +38,14 @@ def print_result(metrics: dict[str, Any], output: Path) -> None:
     if "before" in metrics:
         before, after = metrics["before"], metrics["after"]
         rows = [(title, f"{before[key]:.3f}", f"{after[key]:.3f}") for key, title in SCORES.items()]
+        queries = metrics.get("test_queries")  # runs of older versions do not say
+        if queries:
+            rows.insert(1, ("95% interval", _interval(before, queries), _interval(after, queries)))
         method = OBJECTIVES[metrics["objective"]].title
         print_table([(metrics["task"], "left"), ("vanilla", "right"), (method, "right")], rows)
         print(
-            f"{metrics['model']}, {metrics['test_prompts']} test prompts, k = {metrics['k']}, "
+            f"{metrics['model']}, {metrics['test_prompts']} test prompts{_texts(metrics)}, "
+            f"k = {metrics['k']}, "
             f"seed {metrics['seed']}"
         )
     print(
@@ -50,3 +55,14 @@ def print_result(metrics: dict[str, Any], output: Path) -> None:
         f"peak memory {training['peak_memory_bytes'] / 2**30:.1f} GiB"
     )
     print(f"run folder: {output}")
+
+
+def _interval(scores: dict[str, float], queries: int) -> str:
+    low, high = accuracy_interval(scores["accuracy"], queries)
+    return f"{low:.3f} to {high:.3f}"
+
+
+def _texts(metrics: dict[str, Any]) -> str:
+    """Say how many texts the test prompts ask, where it is fewer than prompts."""
+    queries = metrics.get("test_queries", metrics["test_prompts"])
+    return f" of only {queries} texts" if queries < metrics["test_prompts"] else ""

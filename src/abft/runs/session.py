@@ -69,9 +69,14 @@ class Session:
             progress=bar.update,
         )
 
+    @property
+    def distinct_queries(self) -> int:
+        """How many texts the test prompts ask: prompts of one text are no new evidence."""
+        return min(len(self.prompts), len(self.data.test))
+
     def measure(self, title: str) -> tuple[dict[str, float], HeadReport]:
         """Return metrics and head statistics on the test prompts, with a progress bar."""
-        with progress_bar(f"evaluate {title}", len(self.prompts)) as bar:
+        with progress_bar(title, len(self.prompts)) as bar:
             probabilities, heads = self.evaluate(self.prompts, bar)
         summary = summarize(probabilities, self.prompts, heads)
 

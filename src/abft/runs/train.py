@@ -5,6 +5,7 @@ import errno
 import resource
 import shutil
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -47,6 +48,7 @@ from abft.runs.run_folder import (
     task_record,
 )
 from abft.runs.session import Session, load_run_model, open_session
+from abft.runs.task_data import summary
 from abft.settings import settings_of
 from abft.training.arguments import ABFTConfig
 from abft.training.callbacks import RunLog, StepBar, stop_on_interrupt
@@ -131,6 +133,8 @@ def train_run(
 
     if process.is_main_process and not resume:
         create_run(output, config, overwrite)
+        for name, value in summary(session.data, session.tokenizer):
+            print(f"{name:18}{value}", file=sys.stderr)
     # A run that goes on may have been killed before this was written.
     if process.is_main_process:
         shown = prediction_demonstrations(session.data, config.k)
@@ -162,9 +166,11 @@ def _train_and_measure(
     """Measure, train, measure; write the weights, the card and, last, metrics.json."""
     process, config = PartialState(), session.config
     measured = bool(session.prompts) and process.is_main_process
-    before = _measure_before(session, output) if measured else None
+    phases = _Phases(session, trainer)
+    before = _measure_before(session, output, phases) if measured else None
     process.wait_for_everyone()
 
+    trainer.add_callback(StepBar(phases.title("train")))
     seconds, peak = _run_trainer(trainer, output)
     trainer.save_model(str(output))
     session.model = trainer.model
@@ -175,7 +181,7 @@ def _train_and_measure(
     if measured:
         if trainer.is_fsdp_enabled:  # this process holds a part of the model only
             session.model = apply_weights(load_run_model(config)[0], output)
-        after, _ = session.measure(config.objective)
+        after, _ = session.measure(phases.title("measure"))
         metrics |= {"before": before, "after": after}
     write_text(output / CARD, run_card(config, session.data.task, metrics))
     write_json(output / METRICS, metrics)
@@ -209,7 +215,7 @@ def make_trainer(session: Session, output: Path) -> ABFTTrainer:
         examples,
         session.tokenizer,
         peft_config=_lora(config),
-        callbacks=[RunLog(output / LOG), StepBar()],
+        callbacks=[RunLog(output / LOG)],
     )
     trainer.remove_callback(PrinterCallback)
     session.model = trainer.model
@@ -285,17 +291,58 @@ def prediction_demonstrations(data: TaskData, k: int) -> list[Example]:
     return turns[:k]
 
 
-def _measure_before(session: Session, output: Path) -> dict[str, float]:
+class _Phases:
+    """Names the phases of a run, and says after the first how long the others will take.
+
+    A training step costs about `TRAINING_COST` forward passes of its tokens: the backward pass
+    computes no gradient of weights but those of W_Q and W_K.
+    """
+
+    TRAINING_COST = 2.3
+
+    def __init__(self, session: Session, trainer: ABFTTrainer) -> None:
+        self.session, self.trainer = session, trainer
+        self.count = 3 if session.prompts else 1
+        self.number = 0
+
+    def title(self, name: str) -> str:
+        """Return the title of the next phase, such as "2/3 train"."""
+        self.number += 1
+        return f"{self.number}/{self.count} {name}" if self.count > 1 else name
+
+    def estimate(self, seconds: float) -> None:
+        """Say how long the rest takes, where the first phase took so many seconds."""
+        measured = sum(len(prompt.input_ids) for prompt in self.session.prompts)
+        trained = self.trainer.tokens_per_step * self.trainer.args.max_steps
+        processes = self.trainer.args.world_size
+        training = self.TRAINING_COST * seconds * trained / measured / processes
+        print(
+            f"about {_duration(training + seconds)} to go: {_duration(training)} of training, then "
+            f"{_duration(seconds)} of measuring",
+            file=sys.stderr,
+        )
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{max(seconds, 1):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _measure_before(session: Session, output: Path, phases: _Phases) -> dict[str, float]:
     """Measure the untouched model, once: a resumed run reads the result."""
+    title = phases.title("measure")
     stored = read_before(output)
     if stored is not None:
         return stored
-    before, _ = session.measure("vanilla")
+    started = time.perf_counter()
+    before, _ = session.measure(title)
     print(
         f"{before['heads']:.1f} heads pass the threshold before training "
         f"(mean over {len(session.prompts)} prompts)",
         file=sys.stderr,
     )
+    phases.estimate(time.perf_counter() - started)
     write_json(output / BEFORE, before)
     return before
 
@@ -354,6 +401,7 @@ def _record(session: Session, trainer: ABFTTrainer, seconds: float, peak: int) -
         "seed": config.seed,
         "k": config.k,
         "test_prompts": len(session.prompts),
+        "test_queries": session.distinct_queries,
         "training": {
             "steps": steps,
             "prompts": steps * config.nb,

@@ -1,5 +1,6 @@
 """Compute metrics of label probabilities and predictions; numpy only."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -26,6 +27,18 @@ def accuracy(probabilities_NC: np.ndarray, targets_N: np.ndarray) -> float:
     """Return the share of predictions (argmax) that equal the target."""
     probabilities, targets = _checked(probabilities_NC, targets_N)
     return float((probabilities.argmax(1) == targets).mean())
+
+
+def accuracy_interval(accuracy: float, queries: int, z: float = 1.96) -> tuple[float, float]:
+    """Return Wilson's 95% interval of an accuracy measured on so many independent queries.
+
+    Wilson (1927), https://doi.org/10.1080/01621459.1927.10502953. Several prompts that ask the same
+    text count once.
+    """
+    centre = accuracy + z * z / (2 * queries)
+    margin = z * math.sqrt(accuracy * (1 - accuracy) / queries + (z / (2 * queries)) ** 2)
+    scale = 1 + z * z / queries
+    return max(0.0, (centre - margin) / scale), min(1.0, (centre + margin) / scale)
 
 
 def macro_f1(probabilities_NC: np.ndarray, targets_N: np.ndarray) -> float:

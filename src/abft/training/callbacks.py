@@ -81,14 +81,16 @@ _LEFT_OUT = ("epoch", "learning_rate")  # follow from the step and the settings
 class StepBar(TrainerCallback):
     """Draws a progress bar on stderr with loss, heads and A."""
 
-    bar: "tqdm | None" = None
+    def __init__(self, title: str = "train") -> None:
+        self.title = title
+        self.bar: tqdm | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
             self.bar = tqdm(
                 total=state.max_steps,
                 initial=state.global_step,
-                desc="train",
+                desc=self.title,
                 unit="step",
                 file=sys.stderr,
             )

@@ -285,18 +285,29 @@ class ABFTTrainer(Trainer):
             logs = {**self.step_metrics, **logs}
         super().log(logs, start_time)
 
+    @functools.cached_property
+    def _group_lengths(self) -> list[int]:
+        """The tokens of each group that shares demonstrations.
+
+        That of its pack, or, read one by one, of its longest prompt.
+        """
+        prompts, queries = self.train_dataset, self.args.queries
+        groups = [prompts[start : start + queries] for start in range(0, len(prompts), queries)]
+        if self.packed:
+            return [len(pack(group).input_ids) for group in groups]
+        return [max(len(prompt.input_ids) for prompt in group) for group in groups]
+
+    @property
+    def tokens_per_step(self) -> float:
+        """Return how many tokens the model reads in an optimizer step, on average."""
+        tokens = sum(self._group_lengths) / len(self._group_lengths)
+        sequences = self.args.nb / self.args.queries if self.packed else self.args.nb
+        return tokens * sequences
+
     def _get_train_sampler(self, train_dataset: Any = None) -> PseudoBatchSampler:
         """Return the order of the prompts; those that share demonstrations stay together."""
-        prompts, queries = train_dataset or self.train_dataset, self.args.queries
-        groups = [prompts[start : start + queries] for start in range(0, len(prompts), queries)]
-
-        # A group is as long as its pack, or, read one by one, as its longest prompt.
-        if self.packed:
-            lengths = [len(pack(group).input_ids) for group in groups]
-        else:
-            lengths = [max(len(prompt.input_ids) for prompt in group) for group in groups]
-
-        return PseudoBatchSampler(lengths, self.args.nb, self.args.prompts_seed, queries)
+        size, seed, queries = self.args.nb, self.args.prompts_seed, self.args.queries
+        return PseudoBatchSampler(self._group_lengths, size, seed, queries)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """Save a stock PEFT adapter, or only the changed tensors; never the whole model."""

@@ -1,0 +1,161 @@
+"""`abft predict` on files as people have them: streamed, resumed, with gaps, of merged runs."""
+
+import io
+import json
+import os
+import sys
+
+import pandas
+import pytest
+
+import abft.cli.predicting as predicting
+from abft.cli.predictions import Parts
+from abft.errors import AbftError, RunInterrupted
+from abft.runs.predictor import Predictor
+from command_line import invoke, refused
+
+TEXTS = [f"{word} and {other}, text {i}" for i, (word, other) in enumerate([("great", "joy")] * 11)]
+TEXTS[4] = "bad and sad"
+
+
+@pytest.fixture
+def small_chunks(monkeypatch):
+    monkeypatch.setattr(predicting, "CHUNK_ROWS", 4)
+
+
+@pytest.fixture
+def source(tmp_path):
+    path = tmp_path / "new.parquet"
+    pandas.DataFrame({"number": range(11), "review": TEXTS}).to_parquet(path)
+    return path
+
+
+def labels(finished, texts=TEXTS):
+    return [label for label, _ in Predictor.from_run(finished).predict(texts)]
+
+
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl", "parquet"])
+def test_chunks_join_to_what_one_chunk_gives(finished, source, tmp_path, ending, monkeypatch):
+    out = [tmp_path / f"{name}.{ending}" for name in ("parts", "whole")]
+    # One text at a time: batches of other sizes round differently.
+    command = ("predict", finished, "--data", source, "--batch-size", 1, "--output")
+    assert invoke(*command, out[0]).exit_code == 0
+    monkeypatch.setattr(predicting, "CHUNK_ROWS", 100)
+    assert invoke(*command, out[1]).exit_code == 0
+    if ending == "parquet":
+        pandas.testing.assert_frame_equal(*map(pandas.read_parquet, out))
+        assert list(pandas.read_parquet(out[0])["number"]) == list(range(11))
+    else:
+        assert out[0].read_bytes() == out[1].read_bytes()
+    assert not list(tmp_path.glob("*.parts"))
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_an_interrupted_command_goes_on(finished, source, tmp_path, monkeypatch):
+    out, calls = tmp_path / "scored.csv", []
+    real = Predictor.predict
+
+    def predict(self, texts, batch_size=16):
+        calls.append(list(texts))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(self, texts, batch_size)
+
+    monkeypatch.setattr(Predictor, "predict", predict)
+    command = ("predict", "--run", finished, "--data", source, "--output", out)
+    stopped = invoke(*command)
+    assert isinstance(stopped.exception, RunInterrupted)
+    assert "8 rows are kept" in str(stopped.exception)
+    assert not out.exists()
+
+    # Another job may not take its parts.
+    other = tmp_path / "other.parquet"
+    pandas.DataFrame({"review": TEXTS[:3]}).to_parquet(other)
+    assert "another job" in refused(*command[:4], other, "--output", out)
+
+    result = invoke(*command)
+    assert result.exit_code == 0, result.output
+    assert "going on after 8 rows" in result.stderr
+    assert calls[3:] == [TEXTS[8:]]
+    assert list(pandas.read_csv(out)["predicted_label"]) == labels(finished)
+
+
+def test_rows_without_a_text_keep_their_place(finished, tmp_path):
+    path, out = tmp_path / "gaps.csv", tmp_path / "out.csv"
+    path.write_bytes("review;id\ngreat, and joy;1\n;2\ncafé bad;3\n".encode("latin-1"))
+    result = invoke("predict", finished, "--data", path, "--output", out)
+    assert result.exit_code == 0, result.output
+    assert "1 of 3 rows have an empty text (row 2)" in result.stderr
+    assert "encoding cp1252" in result.stderr
+    frame = pandas.read_csv(out)
+    assert list(frame["id"]) == [1, 2, 3]
+    assert frame["predicted_label"].isna().tolist() == [False, True, False]
+    assert frame["probability_positive"].isna().tolist() == [False, True, False]
+    assert "1 of 3 rows" in refused("predict", finished, "--data", path, "--strict")
+
+    rows = tmp_path / "out.jsonl"
+    assert invoke("predict", finished, "--data", path, "--output", rows).exit_code == 0
+    read = [json.loads(line) for line in rows.read_text(encoding="utf-8").splitlines()]
+    assert [row["label"] is None for row in read] == [False, True, False]
+    assert read[2]["text"] == "café bad"
+
+
+def test_plain_lines_and_long_texts(finished, tmp_path):
+    path = tmp_path / "lines.txt"
+    path.write_text("great and joy\n\n" + "bad " * 5000 + "\n")
+    result = invoke("predict", finished, "--data", path, "--json")
+    assert result.exit_code == 0, result.output
+    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    assert len(rows) == 2
+    assert "1 texts are longer than fits" in result.stderr
+    assert "1 of 3 rows have an empty text (row 2)" in result.stderr
+
+
+def test_stdin_of_any_encoding(finished, monkeypatch):
+    content = "una película mañana\ngreat and joy\n"
+    for encoding in ("utf-8", "latin-1"):
+        stdin = io.TextIOWrapper(io.BytesIO(content.encode(encoding)))
+        monkeypatch.setattr(sys, "stdin", stdin)
+        assert predicting._stdin_lines() == content.splitlines()
+
+
+@pytest.mark.parametrize("factor", [1, 2])
+def test_a_merged_folder_predicts_with_the_runs_task(finished, tmp_path, factor):
+    merged = tmp_path / "merged"
+    assert invoke("merge", finished, merged, "--factor", factor).exit_code == 0
+    result = invoke("predict", merged, "--text", "great and joy", "--json", "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    shares = json.loads(result.stdout)["probabilities"]
+    assert set(shares) == {"negative", "positive"}
+    if factor == 1:
+        ((_, expected),) = Predictor.from_run(finished).predict(["great and joy"])
+        assert shares == pytest.approx(expected, abs=1e-6)
+
+
+def test_runs_are_named_in_both_ways_and_the_newest_is_the_default(finished, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    os.symlink(finished, tmp_path / "runs" / "mine")
+    text = ("--text", "great and joy")
+    for given in ((finished,), ("--run", finished), ()):
+        result = invoke("predict", *given, *text)
+        assert result.exit_code == 0, result.output
+        assert ("run: runs/mine (the newest)" in result.stderr) == (given == ())
+    assert "got two runs" in refused("predict", finished, "--run", tmp_path, *text)
+    assert invoke("merge", "out").exit_code == 0
+    assert (tmp_path / "out" / "task.json").is_file()
+    assert "got 3 folders" in refused("merge", "a", "b", "c")
+
+    measured = invoke("eval", "--test-prompts", 4, "--json")
+    assert json.loads(measured.stdout)["run"] == "runs/mine"
+    model = json.loads((finished / "metrics.json").read_text())["model"]
+    untouched = invoke(*("eval", "--model", model, "--task", "SST2", "--test-prompts", 4, "--json"))
+    assert json.loads(untouched.stdout)["run"] is None
+
+
+def test_parts_of_a_killed_command_are_not_taken_for_another(tmp_path):
+    folder = tmp_path / "out.csv.parts"
+    folder.mkdir()
+    with pytest.raises(AbftError, match="another job"):
+        Parts(tmp_path / "out.csv", {})
