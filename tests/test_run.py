@@ -799,3 +799,22 @@ def test_cross_entropy_trains_where_no_head_passes_the_filter(options, tmp_path)
     assert [line["heads"] for line in log] == [0, 0]
     assert [line["loss"] for line in log] == [line["cross_entropy"] for line in log]
     assert log[1]["loss"] != log[0]["loss"]
+
+
+@pytest.mark.parametrize("given", [(), ("-v",)])
+def test_only_verbose_commands_show_what_the_libraries_say(options, tmp_path, given):
+    """In a process of its own: what was imported before says nothing again."""
+    command = [sys.executable, "-m", "abft", *given, "train", *arguments(options)]
+    environment = {**os.environ, "TRANSFORMERS_VERBOSITY": "info"}
+    done = subprocess.run(
+        [*command, "--output", str(tmp_path / "run")],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=True,
+    )
+    lines = [line for line in done.stderr.replace("\r", "\n").splitlines() if line.strip()]
+    own = ("rows", "2 classes", "tokens of", "texts ", "1/3", "2/3", "3/3", "about ")
+    noise = [line for line in lines if not line.startswith(own) and "heads pass" not in line]
+    assert bool(noise) == bool(given), noise
+    assert "gemm_4bit" not in done.stderr

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from abft.cli import quiet
 from abft.cli.analyses import analyze, report
 from abft.cli.benchmark import bench
 from abft.cli.measuring import evaluate, heads
@@ -39,8 +40,14 @@ def _main(
         bool,
         typer.Option("--version", callback=_version, is_eager=True, help="Show the version."),
     ] = False,
+    verbose: Annotated[
+        bool,
+        typer.Option(
+            "--verbose", "-v", help="Show warnings and progress bars of the libraries too."
+        ),
+    ] = False,
 ) -> None:
-    pass
+    quiet.verbose = verbose
 
 
 for name, command in {

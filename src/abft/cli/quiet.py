@@ -1,13 +1,17 @@
-"""Only our own progress bars and messages."""
+"""Only our own progress bars and messages, unless `abft -v` asks for those of the libraries too."""
+
+verbose = False  # set by the command line
 
 
 def quiet() -> None:
-    """Silence the warnings and bars of the libraries that a command uses."""
+    """Silence the warnings and bars of the libraries that a command uses; not with -v."""
     import logging
     import warnings
 
     import transformers
 
+    if verbose:
+        return
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
