@@ -3,19 +3,24 @@
 import json
 import pickle
 import random
+import shutil
 import warnings
 from collections import Counter
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.exceptions import NotFittedError
+from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import FunctionTransformer
 
+import abft.model.loading
 from abft import ABFTClassifier
+from abft.classifier.sharing import forget_base_model
 from abft.data.draws import demonstration_sets, split_held_out
 from abft.data.splits import text_key
 from abft.data.tasks import Example
@@ -447,3 +452,46 @@ def test_scikit_learns_own_checks(new):
         results = check_estimator(new(), on_fail=None)
     assert {result["check_name"] for result in results if result["status"] == "failed"} == set()
     assert any(result["status"] == "passed" for result in results)
+
+
+def test_clones_share_one_base_model(new, texts, labels, monkeypatch):
+    forget_base_model()
+    loaded = []
+    real = abft.model.loading.load_model
+    monkeypatch.setattr(
+        "abft.model.loading.load_model", lambda *a, **k: loaded.append(a) or real(*a, **k)
+    )
+    plain = new(steps=0)
+    assert len(cross_val_score(plain, texts, labels, cv=5)) == 5
+    GridSearchCV(plain, {"k": [2, 4]}, cv=2).fit(texts, labels)
+    first = plain.fit(texts, labels)
+    before = first.predict_proba(texts)
+
+    # One that trains has weights of its own.
+    trained = new(steps=4, learning_rate=0.02, readout="attention").fit(texts, labels)
+    assert trained.best_step_ > 0
+    np.testing.assert_array_equal(first.predict_proba(texts), before)
+    assert len(loaded) == 1
+
+    frozen = CalibratedClassifierCV(FrozenEstimator(first)).fit(texts, labels)
+    np.testing.assert_allclose(frozen.predict_proba(texts).sum(1), 1)
+    forget_base_model()
+    new(steps=0).fit(texts, labels)
+    assert len(loaded) == 2
+
+
+def test_a_model_that_is_written_anew_is_loaded_anew(new, texts, labels, model_folder, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(model_folder, folder)
+    first = new(steps=0, model=str(folder)).fit(texts, labels).predict_proba(texts[:4])
+    weights = load_file(folder / "model.safetensors")
+    save_file({name: 2 * tensor for name, tensor in weights.items()}, folder / "model.safetensors")
+    second = new(steps=0, model=str(folder)).fit(texts, labels).predict_proba(texts[:4])
+    assert not np.allclose(first, second)
+
+
+def test_long_texts_are_cut_with_a_warning(new, texts, labels):
+    long = [text if i else "great " * 3000 for i, text in enumerate(texts)]
+    with pytest.warns(UserWarning, match="1 texts have more than [0-9]+ tokens"):
+        fitted = new(steps=0).fit(long, labels)
+    assert fitted.predict_proba(["bad " * 5000]).shape == (1, 2)

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from abft.classifier.inputs import classes_of, texts_of
 from abft.classifier.saving import FILE, check_format, read_record, saved, weights_of
+from abft.classifier.sharing import base_model
 from abft.classifier.training import QUERIES, Training
 from abft.data.draws import demonstration_sets, split_held_out
 from abft.data.splits import TaskData, text_key, unique
@@ -165,8 +166,6 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
             raise
 
     def _fit(self, X: Sequence[str], y: Sequence[Any]) -> "ABFTClassifier":
-        from abft.model.loading import load_model
-
         # Settings and data are checked before the model is loaded.
         self._check_settings()
         texts = texts_of(X)
@@ -185,6 +184,11 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
         if self.steps:
             training, held_out = split_held_out(examples, self.held_out, generator)
         k = self._choose_k(training)
+        model, tokenizer = base_model(self.model, self.device, own=bool(self.steps))
+        data = TaskData(task, tuple(training), (), tuple(held_out))
+        data = self._cut(data, model, tokenizer, k)
+        training, held_out = list(data.train), list(data.test)
+
         count = self.demonstration_sets
         if k == 0:
             count = 1
@@ -194,7 +198,6 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
         sets = demonstration_sets(training, k, count, generator)
         seed = generator.randrange(2**31)
 
-        model, tokenizer = load_model(self.model, device=self.device)
         names = self.classes_.tolist()
         self.demonstrations_ = [
             [(example.text, names[example.label]) for example in demonstrations]
@@ -217,6 +220,22 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
                 stacklevel=3,
             )
         return self
+
+    def _cut(self, data: TaskData, model: Any, tokenizer: Any, k: int) -> TaskData:
+        """Return the texts cut to what fits into prompts of k demonstrations, with a warning."""
+        from abft.data.encoding import label_tokens
+        from abft.data.lengths import fit_texts, longest_that_fits
+        from abft.model.loading import context_length
+
+        tokens, limit = label_tokens(tokenizer, data.task), context_length(model)
+        longest = longest_that_fits(data, tokenizer, k, limit, tokens)
+        data, count = fit_texts(data, tokenizer, longest)
+        if count:
+            warnings.warn(
+                f"{count} texts have more than {longest} tokens; only their beginning is read",
+                stacklevel=4,
+            )
+        return data
 
     def _fit_readout(self, data: TaskData, k: int, seed: int) -> None:
         """Fit the read-out; before that train the model, if asked for, and keep it if it helps."""
@@ -521,7 +540,6 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
                 another one.
         """
         from abft.model.checkpoints import load_full_rank
-        from abft.model.loading import load_model
         from abft.model.qk_weights import train_full_rank
 
         record = read_record(folder)
@@ -548,7 +566,8 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
             path = Path(folder) / FILE
             raise AbftError(f"{path} is damaged ({type(error).__name__}: {error})") from None
 
-        model, tokenizer = load_model(classifier.model, device=classifier.device)
+        own = bool(classifier.best_step_)
+        model, tokenizer = base_model(classifier.model, classifier.device, own=own)
         classifier._attach(model, tokenizer)
         if classifier.best_step_:
             load_full_rank(model, weights)
@@ -568,12 +587,11 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
         """Return the predictors; an unpickled classifier loads its base model first."""
         check_is_fitted(self)
         if not hasattr(self, "_predictors"):
-            from abft.model.loading import load_model
             from abft.model.qk_weights import train_full_rank
 
-            model, tokenizer = load_model(self.model, device=self.device)
-            self._attach(model, tokenizer)
             weights = self.__dict__.pop("_weights")
+            model, tokenizer = base_model(self.model, self.device, own=bool(weights))
+            self._attach(model, tokenizer)
             if weights:
                 train_full_rank(model)
                 self._set_weights(weights)

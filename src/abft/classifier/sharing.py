@@ -1,0 +1,42 @@
+"""Load a base model once a process: clones, folds and grids of classifiers share it."""
+
+import copy
+import functools
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def base_model(
+    name: str, device: str, *, own: bool
+) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    """Return a base model and its tokenizer; the last one that was loaded is kept.
+
+    Args:
+        own: give a copy, whose weights may change; else the model that others read too.
+    """
+    model, tokenizer = _loaded(name, device, _stamp(name))
+    return (copy.deepcopy(model) if own else model), tokenizer
+
+
+def forget_base_model() -> None:
+    """Drop the model that is kept; classifiers that use it keep their own reference."""
+    _loaded.cache_clear()
+
+
+@functools.lru_cache(maxsize=1)
+def _loaded(
+    name: str, device: str, stamp: tuple[int, ...]
+) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    from abft.model.loading import load_model
+
+    return load_model(name, device=device)
+
+
+def _stamp(name: str) -> tuple[int, ...]:
+    """Return what changes when a model in a folder, or a file, is written anew."""
+    path = Path(name)
+    files = sorted(path.iterdir()) if path.is_dir() else [path] if path.is_file() else []
+    return tuple(file.stat().st_mtime_ns for file in files)
