@@ -5,7 +5,7 @@ They come from a file, a `datasets.Dataset` or a data set id of the Hugging Face
 
 import random
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -66,12 +66,13 @@ def load_data(
             an empty text or label.
     """
     origin = str(source) if isinstance(source, str | Path) else "data set"
-    tables = _tables(source)
+    columns = {"text": text_column, "label": label_column}
+    tables = _tables(source, columns)
     rows, skipped = _rows(tables[0], origin, text_column, label_column, strict)
 
     # A test source replaces the test split that a hub data set brings itself.
     if test_source is not None:
-        tables = [tables[0], *_tables(test_source)[-1:]]
+        tables = [tables[0], *_tables(test_source, columns)[-1:]]
     test_rows: list[tuple[str, str]] = []
     if len(tables) > 1:
         test_rows, _ = _rows(tables[1], "test data", text_column, label_column, strict)
@@ -175,16 +176,17 @@ def check_empty(empty: Sequence[int], rows: int, origin: str, what: str, strict:
     print(f"{origin}: {which}; skipped", file=sys.stderr)
 
 
-def _tables(source: "str | Path | datasets.Dataset") -> "list[Table]":
+def _tables(source: "str | Path | datasets.Dataset", columns: Mapping[str, str]) -> "list[Table]":
     """Return the training table and, of a hub data set, its test table.
 
-    The test table is the validation split if the test split has no labels.
+    The test table is the validation split if the test split has no labels. `columns` are what a
+    file's header is checked for.
     """
     if not isinstance(source, str | Path):
         return [source]
     path = Path(source)
     if is_table(path) or path.exists():
-        return [read_table(path)]
+        return [read_table(path, columns)]
 
     # Anything else is an id on the hub.
     import datasets
@@ -200,13 +202,18 @@ def _tables(source: "str | Path | datasets.Dataset") -> "list[Table]":
     return list(labelled_splits(splits))
 
 
-def read_table(path: Path) -> "pandas.DataFrame":
+def read_table(path: Path, columns: Mapping[str, str] | None = None) -> "pandas.DataFrame":
     """Read a file as a table, and say on stderr what was detected.
 
+    Args:
+        columns: which have to be there, by what they hold: "text" or "label".
+
     Raises:
-        AbftError: a missing, empty or unreadable file.
+        AbftError: a missing, empty or unreadable file, a missing column.
     """
     file = open_table(path)
+    for what, column in (columns or {}).items():
+        check_columns(file.columns, column, str(path), what)
     if file.assumed:
         print(file.assumed, file=sys.stderr)
     return file.read()
