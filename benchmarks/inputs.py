@@ -1,6 +1,6 @@
 """Files and commands as people type them: what happens, and after how many seconds.
 
-    python benchmarks/inputs.py --output results/inputs.json
+    python benchmarks/inputs.py --only refused --output results/inputs.json
 
 Each in a process of its own. `tests/test_inputs.py` checks the same cases, without the clock: what
 is refused without a model is refused before torch is imported, and nothing ends in a traceback.
@@ -301,11 +301,14 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output", type=Path)
+    parser.add_argument("--only", choices=(READ, REFUSED), help="read: half a minute each")
     options = parser.parse_args()
 
     abft = str(Path(sys.executable).with_name("abft"))
     results = []
     for case in CASES:
+        if options.only not in (None, case.outcome):
+            continue
         with tempfile.TemporaryDirectory() as folder:
             case.write(Path(folder))
             small = SMALL if case.outcome == READ else ()
@@ -319,7 +322,7 @@ def main():
         assert outcome == case.outcome, done.stderr
         assert lines, done.stderr
         assert "Traceback" not in done.stderr, done.stderr
-        said = lines[0].strip().removeprefix("error: ").replace("|", "\\|")
+        said = lines[0].strip().removeprefix("error: ").replace(f"{folder}/", "")
         results.append(
             {"input": case.name, "outcome": outcome, "said": said, "seconds": round(seconds, 2)}
         )
