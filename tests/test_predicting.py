@@ -1,9 +1,11 @@
 """`abft predict` on files as people have them: streamed, resumed, with gaps, of merged runs."""
 
+import importlib.util
 import io
 import json
 import os
 import sys
+from pathlib import Path
 
 import pandas
 import pytest
@@ -159,3 +161,34 @@ def test_parts_of_a_killed_command_are_not_taken_for_another(tmp_path):
     folder.mkdir()
     with pytest.raises(AbftError, match="another job"):
         Parts(tmp_path / "out.csv", {})
+
+
+def test_a_merged_run_answers_the_same_without_abft(finished, review_data, tmp_path):
+    """With stock transformers, from task.json alone, on 50 texts."""
+    spec = importlib.util.spec_from_file_location(
+        "without_abft", Path(__file__).parent.parent / "examples" / "without_abft.py"
+    )
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    merged = tmp_path / "merged"
+    assert invoke("merge", finished, merged).exit_code == 0
+    texts = [example.text for example in (*review_data.train, *review_data.test)][:50]
+    texts[0] = "braces {text} and {label}"
+    assert len(texts) == 50
+    expected = Predictor.from_run(finished).predict(texts)
+    for (label, shares), theirs in zip(
+        expected, module.label_probabilities(merged, texts), strict=True
+    ):
+        assert theirs == pytest.approx(shares, abs=1e-5)
+        assert max(theirs, key=theirs.get) == label
+
+
+def test_the_prompt_to_send_elsewhere(finished):
+    text = "great and joy"
+    expected = Predictor.from_run(finished).prompt(text)
+    printed = invoke("prompt", finished, "--text", text)
+    assert printed.stdout == expected + "\n"
+    assert expected.endswith(f"review: {text} sentiment:")
+    record = json.loads(invoke("prompt", finished, "--text", text, "--json").stdout)
+    assert record["prompt"] == expected
+    assert record["labels"] == {"negative": " negative", "positive": " positive"}

@@ -12,6 +12,7 @@ from abft.cli.analyses import analyze, report
 from abft.cli.benchmark import bench
 from abft.cli.measuring import evaluate, heads
 from abft.cli.predicting import predict
+from abft.cli.prompting import prompt
 from abft.cli.training import merge, train
 from abft.errors import AbftError
 
@@ -55,6 +56,7 @@ for name, command in {
     "eval": evaluate,
     "heads": heads,
     "predict": predict,
+    "prompt": prompt,
     "analyze": analyze,
     "report": report,
     "bench": bench,

@@ -94,6 +94,16 @@ class Predictor:
             return list(texts)
         return cut_texts(self.tokenizer, texts, self.max_text_tokens)
 
+    def prompt(self, text: str) -> str:
+        """Return the whole prompt of a text, to send to another engine.
+
+        It ends where the label begins, without a trailing space. A space before the label, if the
+        template has one, belongs to the label's first token.
+        """
+        (fitted,) = self.fit([text])
+        query = Example(fitted, 0)
+        return write_prompt(self.task, self.demonstrations, query, self.prompt_style).text
+
     def probabilities(self, texts: Sequence[str], batch_size: int = 16) -> np.ndarray:
         """Return the probability of every label for each text, (N, C); a row sums to 1."""
         return self.observe(texts, batch_size=batch_size)[0]
