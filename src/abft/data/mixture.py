@@ -54,12 +54,15 @@ class Group:
         task: with the label words and the template of this group.
         label_tokens: the token, or tokens, of each class.
         words: what kind of label words.
+        demonstrations, queries: of a group for evaluation, the texts behind the prompts.
     """
 
     prompts: tuple[EncodedPrompt, ...]
     task: Task
     label_tokens: LabelTokens
     words: Words
+    demonstrations: tuple[Example, ...] = ()
+    queries: tuple[Example, ...] = ()
 
 
 def training_groups(
@@ -145,7 +148,8 @@ def evaluation_groups(
         texts = asked[number * queries : (number + 1) * queries]
         prompts = [write_prompt(task, demonstrations, query) for query in texts]
         encoded = encode(tokenizer, prompts, max_length=max_length, scored=tokens)
-        groups.append(Group(tuple(with_answers(encoded, tokens)), task, tokens, words))
+        answered = tuple(with_answers(encoded, tokens))
+        groups.append(Group(answered, task, tokens, words, tuple(demonstrations), tuple(texts)))
     return groups
 
 

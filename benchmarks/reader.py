@@ -1,0 +1,280 @@
+"""Read, don't memorise: train on a mixture of tasks, test on a family that was never trained on.
+
+    python benchmarks/reader.py train nce16 --held-out questions --output results/reader/FILE.json
+    python benchmarks/reader.py peers --output results/reader/peers.json
+    python benchmarks/reader.py tables
+
+`train` measures while it trains: for every held-out task and kind of label words the predictions of
+the label words, of all heads' attention and, with a contrastive arm, of the trained heads'.
+`peers` fits MiniLM with a logistic regression, and its nearest neighbour, on the same k texts that
+the prompts show. AGNews is the task on which choices are made: no family is held out for it and no
+mixture trains on it.
+
+Arms: ce (cross-entropy of the label word, as symbol tuning, arXiv 2305.08298), vote, eq1, nce16
+(InfoNCE of 16 heads), ncelayer; "+ce" adds cross-entropy with weight 1.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+
+from record import write
+
+FAMILIES = {
+    "sentiment": ("SST2", "MR", "FP", "SST5"),
+    "questions": ("TREC", "SUBJ"),
+    "tweets": ("TEE", "TEH"),
+}
+DEVELOPMENT = ("AGNews",)
+WORDS = ("own", "arbitrary", "permuted", "codes")
+RESULTS = Path(__file__).parent.parent / "results" / "reader"
+
+
+def training_tasks(held_out):
+    """The built-in tasks of the other families, and HS18 next to the other tweets."""
+    names = [name for family, names in FAMILIES.items() if family != held_out for name in names]
+    return names if held_out == "tweets" else [*names, "HS18"]
+
+
+def cells(held_out, kinds, seen=()):
+    """What is measured: (task, kind of words). Swapped words mean something with two classes."""
+    from abft import load_task
+
+    tasks = [*FAMILIES[held_out], *DEVELOPMENT]
+    two = {task for task in tasks if len(load_task(task).task.labels) == 2}
+    held = [(t, kind) for t in tasks for kind in kinds if kind != "permuted" or t in two]
+    return [*held, *((task, "arbitrary") for task in seen)]
+
+
+def digits(values):
+    """Predictions as one text: a figure each, as no task has more than ten classes."""
+    return "".join(str(int(value)) for value in values)
+
+
+def measured(model, groups, heads):
+    """Predictions by read-out, and the correct labels' share of the attention on labels."""
+    from abft.scoring.groups import read_groups
+
+    readings = read_groups(model, groups)
+    targets = np.concatenate([reading.targets for reading in readings])
+    found = {
+        "targets": digits(targets),
+        "label_words": digits(np.concatenate([r.label_words.argmax(1) for r in readings])),
+        "attention": digits(np.concatenate([r.votes().argmax(1) for r in readings])),
+    }
+    if heads is not None:
+        found["heads"] = digits(np.concatenate([r.votes(heads).argmax(1) for r in readings]))
+    shares = [r.votes(heads)[np.arange(len(r.targets)), r.targets] for r in readings]
+    return {**found, "share": round(float(np.concatenate(shares).mean()), 4)}
+
+
+def accuracy(cell, readout):
+    """Share of correct predictions."""
+    pairs = zip(cell[readout], cell["targets"], strict=True)
+    return float(np.mean([a == b for a, b in pairs]))
+
+
+def make(arm, model, prompts, queries, temperature):
+    """The objective of an arm, and the heads that it trains, (L, H) bool; None = all."""
+    from abft.method.objectives import (
+        ABFTObjective,
+        CombinedObjective,
+        ContrastiveObjective,
+        E2EObjective,
+        VoteObjective,
+    )
+    from abft.method.pid import PIDController
+
+    kind, _, added = arm.partition("+")
+    e2e, heads = E2EObjective(model), None
+    if kind == "ce":
+        objective = e2e
+    elif kind == "vote":
+        objective = VoteObjective()
+    elif kind == "eq1":
+        objective = ABFTObjective(PIDController())
+    else:
+        objective = ContrastiveObjective(kind.removeprefix("nce"), temperature)
+        objective.prepare(model, prompts, queries)
+        heads = objective.chosen_LH.numpy()
+    return (CombinedObjective(objective, e2e, 1.0) if added else objective), heads
+
+
+def train(options):
+    """One arm: train on the mixture, and measure every few steps."""
+    from transformers import PrinterCallback, TrainerCallback
+
+    from abft import load_model, load_task
+    from abft.data.mixture import evaluation_groups, training_groups
+    from abft.data.splits import text_key
+    from abft.training.arguments import ABFTConfig
+    from abft.training.trainer import ABFTTrainer
+
+    model, tokenizer = load_model("SmolLM2-135M-Instruct")
+    names = training_tasks(options.held_out)
+    kinds = options.test_words.split(",")
+
+    # Some tasks share texts: none that is tested is trained on.
+    tested = [load_task(task) for task in (*FAMILIES[options.held_out], *DEVELOPMENT)]
+    parts = [part for data in tested for part in (data.train, data.demonstrations, data.test)]
+    texts = {text_key(example.text) for part in parts for example in part}
+    groups = training_groups(
+        [load_task(name).without(texts) for name in names],
+        tokenizer,
+        options.groups * options.steps,
+        options.queries,
+        options.seed,
+        words=options.words.split(","),
+    )
+    prompts = [prompt for group in groups for prompt in group.prompts]
+    objective, heads = make(options.arm, model, prompts, options.queries, options.temperature)
+
+    tests = {
+        cell: evaluation_groups(
+            load_task(cell[0]), tokenizer, k, options.sets, options.test_queries, words=cell[1]
+        )
+        for k in [options.k]
+        for cell in cells(options.held_out, kinds, seen=names[:1])
+    }
+    points = []
+
+    def measure(step, seconds):
+        point = {"step": step, "seconds": round(seconds)}
+        for (task, kind), written in tests.items():
+            point[f"{task}/{kind}"] = measured(model, written, heads)
+        points.append(point)
+        shown = {
+            name: [
+                round(100 * accuracy(cell, r), 1)
+                for r in ("label_words", "attention", "heads")
+                if r in cell
+            ]
+            for name, cell in point.items()
+            if isinstance(cell, dict)
+        }
+        print(step, f"{seconds:.0f} s", shown, flush=True)
+        chosen = None if heads is None else np.argwhere(heads).tolist()
+        settings = {k: v for k, v in vars(options).items() if k not in ("output", "run")}
+        write(
+            options.output,
+            {"settings": settings, "trained_on": names, "heads": chosen, "points": points},
+        )
+
+    class Measure(TrainerCallback):
+        """Measures every few steps; its own time does not count."""
+
+        def on_train_begin(self, args, state, control, **kwargs):
+            self.started = time.perf_counter()
+
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step % options.every == 0:
+                before = time.perf_counter()
+                measure(state.global_step, before - self.started)
+                model.train()
+                self.started += time.perf_counter() - before
+
+    measure(0, 0)
+    arguments = ABFTConfig(
+        output_dir=str(options.output.with_suffix("")),
+        learning_rate=options.lr,
+        warmup_steps=4,
+        max_steps=options.steps,
+        per_device_train_batch_size=options.queries,
+        gradient_accumulation_steps=options.groups,
+        queries=options.queries,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        seed=options.seed,
+        use_cpu=True,
+    )
+    trainer = ABFTTrainer(
+        model, arguments, prompts, tokenizer, objective=objective, callbacks=[Measure()]
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+
+
+def peers(options):
+    """MiniLM on the k texts that the prompts show: a logistic regression, the nearest text."""
+    from sklearn.linear_model import LogisticRegression
+
+    from abft import load_model, load_task
+    from abft.bench.classifiers import SentenceEmbedding
+    from abft.data.mixture import evaluation_groups
+
+    _, tokenizer = load_model("SmolLM2-135M-Instruct")
+    embed = SentenceEmbedding().fit([]).transform
+    found = {}
+    for task in (*(t for names in FAMILIES.values() for t in names), *DEVELOPMENT):
+        data = load_task(task)
+        for k in map(int, str(options.k).split(",")):
+            groups = evaluation_groups(
+                data, tokenizer, k, options.sets, options.test_queries, words="own"
+            )
+            said = {"targets": "", "minilm": "", "minilm_nearest": ""}
+            for group in groups:
+                shown = embed([example.text for example in group.demonstrations])
+                asked = embed([example.text for example in group.queries])
+                labels = np.array([example.label for example in group.demonstrations])
+                regression = LogisticRegression(C=10, max_iter=1000).fit(shown, labels)
+                said["targets"] += digits(example.label for example in group.queries)
+                said["minilm"] += digits(regression.predict(asked))
+                said["minilm_nearest"] += digits(labels[(asked @ shown.T).argmax(1)])
+            found[f"{task}/{k}"] = said
+            shares = {name: accuracy(said, name) for name in ("minilm", "minilm_nearest")}
+            print(task, k, {name: f"{share:.1%}" for name, share in shares.items()}, flush=True)
+    write(options.output, {"cells": found})
+
+
+def tables(options):
+    """Accuracy over steps of every arm that is kept, by read-out."""
+    for path in sorted(RESULTS.glob("*.json")):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        points = record.get("points") or record.get("results", {}).get("points")
+        if not points:
+            continue
+        print(path.name)
+        for name in [key for key in points[0] if "/" in key]:
+            readouts = [r for r in ("label_words", "attention", "heads") if r in points[0][name]]
+            for readout in readouts:
+                row = [f"{100 * accuracy(point[name], readout):5.1f}" for point in points]
+                print(f"  {name:18}{readout:12}", *row)
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.set_defaults(run=None)
+    commands = parser.add_subparsers(required=True)
+    for name, run in (("train", train), ("peers", peers), ("tables", tables)):
+        command = commands.add_parser(name)
+        command.set_defaults(run=run)
+        if name == "tables":
+            continue
+        command.add_argument("--output", type=Path, required=True)
+        command.add_argument("--sets", type=int, default=8, help="sets of demonstrations a cell")
+        command.add_argument("--test-queries", type=int, default=16, help="queries of each set")
+        command.add_argument("--k", type=int if name == "train" else str, default=16)
+        if name == "train":
+            command.add_argument("arm")
+            command.add_argument("--held-out", choices=FAMILIES, default="questions")
+            command.add_argument("--words", default="own,arbitrary,permuted", help="in training")
+            command.add_argument("--test-words", default="own,arbitrary,permuted")
+            command.add_argument("--steps", type=int, default=64)
+            command.add_argument("--groups", type=int, default=8, help="groups a step")
+            command.add_argument("--queries", type=int, default=16, help="prompts of a group")
+            command.add_argument("--lr", type=float, default=3e-4)
+            command.add_argument("--temperature", type=float, default=0.05)
+            command.add_argument("--every", type=int, default=16, help="steps between measurements")
+            command.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    options.run(options)
+
+
+if __name__ == "__main__":
+    main()
