@@ -1,6 +1,7 @@
 """`ABFTClassifier` as scikit-learn's users would drive it, on a tiny random model."""
 
 import json
+import math
 import pickle
 import random
 import shutil
@@ -22,8 +23,9 @@ import abft.model.loading
 from abft import ABFTClassifier
 from abft.classifier.sharing import forget_base_model
 from abft.data.draws import demonstration_sets, split_held_out
-from abft.data.splits import text_key
-from abft.data.tasks import Example
+from abft.data.prompts import training_prompts
+from abft.data.splits import TaskData, text_key
+from abft.data.tasks import Example, Task, Template
 from abft.errors import AbftError
 from abft.training.trainer import ABFTTrainer
 
@@ -495,3 +497,69 @@ def test_long_texts_are_cut_with_a_warning(new, texts, labels):
     with pytest.warns(UserWarning, match="1 texts have more than [0-9]+ tokens"):
         fitted = new(steps=0).fit(long, labels)
     assert fitted.predict_proba(["bad " * 5000]).shape == (1, 2)
+
+
+def test_sample_weights_count_where_readouts_are_fitted(new, texts, labels):
+    """Equal weights change nothing; texts of weight 0 are as if they were not there."""
+    plain = new().fit(texts, labels).predict_proba(texts)
+    equal = new().fit(texts, labels, sample_weight=[3.0] * len(texts)).predict_proba(texts)
+    np.testing.assert_allclose(equal, plain, atol=1e-9)
+    part = new().fit(texts[:30], labels[:30]).predict_proba(texts)
+    zeros = [1.0] * 30 + [0.0] * (len(texts) - 30)
+    np.testing.assert_allclose(
+        new().fit(texts, labels, sample_weight=zeros).predict_proba(texts), part, atol=1e-9
+    )
+
+    # Texts of one class that count ten times make it more probable.
+    tilted = [10.0 if label == "positive" else 1.0 for label in labels]
+    for readout in ("probe", "label_words", "blend"):
+        before = new(readout=readout).fit(texts, labels)
+        after = new(readout=readout).fit(texts, labels, sample_weight=tilted)
+        means = [c.predict_proba(texts)[:, 1].mean() for c in (before, after)]
+        assert means[1] > means[0] + 0.02
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ([1.0], "shape"),
+        ([-1.0] * 40, "at least 0"),
+        ([0.0] * 40, "above 0"),
+        ([math.nan] * 40, "finite"),
+    ],
+)
+def test_weights_that_mean_nothing_are_refused(new, texts, labels, weights, message):
+    with pytest.raises(ValueError, match=message):
+        new().fit(texts, labels, sample_weight=weights)
+
+
+def test_weights_decide_how_often_a_text_is_asked():
+    examples = tuple(Example(f"text {i}", i % 2) for i in range(12))
+    task = Task("notes", Template("note: {text} kind: {label}\n"), ("a", "b"), ("a", "b"))
+    weights = tuple(8.0 if i < 3 else 1.0 for i in range(12))
+    data = TaskData(task, examples, examples, examples, weights=weights)
+    prompts = training_prompts(data, 4000, 2, seed=0, queries=2)
+    asked = Counter(p.text.rsplit("note: ", 1)[1].split(" kind")[0] for p in prompts)
+    heavy = sum(asked[f"text {i}"] for i in range(3)) / len(prompts)
+
+    # Two of twelve without repetition: the exact share of the first three.
+    first = [w / sum(weights) for w in weights]
+    share = 0.0
+    for i, p in enumerate(first):
+        rest = sum(weights) - weights[i]
+        both = [p * weights[j] / rest for j in range(12) if j != i]
+        share += (
+            sum(
+                b * ((i < 3) + (j < 3))
+                for b, j in zip(both, [j for j in range(12) if j != i], strict=True)
+            )
+            / 2
+        )
+    assert heavy == pytest.approx(share, abs=0.02)
+    for prompt in prompts[:50]:
+        query = prompt.text.rsplit("note: ", 1)[1].split(" kind")[0]
+        assert prompt.text.count(f"note: {query} ") == 1
+    with pytest.raises(AbftError, match="natural"):
+        training_prompts(data, 8, 2, seed=0, sampling="balanced")
+    left = data.without({text_key("text 0")})
+    assert left.weights == weights[1:]

@@ -14,7 +14,7 @@ from sklearn.utils import check_consistent_length, check_random_state
 from sklearn.utils.validation import check_is_fitted
 from tqdm import tqdm
 
-from abft.classifier.inputs import classes_of, texts_of
+from abft.classifier.inputs import classes_of, texts_of, weighted
 from abft.classifier.saving import FILE, check_format, read_record, saved, weights_of
 from abft.classifier.sharing import base_model
 from abft.classifier.training import QUERIES, Training
@@ -148,8 +148,13 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
         tags.classifier_tags.poor_score = True
         return tags
 
-    def fit(self, X: Sequence[str], y: Sequence[Any]) -> "ABFTClassifier":
+    def fit(
+        self, X: Sequence[str], y: Sequence[Any], sample_weight: Any = None
+    ) -> "ABFTClassifier":
         """Train on texts X, (N,), and their classes y, (N,): strings or integers.
+
+        `sample_weight`, (N,) and not negative: how much a text counts where a read-out is fitted,
+        and how often it is a query in training. Texts of weight 0 are left out.
 
         A fit that fails or is interrupted leaves the classifier as it was before.
 
@@ -160,19 +165,25 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
         """
         before = dict(vars(self))
         try:
-            return self._fit(X, y)
+            return self._fit(X, y, sample_weight)
         except BaseException:
             self.__dict__ = before
             raise
 
-    def _fit(self, X: Sequence[str], y: Sequence[Any]) -> "ABFTClassifier":
+    def _fit(self, X: Sequence[str], y: Sequence[Any], sample_weight: Any) -> "ABFTClassifier":
         # Settings and data are checked before the model is loaded.
         self._check_settings()
         texts = texts_of(X)
         classes = classes_of(y)
         check_consistent_length(texts, classes)
+        if sample_weight is not None:
+            texts, classes, weights = weighted(texts, classes, sample_weight)
         self.classes_, labels = np.unique(classes, return_inverse=True)
         examples = [Example(text, int(label)) for text, label in zip(texts, labels, strict=True)]
+        weight_of: dict[Example, float] | None = None
+        if sample_weight is not None:
+            # Of equal texts the first counts.
+            weight_of = dict(zip(reversed(examples), reversed(weights), strict=True))
         examples = unique(examples, lambda example: (text_key(example.text), example.label))
         self._check_classes(examples)
 
@@ -185,6 +196,9 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
             training, held_out = split_held_out(examples, self.held_out, generator)
         k = self._choose_k(training)
         model, tokenizer = base_model(self.model, self.device, own=bool(self.steps))
+        weights_N = np.ones(len(examples))
+        if weight_of is not None:
+            weights_N = np.array([weight_of[example] for example in (*training, *held_out)])
         data = TaskData(task, tuple(training), (), tuple(held_out))
         data = self._cut(data, model, tokenizer, k)
         training, held_out = list(data.train), list(data.test)
@@ -207,9 +221,9 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
 
         self.validation_: dict[int, dict[str, float]] = {}
         self.best_step_ = 0
-        self._fit_readout(
-            TaskData(task, tuple(training), tuple(training), tuple(held_out)), k, seed
-        )
+        asked = None if weight_of is None else tuple(weights_N[: len(training)].tolist())
+        data = TaskData(task, tuple(training), tuple(training), tuple(held_out), weights=asked)
+        self._fit_readout(data, k, seed, weights_N / weights_N.mean())
         assert self._readout is not None
         if self._readout.never_predicted:
             never = [names[label] for label in self._readout.never_predicted]
@@ -237,7 +251,7 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
             )
         return data
 
-    def _fit_readout(self, data: TaskData, k: int, seed: int) -> None:
+    def _fit_readout(self, data: TaskData, k: int, seed: int, weights_N: np.ndarray) -> None:
         """Fit the read-out; before that train the model, if asked for, and keep it if it helps."""
         examples = [*data.train, *data.test]
         names = candidates(self.readout, k)
@@ -250,7 +264,8 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
         readings = readings.of(known)
 
         def fit(readings: Readings, folds: Folds) -> FittedReadout:
-            return fit_readout(readings, labels_N, len(self.classes_), names, folds, seed)
+            classes = len(self.classes_)
+            return fit_readout(readings, labels_N, classes, names, folds, seed, weights_N[known])
 
         if self.steps:
             # Label words of a trained model are compared on texts that it was not trained on.

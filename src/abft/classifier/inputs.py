@@ -58,3 +58,22 @@ def classes_of(y: Any) -> np.ndarray:
     classes = np.array(values.tolist())
     check_classification_targets(classes)
     return classes
+
+
+def weighted(
+    texts: list[str], classes: np.ndarray, sample_weight: Any
+) -> tuple[list[str], np.ndarray, list[float]]:
+    """Return texts, classes and weights without those of weight 0.
+
+    Raises:
+        ValueError: not one finite weight a text, a negative one, or none above 0.
+    """
+    weights = np.asarray(sample_weight, dtype=float)
+    if weights.shape != (len(texts),):
+        raise ValueError(f"sample_weight has shape {weights.shape}; expected ({len(texts)},)")
+    if not np.isfinite(weights).all() or (weights < 0).any() or not weights.any():
+        raise ValueError(
+            "sample_weight: expected finite weights of at least 0, one of them above 0"
+        )
+    kept = np.flatnonzero(weights)
+    return [texts[i] for i in kept], classes[kept], weights[kept].tolist()

@@ -11,6 +11,7 @@ from typing import Literal
 
 from abft.data.splits import SPLIT_SEED, TaskData, lcg_indices
 from abft.data.tasks import Example, PromptStyle, Task
+from abft.errors import AbftError
 
 # How often training prompts draw a class: as often as it occurs, or every class equally often, as
 # a query or everywhere.
@@ -67,13 +68,15 @@ def training_prompts(
 
     The examples of a prompt are drawn without repetition. With `queries` > 1, every `queries`
     prompts that follow each other have the same demonstrations; a rest of nd that `queries` does
-    not divide is left out.
+    not divide is left out. With `data.weights`, queries are drawn in proportion to them.
     """
     data.check(k, queries)
+    if data.weights is not None and sampling != "natural":
+        raise AbftError(f"weights of examples go with sampling = 'natural', got {sampling!r}")
 
     # The first k examples of a draw are demonstrations, the others queries.
     generator = random.Random(seed)
-    draws = (_draw(data.train, k, queries, sampling, generator) for _ in range(nd // queries))
+    draws = (_draw(data, k, queries, sampling, generator) for _ in range(nd // queries))
     return [
         write_prompt(data.task, draw[:k], query, prompt_style)
         for draw in draws
@@ -82,9 +85,16 @@ def training_prompts(
 
 
 def _draw(
-    pool: Sequence[Example], k: int, queries: int, sampling: Sampling, generator: random.Random
+    data: TaskData, k: int, queries: int, sampling: Sampling, generator: random.Random
 ) -> list[Example]:
     """Draw k demonstrations, then queries, all different."""
+    pool = data.train
+    if data.weights is not None:
+        # Efraimidis and Spirakis (2006): the largest of u^(1 / w) are a weighted sample.
+        keys = [generator.random() ** (1 / weight) for weight in data.weights]
+        order = sorted(range(len(pool)), key=lambda i: -keys[i])
+        rest = [pool[i] for i in order[queries:]]
+        return [*generator.sample(rest, k), *(pool[i] for i in order[:queries])]
     if sampling == "natural":
         return generator.sample(pool, k + queries)
 

@@ -31,6 +31,7 @@ class TaskData:
     demonstrations: tuple[Example, ...]
     test: tuple[Example, ...]
     origin: Origin | None = field(default=None, compare=False)  # of the user's own data
+    weights: tuple[float, ...] | None = None  # how often each of `train` is asked; None = equally
 
     def with_words(self, words: dict[str, str]) -> "TaskData":
         """Return the same data with some labels written as other words."""
@@ -42,11 +43,16 @@ class TaskData:
         def kept(examples: Sequence[Example]) -> tuple[Example, ...]:
             return tuple(example for example in examples if text_key(example.text) not in texts)
 
+        weights = self.weights
+        if weights is not None:
+            pairs = zip(self.train, weights, strict=True)
+            weights = tuple(weight for e, weight in pairs if text_key(e.text) not in texts)
         return replace(
             self,
             train=kept(self.train),
             demonstrations=kept(self.demonstrations),
             test=kept(self.test),
+            weights=weights,
         )
 
     def check(self, k: int, queries: int = 1) -> None:

@@ -21,23 +21,28 @@ class Blend:
     bias: np.ndarray
 
     @classmethod
-    def fit(cls, log_NRC: np.ndarray, labels_N: np.ndarray) -> "Blend":
+    def fit(
+        cls, log_NRC: np.ndarray, labels_N: np.ndarray, weights_N: np.ndarray | None = None
+    ) -> "Blend":
         """Minimise the sum of log losses, plus half the squared distance from the sources' mean.
 
-        That is weights of 1 / R and no bias; few texts do not move far from it.
+        That is weights of 1 / R and no bias; few texts do not move far from it. `weights_N`: of
+        the texts' log losses; None = 1 each.
         """
         N, R, C = log_NRC.shape
         start = np.concatenate([np.full(R, 1 / R), np.zeros(C)])
         rows = np.arange(N)
+        by_text_N = np.ones(N) if weights_N is None else weights_N
 
         def objective(values: np.ndarray) -> tuple[float, np.ndarray]:
             weights_R, bias_C = values[:R], values[R:]
             log_NC = log_softmax(np.einsum("nrc,r->nc", log_NRC, weights_R) + bias_C)
             error_NC = np.exp(log_NC)
             error_NC[rows, labels_N] -= 1
+            error_NC *= by_text_N[:, None]
             slopes = np.concatenate([np.einsum("nrc,nc->r", log_NRC, error_NC), error_NC.sum(0)])
             distance = values - start
-            loss = -log_NC[rows, labels_N].sum() + distance @ distance / 2
+            loss = -by_text_N @ log_NC[rows, labels_N] + distance @ distance / 2
             return loss, slopes + distance
 
         values = minimize(objective, start, jac=True, method="L-BFGS-B").x

@@ -148,6 +148,7 @@ def fit_readout(
     names: Sequence[str],
     folds: Folds,
     seed: int,
+    weights_N: np.ndarray | None = None,
 ) -> FittedReadout:
     """Fit read-outs, and find the best of them.
 
@@ -160,7 +161,10 @@ def fit_readout(
         names: keys of READOUTS.
         folds: texts in no second part count for the probes only.
         seed: of the folds in which blends are cross-validated.
+        weights_N: of the texts in everything that is fitted, 1 on average; None = 1 each. Scores
+            count every text once.
     """
+    weights_N = np.ones(len(labels_N)) if weights_N is None else weights_N
     scored = np.concatenate([held_out for _, held_out in folds])
     scored_labels = labels_N[scored]
 
@@ -173,7 +177,7 @@ def fit_readout(
     strength = STRENGTHS[0]
     if any("probe" in sources[name] for name in names):
         by_strength = {
-            strength: _cross_fitted(readings, labels_N, classes, strength, folds)[scored]
+            strength: _cross_fitted(readings, labels_N, weights_N, classes, strength, folds)[scored]
             for strength in STRENGTHS
         }
         losses = {s: log_loss(log_NC, scored_labels) for s, log_NC in by_strength.items()}
@@ -183,7 +187,10 @@ def fit_readout(
     stacked = {
         name: np.stack([by_source[source] for source in sources[name]], axis=1) for name in names
     }
-    held_out = {name: _cross_validated(stacked[name], scored_labels, seed) for name in names}
+    held_out = {
+        name: _cross_validated(stacked[name], scored_labels, weights_N[scored], seed)
+        for name in names
+    }
     scores = {name: _scores(log_NC, scored_labels) for name, log_NC in held_out.items()}
     best = _best(held_out, scores, scored_labels)
 
@@ -191,8 +198,8 @@ def fit_readout(
     probes: tuple[Probe, ...] = ()
     if "probe" in by_source:
         everything = np.arange(len(labels_N))
-        probes = _probes(readings, labels_N, classes, strength, everything)
-    blends = {name: Blend.fit(stacked[name], scored_labels) for name in names}
+        probes = _probes(readings, labels_N, weights_N, classes, strength, everything)
+    blends = {name: Blend.fit(stacked[name], scored_labels, weights_N[scored]) for name in names}
     never = tuple(metrics.never_predicted(held_out[best].argmax(1), scored_labels))
     return FittedReadout(best, blends, probes, scores, never)
 
@@ -214,11 +221,13 @@ def _best(
     return best if gain_N.mean() > gain_N.std() / np.sqrt(len(rows)) else BLEND
 
 
-def _cross_validated(log_NRC: np.ndarray, labels_N: np.ndarray, seed: int) -> np.ndarray:
+def _cross_validated(
+    log_NRC: np.ndarray, labels_N: np.ndarray, weights_N: np.ndarray, seed: int
+) -> np.ndarray:
     """Return a blend's log-probabilities (N, C) of texts that it was not fitted on."""
     log_NC = np.empty((len(labels_N), log_NRC.shape[2]))
     for fitted, held_out in stratified_folds(labels_N, seed):
-        blend = Blend.fit(log_NRC[fitted], labels_N[fitted])
+        blend = Blend.fit(log_NRC[fitted], labels_N[fitted], weights_N[fitted])
         log_NC[held_out] = blend.log_probabilities(log_NRC[held_out])
     return log_NC
 
@@ -237,25 +246,36 @@ def _scores(log_NC: np.ndarray, labels_N: np.ndarray) -> dict[str, float]:
 
 
 def _cross_fitted(
-    readings: Readings, labels_N: np.ndarray, classes: int, strength: float, folds: Folds
+    readings: Readings,
+    labels_N: np.ndarray,
+    weights_N: np.ndarray,
+    classes: int,
+    strength: float,
+    folds: Folds,
 ) -> np.ndarray:
     """Return log-probabilities (N, C) of probes that were not fitted on the text."""
     log_NC = np.zeros((len(labels_N), classes))
     for fitted, held_out in folds:
-        probes = _probes(readings, labels_N, classes, strength, fitted)
+        probes = _probes(readings, labels_N, weights_N, classes, strength, fitted)
         log_NC[held_out] = _probe_log(probes, readings, held_out)
     return log_NC
 
 
 def _probes(
-    readings: Readings, labels_N: np.ndarray, classes: int, strength: float, texts: np.ndarray
+    readings: Readings,
+    labels_N: np.ndarray,
+    weights_N: np.ndarray,
+    classes: int,
+    strength: float,
+    texts: np.ndarray,
 ) -> tuple[Probe, ...]:
     """Fit a probe for every set, on those of the texts that it knows."""
     assert readings.views is not None
     probes = []
     for views_NVD, known_N in zip(readings.views, readings.known, strict=True):
         own = texts[known_N[texts]]
-        probes.append(Probe.fit(views_NVD[own], labels_N[own], classes, strength))
+        probe = Probe.fit(views_NVD[own], labels_N[own], classes, strength, weights_N[own])
+        probes.append(probe)
     return tuple(probes)
 
 

@@ -28,11 +28,18 @@ class Probe:
 
     @classmethod
     def fit(
-        cls, views_NVD: np.ndarray, labels_N: np.ndarray, classes: int, strength: float
+        cls,
+        views_NVD: np.ndarray,
+        labels_N: np.ndarray,
+        classes: int,
+        strength: float,
+        weights_N: np.ndarray | None = None,
     ) -> "Probe":
         """Fit on N texts. A class that none of them has gets a small probability.
 
-        `strength`: C, the inverse of the regularisation.
+        Args:
+            strength: C, the inverse of the regularisation.
+            weights_N: of the texts; None = equal.
         """
         centre_VD = views_NVD.mean(0)
         scale_VD = views_NVD.std(0)
@@ -53,7 +60,7 @@ class Probe:
             with warnings.catch_warnings():
                 # A few more iterations would change no prediction.
                 warnings.simplefilter("ignore", ConvergenceWarning)
-                regression.fit(inputs_ND, labels_N)
+                regression.fit(inputs_ND, labels_N, weights_N)
 
             # Of two classes scikit-learn has one row, the second's log-odds.
             rows, biases = regression.coef_, regression.intercept_
