@@ -9,13 +9,13 @@ import datasets
 import pandas as pd
 import pytest
 
-from abft.cli.predictions import Parts, prediction_rows
 from abft.data.builtin import TASKS, load_task
 from abft.data.datasets import labelled_splits, load_data, read_table, texts_of
 from abft.data.draws import demonstration_sets, split_held_out
 from abft.data.splits import lcg_indices, text_key, unique, without_texts_of
 from abft.data.tasks import Example
 from abft.errors import AbftError
+from abft.runs.prediction_files import Parts, prediction_rows
 from tiny import staicc_loader
 
 
@@ -245,8 +245,9 @@ def test_texts_of_a_file(reviews):
 
 
 def write_predictions(path, frame, predictions):
-    parts = Parts(path, {})
-    parts.write(prediction_rows(frame, "text", predictions, list(predictions[0][1])))
+    parts = Parts(path, {}, 1000)
+    parts.start()
+    parts.write(0, prediction_rows(frame, "text", predictions, list(predictions[0][1])))
     parts.join()
 
 

@@ -11,8 +11,8 @@ import pandas
 import pytest
 
 import abft.cli.predicting as predicting
-from abft.cli.predictions import Parts
 from abft.errors import AbftError, RunInterrupted
+from abft.runs.prediction_files import Parts
 from abft.runs.predictor import Predictor
 from command_line import invoke, refused
 
@@ -160,7 +160,7 @@ def test_parts_of_a_killed_command_are_not_taken_for_another(tmp_path):
     folder = tmp_path / "out.csv.parts"
     folder.mkdir()
     with pytest.raises(AbftError, match="another job"):
-        Parts(tmp_path / "out.csv", {})
+        Parts(tmp_path / "out.csv", {}, 4)
 
 
 def test_a_merged_run_answers_the_same_without_abft(finished, review_data, tmp_path):
@@ -192,3 +192,48 @@ def test_the_prompt_to_send_elsewhere(finished):
     record = json.loads(invoke("prompt", finished, "--text", text, "--json").stdout)
     assert record["prompt"] == expected
     assert record["labels"] == {"negative": " negative", "positive": " positive"}
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_ray_gives_the_same_and_goes_on(finished, tmp_path, kind, monkeypatch):
+    """A real cluster of this machine; one chunk is there already, as after a kill."""
+    pytest.importorskip("ray")
+    monkeypatch.setattr(predicting, "CHUNK_ROWS", 4)
+    source = tmp_path / "new.csv"
+    rows = [f'"{text}",{i}' for i, text in enumerate(TEXTS)]
+    rows[6] = ",6"
+    source.write_text("review,number\n" + "\n".join(rows) + "\n")
+    serial, parallel = tmp_path / f"serial.{kind}", tmp_path / f"ray.{kind}"
+    command = ("predict", finished, "--data", source, "--batch-size", 1, "--output")
+    assert invoke(*command, serial).exit_code == 0
+
+    join = Parts.join
+    monkeypatch.setattr(Parts, "join", lambda parts: None)  # as if killed before
+    assert invoke(*command, parallel, "--engine", "ray").exit_code == 0
+    folder = tmp_path / f"ray.{kind}.parts"
+    parts = [folder / f"00000{number}.{kind}" for number in range(3)]
+    before = [part.stat().st_mtime_ns for part in parts]
+    parts[2].unlink()
+
+    def join_and_look(each):
+        stamps.extend(part.stat().st_mtime_ns for part in parts)
+        join(each)
+
+    stamps = []
+    monkeypatch.setattr(Parts, "join", join_and_look)
+    result = invoke(*command, parallel, "--engine", "ray")
+    assert result.exit_code == 0, result.output
+    assert stamps[:2] == before[:2]
+    assert "1 of 11" not in result.stderr  # row 7 is in a part that was there before
+    if kind == "csv":
+        assert parallel.read_text() == serial.read_text()
+    else:
+        pandas.testing.assert_frame_equal(
+            pandas.read_parquet(parallel), pandas.read_parquet(serial), check_dtype=False
+        )
+
+
+def test_options_of_ray_are_checked(finished, source, tmp_path):
+    assert "expected serial or ray" in refused("predict", finished, "--engine", "dask")
+    assert "goes with --engine ray" in refused("predict", finished, "--ray-address", "a:1")
+    assert "with --data and --output" in refused("predict", finished, "--engine", "ray")

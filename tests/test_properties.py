@@ -13,7 +13,6 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from jinja2 import Environment
 
-from abft.cli.predictions import Parts, prediction_rows
 from abft.data.batches import Batch, collate
 from abft.data.datasets import read_table, texts_of
 from abft.data.encoding import EncodedPrompt, encode, label_tokens
@@ -24,6 +23,7 @@ from abft.errors import AbftError
 from abft.model.attention import decoder, read_rows, row_attention
 from abft.report.charts import text as escaped
 from abft.runs.config import RunConfig, config_values, current_values
+from abft.runs.prediction_files import Parts, prediction_rows
 from abft.scoring.evaluate import evaluate
 from abft.scoring.scorer import LabelScorer
 from tiny import tiny_model, tokenizer
@@ -203,8 +203,9 @@ def test_texts_survive_a_file(suffix, texts, tmp_path):
     path = tmp_path / f"{random.getrandbits(64)}{suffix}"
     frame = pandas.DataFrame({"text": texts}, dtype=object)
     predictions = [("good", {"good": 0.75, "bad": 0.25})] * len(texts)
-    parts = Parts(path, {})
-    parts.write(prediction_rows(frame, "text", predictions, ["good", "bad"]))
+    parts = Parts(path, {}, 1000)
+    parts.start()
+    parts.write(0, prediction_rows(frame, "text", predictions, ["good", "bad"]))
     parts.join()
     assert texts_of(read_table(path), "text", "file") == texts
 

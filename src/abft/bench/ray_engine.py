@@ -1,10 +1,6 @@
 """Run jobs as Ray tasks, on this machine or a cluster whose nodes share the benchmark's folder."""
 
 import contextlib
-import importlib.util
-import logging
-import os
-import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -12,11 +8,10 @@ from typing import Any
 from abft.bench.grid import Cell, Resources
 from abft.bench.jobs import Event, run_job
 from abft.bench.store import Store
-from abft.errors import AbftError
+from abft.runs.ray_cluster import connected
 
 POLL_SECONDS = 1.0
 RETRIES = 3  # of a job whose worker died
-ANSWER_SECONDS = 5
 
 
 @contextmanager
@@ -26,54 +21,8 @@ def cluster(address: str | None, resources: Resources) -> Iterator[Callable[...,
     Raises:
         AbftError: no Ray, no answer at its address, a job needs more than the cluster has.
     """
-    if importlib.util.find_spec("ray") is None:
-        raise AbftError("--engine ray needs Ray: pip install 'abft[ray]'")
-    if address is not None:
-        _check_address(address)
-
-    # A job without a GPU sees none. Ray is an optional dependency.
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
-    import ray
-
-    local: dict[str, Any] = {} if address is not None else {"include_dashboard": False}
-    try:
-        ray.init(
-            address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **local
-        )
-    except Exception as error:
-        raise AbftError(
-            f"Ray could not be reached at {address or 'this machine'}: "
-            f"{str(error).splitlines()[0][:200]}"
-        ) from None
-
-    try:
-        # Ray itself would wait for a node that can run such a job.
-        totals = ray.cluster_resources()
-        for name, amount in (("CPU", resources.cpus), ("GPU", resources.gpus)):
-            if amount > totals.get(name, 0):
-                raise AbftError(
-                    f"resources ask for {amount:g} {name} a job, the Ray cluster has "
-                    f"{totals.get(name, 0):g}"
-                )
+    with connected(address, resources.cpus, resources.gpus, "a job"):
         yield _runner(resources)
-    finally:
-        ray.shutdown()
-
-
-def _check_address(address: str) -> None:
-    """Raise AbftError where nothing answers.
-
-    Ray 2.60 was still trying after 200 seconds (measured), and prints warnings meanwhile.
-    """
-    host, colon, port = address.removeprefix("ray://").rpartition(":")
-    if address == "auto":
-        return
-    if not colon or not port.isdigit():
-        raise AbftError(f"Ray address {address!r}: expected host:port, ray://host:port or auto")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_SECONDS).close()
-    except (OSError, OverflowError) as error:
-        raise AbftError(f"no Ray cluster answers at {address}: {error}") from None
 
 
 def _remote_job(cells: Sequence[Cell], folder: str, keep_weights: bool, events: Any) -> None:

@@ -1,7 +1,7 @@
 """`abft predict`: texts come in chunks, so that a file may be larger than the memory."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,12 +10,10 @@ import typer
 from abft.cli.options import Device, Json, Run, RunArgument, chosen_run
 from abft.cli.predictions import (
     SUFFIXES,
-    Parts,
     check_output,
     check_table,
     json_line,
     prediction_line,
-    prediction_rows,
     print_explanation,
     write_explanations,
 )
@@ -24,11 +22,10 @@ from abft.data.tables import READERS, TableFile, batches, decoded, open_table
 from abft.errors import AbftError, RunInterrupted
 from abft.method.settings import DATA
 from abft.runs.config import MODEL, OUTPUT
+from abft.runs.prediction_files import Parts, Prediction, prediction_rows
 
 if TYPE_CHECKING:
     import pandas
-
-    from abft.runs.predictor import Predictor
 
 CHUNK_ROWS = 1024  # what an interrupted command loses at most
 
@@ -90,6 +87,25 @@ def predict(
     batch_size: Annotated[
         int, typer.Option(min=1, help="Texts in a forward pass.", rich_help_panel=OUTPUT)
     ] = 16,
+    engine: Annotated[
+        str,
+        typer.Option(
+            help="serial: this process; ray: Ray Data, a worker for each GPU or for so many cores.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = "serial",
+    ray_address: Annotated[
+        str | None,
+        typer.Option(
+            help="A running Ray cluster, e.g. host:6379 or auto; its nodes share the folder of "
+            "--output.",
+            show_default="one on this machine",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    cpus_per_worker: Annotated[
+        int, typer.Option(min=1, help="Cores of a Ray worker.", rich_help_panel=OUTPUT)
+    ] = 1,
     as_json: Json = False,
 ) -> None:
     """Label new texts with a finished run, or a merged one.
@@ -105,12 +121,20 @@ def predict(
     `abft predict --run runs/mine --data big.parquet --text-column review --output labels.parquet`
 
     `abft predict --text "a film to remember" --explain --output why.html`
+
+    `abft predict --data big.parquet --output labels.parquet --engine ray --ray-address auto`
     """
     from abft.runs.run_folder import check_predictable, read_task, text_column_of
 
     # Everything that can be refused without a model comes first.
     if text and data:
         raise AbftError("give --text or --data, not both")
+    if engine not in ("serial", "ray"):
+        raise AbftError(f"engine {engine!r}: expected serial or ray")
+    if ray_address is not None and engine != "ray":
+        raise AbftError("--ray-address goes with --engine ray")
+    if engine == "ray" and (data is None or output is None or explain):
+        raise AbftError("--engine ray goes with --data and --output, without --explain")
     if output is not None:
         check_output(output, (".jsonl", ".html") if explain else SUFFIXES)
     run = chosen_run(argument, run)
@@ -131,113 +155,104 @@ def predict(
                 "no text, or an empty one, to classify; give --text, --data or stdin lines"
             )
 
+    origin = str(data or "the texts")
     parts = None
     if output is not None and not explain:
-        parts = Parts(output, {"run": str(run.resolve()), "column": column, **_identity(table)})
+        job = {"run": str(run.resolve()), "column": column, **_identity(table)}
+        parts = Parts(output, job, CHUNK_ROWS)
+    if engine == "ray":
+        assert table is not None
+        assert parts is not None
+        quiet()
+        from abft.runs.predict_on_ray import predict_on_ray
+        from abft.runs.session import progress_bar
 
-    skip = parts.rows if parts else 0
-    if skip:
-        print(f"{output}: going on after {skip:,} rows", file=sys.stderr)
-    quiet()
-    from abft.runs.predictor import Predictor
-
-    predictor = Predictor.from_run(run, device=device, trust_remote_code=trust_remote_code)
-    source = table.chunks(CHUNK_ROWS, skip) if table else _frames(texts, skip)
-    job = _Job(predictor, column, str(data or "the texts"), strict, batch_size, skip)
-    total = table.rows if table else len(texts)
-    if explain:
-        explanations = [e for frame in source for e in job.explain(frame)]
-        if output is not None:
-            write_explanations(output, explanations)
-            print(f"wrote {output}", file=sys.stderr)
-        else:
-            for explanation in explanations:
-                if as_json:
-                    print(json_line(explanation), end="")
-                else:
-                    print_explanation(explanation)
-        job.report()
+        with progress_bar("predict", table.rows, "text") as bar:
+            counts = predict_on_ray(
+                run,
+                table,
+                parts,
+                column,
+                origin=origin,
+                strict=strict,
+                batch_size=batch_size,
+                address=ray_address,
+                cpus_per_worker=cpus_per_worker,
+                trust_remote_code=trust_remote_code,
+                progress=bar.update,
+            )
+        parts.join()
+        _report(origin, *counts)
+        print(f"wrote {output}", file=sys.stderr)
         return
 
+    # Parts follow each other: those that are there are the first.
+    first = len(parts.done) if parts else 0
+    rows = first * CHUNK_ROWS
+    if rows:
+        print(f"{output}: going on after {rows:,} rows", file=sys.stderr)
+    quiet()
+    from abft.runs.predict_frames import FramePredictor
+    from abft.runs.predictor import Predictor
     from abft.runs.session import progress_bar
 
-    with progress_bar("predict", total, "text", skip) as bar:
+    predictor = Predictor.from_run(run, device=device, trust_remote_code=trust_remote_code)
+    frames = table.chunks(CHUNK_ROWS, rows) if table else _frames(texts, rows)
+    predicting = FramePredictor(predictor, column, origin, strict, batch_size)
+    explanations = []
+    if parts:
+        parts.start()
+    total = table.rows if table else len(texts)
+    with progress_bar("explain" if explain else "predict", total, "text", rows) as bar:
         try:
-            for frame in source:
-                predictions = job.predict(frame)
-                if parts:
-                    parts.write(prediction_rows(frame, column, predictions, predictor.task.labels))
+            for number, frame in enumerate(frames, start=first):
+                if explain:
+                    explanations += predicting.explain(frame, rows)
                 else:
-                    for each, prediction in zip(frame[column], predictions, strict=True):
-                        if prediction is not None:
-                            print(prediction_line(str(each), prediction, as_json), flush=True)
+                    predictions = predicting.predict(frame, rows)
+                    if parts:
+                        labels = predictor.task.labels
+                        parts.write(number, prediction_rows(frame, column, predictions, labels))
+                    else:
+                        _print(frame[column], predictions, as_json)
+                rows += len(frame)
                 bar.update(len(frame))
         except KeyboardInterrupt:
-            done = f"{parts.rows:,} rows are kept; the same command goes on" if parts else "stopped"
+            done = f"{rows:,} rows are kept; the same command goes on" if parts else "stopped"
             raise RunInterrupted(done) from None
-    job.report()
-    if parts:
+
+    if explain and output is not None:
+        write_explanations(output, explanations)
+    elif explain:
+        for explanation in explanations:
+            if as_json:
+                print(json_line(explanation), end="")
+            else:
+                print_explanation(explanation)
+    elif parts:
         parts.join()
+    _report(origin, rows, predicting.empty, predicting.cut)
+    if output is not None:
         print(f"wrote {output}", file=sys.stderr)
 
 
-class _Job:
-    """Predicts frames of texts, and counts what is left out and what is cut."""
+def _print(cells: Iterable, predictions: "Sequence[Prediction | None]", as_json: bool) -> None:
+    for cell, prediction in zip(cells, predictions, strict=True):
+        if prediction is not None:
+            print(prediction_line(str(cell), prediction, as_json), flush=True)
 
-    def __init__(
-        self,
-        predictor: "Predictor",
-        column: str,
-        origin: str,
-        strict: bool,
-        batch_size: int,
-        done: int,
-    ) -> None:
-        self.predictor, self.column, self.origin = predictor, column, origin
-        self.strict, self.batch_size = strict, batch_size
-        self.rows, self.cut = done, 0
-        self.empty: list[int] = []
 
-    def texts(self, frame: "pandas.DataFrame") -> tuple[list[int], list[str]]:
-        """Return which rows of a frame hold a text, and the texts, cut to what fits."""
-        from abft.data.datasets import check_empty, texts_of
+def _report(origin: str, rows: int, empty: Sequence[int], cut: int) -> None:
+    """Say on stderr what was left out and what was cut."""
+    from abft.data.datasets import check_empty
 
-        cells = texts_of(frame, self.column, self.origin)
-        held = [i for i, cell in enumerate(cells) if cell]
-        empty = [self.rows + i + 1 for i, cell in enumerate(cells) if not cell]
-        if self.strict:
-            check_empty(empty, self.rows + len(cells), self.origin, "text", strict=True)
-        self.empty += empty
-        self.rows += len(cells)
-
-        texts = [cells[i] for i in held]
-        fitted = self.predictor.fit(texts)
-        self.cut += sum(a != b for a, b in zip(texts, fitted, strict=True))
-        return held, fitted
-
-    def predict(self, frame: "pandas.DataFrame") -> list[tuple[str, dict[str, float]] | None]:
-        """Return label and probabilities of every row; None where it has no text."""
-        held, texts = self.texts(frame)
-        predictions: list[tuple[str, dict[str, float]] | None] = [None] * len(frame)
-        for i, prediction in zip(held, self.predictor.predict(texts, self.batch_size), strict=True):
-            predictions[i] = prediction
-        return predictions
-
-    def explain(self, frame: "pandas.DataFrame") -> Sequence:
-        """Return the explanations of the rows with a text."""
-        return self.predictor.explain(self.texts(frame)[1], self.batch_size)
-
-    def report(self) -> None:
-        """Say on stderr what was left out and what was cut."""
-        from abft.data.datasets import check_empty
-
-        check_empty(self.empty, self.rows, self.origin, "text", strict=False)
-        if self.cut:
-            print(
-                f"{self.origin}: {self.cut} texts are longer than fits into the model's context; "
-                "only their beginning was read",
-                file=sys.stderr,
-            )
+    check_empty(empty, rows, origin, "text", strict=False)
+    if cut:
+        print(
+            f"{origin}: {cut} texts are longer than fits into the model's context; only their "
+            "beginning was read",
+            file=sys.stderr,
+        )
 
 
 def _stdin_lines() -> list[str]:

@@ -1,9 +1,7 @@
-"""Write predictions to a file: the rows read, each with its label and every label's probability."""
+"""Check where predictions go, and show them and explanations on the terminal."""
 
-import csv
 import json
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,16 +10,13 @@ from abft.cli.tables import print_table
 from abft.data.datasets import check_columns
 from abft.data.tables import TableFile
 from abft.errors import AbftError
-from abft.files import atomic_file, write_json, write_text
+from abft.files import write_text
+from abft.runs.prediction_files import LABEL, PROBABILITY, Prediction
 
 if TYPE_CHECKING:
-    import pandas
-
     from abft.runs.explain import Explanation
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
-LABEL, PROBABILITY = "predicted_label", "probability_"
-Prediction = tuple[str, dict[str, float]]  # what `Predictor.predict` returns of a text
 
 
 def prediction_line(text: str, prediction: Prediction, as_json: bool) -> str:
@@ -93,126 +88,3 @@ def print_explanation(explanation: "Explanation", longest: int = 54, tokens: int
             for i in explanation.shares.argsort()[::-1]
         ]
         print_table([("share", "right"), ("label", "left"), ("demonstration", "left")], rows)
-
-
-def prediction_rows(
-    frame: "pandas.DataFrame",
-    column: str,
-    predictions: Sequence[Prediction | None],
-    labels: Sequence[str],
-) -> "pandas.DataFrame":
-    """Return a frame with the predictions of its texts in more columns; empty where None."""
-    import pandas
-
-    words = [None if each is None else each[0] for each in predictions]
-    new: dict[str, pandas.Series] = {LABEL: pandas.Series(words, dtype=object)}
-    for label in labels:
-        values = [None if each is None else each[1][label] for each in predictions]
-        new[PROBABILITY + label] = pandas.Series(values, dtype=float)
-    frame = frame.assign(**new)
-    frame.attrs["column"] = column
-    return frame
-
-
-class Parts:
-    """Writes a file in parts, which are joined at the end: a killed job goes on after the last.
-
-    Args:
-        output: the file; its ending says the format.
-        job: what the parts belong to, JSON-ready; others' parts are refused.
-
-    Attributes:
-        rows: how many rows of the source are in the parts.
-    """
-
-    def __init__(self, output: Path, job: Mapping[str, object]) -> None:
-        self.output, self.kind = output, output.suffix.lower()
-        self.folder = output.with_name(f"{output.name}.parts")
-        self._job = self.folder / "job.json"
-        self.rows = 0
-        self._sizes: list[int] = []
-        if self.folder.exists():
-            try:
-                record = json.loads(self._job.read_text(encoding="utf-8"))
-            except (OSError, ValueError):
-                record = {}
-            if record.get("job") != job:
-                raise AbftError(
-                    f"{self.folder} holds parts of another job; delete it, or give another --output"
-                )
-            self._sizes = record["sizes"]
-            self.rows = sum(self._sizes)
-        self.job = dict(job)
-
-    def write(self, frame: "pandas.DataFrame") -> None:
-        """Write the next part; it counts once job.json names it."""
-        self.folder.mkdir(exist_ok=True)
-        path = self._part(len(self._sizes))
-        if self.kind == ".parquet":
-            frame.to_parquet(path, index=False)
-        elif self.kind == ".jsonl":
-            write_text(path, _json_lines(frame))
-        else:
-            write_text(path, _csv(frame, "\t" if self.kind == ".tsv" else ",", not self._sizes))
-        self._sizes.append(len(frame))
-        self.rows += len(frame)
-        write_json(self._job, {"job": self.job, "sizes": self._sizes})
-
-    def join(self) -> None:
-        """Make the file of all parts, and delete them."""
-        parts = [self._part(number) for number in range(len(self._sizes))]
-        with atomic_file(self.output) as partial:
-            if self.kind == ".parquet":
-                _join_parquet(parts, partial)
-            else:
-                with partial.open("wb") as file:
-                    for part in parts:
-                        with part.open("rb") as content:
-                            shutil.copyfileobj(content, file)
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-    def _part(self, number: int) -> Path:
-        return self.folder / f"{number:06d}{self.kind}"
-
-
-def _json_lines(frame: "pandas.DataFrame") -> str:
-    """Return one JSON object in a line for each row: text, label, probabilities."""
-    import pandas
-
-    columns = [name for name in frame.columns if name.startswith(PROBABILITY)]
-    lines = []
-    for _, row in frame.iterrows():
-        label = None if pandas.isna(row[LABEL]) else row[LABEL]
-        probabilities = {name.removeprefix(PROBABILITY): row[name] for name in columns}
-        text = row[frame.attrs["column"]]
-        record = {
-            "text": text if isinstance(text, str) else None if pandas.isna(text) else str(text),
-            "label": label,
-            "probabilities": None if label is None else probabilities,
-        }
-        lines.append(json.dumps(record, ensure_ascii=False) + "\n")
-    return "".join(lines)
-
-
-def _csv(frame: "pandas.DataFrame", separator: str, header: bool) -> str:
-    text = frame.to_csv(index=False, sep=separator, header=header, lineterminator="\n")
-    # pandas quotes a line feed, but not a carriage return, which readers take for a line's end.
-    if "\r" in text:
-        quoting = csv.QUOTE_NONNUMERIC
-        text = frame.to_csv(
-            index=False, sep=separator, header=header, lineterminator="\n", quoting=quoting
-        )
-    return text
-
-
-def _join_parquet(parts: Sequence[Path], output: Path) -> None:
-    """Write parts into one Parquet file; columns may have become other types in some."""
-    import pyarrow
-    from pyarrow import parquet
-
-    # A column without values in one part has no type there.
-    schemas = [parquet.read_schema(part).remove_metadata() for part in parts]
-    schema = pyarrow.unify_schemas(schemas, promote_options="permissive")
-    with parquet.ParquetWriter(output, schema) as writer:
-        for part in parts:
-            writer.write_table(parquet.read_table(part).cast(schema))

@@ -1,0 +1,58 @@
+"""Predict chunks of a table: rows without a text keep their place, long texts are cut."""
+
+from typing import TYPE_CHECKING
+
+from abft.data.datasets import check_empty, texts_of
+from abft.runs.prediction_files import Prediction
+from abft.runs.predictor import Predictor
+
+if TYPE_CHECKING:
+    import pandas
+
+    from abft.runs.explain import Explanation
+
+
+class FramePredictor:
+    """Predicts frames of texts, and counts what is left out and what is cut."""
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        column: str,
+        origin: str,
+        strict: bool,
+        batch_size: int,
+    ) -> None:
+        self.predictor, self.column, self.origin = predictor, column, origin
+        self.strict, self.batch_size = strict, batch_size
+        self.cut = 0
+        self.empty: list[int] = []
+
+    def texts(self, frame: "pandas.DataFrame", start: int) -> tuple[list[int], list[str]]:
+        """Return which rows of a frame hold a text, and the texts, cut to what fits.
+
+        `start`: how many rows of the source come before it.
+        """
+        cells = texts_of(frame, self.column, self.origin)
+        held = [i for i, cell in enumerate(cells) if cell]
+        empty = [start + i + 1 for i, cell in enumerate(cells) if not cell]
+        if self.strict:
+            check_empty(empty, start + len(cells), self.origin, "text", strict=True)
+        self.empty += empty
+
+        texts = [cells[i] for i in held]
+        fitted = self.predictor.fit(texts)
+        self.cut += sum(a != b for a, b in zip(texts, fitted, strict=True))
+        return held, fitted
+
+    def predict(self, frame: "pandas.DataFrame", start: int) -> list[Prediction | None]:
+        """Return label and probabilities of every row; None where it has no text."""
+        held, texts = self.texts(frame, start)
+        predictions: list[Prediction | None] = [None] * len(frame)
+        for i, prediction in zip(held, self.predictor.predict(texts, self.batch_size), strict=True):
+            predictions[i] = prediction
+        return predictions
+
+    def explain(self, frame: "pandas.DataFrame", start: int) -> "list[Explanation]":
+        """Return the explanations of the rows with a text."""
+        return self.predictor.explain(self.texts(frame, start)[1], self.batch_size)

@@ -1,0 +1,166 @@
+"""Predict a large table with Ray Data: one worker for each GPU, or for so many CPU cores.
+
+The source is split into chunks in the folder of the output's parts, which all nodes have to share.
+A part that is there is not computed again, whatever worker had written it.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from abft.data.tables import TableFile
+from abft.errors import AbftError
+from abft.files import atomic_file
+from abft.runs.prediction_files import Parts, prediction_rows
+from abft.runs.ray_cluster import connected
+
+CHUNKS = "chunks"  # in the folder of the parts
+
+
+class _Worker:
+    """Predicts chunks with a model of its own."""
+
+    def __init__(
+        self,
+        run: str,
+        output: str,
+        job: dict[str, object],
+        column: str,
+        origin: str,
+        strict: bool,
+        batch_size: int,
+        chunk_rows: int,
+        device: str,
+        cpus: int,
+        trust_remote_code: bool,
+    ) -> None:
+        import torch
+
+        from abft.runs.predict_frames import FramePredictor
+        from abft.runs.predictor import Predictor
+
+        torch.set_num_threads(cpus)
+        predictor = Predictor.from_run(run, device=device, trust_remote_code=trust_remote_code)
+        self.frames = FramePredictor(predictor, column, origin, strict, batch_size)
+        self.parts = Parts(Path(output), job, chunk_rows)
+        self.column, self.labels = column, predictor.task.labels
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list]:
+        """Predict the chunks of a batch of numbers, write their parts, and report on them."""
+        import pandas
+
+        rows, empty, cut = [], [], []
+        for number in batch["chunk"].tolist():
+            frame = pandas.read_parquet(chunk_path(self.parts, number), dtype_backend="pyarrow")
+            self.frames.empty, self.frames.cut = [], 0
+            predictions = self.frames.predict(frame, number * self.parts.chunk_rows)
+            self.parts.write(number, prediction_rows(frame, self.column, predictions, self.labels))
+            rows.append(len(frame))
+            empty.append(",".join(map(str, self.frames.empty)))
+            cut.append(self.frames.cut)
+        return {"rows": rows, "empty": empty, "cut": cut}
+
+
+def chunk_path(parts: Parts, number: int) -> Path:
+    """Return where a chunk of the source is."""
+    return parts.folder / CHUNKS / f"{number:06d}.parquet"
+
+
+def predict_on_ray(
+    run: str | Path,
+    table: TableFile,
+    parts: Parts,
+    column: str,
+    *,
+    origin: str,
+    strict: bool = False,
+    batch_size: int = 16,
+    address: str | None = None,
+    cpus_per_worker: int = 1,
+    trust_remote_code: bool = False,
+    progress: Callable[[int], object] | None = None,
+) -> tuple[int, list[int], int]:
+    """Predict every chunk that has no part yet; the parts are not joined.
+
+    Args:
+        parts: where predictions go; its folder has to be the same on all nodes.
+        column: of the texts.
+        origin: what messages call the source.
+        address: of a running cluster; None = start one on this machine.
+        cpus_per_worker: without GPUs; with them a worker has one.
+        progress: called with the number of rows of each chunk that is done.
+
+    Returns:
+        The rows of the source, those without a text, and how many texts were cut; the last two of
+        this command's chunks only.
+
+    Raises:
+        AbftError: no Ray, no answer, too few cores; with `strict` an empty text.
+    """
+    with connected(address, cpus_per_worker) as totals:
+        import ray
+
+        parts.start()
+        rows = _split(table, parts)
+        count = -(-rows // parts.chunk_rows)
+        done = set(parts.done)
+        todo = [number for number in range(count) if number not in done]
+        if progress:
+            progress(rows - sum(_rows_of(number, rows, parts.chunk_rows) for number in todo))
+
+        # One worker for each GPU, or for so many cores.
+        gpus = int(totals.get("GPU", 0))
+        most = gpus or max(int(totals.get("CPU", 1)) // cpus_per_worker, 1)
+        resources: dict[str, Any] = {"num_gpus": 1} if gpus else {"num_cpus": cpus_per_worker}
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        arguments = {
+            "run": str(Path(run).resolve()),
+            "output": str(parts.output.resolve()),
+            "job": parts.job,
+            "column": column,
+            "origin": origin,
+            "strict": strict,
+            "batch_size": batch_size,
+            "chunk_rows": parts.chunk_rows,
+            "device": "cuda" if gpus else "cpu",
+            "cpus": cpus_per_worker,
+            "trust_remote_code": trust_remote_code,
+        }
+        empty: list[int] = []
+        cut = 0
+        if todo:
+            items = [{"chunk": number} for number in todo]
+            data = ray.data.from_items(items, override_num_blocks=len(todo)).map_batches(
+                _Worker,
+                batch_size=1,
+                concurrency=(1, min(most, len(todo))),
+                fn_constructor_kwargs=arguments,
+                **resources,
+            )
+            try:
+                for row in data.iter_rows():
+                    empty += [int(number) for number in row["empty"].split(",") if number]
+                    cut += int(row["cut"])
+                    if progress:
+                        progress(int(row["rows"]))
+            except ray.exceptions.RayError as error:
+                lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+                raise AbftError(f"a Ray worker failed: {lines[-1][:300]}") from None
+        return rows, sorted(empty), cut
+
+
+def _rows_of(number: int, rows: int, chunk_rows: int) -> int:
+    return min(chunk_rows, rows - number * chunk_rows)
+
+
+def _split(table: TableFile, parts: Parts) -> int:
+    """Write the chunks of the source that are not there yet; return the number of its rows."""
+    (parts.folder / CHUNKS).mkdir(exist_ok=True)
+    rows = 0
+    for number, frame in enumerate(table.chunks(parts.chunk_rows)):
+        path = chunk_path(parts, number)
+        if not path.is_file():
+            with atomic_file(path) as partial:
+                frame.to_parquet(partial, index=False)
+        rows += len(frame)
+    return rows

@@ -1,0 +1,142 @@
+"""Write predictions to a file chunk by chunk: the rows read, their labels and probabilities."""
+
+import csv
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from abft.errors import AbftError
+from abft.files import atomic_file, write_json, write_text
+
+if TYPE_CHECKING:
+    import pandas
+
+LABEL, PROBABILITY = "predicted_label", "probability_"
+Prediction = tuple[str, dict[str, float]]  # what `Predictor.predict` returns of a text
+
+
+def prediction_rows(
+    frame: "pandas.DataFrame",
+    column: str,
+    predictions: Sequence[Prediction | None],
+    labels: Sequence[str],
+) -> "pandas.DataFrame":
+    """Return a frame with the predictions of its texts in more columns; empty where None."""
+    import pandas
+
+    words = [None if each is None else each[0] for each in predictions]
+    new: dict[str, pandas.Series] = {LABEL: pandas.Series(words, dtype=object)}
+    for label in labels:
+        values = [None if each is None else each[1][label] for each in predictions]
+        new[PROBABILITY + label] = pandas.Series(values, dtype=float)
+    frame = frame.assign(**new)
+    frame.attrs["column"] = column
+    return frame
+
+
+class Parts:
+    """Writes a file in parts, which are joined at the end: a killed job goes on where it was.
+
+    Part i holds the i-th chunk of the source's rows. A part that is there is complete.
+
+    Args:
+        output: the file; its ending says the format.
+        job: what the parts belong to, JSON-ready; others' parts are refused.
+        chunk_rows: rows of every chunk but the last.
+    """
+
+    def __init__(self, output: Path, job: Mapping[str, object], chunk_rows: int) -> None:
+        self.output, self.kind, self.chunk_rows = output, output.suffix.lower(), chunk_rows
+        self.job = dict(job)
+        self.folder = output.with_name(f"{output.name}.parts")
+        record = {"job": self.job, "chunk_rows": chunk_rows}
+        path = self.folder / "job.json"
+        if self.folder.exists():
+            try:
+                stored = json.loads(path.read_text(encoding="utf-8"))
+            except (OSError, ValueError):
+                stored = None
+            if stored != record:
+                raise AbftError(
+                    f"{self.folder} holds parts of another job; delete it, or give another --output"
+                )
+        self._record = (path, record)
+
+    @property
+    def done(self) -> list[int]:
+        """Return the numbers of the parts that are there, ascending."""
+        return sorted(int(path.stem) for path in self.folder.glob(f"[0-9]*{self.kind}"))
+
+    def start(self) -> None:
+        """Make the folder; job.json says whose it is."""
+        self.folder.mkdir(exist_ok=True)
+        write_json(*self._record)
+
+    def write(self, number: int, frame: "pandas.DataFrame") -> None:
+        """Write a part, at once or not at all."""
+        path = self.folder / f"{number:06d}{self.kind}"
+        if self.kind == ".parquet":
+            with atomic_file(path) as partial:
+                frame.to_parquet(partial, index=False)
+        elif self.kind == ".jsonl":
+            write_text(path, _json_lines(frame))
+        else:
+            write_text(path, _csv(frame, "\t" if self.kind == ".tsv" else ",", number == 0))
+
+    def join(self) -> None:
+        """Make the file of all parts, and delete them."""
+        parts = [self.folder / f"{number:06d}{self.kind}" for number in self.done]
+        with atomic_file(self.output) as partial:
+            if self.kind == ".parquet":
+                _join_parquet(parts, partial)
+            else:
+                with partial.open("wb") as file:
+                    for part in parts:
+                        with part.open("rb") as content:
+                            shutil.copyfileobj(content, file)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _json_lines(frame: "pandas.DataFrame") -> str:
+    """Return one JSON object in a line for each row: text, label, probabilities."""
+    import pandas
+
+    columns = [name for name in frame.columns if name.startswith(PROBABILITY)]
+    lines = []
+    for _, row in frame.iterrows():
+        label = None if pandas.isna(row[LABEL]) else row[LABEL]
+        probabilities = {name.removeprefix(PROBABILITY): row[name] for name in columns}
+        text = row[frame.attrs["column"]]
+        record = {
+            "text": text if isinstance(text, str) else None if pandas.isna(text) else str(text),
+            "label": label,
+            "probabilities": None if label is None else probabilities,
+        }
+        lines.append(json.dumps(record, ensure_ascii=False) + "\n")
+    return "".join(lines)
+
+
+def _csv(frame: "pandas.DataFrame", separator: str, header: bool) -> str:
+    text = frame.to_csv(index=False, sep=separator, header=header, lineterminator="\n")
+    # pandas quotes a line feed, but not a carriage return, which readers take for a line's end.
+    if "\r" in text:
+        quoting = csv.QUOTE_NONNUMERIC
+        text = frame.to_csv(
+            index=False, sep=separator, header=header, lineterminator="\n", quoting=quoting
+        )
+    return text
+
+
+def _join_parquet(parts: Sequence[Path], output: Path) -> None:
+    """Write parts into one Parquet file; columns may have become other types in some."""
+    import pyarrow
+    from pyarrow import parquet
+
+    # A column without values in one part has no type there.
+    schemas = [parquet.read_schema(part).remove_metadata() for part in parts]
+    schema = pyarrow.unify_schemas(schemas, promote_options="permissive")
+    with parquet.ParquetWriter(output, schema) as writer:
+        for part in parts:
+            writer.write_table(parquet.read_table(part).cast(schema))
