@@ -234,6 +234,6 @@ def test_ray_gives_the_same_and_goes_on(finished, tmp_path, kind, monkeypatch):
 
 
 def test_options_of_ray_are_checked(finished, source, tmp_path):
-    assert "expected serial or ray" in refused("predict", finished, "--engine", "dask")
-    assert "goes with --engine ray" in refused("predict", finished, "--ray-address", "a:1")
+    assert "expected one of serial, ray" in refused("predict", finished, "--engine", "dask")
+    assert "goes with engine" in refused("predict", finished, "--ray-address", "a:1")
     assert "with --data and --output" in refused("predict", finished, "--engine", "ray")

@@ -178,8 +178,8 @@ def test_probes_of_a_fold_never_see_its_labels():
     _, held_out = folds[0]
     flipped = labels_N.copy()
     flipped[held_out] = 1 - flipped[held_out]
-    before = _cross_fitted(given, labels_N, 2, 0.3, folds)
-    after = _cross_fitted(given, flipped, 2, 0.3, folds)
+    before = _cross_fitted(given, labels_N, np.ones(N), 2, 0.3, folds)
+    after = _cross_fitted(given, flipped, np.ones(N), 2, 0.3, folds)
     np.testing.assert_array_equal(before[held_out], after[held_out])
     others = np.setdiff1d(np.arange(N), held_out)
     assert np.abs(before[others] - after[others]).max() > 0.01

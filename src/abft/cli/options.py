@@ -38,13 +38,6 @@ Run = Annotated[
 RunArgument = Annotated[
     Path | None, typer.Argument(metavar="[RUN]", help="The same as --run.", show_default=False)
 ]
-Device = Annotated[
-    str,
-    typer.Option(
-        help="auto: a GPU if there is one; cpu, cuda, or balanced: spread over all GPUs.",
-        rich_help_panel=MODEL,
-    ),
-]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.", rich_help_panel=OUTPUT)]
 Recipe = Annotated[
     str | None,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from abft.cli.options import Device, Json, Run, RunArgument, chosen_run
+from abft.cli.options import Json, Run, RunArgument, chosen_run, with_settings
 from abft.cli.predictions import (
     SUFFIXES,
     check_output,
@@ -21,7 +21,8 @@ from abft.cli.quiet import quiet
 from abft.data.tables import READERS, TableFile, batches, decoded, open_table
 from abft.errors import AbftError, RunInterrupted
 from abft.method.settings import DATA
-from abft.runs.config import MODEL, OUTPUT
+from abft.runs.config import OUTPUT
+from abft.runs.predict_settings import PredictSettings
 from abft.runs.prediction_files import Parts, Prediction, prediction_rows
 
 if TYPE_CHECKING:
@@ -30,7 +31,9 @@ if TYPE_CHECKING:
 CHUNK_ROWS = 1024  # what an interrupted command loses at most
 
 
+@with_settings(PredictSettings)
 def predict(
+    settings: PredictSettings,
     argument: RunArgument = None,
     run: Run = None,
     text: Annotated[
@@ -44,29 +47,6 @@ def predict(
             rich_help_panel=DATA,
         ),
     ] = None,
-    text_column: Annotated[
-        str | None,
-        typer.Option(
-            help="Column of the texts.", show_default="as in training", rich_help_panel=DATA
-        ),
-    ] = None,
-    strict: Annotated[
-        bool,
-        typer.Option(
-            "--strict",
-            help="Refuse rows with an empty text instead of leaving them without a label.",
-            rich_help_panel=DATA,
-        ),
-    ] = False,
-    device: Device = "auto",
-    trust_remote_code: Annotated[
-        bool,
-        typer.Option(
-            "--trust-remote-code",
-            help="Run Python code of the model's repository.",
-            rich_help_panel=MODEL,
-        ),
-    ] = False,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -84,28 +64,6 @@ def predict(
             rich_help_panel=OUTPUT,
         ),
     ] = False,
-    batch_size: Annotated[
-        int, typer.Option(min=1, help="Texts in a forward pass.", rich_help_panel=OUTPUT)
-    ] = 16,
-    engine: Annotated[
-        str,
-        typer.Option(
-            help="serial: this process; ray: Ray Data, a worker for each GPU or for so many cores.",
-            rich_help_panel=OUTPUT,
-        ),
-    ] = "serial",
-    ray_address: Annotated[
-        str | None,
-        typer.Option(
-            help="A running Ray cluster, e.g. host:6379 or auto; its nodes share the folder of "
-            "--output.",
-            show_default="one on this machine",
-            rich_help_panel=OUTPUT,
-        ),
-    ] = None,
-    cpus_per_worker: Annotated[
-        int, typer.Option(min=1, help="Cores of a Ray worker.", rich_help_panel=OUTPUT)
-    ] = 1,
     as_json: Json = False,
 ) -> None:
     """Label new texts with a finished run, or a merged one.
@@ -129,11 +87,7 @@ def predict(
     # Everything that can be refused without a model comes first.
     if text and data:
         raise AbftError("give --text or --data, not both")
-    if engine not in ("serial", "ray"):
-        raise AbftError(f"engine {engine!r}: expected serial or ray")
-    if ray_address is not None and engine != "ray":
-        raise AbftError("--ray-address goes with --engine ray")
-    if engine == "ray" and (data is None or output is None or explain):
+    if settings.engine == "ray" and (data is None or output is None or explain):
         raise AbftError("--engine ray goes with --data and --output, without --explain")
     if output is not None:
         check_output(output, (".jsonl", ".html") if explain else SUFFIXES)
@@ -143,7 +97,7 @@ def predict(
     table = None
     if data is not None:
         table = open_table(data, tuple(READERS))
-        column = "text" if table.kind == "lines" else text_column or text_column_of(run)
+        column = "text" if table.kind == "lines" else settings.text_column or text_column_of(run)
         check_table(table, column, None if explain else output, read_task(run)[0].labels)
         if table.assumed:
             print(table.assumed, file=sys.stderr)
@@ -160,7 +114,7 @@ def predict(
     if output is not None and not explain:
         job = {"run": str(run.resolve()), "column": column, **_identity(table)}
         parts = Parts(output, job, CHUNK_ROWS)
-    if engine == "ray":
+    if settings.engine == "ray":
         assert table is not None
         assert parts is not None
         quiet()
@@ -168,19 +122,7 @@ def predict(
         from abft.runs.session import progress_bar
 
         with progress_bar("predict", table.rows, "text") as bar:
-            counts = predict_on_ray(
-                run,
-                table,
-                parts,
-                column,
-                origin=origin,
-                strict=strict,
-                batch_size=batch_size,
-                address=ray_address,
-                cpus_per_worker=cpus_per_worker,
-                trust_remote_code=trust_remote_code,
-                progress=bar.update,
-            )
+            counts = predict_on_ray(run, table, parts, column, settings, bar.update)
         parts.join()
         _report(origin, *counts)
         print(f"wrote {output}", file=sys.stderr)
@@ -196,14 +138,18 @@ def predict(
     from abft.runs.predictor import Predictor
     from abft.runs.session import progress_bar
 
-    predictor = Predictor.from_run(run, device=device, trust_remote_code=trust_remote_code)
+    predictor = Predictor.from_run(
+        run, device=settings.device, trust_remote_code=settings.trust_remote_code
+    )
     frames = table.chunks(CHUNK_ROWS, rows) if table else _frames(texts, rows)
-    predicting = FramePredictor(predictor, column, origin, strict, batch_size)
+    predicting = FramePredictor(predictor, column, origin, settings)
     explanations = []
     if parts:
         parts.start()
     total = table.rows if table else len(texts)
-    with progress_bar("explain" if explain else "predict", total, "text", rows) as bar:
+    title = "explain" if explain else "predict"
+    shown = explain or parts is not None  # else predictions themselves are shown as they come
+    with progress_bar(title, total, "text", rows, disable=not shown) as bar:
         try:
             for number, frame in enumerate(frames, start=first):
                 if explain:

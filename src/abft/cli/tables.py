@@ -9,7 +9,6 @@ from rich.table import Table
 from rich.text import Text
 
 from abft.method.objectives import OBJECTIVES
-from abft.scoring.metrics import accuracy_interval
 
 SCORES = {
     "accuracy": "accuracy",
@@ -58,6 +57,8 @@ def print_result(metrics: dict[str, Any], output: Path) -> None:
 
 
 def _interval(scores: dict[str, float], queries: int) -> str:
+    from abft.scoring.metrics import accuracy_interval  # numpy
+
     low, high = accuracy_interval(scores["accuracy"], queries)
     return f"{low:.3f} to {high:.3f}"
 

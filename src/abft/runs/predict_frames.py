@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from abft.data.datasets import check_empty, texts_of
+from abft.runs.predict_settings import PredictSettings
 from abft.runs.prediction_files import Prediction
 from abft.runs.predictor import Predictor
 
@@ -16,15 +17,10 @@ class FramePredictor:
     """Predicts frames of texts, and counts what is left out and what is cut."""
 
     def __init__(
-        self,
-        predictor: Predictor,
-        column: str,
-        origin: str,
-        strict: bool,
-        batch_size: int,
+        self, predictor: Predictor, column: str, origin: str, settings: PredictSettings
     ) -> None:
         self.predictor, self.column, self.origin = predictor, column, origin
-        self.strict, self.batch_size = strict, batch_size
+        self.strict, self.batch_size = settings.strict, settings.batch_size
         self.cut = 0
         self.empty: list[int] = []
 

@@ -5,12 +5,14 @@ A part that is there is not computed again, whatever worker had written it.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from abft.data.tables import TableFile
 from abft.errors import AbftError
 from abft.files import atomic_file
+from abft.runs.predict_settings import PredictSettings
 from abft.runs.prediction_files import Parts, prediction_rows
 from abft.runs.ray_cluster import connected
 
@@ -25,23 +27,19 @@ class _Worker:
         run: str,
         output: str,
         job: dict[str, object],
-        column: str,
-        origin: str,
-        strict: bool,
-        batch_size: int,
         chunk_rows: int,
-        device: str,
-        cpus: int,
-        trust_remote_code: bool,
+        column: str,
+        settings: PredictSettings,
     ) -> None:
         import torch
 
         from abft.runs.predict_frames import FramePredictor
         from abft.runs.predictor import Predictor
 
-        torch.set_num_threads(cpus)
-        predictor = Predictor.from_run(run, device=device, trust_remote_code=trust_remote_code)
-        self.frames = FramePredictor(predictor, column, origin, strict, batch_size)
+        torch.set_num_threads(settings.cpus_per_worker)
+        trust = settings.trust_remote_code
+        predictor = Predictor.from_run(run, device=settings.device, trust_remote_code=trust)
+        self.frames = FramePredictor(predictor, column, "the data", settings)
         self.parts = Parts(Path(output), job, chunk_rows)
         self.column, self.labels = column, predictor.task.labels
 
@@ -71,23 +69,15 @@ def predict_on_ray(
     table: TableFile,
     parts: Parts,
     column: str,
-    *,
-    origin: str,
-    strict: bool = False,
-    batch_size: int = 16,
-    address: str | None = None,
-    cpus_per_worker: int = 1,
-    trust_remote_code: bool = False,
-    progress: Callable[[int], object] | None = None,
+    settings: PredictSettings,
+    progress: Callable[[int], object],
 ) -> tuple[int, list[int], int]:
     """Predict every chunk that has no part yet; the parts are not joined.
 
     Args:
         parts: where predictions go; its folder has to be the same on all nodes.
         column: of the texts.
-        origin: what messages call the source.
-        address: of a running cluster; None = start one on this machine.
-        cpus_per_worker: without GPUs; with them a worker has one.
+        settings: `cpus_per_worker` counts without GPUs; with them a worker has one.
         progress: called with the number of rows of each chunk that is done.
 
     Returns:
@@ -97,7 +87,8 @@ def predict_on_ray(
     Raises:
         AbftError: no Ray, no answer, too few cores; with `strict` an empty text.
     """
-    with connected(address, cpus_per_worker) as totals:
+    cpus_per_worker = settings.cpus_per_worker
+    with connected(settings.ray_address, cpus_per_worker) as totals:
         import ray
 
         parts.start()
@@ -105,8 +96,7 @@ def predict_on_ray(
         count = -(-rows // parts.chunk_rows)
         done = set(parts.done)
         todo = [number for number in range(count) if number not in done]
-        if progress:
-            progress(rows - sum(_rows_of(number, rows, parts.chunk_rows) for number in todo))
+        progress(rows - sum(_rows_of(number, rows, parts.chunk_rows) for number in todo))
 
         # One worker for each GPU, or for so many cores.
         gpus = int(totals.get("GPU", 0))
@@ -117,14 +107,9 @@ def predict_on_ray(
             "run": str(Path(run).resolve()),
             "output": str(parts.output.resolve()),
             "job": parts.job,
-            "column": column,
-            "origin": origin,
-            "strict": strict,
-            "batch_size": batch_size,
             "chunk_rows": parts.chunk_rows,
-            "device": "cuda" if gpus else "cpu",
-            "cpus": cpus_per_worker,
-            "trust_remote_code": trust_remote_code,
+            "column": column,
+            "settings": replace(settings, device="cuda" if gpus else "cpu"),
         }
         empty: list[int] = []
         cut = 0
@@ -141,8 +126,7 @@ def predict_on_ray(
                 for row in data.iter_rows():
                     empty += [int(number) for number in row["empty"].split(",") if number]
                     cut += int(row["cut"])
-                    if progress:
-                        progress(int(row["rows"]))
+                    progress(int(row["rows"]))
             except ray.exceptions.RayError as error:
                 lines = [line.strip() for line in str(error).splitlines() if line.strip()]
                 raise AbftError(f"a Ray worker failed: {lines[-1][:300]}") from None

@@ -168,6 +168,16 @@ def summarize(
     }
 
 
-def progress_bar(title: str, total: int | None, unit: str = "prompt", initial: int = 0) -> tqdm:
+def progress_bar(
+    title: str, total: int | None, unit: str = "prompt", initial: int = 0, disable: bool = False
+) -> tqdm:
     """Open a progress bar on stderr; `total` None = unknown."""
-    return tqdm(total=total, desc=title, unit=unit, file=sys.stderr, mininterval=1, initial=initial)
+    return tqdm(
+        total=total,
+        desc=title,
+        unit=unit,
+        file=sys.stderr,
+        mininterval=1,
+        initial=initial,
+        disable=disable,
+    )

@@ -1,6 +1,5 @@
 """Compute metrics of label probabilities and predictions; numpy only."""
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -36,9 +35,10 @@ def accuracy_interval(accuracy: float, queries: int, z: float = 1.96) -> tuple[f
     text count once.
     """
     centre = accuracy + z * z / (2 * queries)
-    margin = z * math.sqrt(accuracy * (1 - accuracy) / queries + (z / (2 * queries)) ** 2)
+    margin = z * np.sqrt(accuracy * (1 - accuracy) / queries + (z / (2 * queries)) ** 2)
     scale = 1 + z * z / queries
-    return max(0.0, (centre - margin) / scale), min(1.0, (centre + margin) / scale)
+    low, high = (centre - margin) / scale, (centre + margin) / scale
+    return max(0.0, float(low)), min(1.0, float(high))
 
 
 def macro_f1(probabilities_NC: np.ndarray, targets_N: np.ndarray) -> float:
