@@ -132,13 +132,12 @@ def train(options):
     prompts = [prompt for group in groups for prompt in group.prompts]
     objective, heads = make(options.arm, model, prompts, options.queries, options.temperature)
 
-    tests = {
-        cell: evaluation_groups(
-            load_task(cell[0]), tokenizer, k, options.sets, options.test_queries, words=cell[1]
+    def test_groups(task, kind):
+        return evaluation_groups(
+            load_task(task), tokenizer, options.k, options.sets, options.test_queries, words=kind
         )
-        for k in [options.k]
-        for cell in cells(options.held_out, kinds, seen=names[:1])
-    }
+
+    tests = {cell: test_groups(*cell) for cell in cells(options.held_out, kinds, seen=names[:1])}
     points = []
 
     def measure(step, seconds):
