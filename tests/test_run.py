@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -330,7 +331,7 @@ def test_the_paper_recipe_is_the_papers(tmp_path, monkeypatch):
 def test_a_runs_config_file_beside_other_settings(tmp_path, monkeypatch):
     """It sets everything, so that what else is asked for must not be lost in it, nor it in that."""
     seen = []
-    monkeypatch.setattr("abft.cli.training.load_run_data", lambda config: None)
+    monkeypatch.setattr("abft.cli.training.load_run_data", lambda *given: None)
     monkeypatch.setattr(
         "abft.runs.train.train_run",
         lambda config, *rest, **options: seen.append(config) or TrainedRun({}, None),
@@ -818,3 +819,32 @@ def test_only_verbose_commands_show_what_the_libraries_say(options, tmp_path, gi
     noise = [line for line in lines if not line.startswith(own) and "heads pass" not in line]
     assert bool(noise) == bool(given), noise
     assert "gemm_4bit" not in done.stderr
+
+
+def test_a_finished_run_needs_its_data_no_more(options, reviews, tmp_path):
+    """Resumed, it hands out its results; the data may be gone by then."""
+    data, run = tmp_path / "gone.csv", tmp_path / "run"
+    shutil.copy(reviews, data)
+    assert invoke("train", *arguments({**options, "data": data}), "--output", run).exit_code == 0
+    data.unlink()
+    resumed = invoke("train", "--resume", "--output", run, "--json")
+    assert resumed.exit_code == 0, resumed.output
+    assert json.loads(resumed.stdout) == json.loads((run / "metrics.json").read_text())
+
+
+def test_measuring_needs_no_texts_for_training_queries(options, tmp_path):
+    """Four queries after four demonstrations need eight training texts; measuring asks for five."""
+    path = tmp_path / "few.csv"
+    rows = [
+        f'"{word} and number {i}",{label}'
+        for i in range(8)
+        for word, label in (("great", "positive"), ("bad", "negative"))
+    ]
+    path.write_text("review,stars\n" + "\n".join(rows[:14]) + "\n")
+    shared = {"queries": 4, "nb": 4, "nd": 4, "batch-size": 4, "steps": 1}
+    few, run = {**options, "data": path, **shared}, tmp_path / "run"
+    assert "4 queries" in refused("train", *arguments(few), "--output", run)
+    assert invoke("train", *arguments({**options, **shared}), "--output", run).exit_code == 0
+    columns = ("--text-column", "review", "--label-column", "stars")
+    measured = invoke("eval", run, "--data", path, *columns, "--test-prompts", 2)
+    assert measured.exit_code == 0, measured.output

@@ -9,7 +9,7 @@ import typer
 from abft.cli.options import Recipe, Request, Run, chosen_run, with_run_settings
 from abft.cli.quiet import quiet
 from abft.errors import AbftError, RunInterrupted
-from abft.runs.config import OUTPUT, RUNS, RunConfig, check_effect
+from abft.runs.config import OUTPUT, RUNS, RunConfig, check_effect, resolve
 from abft.runs.run_folder import check_free, check_new_folder, read_config
 from abft.runs.task_data import load_run_data
 
@@ -64,10 +64,11 @@ def train(
         config = request.config(output) if resume else config
 
     # What needs no model is checked now, not after the seconds that importing torch takes.
+    data = None
     if not resume:
         check_effect(config)
         check_free(output, overwrite)
-    data = load_run_data(config)
+        data = load_run_data(config, resolve(config).task_queries)
     quiet()
     from abft.cli.tables import print_result
     from abft.runs.train import train_run

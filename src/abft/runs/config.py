@@ -359,6 +359,11 @@ class ResolvedConfig(RunConfig):
         steps: int
         cross_entropy: float
 
+    @property
+    def task_queries(self) -> int:
+        """Queries that training draws from the task itself with one set of demonstrations."""
+        return self.queries if self.train_on == "task" else 1
+
 
 def resolve(config: RunConfig, parameters: int | None = None) -> ResolvedConfig:
     """Return a copy in which settings that follow from others are filled in.

@@ -97,7 +97,6 @@ def open_session(
     config: RunConfig,
     run: str | Path | None = None,
     *,
-    queries: int = 1,
     data: TaskData | None = None,
 ) -> Session:
     """Load what a configuration names; everything is checked before the first forward pass.
@@ -107,7 +106,6 @@ def open_session(
     Args:
         config: names model, data and prompts.
         run: a folder with trained weights to apply.
-        queries: training queries that share one set of demonstrations; the data has to suffice.
         data: what `load_run_data` returned, if it was called before.
 
     Raises:
@@ -115,7 +113,6 @@ def open_session(
     """
     config = resolve(config)
     data = load_run_data(config) if data is None else data
-    data.check(config.k, queries)
     model, tokenizer = load_run_model(config)
     tokens = label_tokens(tokenizer, data.task, config.prompt_style)
     limit, style = context_length(model), config.prompt_style

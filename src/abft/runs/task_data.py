@@ -18,8 +18,10 @@ _QUANTILES = (0.5, 0.95, 1.0)
 _MOST_CLASSES = 12  # named in a summary
 
 
-def load_run_data(config: RunConfig) -> TaskData:
+def load_run_data(config: RunConfig, queries: int = 1) -> TaskData:
     """Load the task and examples that a configuration names.
+
+    `queries`: training queries that share one set of demonstrations; the data has to suffice.
 
     Raises:
         AbftError: bad data, or too few examples for its prompts.
@@ -36,7 +38,7 @@ def load_run_data(config: RunConfig) -> TaskData:
             strict=config.strict,
         )
     data = data.with_words(config.label_words)
-    data.check(config.k, (config.queries or 1) if config.train_on == "task" else 1)
+    data.check(config.k, queries)
     return data
 
 

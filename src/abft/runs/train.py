@@ -48,7 +48,7 @@ from abft.runs.run_folder import (
     task_record,
 )
 from abft.runs.session import Session, load_run_model, open_session
-from abft.runs.task_data import summary
+from abft.runs.task_data import load_run_data, summary
 from abft.settings import settings_of
 from abft.training.arguments import ABFTConfig
 from abft.training.callbacks import RunLog, StepBar, stop_on_interrupt
@@ -119,8 +119,8 @@ def train_run(
         check_effect(config)
         check_free(output, overwrite)
 
-    queries = config.queries if config.train_on == "task" else 1
-    session = open_session(config, queries=queries, data=data)
+    data = load_run_data(config, config.task_queries) if data is None else data
+    session = open_session(config, data=data)
     make_folder(output)  # transformers would end in a traceback
     trainer = make_trainer(session, output)
     session.config = config = replace(config, lr=trainer.args.learning_rate)
