@@ -5,13 +5,13 @@ verbose = False  # set by the command line
 
 def quiet() -> None:
     """Silence the warnings and bars of the libraries that a command uses; not with -v."""
+    if verbose:
+        return
     import logging
     import warnings
 
     import transformers
 
-    if verbose:
-        return
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()

@@ -28,6 +28,14 @@ class Batch:
     position_ids: Tensor | None = None  # (B, S) position inside the prompt; None = not packed
     branch_ends: Tensor | None = None  # (B, S) end of the branch; see `Pack`; None = not packed
 
+    @classmethod
+    def of(
+        cls, prompts: Sequence[EncodedPrompt], queries: int, device: torch.device | str
+    ) -> "Batch":
+        """Collate prompts, packed by `queries`, on a device."""
+        fields = collate(prompts, queries)
+        return cls(**{name: tensor.to(device) for name, tensor in fields.items()})
+
     @property
     def lengths(self) -> Tensor:
         """Return n, the number of tokens in each prompt without padding, (P,)."""

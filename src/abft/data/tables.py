@@ -12,9 +12,8 @@ import io
 import itertools
 import json
 import lzma
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -66,6 +65,7 @@ class TableFile:
         encoding: of a text file.
         separator: of a CSV file.
         columns: their names, in order.
+        objects: the rows of a JSON file, which has to be read whole to be understood.
     """
 
     path: Path
@@ -73,6 +73,7 @@ class TableFile:
     encoding: str = "utf-8"
     separator: str = ","
     columns: tuple[str, ...] = field(default=(), compare=False)
+    objects: Sequence[dict[str, Any]] = field(default=(), compare=False, repr=False)
 
     @property
     def assumed(self) -> str | None:
@@ -156,28 +157,8 @@ class TableFile:
                 yield self._frame(chunk)
 
     def _json(self, rows: int) -> "Iterator[pandas.DataFrame]":
-        for chunk in batches(iter(self._json_objects), rows):
+        for chunk in batches(iter(self.objects), rows):
             yield self._frame(chunk)
-
-    @cached_property
-    def _json_objects(self) -> list[dict[str, Any]]:
-        """Return the rows of a JSON file: a list of objects, columns of values, or lines."""
-        with self._text() as file:
-            text = file.read()
-        try:
-            content = json.loads(text)
-        except ValueError:
-            return list(_json_rows(io.StringIO(text)))
-
-        if isinstance(content, dict) and all(isinstance(cells, list) for cells in content.values()):
-            columns = list(content.values())
-            if len({len(cells) for cells in columns}) > 1:
-                raise ValueError("columns of different length")
-            return [dict(zip(content, row, strict=True)) for row in zip(*columns, strict=True)]
-        rows = content if isinstance(content, list) else [content]
-        if not all(isinstance(row, dict) for row in rows):
-            raise ValueError("expected a list of objects")
-        return rows
 
     def _frame(self, rows: list[dict[str, Any]]) -> "pandas.DataFrame":
         import pandas
@@ -275,14 +256,16 @@ def _opened(path: Path, kind: str, suffix: str) -> TableFile:
 
     file = TableFile(path, kind, detect_encoding(path))
     if kind == "lines":
-        return TableFile(path, kind, file.encoding, columns=(_LINES,))
+        return replace(file, columns=(_LINES,))
     if kind == "json":
-        names = dict.fromkeys(name for row in file._json_objects for name in row)
-        return TableFile(path, kind, file.encoding, columns=tuple(names))
+        with file._text() as text:
+            objects = _json_objects(text.read())
+        names = tuple(dict.fromkeys(name for row in objects for name in row))
+        return replace(file, columns=names, objects=objects)
     with file._text() as text:
         if kind == "json lines":
             first = next(_json_rows(text), {})
-            return TableFile(path, kind, file.encoding, columns=tuple(first))
+            return replace(file, columns=tuple(first))
         # The first line that is not blank, as pandas takes it; a cell may hold line ends.
         lines = itertools.dropwhile(lambda line: not line.strip(), text)
         start = list(itertools.islice(lines, 64))
@@ -290,7 +273,7 @@ def _opened(path: Path, kind: str, suffix: str) -> TableFile:
     usual = "\t" if suffix == ".tsv" else ","
     separator = _separator(start[0] if start else "", usual)
     header = next(csv.reader(start, delimiter=separator), [])
-    return TableFile(path, kind, file.encoding, separator, tuple(header))
+    return replace(file, separator=separator, columns=tuple(header))
 
 
 def _separator(header: str, usual: str) -> str:
@@ -386,6 +369,24 @@ def _json_rows(lines: Any) -> Iterator[dict[str, Any]]:
         if not isinstance(row, dict):
             raise ValueError(f"line {number}: expected an object such as {{'text': ...}}")
         yield row
+
+
+def _json_objects(text: str) -> list[dict[str, Any]]:
+    """Return the rows of a JSON file: a list of objects, columns of values, or lines."""
+    try:
+        content = json.loads(text)
+    except ValueError:
+        return list(_json_rows(io.StringIO(text)))
+
+    if isinstance(content, dict) and all(isinstance(cells, list) for cells in content.values()):
+        columns = list(content.values())
+        if len({len(cells) for cells in columns}) > 1:
+            raise ValueError("columns of different length")
+        return [dict(zip(content, row, strict=True)) for row in zip(*columns, strict=True)]
+    rows = content if isinstance(content, list) else [content]
+    if not all(isinstance(row, dict) for row in rows):
+        raise ValueError("expected a list of objects")
+    return rows
 
 
 def batches(values: Iterator[Any], size: int) -> Iterator[list[Any]]:

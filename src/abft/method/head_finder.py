@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from abft.data.batches import Batch, collate
+from abft.data.batches import Batch
 from abft.data.encoding import EncodedPrompt
 from abft.method.head_statistics import label_attention
 from abft.model.attention import Implementation, decoder, read_rows, row_attention
@@ -41,8 +41,7 @@ def head_scores(
     total, count = None, 0
     with row_attention(model, implementation):
         for start in range(0, len(prompts), queries):
-            fields = collate(prompts[start : start + queries], queries)
-            batch = Batch(**{name: tensor.to(device) for name, tensor in fields.items()})
+            batch = Batch.of(prompts[start : start + queries], queries, device)
             rows, _ = read_rows(
                 inner,
                 batch.input_ids,

@@ -17,6 +17,7 @@ class HeadStatistics:
     correct: Tensor  # attention on correct label tokens
     incorrect: Tensor  # attention on incorrect label tokens
     induction: Tensor  # bool: the head passes the filter for the prompt
+    labels: Tensor  # attention on each label token, (L, P, H, K)
 
 
 def head_statistics(
@@ -35,7 +36,8 @@ def head_statistics(
     correct, incorrect = label_mass(
         label_attention_LPHK, batch.correct.to(device), batch.incorrect.to(device)
     )
-    return HeadStatistics(correct, incorrect, induction_mask(label_attention_LPHK, threshold_P))
+    induction = induction_mask(label_attention_LPHK, threshold_P)
+    return HeadStatistics(correct, incorrect, induction, label_attention_LPHK)
 
 
 def label_attention(rows: tuple[Tensor, ...], batch: Batch) -> Tensor:

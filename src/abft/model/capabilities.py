@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from abft.data.batches import Batch, collate
+from abft.data.batches import Batch
 from abft.data.encoding import EncodedPrompt
 from abft.data.packing import pack
 from abft.errors import AbftError
@@ -274,7 +274,7 @@ def _packs_like_plain(model: "PreTrainedModel", tolerance: float) -> bool:
     ]
 
     def read(queries: int) -> tuple[tuple[Tensor, ...], Tensor, Batch]:
-        batch = Batch(**{n: t.to(device) for n, t in collate(prompts, queries).items()})
+        batch = Batch.of(prompts, queries, device)
         inputs = batch.model_inputs()
         rows, hidden = read_rows(inner, batch.input_ids, batch.query_positions, **inputs)
         return rows, hidden, batch

@@ -145,17 +145,13 @@ def evaluate(
     limit = rotation_limit(model)
     packed = nodes > 1 and implementation == IMPLEMENTATION and supported.packs and limit is None
 
-    def batch_of(encoded: Sequence[EncodedPrompt], queries: int) -> Batch:
-        fields = collate(encoded, queries)
-        return Batch(**{name: tensor.to(device) for name, tensor in fields.items()})
-
     probabilities = np.zeros((len(prompts), len(label_tokens)))
     totals: list[Tensor] | None = None
     with row_attention(model, implementation):
         for indices in bucketed(prompts, batch_size, limit):
             bucket = [prompts[i] for i in indices]
             extended = tree.extended(bucket)
-            batch = batch_of(extended, nodes) if packed else batch_of(bucket, 1)
+            batch = Batch.of(extended if packed else bucket, nodes if packed else 1, device)
             inputs = {**batch.model_inputs(), **extra}
             rows, hidden = read_rows(
                 inner, batch.input_ids, batch.query_positions, implementation, **inputs
@@ -168,7 +164,7 @@ def evaluate(
             probabilities[indices] = tree.probabilities(whole, hidden_PD)
 
             # Head statistics are those of the prompts alone, the first of their nodes each.
-            plain = batch_of(bucket, 1) if packed else batch
+            plain = Batch.of(bucket, 1, device) if packed else batch
             plain_rows = tuple(rows_PHS[::nodes] for rows_PHS in rows) if packed else rows
             heads = head_statistics(plain_rows, plain, fixed_threshold)
             statistics = (heads.induction, heads.correct, heads.incorrect)

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from abft.data.batches import Batch, at_positions, collate
+from abft.data.batches import Batch, at_positions
 from abft.data.mixture import Group
+from abft.method.head_statistics import label_attention
 from abft.model.attention import causal_lm, decoder, read_rows, row_attention
 from abft.scoring.label_tree import LabelTree
 
@@ -61,24 +62,19 @@ def read_groups(
             # Labels of several tokens are scored at each of their beginnings, the prompt first.
             tree = LabelTree.of(group.label_tokens)
             extended = tree.extended(group.prompts)
-            fields = collate(extended, len(extended))
-            batch = Batch(**{name: tensor.to(device) for name, tensor in fields.items()})
+            batch = Batch.of(extended, len(extended), device)
             rows, hidden_BSD = read_rows(
                 inner, batch.input_ids, batch.query_positions, **batch.model_inputs()
             )
             hidden_PD = at_positions(hidden_BSD, batch.query_positions)
 
-            nodes = len(tree.beginnings)
-            positions_PK = batch.label_positions[::nodes]
-            classes_PKC = _classes(group).to(device)
-            attention_PLHC = torch.stack(
-                [_by_class(rows_PHS[::nodes], positions_PK, classes_PKC) for rows_PHS in rows],
-                dim=1,
-            )
+            # The attention is that of the prompts alone, the first of their nodes each.
+            labels_LPHK = label_attention(rows, batch)[:, :: len(tree.beginnings)]
+            attention_LPHC = labels_LPHK @ _classes(group).to(labels_LPHK.device)
             readings.append(
                 GroupReading(
                     tree.probabilities(whole, hidden_PD),
-                    attention_PLHC.cpu().numpy(),
+                    attention_LPHC.transpose(0, 1).cpu().numpy(),
                     np.array([prompt.target for prompt in group.prompts]),
                 )
             )
@@ -97,9 +93,3 @@ def _classes(group: Group) -> Tensor:
     for p, prompt in enumerate(group.prompts):
         classes_PKC[p, torch.arange(len(prompt.label_classes)), list(prompt.label_classes)] = 1
     return classes_PKC
-
-
-def _by_class(rows_PHS: Tensor, positions_PK: Tensor, classes_PKC: Tensor) -> Tensor:
-    """Sum the attention on label tokens by class, (P, H, C)."""
-    positions_PHK = positions_PK[:, None].expand(-1, rows_PHS.shape[1], -1)
-    return rows_PHS.gather(-1, positions_PHK.to(rows_PHS.device)) @ classes_PKC.to(rows_PHS.device)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from abft.data.batches import Batch, collate
+from abft.data.batches import Batch
 from abft.data.encoding import EncodedPrompt
 from abft.model.attention import decoder, read_output, row_attention
 from abft.model.capabilities import capabilities
@@ -71,8 +71,7 @@ class Observer:
         """Run some of the prompts plainly, and return the decoder's last hidden states, (P, D)."""
         inner, supported = decoder(model), capabilities(model)
         device = next(inner.parameters()).device
-        fields = collate([self.prompts[i] for i in indices])
-        batch = Batch(**{name: tensor.to(device) for name, tensor in fields.items()})
+        batch = Batch.of([self.prompts[i] for i in indices], 1, device)
         implementation = supported.implementation
         with row_attention(model, implementation):
             rows, output = read_output(

@@ -144,6 +144,15 @@ class RowObjective:
         pass
 
 
+def check_compares(settings: "MethodSettings", k: int | None) -> None:
+    """Raise AbftError where a loss that compares labels would see one only."""
+    if k == 1 and settings.cross_entropy == 0:
+        raise AbftError(
+            f"objective {settings.objective!r} compares labels, k = 1 shows one: its loss would be "
+            "0; give a larger k"
+        )
+
+
 # What objectives that are a loss on attention share.
 LEARNS_TO_COPY = (
     "It learned to look at labels that the demonstrations show, not what the classes are: show "

@@ -3,7 +3,13 @@
 from typing import TYPE_CHECKING
 
 from abft.errors import AbftError
-from abft.method.objectives.base import HEADS_CAPTION, LEARNS_TO_COPY, Caption, RowObjective
+from abft.method.objectives.base import (
+    HEADS_CAPTION,
+    LEARNS_TO_COPY,
+    Caption,
+    RowObjective,
+    check_compares,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -90,11 +96,7 @@ class ContrastiveObjective(RowObjective):
             raise AbftError(f"heads = {settings.heads!r}: expected a number, or {LAYER!r}")
         if settings.temperature == 0:
             raise AbftError("temperature = 0: expected more than 0")
-        if k == 1 and settings.cross_entropy == 0:
-            raise AbftError(
-                "objective 'contrastive' compares labels, k = 1 shows one: its loss would be 0; "
-                "give a larger k"
-            )
+        check_compares(settings, k)
 
     def prepare(
         self, model: "PreTrainedModel", prompts: "Sequence[EncodedPrompt]", queries: int
@@ -114,17 +116,16 @@ class ContrastiveObjective(RowObjective):
     ) -> "tuple[Tensor, dict[str, Tensor]]":
         import torch
 
-        from abft.method.head_statistics import head_statistics, label_attention, mass_metrics
+        from abft.method.head_statistics import head_statistics, mass_metrics
         from abft.method.losses import contrastive_loss
 
-        alpha_LPHK = label_attention(rows, batch)
-        heads = head_statistics(tuple(row.detach() for row in rows), batch, self.fixed_threshold)
+        heads = head_statistics(rows, batch, self.fixed_threshold)
         counted_LPH = torch.ones_like(heads.correct)
         if self.chosen_LH is not None:
             counted_LPH = counted_LPH * self.chosen_LH.to(counted_LPH.device)[:, None, :]
 
         # Mean over the chosen heads; multiplying keeps every layer in the graph, as DDP needs.
-        summed_PK = (alpha_LPHK * counted_LPH[..., None]).sum((0, 2))
+        summed_PK = (heads.labels * counted_LPH[..., None]).sum((0, 2))
         scores_PK = summed_PK / counted_LPH.sum((0, 2))[:, None]
         device = scores_PK.device
         loss = contrastive_loss(

@@ -2,12 +2,12 @@
 
 from typing import TYPE_CHECKING
 
-from abft.errors import AbftError
 from abft.method.objectives.base import (
     HEADS_CAPTION,
     LEARNS_TO_COPY,
     Caption,
     RowObjective,
+    check_compares,
 )
 
 if TYPE_CHECKING:
@@ -76,11 +76,7 @@ class VoteObjective(RowObjective):
     @classmethod
     def check(cls, settings: "MethodSettings", k: int | None = None) -> None:
         super().check(settings, k)
-        if k == 1 and settings.cross_entropy == 0:
-            raise AbftError(
-                "objective 'vote' compares labels, k = 1 shows one: its loss would be 0; give a "
-                "larger k"
-            )
+        check_compares(settings, k)
 
     def from_rows(
         self, rows: "tuple[Tensor, ...]", hidden_BSD: "Tensor", batch: "Batch"
