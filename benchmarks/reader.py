@@ -21,12 +21,12 @@ from pathlib import Path
 
 import numpy as np
 
+from abft.data.builtin import BUILTIN, PAPER_TASKS
 from record import write
 
 FAMILIES = {
-    "sentiment": ("SST2", "MR", "FP", "SST5"),
-    "questions": ("TREC", "SUBJ"),
-    "tweets": ("TEE", "TEH"),
+    family: tuple(name for name in PAPER_TASKS if BUILTIN[name].family == family)
+    for family in ("sentiment", "questions", "tweets")
 }
 DEVELOPMENT = ("AGNews",)
 WORDS = ("own", "arbitrary", "permuted", "codes")
@@ -34,9 +34,9 @@ RESULTS = Path(__file__).parent.parent / "results" / "reader"
 
 
 def training_tasks(held_out):
-    """The built-in tasks of the other families, and HS18 next to the other tweets."""
-    names = [name for family, names in FAMILIES.items() if family != held_out for name in names]
-    return names if held_out == "tweets" else [*names, "HS18"]
+    """The built-in tasks of the other families, but for that of development."""
+    left_out = (held_out, *(BUILTIN[name].family for name in DEVELOPMENT))
+    return [name for name, record in BUILTIN.items() if record.family not in left_out]
 
 
 def cells(held_out, kinds, seen=()):
@@ -77,30 +77,14 @@ def accuracy(cell, readout):
     return float(np.mean([a == b for a, b in pairs]))
 
 
-def make(arm, model, prompts, queries, temperature):
-    """The objective of an arm, and the heads that it trains, (L, H) bool; None = all."""
-    from abft.method.objectives import (
-        ABFTObjective,
-        CombinedObjective,
-        ContrastiveObjective,
-        E2EObjective,
-        VoteObjective,
-    )
-    from abft.method.pid import PIDController
-
+def objective_of(arm, temperature):
+    """The settings of an arm's objective."""
     kind, _, added = arm.partition("+")
-    e2e, heads = E2EObjective(model), None
-    if kind == "ce":
-        objective = e2e
-    elif kind == "vote":
-        objective = VoteObjective()
-    elif kind == "eq1":
-        objective = ABFTObjective(PIDController())
-    else:
-        objective = ContrastiveObjective(kind.removeprefix("nce"), temperature)
-        objective.prepare(model, prompts, queries)
-        heads = objective.chosen_LH.numpy()
-    return (CombinedObjective(objective, e2e, 1.0) if added else objective), heads
+    weight = {"cross_entropy": 1.0 if added else 0.0}
+    if kind.startswith("nce"):
+        heads = {"heads": kind.removeprefix("nce"), "temperature": temperature}
+        return {"objective": "contrastive", **heads, **weight}
+    return {"objective": {"ce": "e2e", "vote": "vote", "eq1": "abft"}[kind], **weight}
 
 
 def train(options):
@@ -130,7 +114,6 @@ def train(options):
         words=options.words.split(","),
     )
     prompts = [prompt for group in groups for prompt in group.prompts]
-    objective, heads = make(options.arm, model, prompts, options.queries, options.temperature)
 
     def test_groups(task, kind):
         return evaluation_groups(
@@ -175,7 +158,6 @@ def train(options):
                 model.train()
                 self.started += time.perf_counter() - before
 
-    measure(0, 0)
     arguments = ABFTConfig(
         output_dir=str(options.output.with_suffix("")),
         learning_rate=options.lr,
@@ -189,11 +171,16 @@ def train(options):
         disable_tqdm=True,
         seed=options.seed,
         use_cpu=True,
+        **objective_of(options.arm, options.temperature),
     )
-    trainer = ABFTTrainer(
-        model, arguments, prompts, tokenizer, objective=objective, callbacks=[Measure()]
-    )
+    trainer = ABFTTrainer(model, arguments, prompts, tokenizer, callbacks=[Measure()])
     trainer.remove_callback(PrinterCallback)
+
+    # Heads that the trainer has found on training prompts.
+    loss = getattr(trainer.objective, "attention", trainer.objective)
+    chosen = getattr(loss, "chosen_LH", None)
+    heads = None if chosen is None else chosen.numpy()
+    measure(0, 0)
     trainer.train()
 
 

@@ -24,18 +24,15 @@ def label_probabilities(folder, texts):
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
 
-    def written(text, word):
-        # Not str.format: texts may hold braces.
-        before_text, rest = pattern.split("{text}")
-        before_label, after_label = rest.split("{label}")
-        return before_text + text + before_label + word + after_label
+    # Not str.format: texts may hold braces.
+    before_text, rest = pattern.split("{text}")
+    before_label, after_label = rest.split("{label}")
+    shown = instruction
+    for each in demonstrations:
+        word = task["label_words"][each["label"]]
+        shown += before_text + each["text"] + before_label + word + after_label
 
     # The prompt ends where the label begins; the space before it belongs to the label's token.
-    shown = instruction + "".join(
-        written(each["text"], task["label_words"][each["label"]]) for each in demonstrations
-    )
-    before_text, rest = pattern.split("{text}")
-    before_label = rest.split("{label}")[0]
     space = " " if before_label.endswith(" ") else ""
 
     results = []

@@ -176,14 +176,13 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
         texts = texts_of(X)
         classes = classes_of(y)
         check_consistent_length(texts, classes)
+        weights = [1.0] * len(texts)
         if sample_weight is not None:
             texts, classes, weights = weighted(texts, classes, sample_weight)
         self.classes_, labels = np.unique(classes, return_inverse=True)
         examples = [Example(text, int(label)) for text, label in zip(texts, labels, strict=True)]
-        weight_of: dict[Example, float] | None = None
-        if sample_weight is not None:
-            # Of equal texts the first counts.
-            weight_of = dict(zip(reversed(examples), reversed(weights), strict=True))
+        # Of equal texts the first counts.
+        weight_of = dict(zip(reversed(examples), reversed(weights), strict=True))
         examples = unique(examples, lambda example: (text_key(example.text), example.label))
         self._check_classes(examples)
 
@@ -196,9 +195,7 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
             training, held_out = split_held_out(examples, self.held_out, generator)
         k = self._choose_k(training)
         model, tokenizer = base_model(self.model, self.device, own=bool(self.steps))
-        weights_N = np.ones(len(examples))
-        if weight_of is not None:
-            weights_N = np.array([weight_of[example] for example in (*training, *held_out)])
+        weights_N = np.array([weight_of[example] for example in (*training, *held_out)])
         data = TaskData(task, tuple(training), (), tuple(held_out))
         data = self._cut(data, model, tokenizer, k)
         training, held_out = list(data.train), list(data.test)
@@ -221,7 +218,7 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
 
         self.validation_: dict[int, dict[str, float]] = {}
         self.best_step_ = 0
-        asked = None if weight_of is None else tuple(weights_N[: len(training)].tolist())
+        asked = None if sample_weight is None else tuple(weights_N[: len(training)].tolist())
         data = TaskData(task, tuple(training), tuple(training), tuple(held_out), weights=asked)
         self._fit_readout(data, k, seed, weights_N / weights_N.mean())
         assert self._readout is not None

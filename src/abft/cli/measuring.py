@@ -10,6 +10,7 @@ from abft.cli.options import Request, Run, RunArgument, chosen_run, with_run_set
 from abft.cli.quiet import quiet
 from abft.errors import AbftError
 from abft.runs.config import OUTPUT, RUNS, RunConfig
+from abft.runs.run_folder import finished_runs
 from abft.runs.task_data import load_run_data
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ def heads(
 def _run(request: Request, argument: Path | None, run: Path | None) -> Path | None:
     """Return the run to measure; None = the untouched model, where the user names one."""
     named = "model" in {**request.file, **request.given}
-    if argument is None and run is None and (named or not any(RUNS.glob("*/metrics.json"))):
+    if argument is None and run is None and (named or not finished_runs(RUNS)):
         return None
     return chosen_run(argument, run)
 

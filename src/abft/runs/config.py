@@ -26,6 +26,8 @@ from abft.method.settings import (
 )
 from abft.settings import changed, check_settings, from_mapping, names, setting
 
+Device = Literal["auto", "cpu", "cuda", "balanced"]
+
 MODEL, OUTPUT = "Model", "Output"
 DEFAULT_TASK = "SST2"
 RUNS = Path("runs")  # where run folders are made and looked for if none is named
@@ -81,7 +83,7 @@ class ModelSettings:
         measuring=True,
         affects_result=False,
     )
-    device: Literal["auto", "cpu", "cuda", "balanced"] = setting(
+    device: Device = setting(
         "auto",
         "auto: this process's GPU if there is one; balanced: spread over all GPUs.",
         panel=MODEL,

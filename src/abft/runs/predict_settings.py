@@ -5,8 +5,8 @@ from typing import Literal
 
 from abft.errors import AbftError
 from abft.method.settings import DATA
-from abft.runs.config import MODEL, OUTPUT
-from abft.settings import check_settings, setting
+from abft.runs.config import OUTPUT, Device, ModelSettings
+from abft.settings import check_settings, setting, with_default
 
 
 @dataclass
@@ -25,14 +25,8 @@ class PredictSettings:
         "Refuse rows with an empty text instead of leaving them without a label.",
         panel=DATA,
     )
-    device: Literal["auto", "cpu", "cuda", "balanced"] = setting(
-        "auto",
-        "auto: a GPU if there is one; balanced: spread over all GPUs.",
-        panel=MODEL,
-    )
-    trust_remote_code: bool = setting(
-        False, "Run Python code of the model's repository.", panel=MODEL
-    )
+    device: Device = with_default(ModelSettings, "device", "auto")
+    trust_remote_code: bool = with_default(ModelSettings, "trust_remote_code", False)
     batch_size: int = setting(16, "Texts in a forward pass.", panel=OUTPUT, at_least=1)
     engine: Literal["serial", "ray"] = setting(
         "serial",

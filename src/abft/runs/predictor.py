@@ -14,6 +14,7 @@ from abft.data.tasks import Example, PromptStyle, Task
 from abft.errors import AbftError
 from abft.model.checkpoints import apply_weights
 from abft.model.loading import context_length, load_model
+from abft.runs.config import Device
 from abft.runs.explain import Explanation, explain, look
 from abft.runs.run_folder import check_predictable, is_merged, read_config, read_task
 from abft.runs.session import load_run_model
@@ -63,7 +64,7 @@ class Predictor:
 
     @classmethod
     def from_run(
-        cls, run: str | Path, *, device: str = "auto", trust_remote_code: bool = False
+        cls, run: str | Path, *, device: Device = "auto", trust_remote_code: bool = False
     ) -> "Predictor":
         """Load base model, weights, task and demonstrations of a finished run folder.
 
@@ -83,7 +84,7 @@ class Predictor:
 
         # The run folder may be someone else's: its own consent to remote code is not the user's.
         config = read_config(run, trust_remote_code=trust_remote_code)
-        config = replace(config, device=device)  # type: ignore[arg-type]
+        config = replace(config, device=device)
         model, tokenizer = load_run_model(config)
         model = apply_weights(model, run)
         return cls(model, tokenizer, task, demonstrations, prompt_style, config.max_text_tokens)

@@ -185,14 +185,20 @@ def text_column_of(folder: str | Path) -> str:
     return "text" if is_merged(folder) else read_config(folder).text_column
 
 
+def finished_runs(folder: Path) -> list[Path]:
+    """Return the folders of finished runs in `folder`."""
+    runs = [path.parent for path in folder.glob(f"*/{METRICS}")]
+    return [run for run in runs if (run / CONFIG).is_file()]
+
+
 def newest_run(folder: Path) -> Path:
     """Return the run in `folder` that finished last. Raises AbftError if there is none."""
-    finished = [path for path in folder.glob(f"*/{METRICS}") if (path.parent / CONFIG).is_file()]
+    finished = finished_runs(folder)
     if not finished:
         raise AbftError(
             f"no finished run in {folder}/; name one with --run, or train one with: abft train"
         )
-    return max(finished, key=lambda path: path.stat().st_mtime).parent
+    return max(finished, key=lambda run: (run / METRICS).stat().st_mtime)
 
 
 def check_free(output: Path, overwrite: bool = False) -> None:
