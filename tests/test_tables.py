@@ -118,6 +118,7 @@ def test_json_of_every_shape(tmp_path):
         ("a.csv", "text,label\na,b\na,b,c\n", "Expected 2 fields"),
         ("a.csv.gz", "no gzip", "could not be read as csv"),
         ("a.parquet.gz", "x", "compressed in itself"),
+        ("a.xlsx", "x", "could not be read as excel"),
         ("a.csv.zip", "x", "expected a file ending in"),
         ("a", "x", "no ending"),
     ],
