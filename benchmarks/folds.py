@@ -17,7 +17,6 @@ from abft import ABFTClassifier, load_task
 from abft.classifier.sharing import base_model, forget_base_model
 from record import write
 
-
 SAME = {"device": "cpu", "random_state": 0, "progress": False}
 
 

@@ -1,17 +1,18 @@
-"""`abft predict` on a file: texts per second of one and two processes, and memory over 100,000 texts.
+"""`abft predict` on a file: texts per second of one and two processes, memory over 100,000 texts.
 
-    python benchmarks/predict_file.py speed --texts 4096 --output results/speed/predict_file.json
-    python benchmarks/predict_file.py memory --texts 100000 --output results/speed/predict_memory.json
+    python benchmarks/predict_file.py speed --output results/speed/predict_file.json
+    python benchmarks/predict_file.py memory --output results/speed/predict_memory.json
 
 `speed` predicts SST2 texts behind 16 demonstrations with SmolLM2, in one process and then with
 `--engine ray` in two, one core each, on the same file; the answers have to be equal. `memory` does
 one process with a random model of two small layers, so that a file of 100,000 texts takes minutes.
-The time of a file of 16 texts is taken off before a rate is computed: loading the model and reading
-the demonstrations, and starting Ray. Memory is resident memory of all processes; what Ray's share is
-counted in each.
+The time of a file of 16 texts is taken off before a rate is computed: loading the model, reading
+the demonstrations and starting Ray. Memory is the resident memory of all processes; what they share
+is counted in each.
 """
 
 import argparse
+import contextlib
 import os
 import subprocess
 import sys
@@ -20,6 +21,7 @@ import time
 from pathlib import Path
 
 import psutil
+
 from record import write
 
 EVERY = 0.5  # seconds between looks at memory and chunks
@@ -66,9 +68,9 @@ def texts_file(path, count):
     from abft import load_task
 
     texts = [example.text for example in load_task("SST2").train]
-    pandas.DataFrame(
-        {"text": [f"{texts[i % len(texts)]} ({i})" for i in range(count)]}
-    ).to_parquet(path)
+    pandas.DataFrame({"text": [f"{texts[i % len(texts)]} ({i})" for i in range(count)]}).to_parquet(
+        path
+    )
     return path
 
 
@@ -76,10 +78,8 @@ def resident(process):
     """Memory of a process and of all that it started, in MiB."""
     total = 0
     for each in (process, *process.children(recursive=True)):
-        try:
+        with contextlib.suppress(psutil.NoSuchProcess):
             total += each.memory_info().rss
-        except psutil.NoSuchProcess:
-            pass
     return round(total / 2**20)
 
 
@@ -143,10 +143,11 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("what", choices=("speed", "memory"))
-    parser.add_argument("--texts", type=int, default=4096)
+    parser.add_argument("--texts", type=int, help="default: 2048 and 100,000")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
+    options.texts = options.texts or {"speed": 2048, "memory": 100_000}[options.what]
     with tempfile.TemporaryDirectory() as folder:
         {"speed": speed, "memory": memory}[options.what](options, Path(folder))
 

@@ -256,8 +256,8 @@ def test_a_llama_cpp_server_answers_as_predict_does(converted, tmp_path):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     address = f"http://127.0.0.1:{port}"
-    kept = "--cache-type-k f32 --cache-type-v f32 --flash-attn off -np 1 --device none".split()
-    command = [str(server), "-m", str(file), "--port", str(port), *kept]
+    exact = ["--cache-type-k", "f32", "--cache-type-v", "f32", "--flash-attn", "off"]
+    command = [str(server), "-m", str(file), "--port", str(port), "-np", "1", *exact]
     with (tmp_path / "log").open("w") as log, subprocess.Popen(command, stderr=log) as running:
         try:
             wait_for(f"{address}/health", running)
