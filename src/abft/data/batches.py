@@ -27,6 +27,11 @@ class Batch:
     answers: Tensor | None = None  # (P,) token id of the correct label word, -1 = not recorded
     position_ids: Tensor | None = None  # (B, S) position inside the prompt; None = not packed
     branch_ends: Tensor | None = None  # (B, S) end of the branch; see `Pack`; None = not packed
+    seen_again: Tensor | None = None  # (B, S) from where on blocks are seen; None = no blocks
+    label_ends: Tensor | None = None  # (P, K) ends of spans; None = candidates are single tokens
+    looking: Tensor | None = (
+        None  # (P, T) positions that look, -1 = none; None = `query_positions` alone
+    )
 
     @classmethod
     def of(
@@ -60,14 +65,16 @@ class Batch:
             return {}
 
         # The mask is made here, on the model's device: the batch itself stays small.
-        return {"position_ids": self.position_ids, "attention_mask": branch_mask(self.branch_ends)}
+        mask = branch_mask(self.branch_ends, self.seen_again)
+        return {"position_ids": self.position_ids, "attention_mask": mask}
 
 
 def collate(prompts: Sequence[EncodedPrompt], queries: int = 1) -> dict[str, Tensor]:
     """Return the fields of a `Batch`, as the dict that `Trainer` moves between devices.
 
     With `queries` > 1, every `queries` prompts that follow each other are packed into one sequence;
-    their number has to be a multiple of it.
+    their number has to be a multiple of it. Candidates are spans in all of them or none, and blocks
+    in all or none.
     """
     if len(prompts) % queries:
         raise ValueError(f"{len(prompts)} prompts cannot be packed by {queries}")
@@ -86,20 +93,27 @@ def collate(prompts: Sequence[EncodedPrompt], queries: int = 1) -> dict[str, Ten
     label_positions = torch.zeros(P, K, dtype=torch.long)
     correct = torch.zeros(P, K, dtype=torch.bool)
     incorrect = torch.zeros(P, K, dtype=torch.bool)
+    seen_again = torch.full((B, S), S)
+    label_ends = torch.zeros(P, K, dtype=torch.long)
+    looking = torch.full((P, max(prompt.looking for prompt in prompts)), -1)
 
     for b, sequence in enumerate(packs):
         n = len(sequence.input_ids)
         input_ids[b, :n] = torch.tensor(sequence.input_ids)
         position_ids[b, :n] = torch.tensor(sequence.position_ids)
         branch_ends[b, :n] = torch.tensor(sequence.branch_ends)
+        seen_again[b, :n] = torch.tensor(sequence.seen_again)
 
         for p, places in enumerate(sequence.places, start=b * queries):
             prompt = prompts[p]
             query_positions[p] = places[-1]
+            looking[p, : prompt.looking] = torch.tensor(places[-prompt.looking :])
 
             # Positions in the prompt become positions in the sequence.
             for k, position in enumerate(prompt.label_positions):
                 label_positions[p, k] = places[position]
+                if prompt.label_ends:
+                    label_ends[p, k] = places[prompt.label_ends[k] - 1] + 1
                 is_correct = prompt.label_classes[k] == prompt.target
                 correct[p, k], incorrect[p, k] = is_correct, not is_correct
 
@@ -112,9 +126,15 @@ def collate(prompts: Sequence[EncodedPrompt], queries: int = 1) -> dict[str, Ten
         "answers": torch.tensor([prompt.answer for prompt in prompts]),
     }
 
-    # Without these fields a batch is not packed.
-    if queries > 1:
+    # Without these fields a batch is not packed, candidates are single tokens, one token looks.
+    if queries > 1 or prompts[0].blocks:
         batch |= {"position_ids": position_ids, "branch_ends": branch_ends}
+    if prompts[0].blocks:
+        batch["seen_again"] = seen_again
+    if prompts[0].label_ends:
+        batch["label_ends"] = label_ends
+    if looking.shape[1] > 1:
+        batch["looking"] = looking
     return batch
 
 

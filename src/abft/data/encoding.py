@@ -20,46 +20,78 @@ LabelTokens = Sequence[int | tuple[int, ...]]  # of every class: its token, or s
 
 @dataclass(frozen=True)
 class EncodedPrompt:
-    """Holds a prompt as tokens; its last token, the query position, predicts the label."""
+    """Holds a prompt as tokens; its last token, the query position, predicts the label.
+
+    What is looked at are candidates: labels of demonstrations, or spans of tokens such as documents.
+    """
 
     input_ids: tuple[int, ...]
-    label_positions: tuple[int, ...]  # token index of each demonstration's label
+    label_positions: tuple[int, ...]  # first token of each candidate; of a label the only one
     label_classes: tuple[int, ...]
     target: int
     answer: int = -1  # token id of the query's correct label word; -1 = not recorded
+    label_ends: tuple[int, ...] = ()  # behind the last token of each candidate; () = one token each
+    looking: int = 1  # how many of the last tokens look; their rows are averaged
+    blocks: bool = False  # candidates see what precedes all of them and themselves, not each other
 
 
 def attention_target(
-    input_ids: Sequence[int], candidates: Sequence[int], correct: Sequence[bool], answer: int = -1
+    input_ids: Sequence[int],
+    candidates: Sequence[int] | Sequence[tuple[int, int]],
+    correct: Sequence[bool],
+    answer: int = -1,
+    *,
+    looking: int = 1,
+    blocks: bool = False,
 ) -> EncodedPrompt:
     """Return a prompt whose last token should look at the correct ones of some candidates.
 
     Any attention can be trained or measured with it. Label tokens of demonstrations are one use;
-    passages of which one holds the answer are another (examples/retrieval.py).
+    passages of which one holds the answer are another (`AttentionRanker`).
 
     Args:
         input_ids: token ids of the prompt, up to the position that looks.
-        candidates: positions to choose from, k of them.
+        candidates: positions to choose from, k of them; or spans (start, end) of tokens without
+            `end`, in order, whose attention is summed.
         correct: for each candidate whether it is correct.
         answer: token id that should come next, for the end-to-end objective; -1 = none.
+        looking: how many of the last tokens look; their attention is averaged.
+        blocks: spans see what precedes the first of them, and themselves, but not each other; as
+            in BlockRank (arXiv 2510.05396).
 
     Raises:
-        ValueError: no candidates, a position outside the prompt or given twice, or not one
-            `correct` for each.
+        ValueError: no candidates, a position outside the prompt or given twice, spans that overlap
+            or are empty, or not one `correct` for each.
     """
     if not candidates or len(candidates) != len(correct) or len(set(candidates)) < len(candidates):
         raise ValueError(
             f"expected distinct candidates and whether each is right, got {list(candidates)} "
             f"and {list(correct)}"
         )
+
+    # Correct candidates are of class 1, which is the target.
+    classes = tuple(map(int, correct))
+    if not all(isinstance(candidate, int) for candidate in candidates):
+        spans = [tuple(span) for span in candidates]  # type: ignore[arg-type]
+        bounds = [bound for span in spans for bound in span]
+        ordered = all(start < end for start, end in spans) and bounds == sorted(bounds)
+        if not ordered or bounds[0] < 0 or bounds[-1] > len(input_ids) - looking:
+            raise ValueError(
+                f"spans {spans}: expected non-empty ones in order, which end before the "
+                f"{looking} of {len(input_ids)} tokens that look"
+            )
+        starts, ends = zip(*spans, strict=True)
+        return EncodedPrompt(
+            tuple(input_ids), starts, classes, 1, answer, ends, looking, blocks=blocks
+        )
+
     if not all(0 <= position < len(input_ids) for position in candidates):
         raise ValueError(
             f"candidates {list(candidates)}: expected positions from 0 to {len(input_ids) - 1}"
         )
 
-    # Correct candidates are of class 1, which is the target.
-    classes = tuple(map(int, correct))
-    return EncodedPrompt(tuple(input_ids), tuple(candidates), classes, target=1, answer=answer)
+    positions: tuple[int, ...] = tuple(candidates)  # type: ignore[arg-type]
+    return EncodedPrompt(tuple(input_ids), positions, classes, 1, answer, looking=looking)
 
 
 def encode(

@@ -23,6 +23,9 @@ class Pack:
     # Token j is an ancestor of token i, or i itself, if j <= i < branch_ends[j].
     branch_ends: tuple[int, ...]
     places: tuple[tuple[int, ...], ...]  # for each prompt, the indices of its tokens
+    # Tokens of a block are seen again from here on, after they were not: by what follows all
+    # blocks. The number of tokens, where there are no blocks.
+    seen_again: tuple[int, ...] = ()
 
 
 def pack(prompts: Sequence[EncodedPrompt]) -> Pack:
@@ -58,16 +61,57 @@ def pack(prompts: Sequence[EncodedPrompt]) -> Pack:
 
     for place in path:
         ends[place] = len(ids)
-    return Pack(tuple(ids), tuple(depths), tuple(ends), tuple(places))
+    packed = Pack(tuple(ids), tuple(depths), tuple(ends), tuple(places), (len(ids),) * len(ids))
+    return _with_blocks(packed, prompts) if prompts[0].blocks else packed
 
 
-def branch_mask(branch_ends_BS: Tensor) -> Tensor:
+def _with_blocks(packed: Pack, prompts: Sequence[EncodedPrompt]) -> Pack:
+    """Hide the candidates of prompts from each other.
+
+    Every candidate begins at the position after the shared beginning, so that it does not matter
+    where it is. What follows goes on after the longest of them.
+
+    Raises:
+        ValueError: prompts whose candidates are not the same tokens.
+    """
+    first = prompts[0]
+    spans = list(zip(first.label_positions, first.label_ends, strict=True))
+    head, tail = spans[0][0], spans[-1][1]
+    for prompt, places in zip(prompts, packed.places, strict=True):
+        same = (prompt.label_positions, prompt.label_ends) == (
+            first.label_positions,
+            first.label_ends,
+        )
+        if not same or places[:tail] != tuple(range(tail)):
+            raise ValueError("prompts of one pack need the same blocks")
+
+    positions, ends, again = (
+        list(packed.position_ids),
+        list(packed.branch_ends),
+        list(packed.seen_again),
+    )
+    # What is between two spans, such as a number or a line feed, belongs to the one before it.
+    starts = [start for start, _ in spans]
+    longest = 0
+    for start, end in zip(starts, [*starts[1:], tail], strict=True):
+        longest = max(longest, end - start)
+        for place in range(start, end):
+            positions[place] = head + place - start
+            ends[place], again[place] = end, tail
+    for place in range(tail, len(positions)):
+        positions[place] += head + longest - tail
+    return Pack(packed.input_ids, tuple(positions), tuple(ends), packed.places, tuple(again))
+
+
+def branch_mask(branch_ends_BS: Tensor, seen_again_BS: Tensor | None = None) -> Tensor:
     """Return the mask of causal attention within the branches of token trees written depth first.
 
     (B, 1, S, S) bool, True = attend. Token i attends to token j if j is an ancestor of i, or i
-    itself: j <= i < branch_ends[j].
+    itself: j <= i < branch_ends[j]; or if j is in a block that i follows: i >= seen_again[j].
     """
     places_S = torch.arange(branch_ends_BS.shape[1], device=branch_ends_BS.device)
     causal_SS = places_S[None, :] <= places_S[:, None]
-    in_branch_BSS = places_S[:, None] < branch_ends_BS[:, None, :]
-    return (causal_SS & in_branch_BSS)[:, None]
+    visible_BSS = places_S[:, None] < branch_ends_BS[:, None, :]
+    if seen_again_BS is not None:
+        visible_BSS = visible_BSS | (places_S[:, None] >= seen_again_BS[:, None, :])
+    return (causal_SS & visible_BSS)[:, None]

@@ -13,7 +13,7 @@ from torch import Tensor
 from abft.data.batches import Batch
 from abft.data.encoding import EncodedPrompt
 from abft.method.head_statistics import label_attention
-from abft.model.attention import Implementation, decoder, read_rows, row_attention
+from abft.model.attention import Implementation, decoder, read_batch, row_attention
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -42,13 +42,7 @@ def head_scores(
     with row_attention(model, implementation):
         for start in range(0, len(prompts), queries):
             batch = Batch.of(prompts[start : start + queries], queries, device)
-            rows, _ = read_rows(
-                inner,
-                batch.input_ids,
-                batch.query_positions,
-                implementation,
-                **batch.model_inputs(),
-            )
+            rows, _ = read_batch(inner, batch, implementation)
             scores_LPH = _contrast(label_attention(rows, batch), batch).cpu()
             both_P = (batch.correct.any(-1) & batch.incorrect.any(-1)).cpu()
             sums_LH = scores_LPH[:, both_P].sum(1)

@@ -43,15 +43,25 @@ def head_statistics(
 def label_attention(rows: tuple[Tensor, ...], batch: Batch) -> Tensor:
     """Return alpha_i of Eq. 1, the entries of the rows at the label positions, (L, P, H, K).
 
-    0 where a prompt has fewer than K.
+    Of candidates that are spans: their attention, summed over their tokens. 0 where a prompt has
+    fewer than K.
     """
     device = rows[0].device  # layers may be on several
     alphas = []
     for rows_PHS in rows:
-        positions_P1K = batch.label_positions.to(rows_PHS.device)[:, None, :]
-        positions_PHK = positions_P1K.expand(-1, rows_PHS.shape[1], -1)
-        alphas.append(rows_PHS.gather(-1, positions_PHK).to(device))
+        values_PHK = _at(rows_PHS, batch.label_positions)
+        if batch.label_ends is not None:
+            # Sums of spans are differences of running sums.
+            running = torch.nn.functional.pad(rows_PHS.cumsum(-1), (1, 0))
+            values_PHK = _at(running, batch.label_ends) - _at(running, batch.label_positions)
+        alphas.append(values_PHK.to(device))
     return torch.stack(alphas) * batch.candidates.to(device)[None, :, None, :]
+
+
+def _at(rows_PHS: Tensor, positions_PK: Tensor) -> Tensor:
+    """Return the entries of every head's row at each prompt's positions, (P, H, K)."""
+    positions_P1K = positions_PK.to(rows_PHS.device)[:, None, :]
+    return rows_PHS.gather(-1, positions_P1K.expand(-1, rows_PHS.shape[1], -1))
 
 
 @torch.no_grad()

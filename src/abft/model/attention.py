@@ -18,6 +18,7 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from abft.data.batches import Batch
 from abft.errors import AbftError
 
 Implementation = Literal["abft_rows", "eager"]
@@ -251,6 +252,53 @@ def read_rows(
     """
     rows, output = read_output(module, input_ids, query_positions_P, implementation, **inputs)
     return rows, output[0]
+
+
+def read_batch(
+    module: nn.Module,
+    batch: Batch,
+    implementation: Implementation = IMPLEMENTATION,
+    **inputs: object,
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Run a batch as `read_rows` does; return one row of each prompt, and the hidden states.
+
+    Where several tokens of a prompt look, its row is their mean.
+    """
+    inputs = {**batch.model_inputs(), **inputs}
+    if batch.looking is None:
+        positions_P = batch.query_positions
+        return read_rows(module, batch.input_ids, positions_P, implementation, **inputs)
+
+    P, T = batch.looking.shape
+    positions = batch.looking.clamp_min(0).flatten()
+    rows, hidden = read_rows(module, batch.input_ids, positions, implementation, **inputs)
+
+    looks_PT = (batch.looking >= 0).float()
+    weights_PT11 = (looks_PT / looks_PT.sum(1, keepdim=True))[..., None, None]
+    means = ((each.unflatten(0, (P, T)) * weights_PT11.to(each.device)).sum(1) for each in rows)
+    return tuple(means), hidden
+
+
+@contextmanager
+def first_layers(inner: nn.Module, count: int | None) -> Iterator[None]:
+    """Changes a decoder while open: it ends after `count` layers; None = all.
+
+    What it returns as hidden states is then no input for an LM head.
+
+    Raises:
+        AbftError: its layers are not a list of that name.
+    """
+    layers = getattr(inner, "layers", None)
+    if count is None or (isinstance(layers, nn.ModuleList) and count >= len(layers)):
+        yield
+        return
+    if not isinstance(layers, nn.ModuleList):
+        raise AbftError("this model family cannot end after some of its layers")
+    try:
+        inner.layers = layers[:count]
+        yield
+    finally:
+        inner.layers = layers
 
 
 def read_output(

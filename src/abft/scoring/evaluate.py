@@ -21,7 +21,7 @@ from abft.model.attention import (
     IMPLEMENTATION,
     causal_lm,
     decoder,
-    read_rows,
+    read_batch,
     row_attention,
 )
 from abft.model.capabilities import capabilities, check_lengths, rotation_limit
@@ -152,10 +152,7 @@ def evaluate(
             bucket = [prompts[i] for i in indices]
             extended = tree.extended(bucket)
             batch = Batch.of(extended if packed else bucket, nodes if packed else 1, device)
-            inputs = {**batch.model_inputs(), **extra}
-            rows, hidden = read_rows(
-                inner, batch.input_ids, batch.query_positions, implementation, **inputs
-            )
+            rows, hidden = read_batch(inner, batch, implementation, **extra)
 
             if packed or nodes == 1:
                 hidden_PD = at_positions(hidden, batch.query_positions)

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from abft.data.batches import Batch, at_positions
 from abft.data.mixture import Group
 from abft.method.head_statistics import label_attention
-from abft.model.attention import causal_lm, decoder, read_rows, row_attention
+from abft.model.attention import causal_lm, decoder, read_batch, row_attention
 from abft.scoring.label_tree import LabelTree
 
 
@@ -63,9 +63,7 @@ def read_groups(
             tree = LabelTree.of(group.label_tokens)
             extended = tree.extended(group.prompts)
             batch = Batch.of(extended, len(extended), device)
-            rows, hidden_BSD = read_rows(
-                inner, batch.input_ids, batch.query_positions, **batch.model_inputs()
-            )
+            rows, hidden_BSD = read_batch(inner, batch)
             hidden_PD = at_positions(hidden_BSD, batch.query_positions)
 
             # The attention is that of the prompts alone, the first of their nodes each.

@@ -109,15 +109,9 @@ class RowObjective:
 
         `module` is a decoder, or a whole model where a wrapper has to be called.
         """
-        from abft.model.attention import read_rows
+        from abft.model.attention import read_batch
 
-        rows, hidden = read_rows(
-            module,
-            batch.input_ids,
-            batch.query_positions,
-            self.implementation,
-            **batch.model_inputs(),
-        )
+        rows, hidden = read_batch(module, batch, self.implementation)
         return self.from_rows(rows, hidden, batch)
 
     def from_rows(

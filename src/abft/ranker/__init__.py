@@ -1,0 +1,1 @@
+"""Rank documents for a query by the attention of few heads."""

@@ -1,0 +1,87 @@
+"""Write documents and queries as prompts in which the query looks at the documents.
+
+    Documents:
+    - first document
+    - second document
+    Query: what is asked
+    The document that matches:
+
+Every document is tokenised alone and sees itself and the first line only (BlockRank,
+arXiv 2510.05396), so that its keys and values do not depend on the other documents or on the query.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from abft.data.encoding import EncodedPrompt, attention_target
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+BEGINNING = "Documents:\n"
+BEFORE_DOCUMENT, AFTER_DOCUMENT = "- ", "\n"
+BEFORE_QUERY, AFTER_QUERY = "Query: ", "\nThe document that matches:"
+
+# Which tokens look at the documents: the last of the prompt, or all from the query on.
+Looking = Literal["last", "query"]
+
+
+@dataclass(frozen=True)
+class RankingPrompts:
+    """Encodes documents and queries; what belongs together is concatenated later.
+
+    Args:
+        tokenizer: any that transformers loads.
+        looking: which tokens look.
+        max_document_tokens, max_query_tokens: longer ones are cut.
+    """
+
+    tokenizer: "PreTrainedTokenizerBase"
+    looking: Looking = "query"
+    max_document_tokens: int = 128
+    max_query_tokens: int = 128
+
+    @property
+    def beginning(self) -> tuple[int, ...]:
+        """Return the tokens before all documents, with those that every text begins with."""
+        ids = self.tokenizer(BEGINNING)["input_ids"]
+        end = self.tokenizer.eos_token_id
+        return tuple(ids[:-1] if len(ids) > 1 and ids[-1] == end else ids)
+
+    def documents(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
+        """Return the tokens of each document."""
+        return self._around(BEFORE_DOCUMENT, texts, AFTER_DOCUMENT, self.max_document_tokens)
+
+    def queries(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
+        """Return the tokens of each query, to the end of the prompt."""
+        return self._around(BEFORE_QUERY, texts, AFTER_QUERY, self.max_query_tokens)
+
+    def _around(
+        self, before: str, texts: Sequence[str], after: str, most: int
+    ) -> list[tuple[int, ...]]:
+        ends = self.tokenizer(after, add_special_tokens=False)["input_ids"]
+        texts = [before + " ".join(text.split()) for text in texts]
+        encoded = self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+        return [(*ids[:most], *ends) for ids in encoded]
+
+    def prompt(
+        self,
+        documents: Sequence[Sequence[int]],
+        query: Sequence[int],
+        relevant: Sequence[bool],
+        answer: int = -1,
+    ) -> EncodedPrompt:
+        """Return a prompt of encoded documents and an encoded query.
+
+        Args:
+            relevant: for each document whether the query should look at it.
+        """
+        ids = list(self.beginning)
+        spans = []
+        for document in documents:
+            spans.append((len(ids), len(ids) + len(document)))
+            ids += document
+        ids += query
+        looking = len(query) if self.looking == "query" else 1
+        return attention_target(ids, spans, relevant, answer, looking=looking, blocks=True)
