@@ -22,6 +22,7 @@ ORDER = [
     {"readouts"},
     {"classifier"},
     {"bench"},
+    {"ranker"},
     {"analysis"},
     {"report"},
     {"cli"},

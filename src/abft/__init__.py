@@ -1,7 +1,7 @@
 """abft: Attention Behavior Fine-Tuning (arXiv 2505.14233) for in-context classification.
 
 Packages, each of which imports only from those before it: data, model, method, training and
-scoring, runs, readouts, classifier, bench, analysis, report, cli.
+scoring, runs, readouts, classifier, bench, ranker, analysis, report, cli.
 
 Shapes in names: L layer, P prompt, B sequence of a batch, H head, Q query position, S token,
 K demonstration, C class, N example, D feature, V vocabulary entry.
@@ -16,6 +16,7 @@ _HOMES = {
     "ABFTObjective": "method.objectives",
     "ABFTTrainer": "training.trainer",
     "AbftError": "errors",
+    "AttentionRanker": "ranker",
     "Batch": "data.batches",
     "Example": "data.tasks",
     "LabelScorer": "scoring.scorer",
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
     from abft.model.capabilities import capabilities, supported_implementation
     from abft.model.checkpoints import apply_weights
     from abft.model.loading import four_bit, load_model
+    from abft.ranker import AttentionRanker
     from abft.runs.config import RunConfig, resolve
     from abft.runs.merge import merge
     from abft.runs.predictor import Predictor

@@ -13,6 +13,7 @@ from abft.cli.benchmark import bench
 from abft.cli.measuring import evaluate, heads
 from abft.cli.predicting import predict
 from abft.cli.prompting import prompt
+from abft.cli.ranking import rank
 from abft.cli.training import merge, train
 from abft.errors import AbftError
 
@@ -57,6 +58,7 @@ for name, command in {
     "heads": heads,
     "predict": predict,
     "prompt": prompt,
+    "rank": rank,
     "analyze": analyze,
     "report": report,
     "bench": bench,

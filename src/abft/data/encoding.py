@@ -22,7 +22,7 @@ LabelTokens = Sequence[int | tuple[int, ...]]  # of every class: its token, or s
 class EncodedPrompt:
     """Holds a prompt as tokens; its last token, the query position, predicts the label.
 
-    What is looked at are candidates: labels of demonstrations, or spans of tokens such as documents.
+    It looks at candidates: labels of demonstrations, or spans of tokens such as documents.
     """
 
     input_ids: tuple[int, ...]
@@ -70,28 +70,25 @@ def attention_target(
         )
 
     # Correct candidates are of class 1, which is the target.
-    classes = tuple(map(int, correct))
-    if not all(isinstance(candidate, int) for candidate in candidates):
-        spans = [tuple(span) for span in candidates]  # type: ignore[arg-type]
-        bounds = [bound for span in spans for bound in span]
-        ordered = all(start < end for start, end in spans) and bounds == sorted(bounds)
-        if not ordered or bounds[0] < 0 or bounds[-1] > len(input_ids) - looking:
+    ids, classes = tuple(input_ids), tuple(map(int, correct))
+    positions = [candidate for candidate in candidates if isinstance(candidate, int)]
+    if positions:
+        if len(positions) < len(candidates) or not all(0 <= i < len(ids) for i in positions):
             raise ValueError(
-                f"spans {spans}: expected non-empty ones in order, which end before the "
-                f"{looking} of {len(input_ids)} tokens that look"
+                f"candidates {list(candidates)}: expected positions from 0 to {len(ids) - 1}"
             )
-        starts, ends = zip(*spans, strict=True)
-        return EncodedPrompt(
-            tuple(input_ids), starts, classes, 1, answer, ends, looking, blocks=blocks
-        )
+        return EncodedPrompt(ids, tuple(positions), classes, 1, answer, looking=looking)
 
-    if not all(0 <= position < len(input_ids) for position in candidates):
+    spans = [candidate for candidate in candidates if not isinstance(candidate, int)]
+    bounds = [bound for span in spans for bound in span]
+    ordered = all(start < end for start, end in spans) and bounds == sorted(bounds)
+    if not ordered or bounds[0] < 0 or bounds[-1] > len(ids) - looking:
         raise ValueError(
-            f"candidates {list(candidates)}: expected positions from 0 to {len(input_ids) - 1}"
+            f"spans {spans}: expected non-empty ones in order, which end before the {looking} of "
+            f"{len(ids)} tokens that look"
         )
-
-    positions: tuple[int, ...] = tuple(candidates)  # type: ignore[arg-type]
-    return EncodedPrompt(tuple(input_ids), positions, classes, 1, answer, looking=looking)
+    starts, ends = zip(*spans, strict=True)
+    return EncodedPrompt(ids, starts, classes, 1, answer, ends, looking, blocks)
 
 
 def encode(

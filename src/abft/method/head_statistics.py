@@ -49,19 +49,27 @@ def label_attention(rows: tuple[Tensor, ...], batch: Batch) -> Tensor:
     device = rows[0].device  # layers may be on several
     alphas = []
     for rows_PHS in rows:
-        values_PHK = _at(rows_PHS, batch.label_positions)
-        if batch.label_ends is not None:
-            # Sums of spans are differences of running sums.
-            running = torch.nn.functional.pad(rows_PHS.cumsum(-1), (1, 0))
-            values_PHK = _at(running, batch.label_ends) - _at(running, batch.label_positions)
+        if batch.label_ends is None:
+            values_PHK = _at(rows_PHS, batch.label_positions)
+        else:
+            values_PHK = span_sums(rows_PHS, batch.label_positions, batch.label_ends)
         alphas.append(values_PHK.to(device))
     return torch.stack(alphas) * batch.candidates.to(device)[None, :, None, :]
+
+
+def span_sums(rows_PHS: Tensor, starts_PK: Tensor, ends_PK: Tensor) -> Tensor:
+    """Return the attention of every head on spans of tokens, summed over their tokens, (P, H, K).
+
+    The spans are the same for all rows where `starts_PK` has one row.
+    """
+    running = torch.nn.functional.pad(rows_PHS.cumsum(-1), (1, 0))
+    return _at(running, ends_PK) - _at(running, starts_PK)
 
 
 def _at(rows_PHS: Tensor, positions_PK: Tensor) -> Tensor:
     """Return the entries of every head's row at each prompt's positions, (P, H, K)."""
     positions_P1K = positions_PK.to(rows_PHS.device)[:, None, :]
-    return rows_PHS.gather(-1, positions_P1K.expand(-1, rows_PHS.shape[1], -1))
+    return rows_PHS.gather(-1, positions_P1K.expand(len(rows_PHS), rows_PHS.shape[1], -1))
 
 
 @torch.no_grad()

@@ -283,17 +283,13 @@ def read_batch(
 def first_layers(inner: nn.Module, count: int | None) -> Iterator[None]:
     """Changes a decoder while open: it ends after `count` layers; None = all.
 
-    What it returns as hidden states is then no input for an LM head.
-
-    Raises:
-        AbftError: its layers are not a list of that name.
+    What it returns as hidden states is then no input for an LM head. Whole models, and families
+    whose layers are not a list of that name, run all of them.
     """
     layers = getattr(inner, "layers", None)
-    if count is None or (isinstance(layers, nn.ModuleList) and count >= len(layers)):
+    if count is None or not isinstance(layers, nn.ModuleList):
         yield
         return
-    if not isinstance(layers, nn.ModuleList):
-        raise AbftError("this model family cannot end after some of its layers")
     try:
         inner.layers = layers[:count]
         yield

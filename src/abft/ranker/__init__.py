@@ -1,1 +1,5 @@
 """Rank documents for a query by the attention of few heads."""
+
+from abft.ranker.ranker import AttentionRanker, Ranked
+
+__all__ = ["AttentionRanker", "Ranked"]

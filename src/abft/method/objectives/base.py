@@ -71,6 +71,7 @@ class RowObjective:
     captions: ClassVar[Mapping[str, Caption]]  # of what training logs, by name
 
     implementation: "Implementation" = "abft_rows"
+    depth: int | None = None  # how many of the first layers the loss needs; None = all
 
     @classmethod
     def from_settings(
@@ -109,9 +110,10 @@ class RowObjective:
 
         `module` is a decoder, or a whole model where a wrapper has to be called.
         """
-        from abft.model.attention import read_batch
+        from abft.model.attention import first_layers, read_batch
 
-        rows, hidden = read_batch(module, batch, self.implementation)
+        with first_layers(module, self.depth):
+            rows, hidden = read_batch(module, batch, self.implementation)
         return self.from_rows(rows, hidden, batch)
 
     def from_rows(

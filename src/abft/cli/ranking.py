@@ -1,0 +1,99 @@
+"""`abft rank`: the documents that a query looks at."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, cast, get_args
+
+import typer
+
+from abft.cli.options import Json
+from abft.data.datasets import check_columns, check_empty, texts_of
+from abft.data.tables import READERS, open_table
+from abft.errors import AbftError
+from abft.method.settings import DATA
+from abft.runs.config import MODEL, OUTPUT, Device
+
+
+def rank(
+    query: Annotated[
+        list[str], typer.Option(help="What to look for; repeat.", rich_help_panel=DATA)
+    ],
+    documents: Annotated[
+        Path,
+        typer.Option(
+            help="File of texts (.csv, .tsv, .jsonl, .json, also .gz; .parquet, .xlsx), or .txt "
+            "with a text in each line.",
+            rich_help_panel=DATA,
+        ),
+    ],
+    text_column: Annotated[
+        str, typer.Option(help="The column of texts.", rich_help_panel=DATA)
+    ] = "text",
+    run: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder that `AttentionRanker.save` wrote.",
+            show_default="untrained, all heads",
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
+    top: Annotated[
+        int, typer.Option(min=1, help="How many documents to show.", rich_help_panel=OUTPUT)
+    ] = 10,
+    device: Annotated[
+        str, typer.Option(help=f"One of {', '.join(get_args(Device))}.", rich_help_panel=MODEL)
+    ] = "auto",
+    as_json: Json = False,
+) -> None:
+    """Rank documents by how much a query's tokens look at them, best first.
+
+    Each line is score, number of the row and document, separated by tabs.
+
+    **Examples**
+
+    `abft rank --query "which of these reviews complains about delivery?" --documents reviews.csv
+    --text-column review`
+
+    `abft rank --run my-ranker --query "how do I get my money back?" --documents help.txt --top 3`
+    """
+    if not all(each.strip() for each in query):
+        raise AbftError("--query: expected a text that is not empty")
+    if device not in get_args(Device):
+        raise AbftError(f"--device {device}: expected one of {', '.join(get_args(Device))}")
+    if run is not None and not (run / "ranker.json").is_file():
+        raise AbftError(f"{run} is no saved ranker: it has no ranker.json")
+    table = open_table(documents, tuple(READERS))
+    column = "text" if table.kind == "lines" else text_column
+    check_columns(table.columns, column, str(table.path), "text")
+
+    from abft.cli.quiet import quiet
+
+    origin = str(documents)
+    rows = [text for chunk in table.chunks() for text in texts_of(chunk, column, origin)]
+    kept = [(i, text) for i, text in enumerate(rows, start=1) if text.strip()]
+    empty = [i for i, text in enumerate(rows, start=1) if not text.strip()]
+    check_empty(empty, len(rows), origin, "text", strict=False)
+    if not kept:
+        raise AbftError(f"{documents}: no text in column {column!r}")
+
+    quiet()
+    from abft.ranker import AttentionRanker
+
+    try:
+        where = cast(Device, device)
+        ranker = AttentionRanker(device=where) if run is None else AttentionRanker.load(run, where)
+    except ValueError as error:
+        raise AbftError(str(error)) from None
+    if run is None:
+        print("no --run: all heads of the untrained model are read", file=sys.stderr)
+    texts = [text for _, text in kept]
+    for each in query:
+        for found in ranker.rank(each, texts, top):
+            row = kept[found.index][0]
+            if as_json:
+                record = {"query": each, "score": found.score, "row": row, "text": found.document}
+                print(json.dumps(record, ensure_ascii=False))
+            else:
+                shown = " ".join(found.document.split())
+                print(f"{found.score:.5f}\t{row}\t{shown}")

@@ -1,0 +1,157 @@
+"""Read documents once, keep their keys and values, and let queries look at them.
+
+A document sees the beginning of the prompt and itself only, so that its keys and values serve every
+set of documents and every query.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from abft.method.head_statistics import span_sums
+from abft.model.attention import decoder, first_layers, read_rows, row_attention
+
+BATCH_TOKENS = 2048  # documents of a forward pass
+
+
+@dataclass(frozen=True)
+class KeptDocuments:
+    """The keys and values of the beginning and of D documents, next to each other.
+
+    Attributes:
+        layers: keys and values of each layer that is read, (1, H, S, d) each.
+        spans: (start, end) of each document among the S tokens.
+        longest: tokens of the longest document; the query goes on after it.
+        beginning: tokens before all documents.
+    """
+
+    layers: tuple[tuple[Tensor, Tensor], ...]
+    spans: tuple[tuple[int, int], ...]
+    longest: int
+    beginning: int
+
+
+class DocumentReader:
+    """Computes attention of queries on documents, with the first layers of a model.
+
+    Args:
+        model: a causal LM; its family has to pack prompts.
+        beginning: tokens before all documents.
+        depth: how many layers are read; None = all.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, beginning: Sequence[int], depth: int | None = None
+    ) -> None:
+        self.model, self.depth = model, depth
+        self.beginning = list(beginning)
+        self._device = next(model.parameters()).device
+        self._inner = decoder(model)
+        self._head: DynamicCache | None = None
+
+    @torch.no_grad()
+    def read(self, documents: Sequence[Sequence[int]]) -> KeptDocuments:
+        """Run documents, many at once, and keep their keys and values.
+
+        Raises:
+            ValueError: none, or one without tokens.
+        """
+        if not documents or not all(documents):
+            raise ValueError("expected documents, each with at least one token")
+
+        # Documents of similar length pad little.
+        order = sorted(range(len(documents)), key=lambda i: len(documents[i]))
+        kept: dict[int, list[tuple[Tensor, Tensor]]] = {}
+        start = len(self.beginning)
+        while order:
+            # The next one is the longest of those that are left.
+            fit = max(BATCH_TOKENS // (start + len(documents[order[-1]])), 1)
+            indices, order = order[-fit:], order[:-fit]
+            for i, layers in zip(indices, self._run([documents[i] for i in indices]), strict=True):
+                kept[i] = layers
+
+        spans, end = [], start
+        for document in documents:
+            spans.append((end, end + len(document)))
+            end += len(document)
+        first = self._beginning()
+        joined = tuple(
+            (
+                torch.cat([keys, *(kept[i][number][0] for i in range(len(documents)))], 2),
+                torch.cat([values, *(kept[i][number][1] for i in range(len(documents)))], 2),
+            )
+            for number, (keys, values) in enumerate(first)
+        )
+        return KeptDocuments(joined, tuple(spans), max(map(len, documents)), start)
+
+    @torch.no_grad()
+    def attention(self, kept: KeptDocuments, query: Sequence[int], looking: int) -> Tensor:
+        """Return the attention of a query's last tokens on each document, (L, H, D); their mean.
+
+        The same as that of a prompt with `blocks`, read whole.
+        """
+        cache = DynamicCache()
+        for number, (keys, values) in enumerate(kept.layers):
+            cache.update(keys, values, number)
+        n = len(query)
+        start = kept.beginning + kept.longest
+        ids = torch.tensor([list(query)], device=self._device)
+        positions = torch.arange(start, start + n, device=self._device)[None]
+        looking_T = torch.arange(n - looking, n, device=self._device)
+        with row_attention(self.model), first_layers(self._inner, self.depth):
+            rows, _ = read_rows(
+                self._inner,
+                ids,
+                looking_T,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+            )
+        means_LHS = torch.stack([each.mean(0) for each in rows])
+        starts, ends = (torch.tensor([bounds]) for bounds in zip(*kept.spans, strict=True))
+        return span_sums(means_LHS, starts, ends)
+
+    def _beginning(self) -> list[tuple[Tensor, Tensor]]:
+        """Return keys and values of the beginning, layer by layer, (1, H, S, d)."""
+        if self._head is None:
+            ids = torch.tensor([self.beginning], device=self._device)
+            self._head = self._cached(ids, DynamicCache())
+        return [(layer.keys, layer.values) for layer in self._head.layers]
+
+    def _run(self, documents: Sequence[Sequence[int]]) -> list[list[tuple[Tensor, Tensor]]]:
+        """Return keys and values of each document's own tokens, layer by layer."""
+        B, longest = len(documents), max(map(len, documents))
+        start = len(self.beginning)
+        ids = torch.zeros(B, longest, dtype=torch.long, device=self._device)
+        for b, document in enumerate(documents):
+            ids[b, : len(document)] = torch.tensor(list(document))
+        cache = DynamicCache()
+        for number, (keys, values) in enumerate(self._beginning()):
+            cache.update(keys.expand(B, -1, -1, -1), values.expand(B, -1, -1, -1), number)
+
+        # Padding follows a document's tokens, where causal attention never looks.
+        cache = self._cached(ids, cache, start)
+        return [
+            [
+                (
+                    layer.keys[b : b + 1, :, start : start + len(document)],
+                    layer.values[b : b + 1, :, start : start + len(document)],
+                )
+                for layer in cache.layers
+            ]
+            for b, document in enumerate(documents)
+        ]
+
+    def _cached(self, ids: Tensor, cache: DynamicCache, start: int = 0) -> DynamicCache:
+        positions = torch.arange(start, start + ids.shape[1], device=self._device)[None]
+        with row_attention(self.model), first_layers(self._inner, self.depth):
+            self._inner(
+                input_ids=ids,
+                position_ids=positions.expand(len(ids), -1),
+                past_key_values=cache,
+                use_cache=True,
+            )
+        return cache

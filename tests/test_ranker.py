@@ -1,0 +1,283 @@
+"""`AttentionRanker`: documents that are kept, training, ranking in rounds, files, wrong input."""
+
+import json
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+from abft.data.batches import Batch
+from abft.data.encoding import attention_target
+from abft.errors import AbftError
+from abft.method.head_statistics import label_attention
+from abft.model.attention import decoder, first_layers, read_batch, row_attention
+from abft.ranker import AttentionRanker
+from abft.ranker.documents import DocumentReader
+from abft.ranker.peers import tfidf_scores
+from abft.ranker.queries import RankingQuery, most_together, ranking_queries, training_prompts
+from command_line import arguments, invoke, refused
+from tiny import tiny_model
+
+WORDS = ("great", "good", "joy", "bad", "poor", "sad", "film", "life")
+
+
+@pytest.fixture(scope="module")
+def settings(model_folder):
+    return {
+        "model": str(model_folder),
+        "device": "cpu",
+        "heads": 3,
+        "max_document_tokens": 40,
+        "max_query_tokens": 40,
+        "progress": False,
+    }
+
+
+def data(count=48):
+    """Documents of a word each; a query names the one that it wants."""
+    queries, candidates, relevant = [], [], []
+    for i in range(count):
+        shift = i % len(WORDS)
+        words = [*WORDS[shift:], *WORDS[:shift]][:4]
+        right = (i // 2) % 4
+        queries.append(f"a {words[right]} thing")
+        candidates.append([f"this is {word}, number {i}" for word in words])
+        relevant.append(right)
+    return queries, candidates, relevant
+
+
+@pytest.fixture(scope="module")
+def fitted(settings):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # words that are equal are TF-IDF's
+        ranker = AttentionRanker(**settings, steps=60, learning_rate=1e-2, temperature=0.01)
+        return ranker.fit(*data())
+
+
+def whole(model, prompts, depth):
+    """Attention on the documents of prompts that are read whole, (P, L, H, K)."""
+    with torch.no_grad(), row_attention(model), first_layers(decoder(model), depth):
+        batch = Batch.of(prompts, len(prompts), "cpu")
+        rows, _ = read_batch(decoder(model), batch)
+        return label_attention(rows, batch).transpose(0, 1)
+
+
+@pytest.mark.parametrize("depth", [None, 1])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt_neox"])
+def test_documents_that_are_kept_are_looked_at_as_in_a_whole_prompt(family, depth, monkeypatch):
+    monkeypatch.setattr("abft.ranker.documents.BATCH_TOKENS", 24)  # several batches
+    model = tiny_model(family)
+    generator = torch.Generator().manual_seed(0)
+
+    def tokens(count):
+        return torch.randint(3, 600, (count,), generator=generator).tolist()
+
+    beginning, queries = tokens(3), [tokens(5), tokens(9)]
+    documents = [tokens(count) for count in (4, 9, 1, 13, 9)]
+    ids, spans = list(beginning), []
+    for document in documents:
+        spans.append((len(ids), len(ids) + len(document)))
+        ids += document
+    reader = DocumentReader(model, beginning, depth)
+    kept = reader.read(documents)
+    for looking in (1, 4):
+        prompts = [
+            attention_target(
+                [*ids, *query], spans, [True] + [False] * 4, looking=looking, blocks=True
+            )
+            for query in queries
+        ]
+        for query, expected in zip(queries, whole(model, prompts, depth), strict=True):
+            found = reader.attention(kept, query, looking)
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_scores_are_the_heads_attention_without_an_empty_querys(fitted):
+    documents = ["this is sad", "a film of joy", "poor"]
+    prompts = fitted._prompts()
+    written = prompts.documents(documents)
+    ids = prompts.queries(["a sad thing", "N/A"])
+    asked = [prompts.prompt(written, each, [True, False, False]) for each in ids]
+    each = [whole(fitted._model, [prompt], None)[0].numpy() for prompt in asked]
+    layers, heads = zip(*fitted.heads_, strict=True)
+    expected = (each[0] - each[1])[list(layers), list(heads)].mean(0)
+    assert fitted.scores(["a sad thing"], documents)[0] == pytest.approx(expected, abs=1e-6)
+
+
+def test_training_finds_the_documents_of_unseen_queries(fitted):
+    found = fitted.validation_
+    assert len(fitted.heads_) == 3
+    assert found["chosen heads, trained"] >= found["chosen heads, untrained (QRHead)"] + 0.3
+    assert found["chosen heads, trained"] >= 0.6
+    queries, candidates, relevant = data(16)
+    ranked = [fitted.rank(q, c)[0].index for q, c in zip(queries, candidates, strict=True)]
+    assert np.mean(np.equal(ranked, relevant)) >= 0.6
+
+
+def test_a_trained_ranker_is_saved_and_loaded(fitted, tmp_path):
+    fitted.save(tmp_path / "ranker")
+    other = AttentionRanker.load(tmp_path / "ranker", device="cpu")
+    documents = [f"this is {word}" for word in WORDS]
+    assert other.rank("a poor thing", documents) == fitted.rank("a poor thing", documents)
+    assert other.validation_ == fitted.validation_
+    with pytest.raises(ValueError, match="not empty"):
+        fitted.save(tmp_path / "ranker")
+    with pytest.raises(ValueError, match="no saved ranker"):
+        AttentionRanker.load(tmp_path)
+    (tmp_path / "ranker" / "ranker.json").write_text("{}")
+    with pytest.raises(ValueError, match="damaged"):
+        AttentionRanker.load(tmp_path / "ranker")
+
+
+def test_documents_are_ranked_in_rounds(settings):
+    ranker = AttentionRanker(**settings, documents_per_pass=4)
+    documents = [f"{a} {b}" for a in WORDS for b in WORDS[:3]]
+    ranked = ranker.rank("joy and joy", documents)
+    assert sorted(each.index for each in ranked) == list(range(len(documents)))
+    assert [documents[each.index] for each in ranked] == [each.document for each in ranked]
+
+    # 24 documents in groups of 4 leave 12, then 6, then 3, which are compared in the end.
+    finalists = [each.document for each in ranked[:3]]
+    again = [each.document for each in ranker.rank("joy and joy", finalists)]
+    assert again == finalists
+    assert ranker.rank("joy and joy", documents, top=3) == ranked[:3]
+
+
+def test_the_order_and_equal_documents_do_not_matter(settings):
+    ranker = AttentionRanker(**settings)
+    documents = ["this is bad", "great joy", "a sad film", "great joy"]
+    ranked = ranker.rank("what is sad", documents)
+    other = ranker.rank("what is sad", documents[::-1])
+    assert [each.document for each in ranked] == [each.document for each in other]
+    scores = {each.index: each.score for each in ranked}
+    assert scores[1] == scores[3]
+    assert len(ranked) == 4
+
+
+def test_long_texts_are_cut(settings):
+    ranker = AttentionRanker(**settings)
+    beginning = "great joy " * 40
+    first, second = ranker.scores(["x"], [f"{beginning} one", f"{beginning} two"])[0]
+    assert first == pytest.approx(second, abs=1e-6)
+
+
+def test_training_prompts_show_relevant_documents(settings):
+    ranker = AttentionRanker(**settings)
+    corpus = tuple(f"document {i}" for i in range(30))
+    queries = [RankingQuery(f"query {i}", corpus, frozenset({i, i + 10})) for i in range(10)]
+    prompts = training_prompts(queries, ranker._prompts(), 5, 4, 8, seed=0)
+    assert len(prompts) == 20
+    for prompt in prompts:
+        assert prompt.blocks
+        assert len(prompt.label_positions) == 8
+        assert 1 in prompt.label_classes
+        assert 0 in prompt.label_classes
+    assert prompts == training_prompts(queries, ranker._prompts(), 5, 4, 8, seed=0)
+    assert prompts != training_prompts(queries, ranker._prompts(), 5, 4, 8, seed=1)
+
+    own = [RankingQuery("a", ("x", "y"), frozenset({0})), *queries]
+    assert most_together(queries, 8) == 8
+    assert most_together(own, 8) == 1
+
+
+@pytest.mark.parametrize(
+    ("candidates", "relevant", "message"),
+    [
+        (["a", "b"], [()], "query 0 has no relevant candidate"),
+        (["a", "b"], [(0, 1)], "all candidates are relevant"),
+        (["a", "a", "b"], [(0, 1, 2)], "all candidates are relevant"),
+        (["a", "a", "b"], [0], "the same text is relevant and irrelevant"),
+        (["a", " "], [0], "candidate 1 is ' '"),
+        (["a", None], [0], "2 lists of candidates|candidate 1"),
+        (["a", "b"], [2], "relevant \\[2\\], of 2 candidates"),
+        (["a", "b"], [0, 1], "relevant documents for 2"),
+        ([["a", "b"], ["c", "d"]], [0], "2 lists of candidates"),
+        ("ab", [0], "got one text"),
+    ],
+)
+def test_queries_that_make_no_sense(candidates, relevant, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        ranking_queries(["a query"], candidates, relevant)
+
+
+def test_equal_candidates_are_one():
+    (query,) = ranking_queries(["q"], ["a", "b", "a"], [(0, 2)])
+    assert query.candidates == ("a", "b")
+    assert query.relevant == {0}
+
+
+def test_wrong_settings_and_calls(settings):
+    ranker = AttentionRanker(**settings)
+    for call, message in (
+        (lambda: ranker.rank("q", []), "no documents"),
+        (lambda: ranker.rank("q", ["a", ""]), "document 1 is ''"),
+        (lambda: ranker.rank("", ["a"]), "query 0 is ''"),
+        (lambda: ranker.rank(["q"], ["a"]), "one query"),
+        (lambda: ranker.scores("q", ["a"]), "one text"),
+        (lambda: ranker.rank("q", ["a"], top=0), "top = 0"),
+        (lambda: ranker.save("somewhere"), "call fit first"),
+        (lambda: ranker.fit(["q"] * 3, ["a", "b"], [0] * 3), "at least 8"),
+        (lambda: AttentionRanker(heads=0), "heads = 0"),
+        (lambda: AttentionRanker(steps=-1), "steps = -1"),
+        (lambda: AttentionRanker(looking="all"), "looking"),
+        (lambda: AttentionRanker(shown=1), "at least 2"),
+        (lambda: AttentionRanker(max_query_tokens=0), "max_query_tokens = 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+    with pytest.raises(AbftError, match="do not fit"):
+        AttentionRanker(**{**settings, "max_document_tokens": 500}).rank("q", ["a"])
+
+
+def test_a_family_with_sliding_windows_is_refused(tmp_path, bpe):
+    tiny_model("gemma2").save_pretrained(tmp_path)
+    bpe.save_pretrained(tmp_path)
+    with pytest.raises(AbftError, match="side by side"):
+        AttentionRanker(str(tmp_path), device="cpu").rank("q", ["a"])
+
+
+def test_fit_says_when_something_simpler_is_better(settings):
+    with pytest.warns(UserWarning, match="TF-IDF finds a relevant document first more often"):
+        AttentionRanker(**settings, steps=0).fit(*data())
+
+
+def test_the_command_ranks_a_file(fitted, tmp_path):
+    fitted.save(tmp_path / "ranker")
+    file = tmp_path / "documents.csv"
+    file.write_text('text,number\nthis is great,1\n,2\n"this is\nsad",3\nthis is a film,4\n')
+    command = ("rank", "--run", tmp_path / "ranker", "--documents", file, "--device", "cpu")
+    done = invoke(*command, "--query", "a sad thing", "--json")
+    assert done.exit_code == 0, done.output
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    documents = ["this is great", "this is\nsad", "this is a film"]
+    expected = fitted.rank("a sad thing", documents)
+    assert [each["text"] for each in found] == [each.document for each in expected]
+    assert sorted(each["row"] for each in found) == [1, 3, 4]
+    assert "rows 2" in done.stderr or "row 2" in done.stderr
+
+    lines = invoke(*command, "--query", "a sad thing", "--top", 1).stdout.splitlines()
+    assert [line.split("\t")[2] for line in lines] == [" ".join(expected[0].document.split())]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"documents": "missing.txt"}, "no such file"),
+        ({"text-column": "review"}, "review"),
+        ({"query": " "}, "--query"),
+        ({"run": "nowhere"}, "nowhere is no saved ranker"),
+        ({"device": "abacus"}, "--device abacus"),
+    ],
+)
+def test_commands_that_make_no_sense(changes, message, tmp_path):
+    file = tmp_path / "documents.csv"
+    file.write_text("text\nsomething\n")
+    options = {"query": "q", "documents": file, **changes}
+    assert message in refused("rank", *arguments(options))
+
+
+def test_tf_idf():
+    scores = tfidf_scores(["a sad film"], ["great joy", "sad life", "?"])
+    assert scores.argmax() == 1
+    assert not tfidf_scores(["x"], ["?", "!"]).any()
