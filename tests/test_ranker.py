@@ -11,7 +11,7 @@ from abft.data.batches import Batch
 from abft.data.encoding import attention_target
 from abft.errors import AbftError
 from abft.method.head_statistics import label_attention
-from abft.model.attention import decoder, first_layers, read_batch, row_attention
+from abft.model.attention import decoder, read_batch, row_attention, up_to_layer
 from abft.ranker import AttentionRanker
 from abft.ranker.documents import DocumentReader
 from abft.ranker.peers import tfidf_scores
@@ -55,17 +55,17 @@ def fitted(settings):
         return ranker.fit(*data())
 
 
-def whole(model, prompts, depth):
+def whole(model, prompts, last=None):
     """Attention on the documents of prompts that are read whole, (P, L, H, K)."""
-    with torch.no_grad(), row_attention(model), first_layers(decoder(model), depth):
+    with torch.no_grad(), row_attention(model), up_to_layer(decoder(model), last):
         batch = Batch.of(prompts, len(prompts), "cpu")
         rows, _ = read_batch(decoder(model), batch)
         return label_attention(rows, batch).transpose(0, 1)
 
 
-@pytest.mark.parametrize("depth", [None, 1])
+@pytest.mark.parametrize("layers", [None, [0], [1]])
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gpt_neox"])
-def test_documents_that_are_kept_are_looked_at_as_in_a_whole_prompt(family, depth, monkeypatch):
+def test_documents_that_are_kept_are_looked_at_as_in_a_whole_prompt(family, layers, monkeypatch):
     monkeypatch.setattr("abft.ranker.documents.BATCH_TOKENS", 24)  # several batches
     model = tiny_model(family)
     generator = torch.Generator().manual_seed(0)
@@ -79,7 +79,7 @@ def test_documents_that_are_kept_are_looked_at_as_in_a_whole_prompt(family, dept
     for document in documents:
         spans.append((len(ids), len(ids) + len(document)))
         ids += document
-    reader = DocumentReader(model, beginning, depth)
+    reader = DocumentReader(model, beginning, layers)
     kept = reader.read(documents)
     for looking in (1, 4):
         prompts = [
@@ -88,7 +88,8 @@ def test_documents_that_are_kept_are_looked_at_as_in_a_whole_prompt(family, dept
             )
             for query in queries
         ]
-        for query, expected in zip(queries, whole(model, prompts, depth), strict=True):
+        read = slice(None) if layers is None else layers
+        for query, expected in zip(queries, whole(model, prompts)[:, read], strict=True):
             found = reader.attention(kept, query, looking)
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
 
@@ -99,7 +100,7 @@ def test_scores_are_the_heads_attention_without_an_empty_querys(fitted):
     written = prompts.documents(documents)
     ids = prompts.queries(["a sad thing", "N/A"])
     asked = [prompts.prompt(written, each, [True, False, False]) for each in ids]
-    each = [whole(fitted._model, [prompt], None)[0].numpy() for prompt in asked]
+    each = [whole(fitted._model, [prompt])[0].numpy() for prompt in asked]
     layers, heads = zip(*fitted.heads_, strict=True)
     expected = (each[0] - each[1])[list(layers), list(heads)].mean(0)
     assert fitted.scores(["a sad thing"], documents)[0] == pytest.approx(expected, abs=1e-6)

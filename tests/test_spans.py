@@ -6,7 +6,7 @@ import torch
 from abft.data.batches import Batch
 from abft.data.encoding import attention_target
 from abft.method.head_statistics import label_attention
-from abft.model.attention import decoder, first_layers, read_batch, row_attention
+from abft.model.attention import decoder, read_batch, row_attention, up_to_layer
 from tiny import tiny_model
 
 HEAD = 5  # tokens of the instruction
@@ -106,7 +106,7 @@ def test_one_token_spans_are_labels(model):
 def test_a_decoder_that_ends_early_has_the_same_first_layers(model):
     batch = Batch.of(prompts(blocks=True), 3, "cpu")
     whole = read(model, batch)
-    with first_layers(decoder(model), 1):
+    with up_to_layer(decoder(model), 0):
         assert len(decoder(model).layers) == 1
         torch.testing.assert_close(read(model, batch), whole[:1])
     torch.testing.assert_close(read(model, batch), whole)

@@ -6,7 +6,7 @@ is SDPA's; in addition it returns the softmax rows of chosen query positions onl
 transformers collects into `outputs.attentions`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -128,13 +128,14 @@ def _forward(
     softcap: float | None = None,
     s_aux: Tensor | None = None,
     row_positions: Tensor | None = None,
+    row_layers: Collection[int] | None = None,
     head_gates: dict[int, Tensor] | None = None,
     **kwargs: object,
 ) -> tuple[Tensor, Tensor | None]:
     """Return SDPA's output and, if `row_positions` (B, Q) are given, their rows.
 
-    This is the registered attention function. `head_gates`: by layer, a factor (H,) for each head's
-    output; 0 switches the head off.
+    This is the registered attention function. `row_layers`: which layers give rows; None = all.
+    `head_gates`: by layer, a factor (H,) for each head's output; 0 switches the head off.
     """
     # SDPA would warn that it has none.
     kwargs.pop("output_attentions", None)
@@ -158,7 +159,7 @@ def _forward(
 
     if head_gates is not None and module.layer_idx in head_gates:
         output = output * head_gates[module.layer_idx].to(output.device, output.dtype)[:, None]
-    if row_positions is None:
+    if row_positions is None or (row_layers is not None and module.layer_idx not in row_layers):
         return output, None
 
     rows = softmax_rows(
@@ -280,18 +281,18 @@ def read_batch(
 
 
 @contextmanager
-def first_layers(inner: nn.Module, count: int | None) -> Iterator[None]:
-    """Changes a decoder while open: it ends after `count` layers; None = all.
+def up_to_layer(inner: nn.Module, last: int | None) -> Iterator[None]:
+    """Changes a decoder while open: it ends after layer `last`; None = after all.
 
     What it returns as hidden states is then no input for an LM head. Whole models, and families
     whose layers are not a list of that name, run all of them.
     """
     layers = getattr(inner, "layers", None)
-    if count is None or not isinstance(layers, nn.ModuleList):
+    if last is None or not isinstance(layers, nn.ModuleList):
         yield
         return
     try:
-        inner.layers = layers[:count]
+        inner.layers = layers[: last + 1]
         yield
     finally:
         inner.layers = layers

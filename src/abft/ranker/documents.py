@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from abft.method.head_statistics import span_sums
-from abft.model.attention import decoder, first_layers, read_rows, row_attention
+from abft.model.attention import decoder, read_rows, row_attention, up_to_layer
 
 BATCH_TOKENS = 2048  # documents of a forward pass
 
@@ -40,13 +40,14 @@ class DocumentReader:
     Args:
         model: a causal LM; its family has to pack prompts.
         beginning: tokens before all documents.
-        depth: how many layers are read; None = all.
+        layers: whose attention is read, ascending; None = all. Layers after them are not run.
     """
 
     def __init__(
-        self, model: PreTrainedModel, beginning: Sequence[int], depth: int | None = None
+        self, model: PreTrainedModel, beginning: Sequence[int], layers: Sequence[int] | None = None
     ) -> None:
-        self.model, self.depth = model, depth
+        self.model, self.layers = model, layers
+        self._last = layers[-1] if layers else None
         self.beginning = list(beginning)
         self._device = next(model.parameters()).device
         self._inner = decoder(model)
@@ -91,6 +92,8 @@ class DocumentReader:
     def attention(self, kept: KeptDocuments, query: Sequence[int], looking: int) -> Tensor:
         """Return the attention of a query's last tokens on each document, (L, H, D); their mean.
 
+        L counts the layers that are read.
+
         The same as that of a prompt with `blocks`, read whole.
         """
         cache = DynamicCache()
@@ -101,7 +104,7 @@ class DocumentReader:
         ids = torch.tensor([list(query)], device=self._device)
         positions = torch.arange(start, start + n, device=self._device)[None]
         looking_T = torch.arange(n - looking, n, device=self._device)
-        with row_attention(self.model), first_layers(self._inner, self.depth):
+        with row_attention(self.model), up_to_layer(self._inner, self._last):
             rows, _ = read_rows(
                 self._inner,
                 ids,
@@ -109,6 +112,7 @@ class DocumentReader:
                 position_ids=positions,
                 past_key_values=cache,
                 use_cache=True,
+                row_layers=self.layers,
             )
         means_LHS = torch.stack([each.mean(0) for each in rows])
         starts, ends = (torch.tensor([bounds]) for bounds in zip(*kept.spans, strict=True))
@@ -147,7 +151,7 @@ class DocumentReader:
 
     def _cached(self, ids: Tensor, cache: DynamicCache, start: int = 0) -> DynamicCache:
         positions = torch.arange(start, start + ids.shape[1], device=self._device)[None]
-        with row_attention(self.model), first_layers(self._inner, self.depth):
+        with up_to_layer(self._inner, self._last):
             self._inner(
                 input_ids=ids,
                 position_ids=positions.expand(len(ids), -1),

@@ -83,7 +83,7 @@ class AttentionRanker:
     steps: int = 64
     learning_rate: float | None = None
     temperature: float = 0.05
-    looking: Looking = "last"
+    looking: Looking = "query"
     shown: int = 20
     together: int = 8
     max_document_tokens: int = 128
@@ -342,8 +342,10 @@ class AttentionRanker:
         attention_LHD = self._reader.attention(kept, query, looking).cpu().numpy()
         if self.heads_ is None:
             return attention_LHD.mean((0, 1), dtype=float)
-        layers, heads = zip(*self.heads_, strict=True)
-        return attention_LHD[list(layers), list(heads)].mean(0, dtype=float)
+        read = self._reader.layers
+        assert read is not None
+        values = [attention_LHD[read.index(layer), head] for layer, head in self.heads_]
+        return np.mean(values, 0, dtype=float)
 
     # Model
 
@@ -382,10 +384,10 @@ class AttentionRanker:
             self._model, self._tokenizer = model.eval(), tokenizer
             self._reader = None
         if self._reader is None:
-            depth = None if self.heads_ is None else max(layer for layer, _ in self.heads_) + 1
+            layers = None if self.heads_ is None else sorted({layer for layer, _ in self.heads_})
             assert self._tokenizer is not None
             beginning = RankingPrompts(self._tokenizer).beginning
-            self._reader = DocumentReader(self._model.eval(), beginning, depth)
+            self._reader = DocumentReader(self._model.eval(), beginning, layers)
 
     def _forget(self) -> None:
         """Drop what was read with other weights, or for other heads."""

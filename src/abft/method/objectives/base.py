@@ -71,7 +71,7 @@ class RowObjective:
     captions: ClassVar[Mapping[str, Caption]]  # of what training logs, by name
 
     implementation: "Implementation" = "abft_rows"
-    depth: int | None = None  # how many of the first layers the loss needs; None = all
+    layers: tuple[int, ...] | None = None  # whose rows the loss needs, ascending; None = all
 
     @classmethod
     def from_settings(
@@ -110,10 +110,13 @@ class RowObjective:
 
         `module` is a decoder, or a whole model where a wrapper has to be called.
         """
-        from abft.model.attention import first_layers, read_batch
+        from abft.model.attention import read_batch, up_to_layer
 
-        with first_layers(module, self.depth):
-            rows, hidden = read_batch(module, batch, self.implementation)
+        # A wrapper such as DDP has to find every layer in the graph.
+        layers = self.layers if hasattr(module, "layers") else None
+        inputs = {} if layers is None else {"row_layers": layers}
+        with up_to_layer(module, layers[-1] if layers else None):
+            rows, hidden = read_batch(module, batch, self.implementation, **inputs)
         return self.from_rows(rows, hidden, batch)
 
     def from_rows(

@@ -103,7 +103,7 @@ class ContrastiveObjective(RowObjective):
     ) -> None:
         """Choose the heads by what the untouched model does with training prompts."""
         from abft.method.head_finder import FINDER_PROMPTS, best_heads, best_layer, head_scores
-        from abft.model.attention import decoder
+        from abft.model.attention import IMPLEMENTATION, decoder
 
         some = prompts[: max(FINDER_PROMPTS // queries, 1) * queries]
         scores_LH = head_scores(model, some, self.implementation, queries)
@@ -111,9 +111,12 @@ class ContrastiveObjective(RowObjective):
         self.chosen_LH = (
             best_layer(scores_LH) if by_layer else best_heads(scores_LH, int(self.heads))
         )
-        # Some families have layers without attention, which are not counted here.
-        if len(getattr(decoder(model), "layers", ())) == len(scores_LH):
-            self.depth = int(self.chosen_LH.any(1).nonzero().max()) + 1
+
+        # Some families have layers without attention, which are not counted here. Eager attention
+        # returns all rows.
+        every = len(getattr(decoder(model), "layers", ())) == len(scores_LH)
+        if every and self.implementation == IMPLEMENTATION:
+            self.layers = tuple(self.chosen_LH.any(1).nonzero().flatten().tolist())
 
     def from_rows(
         self, rows: "tuple[Tensor, ...]", hidden_BSD: "Tensor", batch: "Batch"
@@ -126,7 +129,9 @@ class ContrastiveObjective(RowObjective):
         heads = head_statistics(rows, batch, self.fixed_threshold)
         counted_LPH = torch.ones_like(heads.correct)
         if self.chosen_LH is not None:
-            chosen_LH = self.chosen_LH[: len(counted_LPH)].to(counted_LPH.device)
+            chosen_LH = self.chosen_LH.to(counted_LPH.device)
+            if self.layers is not None and len(counted_LPH) < len(chosen_LH):
+                chosen_LH = chosen_LH[list(self.layers)]
             counted_LPH = counted_LPH * chosen_LH[:, None, :]
 
         # Mean over the chosen heads; multiplying keeps every layer that was run in the graph, as

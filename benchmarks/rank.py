@@ -1,0 +1,407 @@
+"""Ranking by attention: recall@1 of heads before and while they are trained, against peers.
+
+    python benchmarks/rank.py train contrastive --data relations --output results/rank/FILE.json
+    python benchmarks/rank.py speed --output results/rank/speed.json
+    python benchmarks/rank.py tables
+
+Data, always 20 candidates (`--candidates`):
+
+halves: the first parts of AGNews texts, the query is the second part of one.
+relations: 12 texts of one task and 8 of others; the query is a text and what has to be the same,
+such as "same sentiment". Trained on SST2, FP, SST5, TEE, TEH and HS18; tested on MR (a relation
+that was trained), TREC, SUBJ and AGNews (relations that were not).
+docstrings: the query is the first sentence of a function's documentation, candidates are the rest
+of it and of others from the same package; tested on other packages.
+
+Arms: contrastive (InfoNCE of 16 heads), layer (of one middle layer), vote (all heads), ce
+(cross-entropy of the letter in front of the document, the only arm that is also read from logits).
+In all arms the documents have letters. What is read: chosen heads and all heads, each without what
+an empty query looks at; chosen before training, by training prompts.
+"""
+
+import argparse
+import ast
+import json
+import random
+import string
+import time
+from importlib.metadata import distributions
+from pathlib import Path
+
+import numpy as np
+
+from abft import load_model, load_task
+from abft.ranker.peers import minilm_scores, tfidf_scores
+from abft.ranker.prompts import RankingPrompts
+from record import write
+
+RESULTS = Path(__file__).parent.parent / "results" / "rank"
+LETTERS = string.ascii_uppercase
+EMPTY = "N/A"
+RELATIONS = {
+    "SST2": "sentiment",
+    "FP": "sentiment",
+    "SST5": "sentiment",
+    "MR": "sentiment",
+    "TREC": "question type",
+    "TEE": "emotion",
+    "SUBJ": "subjectivity",
+    "AGNews": "topic",
+    "TEH": "hatefulness",
+    "HS18": "hatefulness",
+}
+TESTED = ("MR", "TREC", "SUBJ", "AGNews")
+PACKAGES = ("numpy", "pandas", "torch", "scipy", "scikit-learn", "networkx", "sympy", "matplotlib")
+TESTED_PACKAGES = ("transformers", "datasets", "huggingface-hub", "tokenizers", "accelerate")
+
+
+# Data: groups (documents, [(query, relevant numbers)]), all with the same number of documents
+
+
+def halves(pool, options, count, seed):
+    """First parts of news texts, and second parts of some of them."""
+    generator = random.Random(f"halves {seed}")
+    groups = []
+    for _ in range(count):
+        parts = []
+        for example in generator.sample(pool, options.candidates):
+            words = example.text.split()
+            cut = len(words) * 3 // 5
+            parts.append((" ".join(words[:cut]), " ".join(words[cut:])))
+        asked = generator.sample(range(options.candidates), options.queries)
+        groups.append(([first for first, _ in parts], [(parts[i][1], {i}) for i in asked]))
+    return groups
+
+
+def relations(pools, tasks, options, count, seed):
+    """Texts of which some have what the query names in common with it."""
+    generator = random.Random(f"relations {seed} {tasks}")
+    groups = []
+    for _ in range(count):
+        task = generator.choice(tasks)
+        relation = RELATIONS[task]
+        by_class = {}
+        for example in generator.sample(pools[task], len(pools[task])):
+            by_class.setdefault(example.label, []).append(example.text)
+        classes = sorted(by_class)
+        own = options.candidates * 3 // 5
+        labels = [generator.choice(classes) for _ in range(own)]
+        documents = [(by_class[label].pop(), label) for label in labels]
+        others = [name for name in pools if RELATIONS[name] != relation]
+        for _ in range(options.candidates - own):
+            documents.append((generator.choice(pools[generator.choice(others)]).text, None))
+        generator.shuffle(documents)
+
+        shown = sorted(set(labels))
+        asked = []
+        while len(asked) < options.queries:
+            label = generator.choice(shown)
+            if by_class[label]:
+                relevant = {i for i, (_, each) in enumerate(documents) if each == label}
+                asked.append((f"{by_class[label].pop()} (same {relation})", relevant))
+        groups.append(([text for text, _ in documents], asked))
+    return groups
+
+
+def docstrings(packages):
+    """(first sentence, rest) of documented functions and classes, by package, without importing."""
+    found = {}
+    for distribution in distributions():
+        name = distribution.metadata["Name"].lower().replace("_", "-")
+        if name not in packages:
+            continue
+        pairs = {}
+        for file in distribution.files or ():
+            if file.suffix != ".py" or "test" in str(file):
+                continue
+            try:
+                tree = ast.parse(Path(file.locate()).read_text(encoding="utf-8"))
+            except (OSError, SyntaxError, ValueError):
+                continue
+            for node in ast.walk(tree):
+                if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                    text = " ".join((ast.get_docstring(node) or "").split())
+                    first, _, rest = text.partition(". ")
+                    if len(first.split()) >= 5 and len(rest.split()) >= 12:
+                        pairs[first] = rest
+        found[name] = sorted(pairs.items())
+    return found
+
+
+def docstring_groups(pools, options, count, seed):
+    """First sentences, and what follows them, of one package at a time."""
+    generator = random.Random(f"docstrings {seed}")
+    names = sorted(name for name, pairs in pools.items() if len(pairs) >= 2 * options.candidates)
+    groups = []
+    for _ in range(count):
+        pairs = generator.sample(pools[generator.choice(names)], options.candidates)
+        asked = generator.sample(range(options.candidates), options.queries)
+        groups.append(([rest for _, rest in pairs], [(pairs[i][0], {i}) for i in asked]))
+    return groups
+
+
+def data(options):
+    """Training groups, and test groups by name."""
+    count, tests = options.groups * options.steps, options.tests
+    if options.data == "halves":
+        news = load_task("AGNews")
+        return (
+            halves(news.train, options, count, options.seed),
+            {"AGNews": halves(news.test, options, tests, "test")},
+        )
+    if options.data == "relations":
+        loaded = {name: load_task(name) for name in RELATIONS}
+        tested = {
+            example.text
+            for name in TESTED
+            for part in (loaded[name].train, loaded[name].demonstrations, loaded[name].test)
+            for example in part
+        }
+        trained = [name for name in RELATIONS if name not in TESTED]
+        pools = {n: [e for e in loaded[n].train if e.text not in tested] for n in trained}
+        unseen = {name: list(each.test) for name, each in loaded.items()}
+        return (
+            relations(pools, trained, options, count, options.seed),
+            {name: relations(unseen, [name], options, tests, "test") for name in TESTED},
+        )
+    training, testing = docstrings(PACKAGES), docstrings(TESTED_PACKAGES)
+    print({name: len(pairs) for name, pairs in (*training.items(), *testing.items())}, flush=True)
+    return (
+        docstring_groups(training, options, count, options.seed),
+        {"docstrings": docstring_groups(testing, options, tests, "test")},
+    )
+
+
+# Reading
+
+
+def lettered(documents):
+    """Documents as prompts show them."""
+    return [f"({letter}) {text}" for letter, text in zip(LETTERS, documents, strict=False)]
+
+
+def prompts_of(writer, groups, answers):
+    """Encoded prompts, those of a group after each other."""
+    encoded = []
+    for documents, asked in groups:
+        written = writer.documents(lettered(documents))
+        for ids, (_, relevant) in zip(writer.queries([q for q, _ in asked]), asked, strict=True):
+            flags = [i in relevant for i in range(len(documents))]
+            encoded.append(writer.prompt(written, ids, flags, answers[min(relevant)]))
+    return encoded
+
+
+def marks(hits):
+    """Hits as one text of 0 and 1."""
+    return "".join(str(int(hit)) for hit in hits)
+
+
+def peers(groups):
+    """Which queries the peers answer, and how often chance does."""
+    found = {"TF-IDF": [], "MiniLM": []}
+    chance = []
+    for documents, asked in groups:
+        texts = [query for query, _ in asked]
+        for name, scorer in (("TF-IDF", tfidf_scores), ("MiniLM", minilm_scores)):
+            best = scorer(texts, documents).argmax(1)
+            found[name] += [int(b) in right for b, (_, right) in zip(best, asked, strict=True)]
+        chance += [len(right) / len(documents) for _, right in asked]
+    return {**{name: marks(hits) for name, hits in found.items()}, "chance": np.mean(chance)}
+
+
+def read(model, writer, groups, heads_LH, answers):
+    """Which queries each way of reading answers."""
+    import torch
+
+    from abft.data.batches import Batch, at_positions
+    from abft.method.head_statistics import label_attention
+    from abft.model.attention import causal_lm, decoder, read_batch, row_attention
+
+    model.eval()
+    hits = {"heads": [], "all": [], "logits": []}
+    with torch.no_grad(), row_attention(model):
+        for documents, asked in groups:
+            # The empty query is one more of the group.
+            both = [(documents, [*asked, (EMPTY, {0})])]
+            prompts = prompts_of(writer, both, answers)
+            batch = Batch.of(prompts, len(prompts), "cpu")
+            rows, hidden_BSD = read_batch(decoder(model), batch)
+            attention_LPHK = label_attention(rows, batch).numpy()
+            every = {"heads": attention_LPHK.transpose(1, 3, 0, 2)[..., heads_LH].mean(-1)}
+            every["all"] = attention_LPHK.mean((0, 2))
+            scores = {name: each[:-1] - each[-1] for name, each in every.items()}
+            hidden_PD = at_positions(hidden_BSD, batch.query_positions)
+            logits_PV = causal_lm(model).get_output_embeddings()(hidden_PD)
+            scores["logits"] = logits_PV[:-1, answers[: len(documents)]].numpy()
+            for name, each in scores.items():
+                best = each.argmax(1)
+                hits[name] += [int(b) in right for b, (_, right) in zip(best, asked, strict=True)]
+    return {name: marks(each) for name, each in hits.items()}
+
+
+def share(text):
+    """Recall@1 in percent."""
+    return round(100 * text.count("1") / len(text), 1)
+
+
+def train(options):
+    """One arm: measure, and train."""
+    from transformers import PrinterCallback, TrainerCallback
+
+    from abft.method.objectives import ContrastiveObjective, E2EObjective, VoteObjective
+    from abft.training.arguments import ABFTConfig
+    from abft.training.trainer import ABFTTrainer
+
+    model, tokenizer = load_model("SmolLM2-135M-Instruct")
+    writer = RankingPrompts(tokenizer, options.looking, 64, 96)
+    answers = [tokenizer(f" ({letter}")["input_ids"][-1] for letter in LETTERS]
+    groups, tests = data(options)
+    record = {"settings": {k: v for k, v in vars(options).items() if k not in ("output", "run")}}
+    record["peers"] = {name: peers(each) for name, each in tests.items()}
+    for name, each in record["peers"].items():
+        print(
+            name,
+            {k: share(v) if isinstance(v, str) else round(100 * v, 1) for k, v in each.items()},
+        )
+    prompts = prompts_of(writer, groups, answers)
+
+    # The heads that are read are chosen in the same way for every arm.
+    finder = ContrastiveObjective("layer" if options.arm == "layer" else str(options.heads))
+    finder.temperature = options.temperature
+    finder.prepare(model, prompts, options.queries)
+    heads_LH = finder.chosen_LH.numpy()
+    record["heads"] = np.argwhere(heads_LH).tolist()
+    objectives = {"vote": VoteObjective, "ce": E2EObjective}
+    objective = objectives[options.arm]() if options.arm in objectives else finder
+    record["points"] = []
+
+    def measure(step, seconds):
+        point = {"step": step, "seconds": round(seconds)}
+        for name, each in tests.items():
+            point[name] = read(model, writer, each, heads_LH, answers)
+        record["points"].append(point)
+        shown = {n: {k: share(v) for k, v in point[n].items()} for n in tests}
+        print(step, f"{seconds:.0f} s", shown, flush=True)
+        write(options.output, record)
+
+    class Measure(TrainerCallback):
+        """Measures every few steps; its own time does not count."""
+
+        def on_train_begin(self, args, state, control, **kwargs):
+            self.started = time.perf_counter()
+
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step % options.every == 0:
+                before = time.perf_counter()
+                measure(state.global_step, before - self.started)
+                model.train()
+                self.started += time.perf_counter() - before
+
+    measure(0, 0)
+    arguments = ABFTConfig(
+        output_dir=str(options.output.with_suffix("")),
+        learning_rate=options.lr,
+        warmup_steps=4,
+        max_steps=options.steps,
+        per_device_train_batch_size=options.queries,
+        gradient_accumulation_steps=options.groups,
+        queries=options.queries,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        seed=options.seed,
+        use_cpu=True,
+    )
+    trainer = ABFTTrainer(
+        model, arguments, prompts, tokenizer, objective=objective, callbacks=[Measure()]
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+
+
+def speed(options):
+    """A query over documents that are kept, against a forward pass of the whole prompt."""
+    import torch
+
+    from abft.data.batches import Batch
+    from abft.model.attention import decoder, read_batch, row_attention
+    from abft.ranker.documents import DocumentReader
+
+    model, tokenizer = load_model("SmolLM2-135M-Instruct")
+    writer = RankingPrompts(tokenizer, "query", 128, 64)
+    texts = [example.text for example in load_task("AGNews").train]
+    results = []
+    for count in (4, 20, 100):
+        documents = writer.documents(texts[:count])
+        (query,) = writer.queries([texts[count]])
+        prompt = writer.prompt(documents, query, [True] + [False] * (count - 1))
+        reader = DocumentReader(model, writer.beginning)
+        rounds = []
+        for _ in range(options.rounds):
+            seconds = {}
+            started = time.perf_counter()
+            with torch.no_grad(), row_attention(model):
+                read_batch(decoder(model), Batch.of([prompt], 1, "cpu"))
+            seconds["whole"] = time.perf_counter() - started
+            started = time.perf_counter()
+            kept = reader.read(documents)
+            seconds["documents"] = time.perf_counter() - started
+            started = time.perf_counter()
+            reader.attention(kept, query, len(query))
+            seconds["query"] = time.perf_counter() - started
+            rounds.append(seconds)
+        middle = {name: float(np.median([r[name] for r in rounds])) for name in rounds[0]}
+        held = sum(k.numel() * 4 + v.numel() * 4 for k, v in kept.layers) / 2**20
+        row = {"documents": count, "tokens": len(prompt.input_ids), "MiB": round(held, 1)}
+        results.append({**row, "seconds": middle, "rounds": rounds})
+        print(row, {k: round(v, 3) for k, v in middle.items()}, flush=True)
+    write(options.output, {"results": results})
+
+
+def tables(options):
+    """Recall@1 over steps of every run that is kept."""
+    for path in sorted(RESULTS.glob("**/*.json")):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if "points" not in record:
+            continue
+        print(path.relative_to(RESULTS), "steps:", *(point["step"] for point in record["points"]))
+        for name, each in record["peers"].items():
+            print(f"  {name:12}", {k: share(v) for k, v in each.items() if isinstance(v, str)})
+            for readout in ("heads", "all", "logits"):
+                row = [f"{share(point[name][readout]):5.1f}" for point in record["points"]]
+                print(f"    {readout:8}", *row)
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True)
+    command = commands.add_parser("train")
+    command.set_defaults(run=train)
+    command.add_argument("arm", choices=("contrastive", "layer", "vote", "ce"))
+    command.add_argument("--data", choices=("halves", "relations", "docstrings"), required=True)
+    command.add_argument("--output", type=Path, required=True)
+    command.add_argument("--candidates", type=int, default=20)
+    command.add_argument("--queries", type=int, default=4, help="of a group")
+    command.add_argument("--groups", type=int, default=4, help="of an optimizer step")
+    command.add_argument("--steps", type=int, default=64)
+    command.add_argument("--every", type=int, default=16, help="steps between measurements")
+    command.add_argument("--tests", type=int, default=32, help="groups of each test")
+    command.add_argument("--heads", type=int, default=16)
+    command.add_argument("--looking", default="query")
+    command.add_argument("--temperature", type=float, default=0.05)
+    command.add_argument("--lr", type=float, default=3e-4)
+    command.add_argument("--seed", type=int, default=0)
+    command = commands.add_parser("speed")
+    command.set_defaults(run=speed)
+    command.add_argument("--rounds", type=int, default=3)
+    command.add_argument("--output", type=Path)
+    command = commands.add_parser("tables")
+    command.set_defaults(run=tables)
+    options = parser.parse_args()
+    options.run(options)
+
+
+if __name__ == "__main__":
+    main()
