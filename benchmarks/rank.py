@@ -41,7 +41,7 @@ EMPTY = "N/A"
 RELATIONS = {
     "SST2": "sentiment",
     "FP": "sentiment",
-    "SST5": "sentiment",
+    "SST5": "rating",
     "MR": "sentiment",
     "TREC": "question type",
     "TEE": "emotion",
@@ -83,7 +83,7 @@ def relations(pools, tasks, options, count, seed):
         by_class = {}
         for example in generator.sample(pools[task], len(pools[task])):
             by_class.setdefault(example.label, []).append(example.text)
-        classes = sorted(by_class)
+        classes = sorted(c for c, texts in by_class.items() if len(texts) >= options.candidates)
         own = options.candidates * 3 // 5
         labels = [generator.choice(classes) for _ in range(own)]
         documents = [(by_class[label].pop(), label) for label in labels]

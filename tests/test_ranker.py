@@ -13,9 +13,16 @@ from abft.errors import AbftError
 from abft.method.head_statistics import label_attention
 from abft.model.attention import decoder, read_batch, row_attention, up_to_layer
 from abft.ranker import AttentionRanker
+from abft.ranker.beir import load_beir
 from abft.ranker.documents import DocumentReader
 from abft.ranker.peers import tfidf_scores
-from abft.ranker.queries import RankingQuery, most_together, ranking_queries, training_prompts
+from abft.ranker.queries import (
+    RankingQuery,
+    measured_queries,
+    most_together,
+    ranking_queries,
+    training_prompts,
+)
 from command_line import arguments, invoke, refused
 from tiny import tiny_model
 
@@ -276,6 +283,61 @@ def test_commands_that_make_no_sense(changes, message, tmp_path):
     file.write_text("text\nsomething\n")
     options = {"query": "q", "documents": file, **changes}
     assert message in refused("rank", *arguments(options))
+
+
+def beir_folder(folder):
+    corpus = [
+        {"_id": "d1", "title": "Joy", "text": "a great film"},
+        {"_id": "d2", "title": "", "text": "a sad life"},
+        {"_id": "d3", "text": "a poor film"},
+    ]
+    (folder / "corpus.jsonl").write_text("".join(json.dumps(each) + "\n" for each in corpus))
+    asked = [{"_id": f"q{i}", "text": f"query {i}"} for i in range(3)]
+    (folder / "queries.jsonl").write_text("".join(json.dumps(each) + "\n" for each in asked))
+    (folder / "qrels").mkdir()
+    judged = "query-id\tcorpus-id\tscore\nq1\td2\t1\nq1\td3\t2\nq0\td1\t1\nq2\td1\t0\n"
+    (folder / "qrels" / "test.tsv").write_text(judged)
+    return folder
+
+
+def test_a_data_set_in_beirs_format(tmp_path):
+    queries, documents, relevant = load_beir(beir_folder(tmp_path))
+    assert queries == ["query 1", "query 0"]
+    assert documents == ["Joy a great film", "a sad life", "a poor film"]
+    assert relevant == [[1, 2], [0]]
+    assert [query.relevant for query in ranking_queries(queries, documents, relevant)] == [
+        {1, 2},
+        {0},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("corpus.jsonl", "{", "corpus.jsonl, line 1: expected JSON"),
+        ("queries.jsonl", '{"text": "no id"}\n', "queries.jsonl, line 1"),
+        ("qrels/test.tsv", "header\nq1\td2\n", "line 2: expected query, document, score"),
+        ("qrels/test.tsv", "header\nq1\td9\t1\n", "unknown query or document"),
+        ("qrels/test.tsv", "header\nq1\td2\t0\n", "no relevant documents"),
+        ("qrels/test.tsv", None, "no such file"),
+    ],
+)
+def test_damaged_data_sets(file, content, message, tmp_path):
+    folder = beir_folder(tmp_path)
+    (folder / file).unlink() if content is None else (folder / file).write_text(content)
+    with pytest.raises(AbftError, match=message):
+        load_beir(folder)
+
+
+def test_queries_are_measured_with_as_many_documents_as_training_shows():
+    corpus = tuple(f"document {i}" for i in range(50))
+    queries = [RankingQuery(f"query {i}", corpus, frozenset({i})) for i in range(10)]
+    measured = measured_queries(queries, together=4, shown=8, seed=0)
+    assert [each.text for each in measured] == [each.text for each in queries]
+    for before, each in zip(queries, measured, strict=True):
+        assert len(each.candidates) == 8
+        assert [each.candidates[i] for i in each.relevant] == [corpus[i] for i in before.relevant]
+    assert len({each.candidates for each in measured}) == 3
 
 
 def test_tf_idf():

@@ -97,25 +97,57 @@ def training_prompts(
             candidates of its own.
         shown: documents of a group at most.
     """
-    # Queries with the same candidates can be asked together.
-    by_candidates: dict[tuple[str, ...], list[RankingQuery]] = {}
-    for query in queries:
-        by_candidates.setdefault(query.candidates, []).append(query)
-    pools = list(by_candidates.values())
-
+    pools = list(by_candidates(queries).values())
     encoded = []
     for number in range(count):
         generator = random.Random(f"ranking {seed} {number}")
         (pool,) = generator.choices(pools, [len(pool) for pool in pools])
-        asked = generator.sample(pool, together)
-        documents = _shown(asked, shown, generator)
-        texts = asked[0].candidates
-        written = prompts.documents([texts[i] for i in documents])
-        ids = prompts.queries([query.text for query in asked])
-        for query, query_ids in zip(asked, ids, strict=True):
-            relevant = [i in query.relevant for i in documents]
+        group = _with_fewer_documents(generator.sample(pool, together), shown, generator)
+        written = prompts.documents(group[0].candidates)
+        ids = prompts.queries([query.text for query in group])
+        for query, query_ids in zip(group, ids, strict=True):
+            relevant = [i in query.relevant for i in range(len(written))]
             encoded.append(prompts.prompt(written, query_ids, relevant))
     return encoded
+
+
+def measured_queries(
+    queries: Sequence[RankingQuery], together: int, shown: int, seed: int
+) -> list[RankingQuery]:
+    """Return every query with the documents of a training prompt: at most `shown`, drawn.
+
+    Up to `together` queries that share their candidates share what is drawn.
+    """
+    generator = random.Random(f"measured {seed}")
+    drawn = []
+    for pool in by_candidates(queries).values():
+        for start in range(0, len(pool), together):
+            drawn += _with_fewer_documents(pool[start : start + together], shown, generator)
+    return drawn
+
+
+def by_candidates(
+    queries: Sequence[RankingQuery],
+) -> dict[tuple[str, ...], list[RankingQuery]]:
+    """Return the queries that share their candidates together, in order."""
+    found: dict[tuple[str, ...], list[RankingQuery]] = {}
+    for query in queries:
+        found.setdefault(query.candidates, []).append(query)
+    return found
+
+
+def _with_fewer_documents(
+    asked: Sequence[RankingQuery], shown: int, generator: random.Random
+) -> list[RankingQuery]:
+    """Draw the documents that queries are asked of, in a new order."""
+    documents = _shown(asked, shown, generator)
+    texts = tuple(asked[0].candidates[i] for i in documents)
+    return [
+        RankingQuery(
+            query.text, texts, frozenset(n for n, i in enumerate(documents) if i in query.relevant)
+        )
+        for query in asked
+    ]
 
 
 def _shown(asked: Sequence[RankingQuery], shown: int, generator: random.Random) -> list[int]:
@@ -131,7 +163,4 @@ def _shown(asked: Sequence[RankingQuery], shown: int, generator: random.Random) 
 
 def most_together(queries: Sequence[RankingQuery], most: int) -> int:
     """Return how many queries can be asked of the same documents: `most`, or fewer."""
-    counts: dict[tuple[str, ...], int] = {}
-    for query in queries:
-        counts[query.candidates] = counts.get(query.candidates, 0) + 1
-    return min(most, *counts.values())
+    return min(most, *map(len, by_candidates(queries).values()))

@@ -17,6 +17,8 @@ from abft.ranker.peers import peers
 from abft.ranker.prompts import Looking, RankingPrompts
 from abft.ranker.queries import (
     RankingQuery,
+    by_candidates,
+    measured_queries,
     most_together,
     ranking_queries,
     text_of,
@@ -124,9 +126,9 @@ class AttentionRanker:
     ) -> "AttentionRanker":
         """Find heads, and train them, on queries whose relevant documents are known.
 
-        A fifth of the queries is held out: `validation_` says how often the first document is a
-        relevant one (recall@1) for TF-IDF and MiniLM (where they are installed), the untrained
-        heads and the trained ones.
+        A fifth of the queries is held out, each with up to `shown` candidates: `validation_` says
+        how often the first document is a relevant one (recall@1) for TF-IDF and MiniLM (where they
+        are installed), the untrained heads and the trained ones.
 
         Args:
             queries: N texts.
@@ -145,7 +147,8 @@ class AttentionRanker:
         shuffled = random.Random(f"held out {seed}").sample(checked, len(checked))
         share = min(round(HELD_OUT * len(shuffled)), MOST_HELD_OUT)
         count = max(FEWEST_HELD_OUT, share)
-        held_out, training = shuffled[:count], shuffled[count:]
+        held_out = measured_queries(shuffled[:count], self.together, self.shown, seed)
+        training = shuffled[count:]
 
         self.validation_ = {}
         for name, scorer in peers().items():
@@ -184,11 +187,8 @@ class AttentionRanker:
 
     def _recall(self, queries: Sequence[RankingQuery], scorer: Any) -> float:
         """Return how often the best document of a scorer is a relevant one."""
-        by_candidates: dict[tuple[str, ...], list[RankingQuery]] = {}
-        for query in queries:
-            by_candidates.setdefault(query.candidates, []).append(query)
         hits = 0
-        for candidates, asked in by_candidates.items():
+        for candidates, asked in by_candidates(queries).items():
             scores = scorer([query.text for query in asked], list(candidates))
             best = np.asarray(scores).argmax(1)
             hits += sum(int(b) in query.relevant for b, query in zip(best, asked, strict=True))
