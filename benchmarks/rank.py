@@ -209,34 +209,45 @@ def peers(groups):
     return {**{name: marks(hits) for name, hits in found.items()}, "chance": np.mean(chance)}
 
 
-def read(model, writer, groups, heads_LH, answers):
-    """Which queries each way of reading answers."""
+def read(model, writer, groups, heads_LH, answers, whole):
+    """Which queries each way of reading answers; not `whole`: the chosen heads only, faster."""
     import torch
 
     from abft.data.batches import Batch, at_positions
     from abft.method.head_statistics import label_attention
-    from abft.model.attention import causal_lm, decoder, read_batch, row_attention
+    from abft.model.attention import (
+        causal_lm,
+        decoder,
+        read_batch,
+        row_attention,
+        up_to_layer,
+    )
 
     model.eval()
     hits = {"heads": [], "all": [], "logits": []}
-    with torch.no_grad(), row_attention(model):
+    layers = None if whole else np.flatnonzero(heads_LH.any(1)).tolist()
+    chosen_LH = heads_LH if whole else heads_LH[layers]
+    last = None if whole else layers[-1]
+    with torch.no_grad(), row_attention(model), up_to_layer(decoder(model), last):
         for documents, asked in groups:
             # The empty query is one more of the group.
             both = [(documents, [*asked, (EMPTY, {0})])]
             prompts = prompts_of(writer, both, answers)
             batch = Batch.of(prompts, len(prompts), "cpu")
-            rows, hidden_BSD = read_batch(decoder(model), batch)
+            rows, hidden_BSD = read_batch(decoder(model), batch, row_layers=layers)
             attention_LPHK = label_attention(rows, batch).numpy()
-            every = {"heads": attention_LPHK.transpose(1, 3, 0, 2)[..., heads_LH].mean(-1)}
-            every["all"] = attention_LPHK.mean((0, 2))
+            every = {"heads": attention_LPHK.transpose(1, 3, 0, 2)[..., chosen_LH].mean(-1)}
+            if whole:
+                every["all"] = attention_LPHK.mean((0, 2))
             scores = {name: each[:-1] - each[-1] for name, each in every.items()}
-            hidden_PD = at_positions(hidden_BSD, batch.query_positions)
-            logits_PV = causal_lm(model).get_output_embeddings()(hidden_PD)
-            scores["logits"] = logits_PV[:-1, answers[: len(documents)]].numpy()
+            if whole:
+                hidden_PD = at_positions(hidden_BSD, batch.query_positions)
+                logits_PV = causal_lm(model).get_output_embeddings()(hidden_PD)
+                scores["logits"] = logits_PV[:-1, answers[: len(documents)]].numpy()
             for name, each in scores.items():
                 best = each.argmax(1)
                 hits[name] += [int(b) in right for b, (_, right) in zip(best, asked, strict=True)]
-    return {name: marks(each) for name, each in hits.items()}
+    return {name: marks(each) for name, each in hits.items() if each}
 
 
 def share(text):
@@ -278,7 +289,8 @@ def train(options):
     def measure(step, seconds):
         point = {"step": step, "seconds": round(seconds)}
         for name, each in tests.items():
-            point[name] = read(model, writer, each, heads_LH, answers)
+            whole = step == 0 or objective is not finder
+            point[name] = read(model, writer, each, heads_LH, answers, whole)
         record["points"].append(point)
         shown = {n: {k: share(v) for k, v in point[n].items()} for n in tests}
         print(step, f"{seconds:.0f} s", shown, flush=True)
@@ -368,7 +380,8 @@ def tables(options):
         for name, each in record["peers"].items():
             print(f"  {name:12}", {k: share(v) for k, v in each.items() if isinstance(v, str)})
             for readout in ("heads", "all", "logits"):
-                row = [f"{share(point[name][readout]):5.1f}" for point in record["points"]]
+                found = [point[name].get(readout) for point in record["points"]]
+                row = ["    -" if each is None else f"{share(each):5.1f}" for each in found]
                 print(f"    {readout:8}", *row)
 
 
@@ -383,11 +396,11 @@ def main():
     command.add_argument("--data", choices=("halves", "relations", "docstrings"), required=True)
     command.add_argument("--output", type=Path, required=True)
     command.add_argument("--candidates", type=int, default=20)
-    command.add_argument("--queries", type=int, default=4, help="of a group")
+    command.add_argument("--queries", type=int, default=8, help="of a group")
     command.add_argument("--groups", type=int, default=4, help="of an optimizer step")
     command.add_argument("--steps", type=int, default=64)
     command.add_argument("--every", type=int, default=16, help="steps between measurements")
-    command.add_argument("--tests", type=int, default=32, help="groups of each test")
+    command.add_argument("--tests", type=int, default=16, help="groups of each test")
     command.add_argument("--heads", type=int, default=16)
     command.add_argument("--looking", default="query")
     command.add_argument("--temperature", type=float, default=0.05)

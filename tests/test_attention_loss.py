@@ -1,0 +1,167 @@
+"""A loss on attention inside training loops of others."""
+
+import pytest
+import torch
+from transformers import Trainer, TrainingArguments
+
+from abft.data.batches import Batch
+from abft.data.encoding import attention_target
+from abft.errors import AbftError
+from abft.method.objectives import ContrastiveObjective, E2EObjective, VoteObjective
+from abft.model.attention import decoder, row_attention
+from abft.training.attention_loss import attention_loss
+from tiny import tiny_model
+
+SPANS = ([2, 5, 9], [(2, 4), (5, 8), (9, 10)])
+
+
+def rows(count=8, at=SPANS[0]):
+    """Sequences of different length; the language model learns the last three tokens."""
+    generator = torch.Generator().manual_seed(0)
+    made = []
+    for i in range(count):
+        ids = torch.randint(3, 600, (14 + i % 3,), generator=generator).tolist()
+        labels = [-100] * (len(ids) - 3) + ids[-3:]
+        right = [n == i % 3 for n in range(3)]
+        looks = {"looks_from": len(ids) - 4, "looks_at": at, "looks_right": right}
+        made.append({"input_ids": ids, "labels": labels, **looks})
+    return made
+
+
+def padded(features):
+    """A collator as loops have them."""
+    longest = max(len(each["input_ids"]) for each in features)
+
+    def fill(name, value):
+        return torch.tensor(
+            [each[name] + [value] * (longest - len(each[name])) for each in features]
+        )
+
+    ids = fill("input_ids", 0)
+    return {"input_ids": ids, "labels": fill("labels", -100), "attention_mask": (ids > 0).long()}
+
+
+def own_loss(model, objective, made):
+    """The same loss, by the package's own way."""
+    prompts = [
+        attention_target(
+            row["input_ids"][: row["looks_from"] + 1], row["looks_at"], row["looks_right"]
+        )
+        for row in made
+    ]
+    with row_attention(model):
+        return objective(decoder(model), Batch.of(prompts, 1, "cpu"))[0]
+
+
+def trainer_of(model, made, folder, **arguments):
+    settings = {"max_steps": 6, "learning_rate": 1e-2, "per_device_train_batch_size": 8}
+    plain = {"report_to": "none", "use_cpu": True, "save_strategy": "no", "disable_tqdm": True}
+    settings = {**settings, **plain, "remove_unused_columns": False, **arguments}
+    return Trainer(model, TrainingArguments(str(folder), **settings), padded, made)
+
+
+@pytest.mark.parametrize("at", SPANS)
+@pytest.mark.parametrize("objective", [VoteObjective(), ContrastiveObjective()])
+def test_the_loss_of_a_trainer_has_the_attentions_added(objective, at, tmp_path):
+    model, made = tiny_model("llama"), rows(at=at)
+    trainer = trainer_of(model, made, tmp_path)
+    expected = model(**padded(made)).loss + 0.5 * own_loss(model, objective, made)
+    with attention_loss(trainer, objective, weight=0.5):
+        loss = trainer.compute_loss(model, trainer.data_collator(made))
+        both = trainer.compute_loss(model, trainer.data_collator(made), return_outputs=True)
+    assert loss.item() == both[0].item() == pytest.approx(expected.item(), rel=1e-4)
+    assert both[1].logits.shape[0] == len(made)
+    loss.backward()
+    gradient = model.model.layers[0].self_attn.q_proj.weight.grad
+    model.zero_grad()
+    expected.backward()
+    expected = model.model.layers[0].self_attn.q_proj.weight.grad
+    torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-6)
+
+
+def trained(made, folder, weight, **arguments):
+    model = tiny_model("llama")
+    trainer = trainer_of(model, made, folder, **arguments)
+    with attention_loss(trainer, VoteObjective(), weight):
+        trainer.train()
+    return model
+
+
+def test_a_plain_trainer_trains_attention(tmp_path):
+    made = rows()
+    losses = [
+        own_loss(model, VoteObjective(), made).item()
+        for model in (
+            tiny_model("llama"),
+            trained(made, tmp_path / "with", 5.0),
+            trained(made, tmp_path / "without", 0.0),
+        )
+    ]
+    assert losses[1] < losses[0] - 0.2
+    assert losses[1] < losses[2] - 0.2
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_gradient_accumulation_and_checkpointing_change_nothing(checkpointing, tmp_path):
+    made = rows()
+    one = trained(made, tmp_path / "one", 2.0)
+    many = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
+    other = trained(made, tmp_path / "many", 2.0, gradient_checkpointing=checkpointing, **many)
+    for name, parameter in one.named_parameters():
+        torch.testing.assert_close(parameter, other.get_parameter(name), rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_trls_trainer_trains_attention(lora, tmp_path, bpe):
+    trl = pytest.importorskip("trl")
+    datasets = pytest.importorskip("datasets")
+    peft = pytest.importorskip("peft")
+    made = rows()
+    model = tiny_model("llama")
+    before = own_loss(model, VoteObjective(), made).item()
+    arguments = trl.SFTConfig(
+        str(tmp_path),
+        max_steps=6,
+        learning_rate=1e-2,
+        per_device_train_batch_size=8,
+        report_to="none",
+        use_cpu=True,
+        bf16=False,
+        save_strategy="no",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+    )
+    config = peft.LoraConfig(r=8, target_modules=["q_proj", "k_proj"]) if lora else None
+    trainer = trl.SFTTrainer(
+        model,
+        arguments,
+        train_dataset=datasets.Dataset.from_list(made),
+        processing_class=bpe,
+        peft_config=config,
+    )
+    with attention_loss(trainer, VoteObjective(), 5.0):
+        trainer.train()
+    whole = trainer.model.get_base_model() if lora else trainer.model
+    assert own_loss(whole, VoteObjective(), made).item() < before - 0.1
+
+
+def test_what_cannot_be_added(tmp_path):
+    model = tiny_model("llama")
+    trainer = trainer_of(model, rows(), tmp_path)
+    with pytest.raises(ValueError, match="no loss on attention"):
+        attention_loss(trainer, E2EObjective(model)).__enter__()
+    trainer = trainer_of(model, rows(), tmp_path, remove_unused_columns=True)
+    with pytest.raises(AbftError, match="remove_unused_columns=False"):
+        attention_loss(trainer, VoteObjective()).__enter__()
+
+
+def test_the_trainer_is_as_before_after_an_error(tmp_path):
+    model = tiny_model("llama")
+    trainer = trainer_of(model, rows(), tmp_path)
+    collator = trainer.data_collator
+    with pytest.raises(KeyError), attention_loss(trainer, VoteObjective()):
+        raise KeyError
+    assert trainer.data_collator is collator
+    assert trainer.compute_loss.__func__ is Trainer.compute_loss
+    assert model.config._attn_implementation == "sdpa"
+    assert not decoder(model)._forward_hooks
