@@ -13,6 +13,7 @@ from abft.errors import AbftError
 from abft.method.head_statistics import label_attention
 from abft.model.attention import decoder, read_batch, row_attention, up_to_layer
 from abft.ranker import AttentionRanker
+from abft.ranker.attribution import deletion_curve
 from abft.ranker.beir import load_beir
 from abft.ranker.documents import DocumentReader
 from abft.ranker.peers import tfidf_scores
@@ -23,6 +24,7 @@ from abft.ranker.queries import (
     ranking_queries,
     training_prompts,
 )
+from abft.scoring.inspect import attention_rows
 from command_line import arguments, invoke, refused
 from tiny import tiny_model
 
@@ -338,6 +340,54 @@ def test_queries_are_measured_with_as_many_documents_as_training_shows():
         assert len(each.candidates) == 8
         assert [each.candidates[i] for i in each.relevant] == [corpus[i] for i in before.relevant]
     assert len({each.candidates for each in measured}) == 3
+
+
+def test_attribution_sums_the_last_tokens_attention(fitted):
+    prompt = "this is bad and this is great joy, so the film is"
+    spans = [(0, 11), (15, 33), (34, 37)]
+    texts = [prompt[start:end] for start, end in spans]
+    assert texts == ["this is bad", " this is great joy", " so"]
+    model, tokenizer = fitted._model, fitted._tokenizer
+    ids = tokenizer(prompt).input_ids
+    pieces = [tokenizer(text).input_ids for text in texts]
+    rows_LHS = attention_rows(model, [ids])[:, 0].double().numpy()
+    expected = np.zeros(3)
+    for n, piece in enumerate(pieces):
+        (start,) = [i for i in range(len(ids)) if ids[i : i + len(piece)] == piece]
+        for layer, head in fitted.heads_:
+            expected[n] += rows_LHS[layer, head, start : start + len(piece)].sum()
+    found = fitted.attribute(prompt, spans)
+    assert found == pytest.approx(expected / expected.sum(), abs=1e-6)
+    assert found.sum() == pytest.approx(1)
+
+    for wrong in ([], [(3, 3)], [(0, 5), (4, 8)], [(0, 500)]):
+        with pytest.raises(ValueError, match="expected non-empty ones in order"):
+            fitted.attribute(prompt, wrong)
+
+
+def test_the_deletion_curve_removes_what_is_looked_at_first(fitted):
+    prompt = "this is bad and this is great joy, so the film is"
+    spans = [(0, 11), (15, 33), (34, 37)]
+    model, tokenizer = fitted._model, fitted._tokenizer
+    curve = deletion_curve(model, tokenizer, prompt, spans, fitted.heads_)
+
+    def log_probabilities(text):
+        with torch.no_grad():
+            return model(torch.tensor([tokenizer(text).input_ids])).logits[0, -1].log_softmax(-1)
+
+    answer = log_probabilities(prompt).argmax()
+    first = int(fitted.attribute(prompt, spans).argmax())
+    start, end = spans[first]
+    expected = [
+        log_probabilities(text)[answer].item() for text in (prompt, prompt[:start] + prompt[end:])
+    ]
+    assert curve.by_attention[:2] == pytest.approx(expected, abs=1e-5)
+    assert len(curve.by_attention) == len(curve.at_random) == 4
+    assert curve.by_attention[[0, -1]] == pytest.approx(curve.at_random[[0, -1]], abs=1e-5)
+    middle = (curve.at_random - curve.by_attention)[1:3]
+    assert curve.faithfulness == pytest.approx(middle.mean())
+    with pytest.raises(ValueError, match="at least 2"):
+        deletion_curve(model, tokenizer, prompt, spans[:1])
 
 
 def test_tf_idf():

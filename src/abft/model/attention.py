@@ -128,7 +128,6 @@ def _forward(
     softcap: float | None = None,
     s_aux: Tensor | None = None,
     row_positions: Tensor | None = None,
-    row_layers: Collection[int] | None = None,
     head_gates: dict[int, Tensor] | None = None,
     **kwargs: object,
 ) -> tuple[Tensor, Tensor | None]:
@@ -139,6 +138,7 @@ def _forward(
     """
     # SDPA would warn that it has none.
     kwargs.pop("output_attentions", None)
+    row_layers: Collection[int] | None = kwargs.pop("row_layers", None)  # type: ignore[assignment]
 
     if softcap is None and s_aux is None:
         output, _ = sdpa_attention_forward(

@@ -347,6 +347,25 @@ class AttentionRanker:
         values = [attention_LHD[read.index(layer), head] for layer, head in self.heads_]
         return np.mean(values, 0, dtype=float)
 
+    def attribute(self, prompt: str, spans: Sequence[tuple[int, int]]) -> np.ndarray:
+        """Return the share of each span of a prompt in the heads' attention on spans, (K,).
+
+        Any prompt: its last token looks. `abft.ranker.attribution.deletion_curve` says whether the
+        model's answer depends on what they look at.
+
+        Args:
+            spans: (start, end) of characters, without `end`, in order.
+
+        Raises:
+            ValueError: spans that overlap, are empty or outside the prompt.
+        """
+        from abft.ranker.attribution import attribute
+
+        self._load()
+        assert self._model is not None
+        assert self._tokenizer is not None
+        return attribute(self._model, self._tokenizer, prompt, spans, self.heads_)
+
     # Model
 
     def _prompts(self) -> RankingPrompts:
