@@ -315,6 +315,18 @@ def test_the_paper_recipe_is_the_papers(tmp_path, monkeypatch):
         None,
         None,
     )
+    reader = settings("--recipe", "reader", "--task", "TREC")
+    assert (reader.train_on, reader.objective, reader.cross_entropy) == (
+        "mixture",
+        "contrastive",
+        0,
+    )
+    assert (reader.nd, reader.nb, reader.steps, reader.words) == (
+        8192,
+        32,
+        256,
+        "own,arbitrary,permuted",
+    )
     large = settings("--recipe", "paper-lora")
     assert (large.lora_r, large.lora_targets, large.lr, large.load_in_4bit) == (
         16,
@@ -325,7 +337,7 @@ def test_the_paper_recipe_is_the_papers(tmp_path, monkeypatch):
     assert settings("--recipe", "paper", "--lr", "1e-4") == replace(paper, lr=1e-4)
     assert settings("--config", str(path)) == replace(paper, nd=256)
     assert settings("--config", str(path), "--recipe", "paper-lora") == replace(large, nd=256)
-    assert "expected one of paper, paper-lora" in refused("train", "--recipe", "papers")
+    assert "expected one of paper, paper-lora, reader" in refused("train", "--recipe", "papers")
 
 
 def test_a_runs_config_file_beside_other_settings(tmp_path, monkeypatch):

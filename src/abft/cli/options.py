@@ -44,7 +44,8 @@ Recipe = Annotated[
     typer.Option(
         "--recipe",
         help="paper: the paper's settings of method and training (its prompts: --prompt-style "
-        "staicc); paper-lora: those for large models. Other options change them.",
+        "staicc); paper-lora: those for large models; reader: many tasks, so that the model reads "
+        "any demonstrations. Other options change them.",
         show_default="chosen on small models",
         rich_help_panel=TRAINING,
     ),

@@ -40,10 +40,22 @@ SMALL_MODEL = 500_000_000  # parameters; below it the paper's learning rate move
 RECIPES: dict[str, dict[str, Any]] = {
     "paper": PAPER,
     "paper-lora": {**PAPER, "lora_r": 16, "lr": 1e-4, "load_in_4bit": True},
+    "reader": {
+        "train_on": "mixture",
+        "objective": "contrastive",
+        "cross_entropy": 0.0,
+        "queries": 16,
+        "batch_size": 16,
+        "nb": 32,
+        "nd": 8192,
+        "steps": 256,
+        "lr": 3e-4,
+    },
 }
-"""Named settings, `RunConfig(**RECIPES["paper"])`: the paper's, up to and above 10B parameters.
+"""Named settings, `RunConfig(**RECIPES["paper"])`: the paper's, up to and above 10B parameters, and
+those of a reader (docs/reader.md).
 
-They leave the prompt style open; the paper's prompts are those of StaICC
+The paper's leave the prompt style open; its prompts are those of StaICC
 (`prompt_style="staicc"`).
 """
 
