@@ -132,7 +132,7 @@ def memory(options, folder):
     """One process and a small random model."""
     run = finished_run(folder / "run", small_model(folder / "model"))
     found = rated(folder, run, options.texts)
-    quarter = len(found["chunks"]) // 4
+    quarter = max(len(found["chunks"]) // 4, 1)
     for name, part in (("first", found["chunks"][:quarter]), ("last", found["chunks"][-quarter:])):
         print(f"{name} quarter: {max(chunk[2] for chunk in part)} MiB at most")
     write(options.output, {"texts": options.texts, **found})

@@ -7,9 +7,10 @@ from transformers import Trainer, TrainingArguments
 from abft.data.batches import Batch
 from abft.data.encoding import attention_target
 from abft.errors import AbftError
-from abft.method.objectives import ContrastiveObjective, E2EObjective, VoteObjective
+from abft.method.objectives import ABFTObjective, ContrastiveObjective, E2EObjective, VoteObjective
+from abft.method.pid import PIDController
 from abft.model.attention import decoder, row_attention
-from abft.training.attention_loss import attention_loss
+from abft.training.attention_loss import AttentionCollator, attention_loss
 from tiny import tiny_model
 
 SPANS = ([2, 5, 9], [(2, 4), (5, 8), (9, 10)])
@@ -145,11 +146,58 @@ def test_trls_trainer_trains_attention(lora, tmp_path, bpe):
     assert own_loss(whole, VoteObjective(), made).item() < before - 0.1
 
 
+def test_evaluation_has_the_loss_too_and_no_attentions(tmp_path):
+    model, made = tiny_model("llama"), rows()
+    many = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
+    trainer = trainer_of(model, made, tmp_path, per_device_eval_batch_size=8, **many)
+    seen = []
+    trainer.compute_metrics = lambda found: seen.append(found.predictions) or {}
+    for _ in range(2):
+        expected = model(**padded(made)).loss + 3 * own_loss(model, VoteObjective(), made)
+        with attention_loss(trainer, VoteObjective(), 3.0):
+            found = trainer.evaluate(made)["eval_loss"]
+            assert found == pytest.approx(expected.item(), rel=1e-4)
+            trainer.train()
+    assert seen[0].shape[0] == len(made)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"looks_from": 99}, "looks_from = 99: the row has 14 tokens"),
+        ({"looks_at": []}, "expected distinct candidates"),
+        ({"looks_right": None}, "no column 'looks_right'"),
+    ],
+)
+def test_rows_that_make_no_sense(change, message):
+    (row,) = rows(1)
+    row = {name: value for name, value in {**row, **change}.items() if value is not None}
+    with pytest.raises(ValueError, match=message):
+        AttentionCollator(padded)([row])
+
+
+def test_a_collator_that_pads_on_the_left_is_refused():
+    def left(features):
+        batch = padded(features)
+        return {name: tensor.flip(1) for name, tensor in batch.items()}
+
+    with pytest.raises(ValueError, match="pad on the right"):
+        AttentionCollator(left)(rows())
+
+
+def test_reentrant_checkpointing_is_refused(tmp_path):
+    arguments = {"gradient_checkpointing_kwargs": {"use_reentrant": True}}
+    with pytest.raises(AbftError, match="non-reentrant"):
+        trained(rows(), tmp_path, 1.0, gradient_checkpointing=True, **arguments)
+
+
 def test_what_cannot_be_added(tmp_path):
     model = tiny_model("llama")
     trainer = trainer_of(model, rows(), tmp_path)
     with pytest.raises(ValueError, match="no loss on attention"):
         attention_loss(trainer, E2EObjective(model)).__enter__()
+    with pytest.raises(ValueError, match="changes between steps"):
+        attention_loss(trainer, ABFTObjective(PIDController())).__enter__()
     trainer = trainer_of(model, rows(), tmp_path, remove_unused_columns=True)
     with pytest.raises(AbftError, match="remove_unused_columns=False"):
         attention_loss(trainer, VoteObjective()).__enter__()

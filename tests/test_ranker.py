@@ -24,6 +24,7 @@ from abft.ranker.queries import (
     ranking_queries,
     training_prompts,
 )
+from abft.ranker.ranker import _split
 from abft.scoring.inspect import attention_rows
 from command_line import arguments, invoke, refused
 from tiny import tiny_model
@@ -43,15 +44,15 @@ def settings(model_folder):
     }
 
 
-def data(count=48):
+def data(count=48, first=0):
     """Documents of a word each; a query names the one that it wants."""
     queries, candidates, relevant = [], [], []
-    for i in range(count):
+    for i in range(first, first + count):
         shift = i % len(WORDS)
         words = [*WORDS[shift:], *WORDS[:shift]][:4]
         right = (i // 2) % 4
-        queries.append(f"a {words[right]} thing")
-        candidates.append([f"this is {word}, number {i}" for word in words])
+        queries.append(f"a {words[right]} thing {'abcdefg'[i % 7]}")
+        candidates.append([f"this is {word}" for word in words])
         relevant.append(right)
     return queries, candidates, relevant
 
@@ -120,7 +121,7 @@ def test_training_finds_the_documents_of_unseen_queries(fitted):
     assert len(fitted.heads_) == 3
     assert found["chosen heads, trained"] >= found["chosen heads, untrained (QRHead)"] + 0.3
     assert found["chosen heads, trained"] >= 0.6
-    queries, candidates, relevant = data(16)
+    queries, candidates, relevant = data(16, first=100)
     ranked = [fitted.rank(q, c)[0].index for q, c in zip(queries, candidates, strict=True)]
     assert np.mean(np.equal(ranked, relevant)) >= 0.6
 
@@ -138,6 +139,54 @@ def test_a_trained_ranker_is_saved_and_loaded(fitted, tmp_path):
     (tmp_path / "ranker" / "ranker.json").write_text("{}")
     with pytest.raises(ValueError, match="damaged"):
         AttentionRanker.load(tmp_path / "ranker")
+
+
+def test_a_second_fit_begins_with_the_untrained_model(settings, tmp_path):
+    """Also where the first one trained, or was loaded."""
+    once = AttentionRanker(**settings, steps=4, learning_rate=1e-2).fit(*data(24))
+    expected = dict(once.validation_)
+    once.save(tmp_path / "once")
+    again = once.fit(*data(24))
+    assert again.validation_ == expected
+    loaded = AttentionRanker.load(tmp_path / "once", device="cpu")
+    loaded.save(tmp_path / "loaded")
+    sizes = [sum(f.stat().st_size for f in (tmp_path / n).iterdir()) for n in ("once", "loaded")]
+    assert sizes[0] == pytest.approx(sizes[1], rel=0.01)
+    documents = ["this is sad", "great joy"]
+    same = AttentionRanker.load(tmp_path / "loaded", device="cpu")
+    assert same.rank("a sad thing", documents) == again.rank("a sad thing", documents)
+    loaded.progress = False
+    assert loaded.fit(*data(24)).validation_ == expected
+
+    # Without training nothing of it is left.
+    again.steps = 0
+    again.fit(*data(24)).save(tmp_path / "untrained")
+    assert [file.name for file in (tmp_path / "untrained").iterdir()] == ["ranker.json"]
+    other = AttentionRanker.load(tmp_path / "untrained", device="cpu")
+    assert other.rank("a sad thing", documents) == again.rank("a sad thing", documents)
+
+
+def test_no_query_is_held_out_and_trained_on():
+    queries = ranking_queries([f"query {i % 10}" for i in range(20)], ["a", "b"], [0] * 20)
+    held_out, training = _split(queries, seed=0)
+    assert len(held_out) + len(training) == 20
+    assert not {query.text for query in held_out} & {query.text for query in training}
+
+
+def test_numbers_of_any_kind(settings):
+    documents = np.array([["a", "b"], ["c", "d"]])
+    (one, two) = ranking_queries(np.array(["x", "y"]), documents, np.array([1, 0]))
+    assert (one.candidates, one.relevant, two.relevant) == (("a", "b"), {1}, {0})
+
+
+def test_groups_that_need_many_documents():
+    """More queries than documents are shown, and queries of which nearly all are relevant."""
+    corpus = tuple(f"document {i}" for i in range(40))
+    alone = [RankingQuery(f"query {i}", corpus, frozenset({i})) for i in range(8)]
+    most = [RankingQuery(f"q{i}", corpus, frozenset(range(39))) for i in range(8)]
+    for queries in (alone, most):
+        for query in measured_queries(queries, together=8, shown=4, seed=0):
+            assert 0 < len(query.relevant) < len(query.candidates) <= 9
 
 
 def test_documents_are_ranked_in_rounds(settings):
@@ -202,6 +251,8 @@ def test_training_prompts_show_relevant_documents(settings):
         (["a", None], [0], "2 lists of candidates|candidate 1"),
         (["a", "b"], [2], "relevant \\[2\\], of 2 candidates"),
         (["a", "b"], [0, 1], "relevant documents for 2"),
+        (["a", "b"], ["0"], "expected numbers of documents"),
+        ([5], [0], "expected a list of candidates, got 5"),
         ([["a", "b"], ["c", "d"]], [0], "2 lists of candidates"),
         ("ab", [0], "got one text"),
     ],
@@ -227,7 +278,10 @@ def test_wrong_settings_and_calls(settings):
         (lambda: ranker.scores("q", ["a"]), "one text"),
         (lambda: ranker.rank("q", ["a"], top=0), "top = 0"),
         (lambda: ranker.save("somewhere"), "call fit first"),
-        (lambda: ranker.fit(["q"] * 3, ["a", "b"], [0] * 3), "at least 8"),
+        (
+            lambda: ranker.fit(["q"] * 3, ["a", "b"], [0] * 3),
+            "1 distinct queries",
+        ),
         (lambda: AttentionRanker(heads=0), "heads = 0"),
         (lambda: AttentionRanker(steps=-1), "steps = -1"),
         (lambda: AttentionRanker(looking="all"), "looking"),
@@ -292,6 +346,8 @@ def beir_folder(folder):
         {"_id": "d1", "title": "Joy", "text": "a great film"},
         {"_id": "d2", "title": "", "text": "a sad life"},
         {"_id": "d3", "text": "a poor film"},
+        {"_id": "d4", "text": ""},
+        {"_id": "d5", "title": "a sad", "text": "life"},
     ]
     (folder / "corpus.jsonl").write_text("".join(json.dumps(each) + "\n" for each in corpus))
     asked = [{"_id": f"q{i}", "text": f"query {i}"} for i in range(3)]
@@ -322,11 +378,16 @@ def test_a_data_set_in_beirs_format(tmp_path):
         ("qrels/test.tsv", "header\nq1\td9\t1\n", "unknown query or document"),
         ("qrels/test.tsv", "header\nq1\td2\t0\n", "no relevant documents"),
         ("qrels/test.tsv", None, "no such file"),
+        ("corpus.jsonl", b"\xff", "is not UTF-8"),
     ],
 )
 def test_damaged_data_sets(file, content, message, tmp_path):
     folder = beir_folder(tmp_path)
-    (folder / file).unlink() if content is None else (folder / file).write_text(content)
+    path = folder / file
+    if content is None:
+        path.unlink()
+    else:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(AbftError, match=message):
         load_beir(folder)
 
@@ -386,8 +447,14 @@ def test_the_deletion_curve_removes_what_is_looked_at_first(fitted):
     assert curve.by_attention[[0, -1]] == pytest.approx(curve.at_random[[0, -1]], abs=1e-5)
     middle = (curve.at_random - curve.by_attention)[1:3]
     assert curve.faithfulness == pytest.approx(middle.mean())
+    same = fitted.deletion_curve(prompt, spans)
+    assert same.by_attention == pytest.approx(curve.by_attention)
     with pytest.raises(ValueError, match="at least 2"):
         deletion_curve(model, tokenizer, prompt, spans[:1])
+    with pytest.raises(ValueError, match="nothing would be left"):
+        deletion_curve(model, tokenizer, prompt, [(0, 11), (11, len(prompt))])
+    with pytest.raises(ValueError, match="at least one head"):
+        deletion_curve(model, tokenizer, prompt, spans, [])
 
 
 def test_tf_idf():

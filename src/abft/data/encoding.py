@@ -69,10 +69,15 @@ def attention_target(
             f"and {list(correct)}"
         )
 
+    if not 1 <= looking <= len(input_ids):
+        raise ValueError(f"looking = {looking}: expected 1 to {len(input_ids)} tokens")
+
     # Correct candidates are of class 1, which is the target.
     ids, classes = tuple(input_ids), tuple(map(int, correct))
     positions = [candidate for candidate in candidates if isinstance(candidate, int)]
     if positions:
+        if blocks:
+            raise ValueError("blocks: expected spans (start, end) as candidates, got positions")
         if len(positions) < len(candidates) or not all(0 <= i < len(ids) for i in positions):
             raise ValueError(
                 f"candidates {list(candidates)}: expected positions from 0 to {len(ids) - 1}"

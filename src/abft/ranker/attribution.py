@@ -54,9 +54,11 @@ def attribute(
         heads: (layer, head) of those that are read; None = all.
 
     Raises:
-        ValueError: spans that overlap, are empty or outside the prompt, or hold no token.
+        ValueError: spans that overlap, are empty or outside the prompt, or hold no token; no heads.
     """
     _check(prompt, spans)
+    if heads is not None and not heads:
+        raise ValueError("expected at least one head")
     encoding = tokenizer(prompt, return_offsets_mapping=True)
     starts, ends = zip(*(_tokens(encoding["offset_mapping"], span) for span in spans), strict=True)
     rows_LHS = attention_rows(model, [encoding["input_ids"]])[:, 0].cpu()
@@ -83,6 +85,9 @@ def deletion_curve(
     """
     if len(spans) < 2:
         raise ValueError(f"got {len(spans)} spans; expected at least 2")
+    _check(prompt, spans)
+    if not tokenizer(_without(prompt, spans))["input_ids"]:
+        raise ValueError("nothing would be left of the prompt: leave its end out of the spans")
     shares_K = attribute(model, tokenizer, prompt, spans, heads)
     answer = int(_log_probabilities(model, tokenizer, prompt).argmax())
 

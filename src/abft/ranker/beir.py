@@ -2,8 +2,8 @@
 
 import csv
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TextIO
 
 from abft.errors import AbftError
 
@@ -13,8 +13,8 @@ def load_beir(
 ) -> tuple[list[str], list[str], list[list[int]]]:
     """Return queries, documents and the numbers of each query's relevant documents.
 
-    What `AttentionRanker.fit` takes. A document is its title and its text. Queries without a
-    relevant document are left out.
+    What `AttentionRanker.fit` takes. A document is its title and its text; equal ones become one.
+    Queries without a relevant document are left out.
 
     Args:
         folder: with corpus.jsonl, queries.jsonl and qrels/{split}.tsv.
@@ -27,43 +27,51 @@ def load_beir(
     folder = Path(folder)
     corpus = _texts(folder / "corpus.jsonl", ("title", "text"))
     asked = _texts(folder / "queries.jsonl", ("text",))
-    number = {name: i for i, name in enumerate(corpus)}
 
+    # Equal documents are one; those without a text are none.
+    documents = list(dict.fromkeys(text for text in corpus.values() if text))
+    place = {text: i for i, text in enumerate(documents)}
     path = folder / "qrels" / f"{split}.tsv"
-    relevant: dict[str, list[int]] = {}
-    with _opened(path) as file:
-        rows = csv.reader(file, delimiter="\t")
-        next(rows, None)  # the header
-        for line, row in enumerate(rows, start=2):
-            try:
-                query, document, score = row
-                positive = float(score) > 0
-            except ValueError:
-                raise AbftError(f"{path}, line {line}: expected query, document, score") from None
-            if query not in asked or document not in number:
-                raise AbftError(f"{path}, line {line}: unknown query or document")
-            if positive:
-                relevant.setdefault(query, []).append(number[document])
+    relevant: dict[str, set[int]] = {}
+    for number, row in enumerate(
+        csv.reader(_lines(path), delimiter="\t", quoting=csv.QUOTE_NONE), start=1
+    ):
+        if number == 1:  # the header
+            continue
+        where = f"{path}, line {number}"
+        try:
+            query, document, score = row
+            positive = float(score) > 0
+        except ValueError:
+            raise AbftError(f"{where}: expected query, document, score") from None
+        if query not in asked or document not in corpus:
+            raise AbftError(f"{where}: unknown query or document")
+        if positive and corpus[document] and asked[query]:
+            relevant.setdefault(query, set()).add(place[corpus[document]])
     if not relevant:
         raise AbftError(f"{path}: no relevant documents")
-    return [asked[query] for query in relevant], list(corpus.values()), list(relevant.values())
+    answers = [sorted(each) for each in relevant.values()]
+    return [asked[query] for query in relevant], documents, answers
 
 
 def _texts(path: Path, fields: tuple[str, ...]) -> dict[str, str]:
     """Return the texts of a file of JSON lines by their id."""
     found = {}
-    with _opened(path) as file:
-        for line, text in enumerate(file, start=1):
-            try:
-                record = json.loads(text)
-                parts = [str(record.get(field) or "").strip() for field in fields]
-                found[str(record["_id"])] = " ".join(part for part in parts if part)
-            except (ValueError, KeyError, AttributeError):
-                raise AbftError(f"{path}, line {line}: expected JSON with _id and text") from None
+    for number, line in enumerate(_lines(path), start=1):
+        try:
+            record = json.loads(line)
+            parts = [str(record.get(field) or "").strip() for field in fields]
+            found[str(record["_id"])] = " ".join(part for part in parts if part)
+        except (ValueError, KeyError, AttributeError):
+            raise AbftError(f"{path}, line {number}: expected JSON with _id and text") from None
     return found
 
 
-def _opened(path: Path) -> TextIO:
+def _lines(path: Path) -> Iterator[str]:
     if not path.is_file():
         raise AbftError(f"no such file: {path}")
-    return path.open(encoding="utf-8", newline="")
+    try:
+        with path.open(encoding="utf-8") as file:
+            yield from file
+    except UnicodeDecodeError:
+        raise AbftError(f"{path} is not UTF-8") from None

@@ -114,7 +114,7 @@ class DocumentReader:
                 use_cache=True,
                 row_layers=self.layers,
             )
-        means_LHS = torch.stack([each.mean(0) for each in rows])
+        means_LHS = torch.stack([each.mean(0).to(self._device) for each in rows])
         starts, ends = (torch.tensor([bounds]) for bounds in zip(*kept.spans, strict=True))
         return span_sums(means_LHS, starts, ends)
 

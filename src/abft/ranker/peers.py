@@ -1,5 +1,6 @@
 """What a practitioner tries first: the cosine of TF-IDF vectors, and of MiniLM's embeddings."""
 
+import functools
 import importlib.util
 from collections.abc import Callable, Sequence
 
@@ -37,6 +38,7 @@ def peers() -> dict[str, Scorer]:
     return found
 
 
+@functools.cache
 def _sentence_embedding() -> Callable[[Sequence[str]], np.ndarray]:
     from abft.bench.classifiers import SentenceEmbedding
 

@@ -1,8 +1,9 @@
 """Check queries, their candidates and which of these are relevant; draw training prompts."""
 
 import random
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 
 from abft.data.encoding import EncodedPrompt
 from abft.ranker.prompts import RankingPrompts
@@ -23,7 +24,7 @@ class RankingQuery:
 
 
 def text_of(value: object, what: str) -> str:
-    """Return a text. Raises ValueError for anything else, or for one without content."""
+    """Return a text as it is. Raises ValueError for anything else, or for one without content."""
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"{what} is {value!r}; expected a text that is not empty")
     return value
@@ -46,38 +47,72 @@ def ranking_queries(
     """
     if isinstance(queries, str) or isinstance(candidates, str):
         raise ValueError("expected lists of texts, got one text")
-    queries, candidates, relevant = list(queries), list(candidates), list(relevant)
-    if not queries or len(relevant) != len(queries):
+    asked, lists = list(queries), list(candidates)
+    right = [_numbers(each) for each in relevant]
+    if not asked or len(right) != len(asked):
         raise ValueError(
-            f"got {len(queries)} queries and relevant documents for {len(relevant)}; expected "
-            "one entry for each query, and at least one query"
+            f"got {len(asked)} queries and relevant documents for {len(right)}; expected one entry "
+            "for each query, and at least one query"
         )
-    shared = all(isinstance(document, str) for document in candidates)
-    if not shared and len(candidates) != len(queries):
-        raise ValueError(f"got {len(queries)} queries and {len(candidates)} lists of candidates")
+    shared = all(isinstance(document, str) for document in lists)
+    if not shared and len(lists) != len(asked):
+        raise ValueError(f"got {len(asked)} queries and {len(lists)} lists of candidates")
 
+    # A corpus may be large: it is checked once.
+    corpus = _Candidates.of(lists, "candidates") if shared else None
     checked = []
-    for number, query in enumerate(queries):
-        documents = candidates if shared else list(candidates[number] or [])
-        where = f"query {number}"
-        texts = [text_of(d, f"{where}: candidate {i}") for i, d in enumerate(documents)]
-        right = relevant[number]
-        numbers = frozenset([right] if isinstance(right, int) else right)
+    for i, (query, numbers) in enumerate(zip(asked, right, strict=True)):
+        where = f"query {i}"
+        documents = corpus
+        if documents is None:
+            if isinstance(lists[i], str) or not isinstance(lists[i], Iterable):
+                raise ValueError(f"{where}: expected a list of candidates, got {lists[i]!r}")
+            documents = _Candidates.of(list(lists[i]), where)
+        found = documents.relevant(numbers, where)
+        checked.append(RankingQuery(text_of(query, where), documents.texts, found))
+    return checked
+
+
+@dataclass(frozen=True)
+class _Candidates:
+    """Distinct documents, and which of them each given one is."""
+
+    texts: tuple[str, ...]
+    places: tuple[int, ...]
+
+    @classmethod
+    def of(cls, documents: Sequence[object], where: str) -> "_Candidates":
+        checked = [text_of(text, f"{where}: candidate {i}") for i, text in enumerate(documents)]
+        place = {text: i for i, text in enumerate(dict.fromkeys(checked))}
+        return cls(tuple(place), tuple(place[text] for text in checked))
+
+    def relevant(self, numbers: frozenset[int], where: str) -> frozenset[int]:
+        """Return the places of relevant documents. Raises ValueError for what makes no sense."""
         if not numbers:
             raise ValueError(f"{where} has no relevant candidate")
-        if not numbers <= set(range(len(texts))):
-            raise ValueError(f"{where}: relevant {sorted(numbers)}, of {len(texts)} candidates")
+        if not all(0 <= number < len(self.places) for number in numbers):
+            raise ValueError(
+                f"{where}: relevant {sorted(numbers)}, of {len(self.places)} candidates"
+            )
+        found = frozenset(self.places[number] for number in numbers)
 
         # Equal documents are one, which is relevant or not.
-        at = {text: i for i, text in enumerate(dict.fromkeys(texts))}
-        right_texts = {texts[i] for i in numbers}
-        if any(text in right_texts and i not in numbers for i, text in enumerate(texts)):
-            raise ValueError(f"{where}: the same text is relevant and irrelevant")
-        if len(right_texts) == len(at):
+        if len(self.places) > len(self.texts) and len(found) < len(self.texts):
+            same = {number for number, place in enumerate(self.places) if place in found}
+            if same != numbers:
+                raise ValueError(f"{where}: the same text is relevant and irrelevant")
+        if len(found) == len(self.texts):
             raise ValueError(f"{where}: all candidates are relevant")
-        found = frozenset(at[text] for text in right_texts)
-        checked.append(RankingQuery(text_of(query, where), tuple(at), found))
-    return checked
+        return found
+
+
+def _numbers(relevant: object) -> frozenset[int]:
+    """Return one number, or several, as a set."""
+    if isinstance(relevant, Integral):
+        return frozenset([int(relevant)])
+    if isinstance(relevant, str) or not isinstance(relevant, Iterable):
+        raise ValueError(f"relevant: expected numbers of documents, got {relevant!r}")
+    return frozenset(int(number) for number in relevant)
 
 
 def training_prompts(
@@ -95,7 +130,7 @@ def training_prompts(
         count: groups.
         together: prompts of a group, asked of the same documents; 1 = every query may have
             candidates of its own.
-        shown: documents of a group at most.
+        shown: documents of a group at most, unless its queries need more.
     """
     pools = list(by_candidates(queries).values())
     encoded = []
@@ -151,13 +186,19 @@ def _with_fewer_documents(
 
 
 def _shown(asked: Sequence[RankingQuery], shown: int, generator: random.Random) -> list[int]:
-    """Draw documents that queries are asked of: a relevant one each, and any others."""
+    """Draw documents: for each query one that is relevant and one that is not, then any others.
+
+    More than `shown` where the queries need them.
+    """
     everything = range(len(asked[0].candidates))
     if len(everything) <= shown:
         return generator.sample(everything, len(everything))
     needed = {generator.choice(sorted(query.relevant)) for query in asked}
+    for query in asked:
+        if needed <= query.relevant:
+            needed.add(generator.choice([i for i in everything if i not in query.relevant]))
     others = [i for i in everything if i not in needed]
-    chosen = [*sorted(needed), *generator.sample(others, max(shown - len(needed), 1))]
+    chosen = [*sorted(needed), *generator.sample(others, max(shown - len(needed), 0))]
     return generator.sample(chosen, len(chosen))
 
 

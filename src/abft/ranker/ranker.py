@@ -24,11 +24,12 @@ from abft.ranker.queries import (
     text_of,
     training_prompts,
 )
-from abft.runs.config import Device
+from abft.runs.config import Device, default_learning_rate
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from abft.ranker.attribution import DeletionCurve
     from abft.ranker.documents import DocumentReader, KeptDocuments
 
 FILE, FORMAT = "ranker.json", 1
@@ -46,7 +47,8 @@ class Ranked:
 
     Attributes:
         index: its number among the documents that were given.
-        score: the heads' attention on it minus that of an empty query; higher is better.
+        score: the heads' attention on it minus that of an empty query; higher is better among
+            documents that were read together, which are those of one round.
         document: the text.
     """
 
@@ -109,7 +111,7 @@ class AttentionRanker:
 
         self.heads_: list[tuple[int, int]] | None = None  # (layer, head); None = all
         self.validation_: dict[str, float] = {}  # recall@1 on held-out queries, by method
-        self._trained = False
+        self._changed = False  # whether the model's weights are no longer the base model's
         self._model: PreTrainedModel | None = None
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._samples: dict[str, list[float]] = {}
@@ -141,21 +143,25 @@ class AttentionRanker:
             AbftError: a model family that cannot be used.
         """
         checked = ranking_queries(queries, candidates, relevant)
-        if len(checked) < 2 * FEWEST_HELD_OUT:
-            raise ValueError(f"got {len(checked)} queries; expected at least {2 * FEWEST_HELD_OUT}")
+        distinct = len({query.text for query in checked})
+        if distinct < 2 * FEWEST_HELD_OUT:
+            raise ValueError(
+                f"got {distinct} distinct queries; expected at least {2 * FEWEST_HELD_OUT}"
+            )
         seed = self.random_state
-        shuffled = random.Random(f"held out {seed}").sample(checked, len(checked))
-        share = min(round(HELD_OUT * len(shuffled)), MOST_HELD_OUT)
-        count = max(FEWEST_HELD_OUT, share)
-        held_out = measured_queries(shuffled[:count], self.together, self.shown, seed)
-        training = shuffled[count:]
+        held_out, training = _split(checked, seed)
+        held_out = measured_queries(held_out, self.together, self.shown, seed)
 
         self.validation_ = {}
         for name, scorer in peers().items():
             self._say(name, self._recall(held_out, scorer))
 
+        # An earlier fit may have changed the weights.
+        if self._changed:
+            self._model = None
+        self.heads_, self._changed = None, False
+        self._forget()
         self._load()
-        self.heads_, self._trained = None, False
         self._say("all heads, untrained (ICR)", self._recall(held_out, self.scores))
         self._find_heads(training, seed)
         before = self._recall(held_out, self.scores)
@@ -225,7 +231,9 @@ class AttentionRanker:
         model = self._model
         assert model is not None
         self._samples = base_samples(model, qk_modules(model))
-        rate = self.learning_rate or self._objective.small_model_rate
+        rate = self.learning_rate
+        if rate is None:
+            rate = default_learning_rate(model.num_parameters(), False, "contrastive")
         with tempfile.TemporaryDirectory() as folder:
             arguments = ABFTConfig(
                 output_dir=folder,
@@ -241,6 +249,7 @@ class AttentionRanker:
                 seed=seed,
                 use_cpu=next(model.parameters()).device.type == "cpu",
             )
+            self._changed = True
             with progress_bar("train", steps, "step", disable=not self.progress) as bar:
                 trainer = ABFTTrainer(
                     model,
@@ -252,7 +261,6 @@ class AttentionRanker:
                 )
                 trainer.remove_callback(PrinterCallback)
                 trainer.train()
-        self._trained = True
         self._forget()
 
     # Rank
@@ -261,8 +269,8 @@ class AttentionRanker:
         """Return how much each query looks at each document, (N, D); higher is better.
 
         From each value that of an empty query is taken off, which makes documents comparable. All
-        documents are read in one pass, whatever their number; their keys and values are kept until
-        other documents come.
+        documents are looked at in one pass, whatever their number; their keys and values are kept
+        until other documents come.
 
         Raises:
             ValueError: no documents, or an empty text.
@@ -350,8 +358,8 @@ class AttentionRanker:
     def attribute(self, prompt: str, spans: Sequence[tuple[int, int]]) -> np.ndarray:
         """Return the share of each span of a prompt in the heads' attention on spans, (K,).
 
-        Any prompt: its last token looks. `abft.ranker.attribution.deletion_curve` says whether the
-        model's answer depends on what they look at.
+        Any prompt: its last token looks. `deletion_curve` says whether the model's answer depends
+        on what it looks at.
 
         Args:
             spans: (start, end) of characters, without `end`, in order.
@@ -365,6 +373,18 @@ class AttentionRanker:
         assert self._model is not None
         assert self._tokenizer is not None
         return attribute(self._model, self._tokenizer, prompt, spans, self.heads_)
+
+    def deletion_curve(self, prompt: str, spans: Sequence[tuple[int, int]]) -> "DeletionCurve":
+        """Remove spans of a prompt, those that the heads look at most first; see `DeletionCurve`.
+
+        Arguments and errors as of `attribute`; at least two spans.
+        """
+        from abft.ranker.attribution import deletion_curve
+
+        self._load()
+        assert self._model is not None
+        assert self._tokenizer is not None
+        return deletion_curve(self._model, self._tokenizer, prompt, spans, self.heads_)
 
     # Model
 
@@ -432,10 +452,10 @@ class AttentionRanker:
             "settings": {name: getattr(self, name) for name in SAVED},
             "heads": self.heads_,
             "validation": self.validation_,
-            "trained": self._trained,
+            "trained": self._changed,
         }
         with atomic_folder(folder) as partial:
-            if self._trained:
+            if self._changed:
                 save_full_rank(self._model, partial, self._samples)  # type: ignore[arg-type]
             text = json.dumps(record, indent=1) + "\n"
             (partial / FILE).write_text(text, encoding="utf-8")
@@ -448,7 +468,8 @@ class AttentionRanker:
             ValueError: no such folder, a damaged one, or one of a newer version.
             AbftError: weights of another base model.
         """
-        from abft.model.checkpoints import load_full_rank
+        from abft.model.checkpoints import base_samples, load_full_rank
+        from abft.model.qk_weights import qk_modules, train_full_rank
 
         path = Path(folder) / FILE
         if not path.is_file():
@@ -464,14 +485,29 @@ class AttentionRanker:
         except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(f"{path} is damaged ({type(error).__name__}: {error})") from None
         ranker._load()
+        model = ranker._model
+        assert model is not None
         if trained:
-            load_full_rank(ranker._model, folder)  # type: ignore[arg-type]
-        ranker.heads_, ranker._trained = heads, trained
+            train_full_rank(model)
+            ranker._samples = base_samples(model, qk_modules(model))
+            load_full_rank(model, folder)
+        ranker.heads_, ranker._changed = heads, trained
         ranker._forget()
         return ranker
 
 
 SAVED = tuple(f.name for f in fields(AttentionRanker) if f.name not in ("device", "progress"))
+
+
+def _split(
+    queries: Sequence[RankingQuery], seed: int
+) -> tuple[list[RankingQuery], list[RankingQuery]]:
+    """Return what is held out, and what is trained on; no text is in both."""
+    texts = list(dict.fromkeys(query.text for query in queries))
+    count = max(FEWEST_HELD_OUT, min(round(HELD_OUT * len(texts)), MOST_HELD_OUT))
+    chosen = set(random.Random(f"held out {seed}").sample(texts, count))
+    held_out = [query for query in queries if query.text in chosen]
+    return held_out, [query for query in queries if query.text not in chosen]
 
 
 def _steps(bar: Any) -> Any:

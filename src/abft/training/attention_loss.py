@@ -7,22 +7,24 @@ The rows of attention come from the forward pass that the loop makes anyway.
 """
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import operator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import Trainer
 
 from abft.data.batches import Batch, at_positions, collate
-from abft.data.encoding import attention_target
+from abft.data.encoding import EncodedPrompt, attention_target
 from abft.errors import AbftError
 from abft.method.objectives import RowObjective
 from abft.model.attention import IMPLEMENTATION, causal_lm, decoder, row_attention
 from abft.model.capabilities import capabilities
 
 # Columns of a row: the position that looks, what it looks at, and which of these are correct.
-LOOKS_FROM, LOOKS_AT, LOOKS_RIGHT = "looks_from", "looks_at", "looks_right"
+_COLUMNS = LOOKS_FROM, LOOKS_AT, LOOKS_RIGHT = "looks_from", "looks_at", "looks_right"
 _PREFIX = "attention_loss_"
 
 
@@ -41,21 +43,41 @@ class AttentionCollator:
         self.collator = collator
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        own = (LOOKS_FROM, LOOKS_AT, LOOKS_RIGHT)
-        prompts = [
-            attention_target(
-                list(row["input_ids"])[: row[LOOKS_FROM] + 1],
-                _candidates(row[LOOKS_AT]),
-                row[LOOKS_RIGHT],
-            )
-            for row in rows
-        ]
-        batch = dict(
-            self.collator([{k: v for k, v in row.items() if k not in own} for row in rows])
-        )
+        """Return the other collator's batch and more tensors.
+
+        Raises:
+            ValueError: columns that are missing, positions outside of a row, as where it was cut
+                after they were counted, or a collator that moves tokens, as padding on the left.
+        """
+        prompts = [_target(row) for row in rows]
+        others = [{k: v for k, v in row.items() if k not in _COLUMNS} for row in rows]
+        batch = dict(self.collator(others))
+        for ids, row in zip(batch["input_ids"].tolist(), rows, strict=True):
+            own = list(row["input_ids"])
+            if ids[: len(own)] != own:
+                raise ValueError(
+                    "the collator moved tokens: pad on the right, without packing or cutting"
+                )
         fields = collate(prompts)
         del fields["input_ids"], fields["answers"]
         return {**batch, **{_PREFIX + name: tensor for name, tensor in fields.items()}}
+
+
+def _target(row: Mapping[str, Any]) -> EncodedPrompt:
+    """Return where a row's attention should go."""
+    missing = [name for name in _COLUMNS if name not in row]
+    if missing:
+        raise ValueError(f"rows have no column {missing[0]!r}: expected {', '.join(_COLUMNS)}")
+    ids, start = list(row["input_ids"]), operator.index(row[LOOKS_FROM])
+    if not 0 <= start < len(ids):
+        raise ValueError(
+            f"{LOOKS_FROM} = {start}: the row has {len(ids)} tokens; was it cut (max_length)?"
+        )
+    at = [list(each) if isinstance(each, Iterable) else each for each in row[LOOKS_AT]]
+    candidates: list[Any] = [
+        (int(each[0]), int(each[1])) if isinstance(each, list) else int(each) for each in at
+    ]
+    return attention_target(ids[: start + 1], candidates, list(map(bool, row[LOOKS_RIGHT])))
 
 
 @contextmanager
@@ -68,15 +90,21 @@ def attention_loss(
 
     Args:
         trainer: transformers' `Trainer` or a subclass, of a causal LM or a PEFT model.
-        objective: a loss on attention alone, such as `VoteObjective` or `ContrastiveObjective`.
+        objective: a loss on attention alone, without a controller, such as `VoteObjective`;
+            `ContrastiveObjective` counts all heads unless its `prepare` was called.
         weight: of its mean over the prompts of an optimizer step.
 
     Raises:
-        AbftError: a family without attention rows, or a trainer that drops the columns.
-        ValueError: an objective that reads the model's output.
+        AbftError: a family without attention rows, a trainer that drops the columns or spreads
+            batches with nn.DataParallel; while training, reentrant gradient checkpointing.
+        ValueError: an objective that reads the model's output or changes between steps.
     """
     if objective.reads_output or not objective.reads_attention:
         raise ValueError(f"{type(objective).__name__} is no loss on attention alone")
+    if type(objective).update is not RowObjective.update:
+        raise ValueError(f"{type(objective).__name__} changes between steps; use ABFTTrainer")
+    if trainer.args.n_gpu > 1:
+        raise AbftError("nn.DataParallel splits batches; start one process for each GPU instead")
     if trainer.args.remove_unused_columns:
         raise AbftError(
             "the trainer would drop the columns of the loss on attention: "
@@ -97,9 +125,11 @@ def attention_loss(
                 inputs["row_positions"] = targets[0].query_positions[:, None]
         return args, inputs
 
-    def keep(module: nn.Module, args: Any, output: Any) -> None:
+    def keep(module: nn.Module, args: Any, output: Any) -> Any:
         if targets:
             read.append(tuple(each for each in output.attentions if each is not None))
+            output.attentions = None
+        return output
 
     @functools.wraps(compute_loss)
     def with_attention(
@@ -127,9 +157,12 @@ def attention_loss(
         read.clear()
         added, _ = objective.from_rows(rows, rows[0], batch)
 
-        # Where the trainer does not divide by the number of batches in a step, this loss has to be.
-        divides = not trainer.model_accepts_loss_kwargs or num_items_in_batch is None
-        if not (divides and trainer.compute_loss_func is None):
+        if torch.is_grad_enabled() and model.training and not added.requires_grad:
+            raise AbftError(
+                "the attention has no gradient: gradient checkpointing must be non-reentrant "
+                '(gradient_checkpointing_kwargs={"use_reentrant": False})'
+            )
+        if model.training and not _divides(trainer, num_items_in_batch):
             added = added / trainer.current_gradient_accumulation_steps
         if return_outputs:
             return result[0] + weight * added.to(result[0].device), result[1]
@@ -151,11 +184,13 @@ def attention_loss(
                 hook.remove()
 
 
-def _candidates(looks_at: Sequence[Any]) -> Sequence[int] | Sequence[tuple[int, int]]:
-    """Return positions, or spans as pairs: data sets keep them as lists."""
-    if isinstance(looks_at[0], int):
-        return looks_at
-    return [(start, end) for start, end in looks_at]
+def _divides(trainer: Trainer, num_items_in_batch: Any) -> bool:
+    """Whether the trainer divides a batch's loss by the number of batches in a step."""
+    scaled = getattr(trainer, "loss_is_scaled_for_ga", None)
+    if scaled is not None:
+        return not scaled
+    own = trainer.compute_loss_func is not None
+    return (not trainer.model_accepts_loss_kwargs or num_items_in_batch is None) and not own
 
 
 def _rows(attention: Tensor, batch: Batch) -> Tensor:
