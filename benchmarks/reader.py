@@ -3,6 +3,7 @@
     python benchmarks/reader.py train nce16 --held-out questions --output results/reader/FILE.json
     python benchmarks/reader.py peers --output results/reader/peers.json
     python benchmarks/reader.py tables
+    python benchmarks/reader.py summary
 
 `train` measures while it trains: for every held-out task and kind of label words the predictions of
 the label words, of all heads' attention and, with a contrastive arm, of the trained heads'.
@@ -30,6 +31,7 @@ FAMILIES = {
 }
 DEVELOPMENT = ("AGNews",)
 WORDS = ("own", "arbitrary", "permuted", "codes")
+QUERIES_OF_A_SET = 16
 RESULTS = Path(__file__).parent.parent / "results" / "reader"
 
 
@@ -231,20 +233,83 @@ def tables(options):
                 print(f"  {name:18}{readout:12}", *row)
 
 
+def gains(before, after, readout):
+    """Gain of every query, by set of demonstrations, (sets, queries)."""
+    hits = [
+        np.array([a == b for a, b in zip(c[readout], c["targets"], strict=True)], float)
+        for c in (before, after)
+    ]
+    return (hits[1] - hits[0]).reshape(-1, QUERIES_OF_A_SET)
+
+
+def summary(options):
+    """The contrastive arm of seed 0: every held-out task before and after, next to MiniLM.
+
+    Intervals are bootstrapped over sets of demonstrations, with their queries, within each task.
+    """
+    peers_of = json.loads((RESULTS / "peers.json").read_text(encoding="utf-8"))["cells"]
+    rows, kinds = [], {"own": [], "arbitrary": []}
+    for family, tasks in FAMILIES.items():
+        path = RESULTS / f"{family}_nce16_seed0.json"
+        if not path.is_file():
+            continue
+        points = json.loads(path.read_text(encoding="utf-8"))["points"]
+        for task in tasks:
+            peer = peers_of[f"{task}/16"]
+            assert peer["targets"] == points[0][f"{task}/own"]["targets"]
+            row = [accuracy(p[f"{task}/own"], "label_words") for p in (points[0], points[-1])]
+            row += [
+                accuracy(p[f"{task}/arbitrary"], "label_words") for p in (points[0], points[-1])
+            ]
+            swapped = f"{task}/permuted"
+            row += (
+                [
+                    accuracy(points[0][swapped], "label_words"),
+                    accuracy(points[-1][swapped], "label_words"),
+                    accuracy(points[-1][swapped], "heads"),
+                ]
+                if swapped in points[0]
+                else [np.nan] * 3
+            )
+            row += [accuracy(peer, "minilm"), accuracy(peer, "minilm_nearest")]
+            rows.append(row)
+            print(f"{task:6}", *("     -" if np.isnan(x) else f"{100 * x:6.1f}" for x in row))
+            for kind, found in kinds.items():
+                cells_of = [p[f"{task}/{kind}"] for p in (points[0], points[-1])]
+                found.append(gains(*cells_of, "label_words"))
+    print("mean  ", *(f"{100 * x:6.1f}" for x in np.nanmean(rows, 0)))
+    generator = np.random.default_rng(0)
+    for kind, found in kinds.items():
+        drawn = [
+            np.mean([g[generator.integers(0, len(g), len(g))].mean() for g in found])
+            for _ in range(4000)
+        ]
+        low, high = 100 * np.percentile(drawn, [2.5, 97.5])
+        mean = 100 * np.mean([g.mean() for g in found])
+        print(f"gain, {kind} words: {mean:+.1f} [{low:.1f}, {high:.1f}]")
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.set_defaults(run=None)
     commands = parser.add_subparsers(required=True)
-    for name, run in (("train", train), ("peers", peers), ("tables", tables)):
+    for name, run in (
+        ("train", train),
+        ("peers", peers),
+        ("tables", tables),
+        ("summary", summary),
+    ):
         command = commands.add_parser(name)
         command.set_defaults(run=run)
-        if name == "tables":
+        if name in ("tables", "summary"):
             continue
         command.add_argument("--output", type=Path, required=True)
         command.add_argument("--sets", type=int, default=8, help="sets of demonstrations a cell")
-        command.add_argument("--test-queries", type=int, default=16, help="queries of each set")
+        command.add_argument(
+            "--test-queries", type=int, default=QUERIES_OF_A_SET, help="queries of each set"
+        )
         command.add_argument("--k", type=int if name == "train" else str, default=16)
         if name == "train":
             command.add_argument("arm")
