@@ -33,6 +33,7 @@ import numpy as np
 from abft import load_model, load_task
 from abft.ranker.peers import minilm_scores, tfidf_scores
 from abft.ranker.prompts import RankingPrompts
+from measured_training import train_measured
 from record import write
 
 RESULTS = Path(__file__).parent.parent / "results" / "rank"
@@ -257,11 +258,7 @@ def share(text):
 
 def train(options):
     """One arm: measure, and train."""
-    from transformers import PrinterCallback, TrainerCallback
-
     from abft.method.objectives import ContrastiveObjective, E2EObjective, VoteObjective
-    from abft.training.arguments import ABFTConfig
-    from abft.training.trainer import ABFTTrainer
 
     model, tokenizer = load_model("SmolLM2-135M-Instruct")
     writer = RankingPrompts(tokenizer, options.looking, 64, 96)
@@ -282,8 +279,7 @@ def train(options):
     finder.prepare(model, prompts, options.queries)
     heads_LH = finder.chosen_LH.numpy()
     record["heads"] = np.argwhere(heads_LH).tolist()
-    objectives = {"vote": VoteObjective, "ce": E2EObjective}
-    objective = objectives[options.arm]() if options.arm in objectives else finder
+    objective = {"vote": VoteObjective(), "ce": E2EObjective(model)}.get(options.arm, finder)
     record["points"] = []
 
     def measure(step, seconds):
@@ -296,39 +292,7 @@ def train(options):
         print(step, f"{seconds:.0f} s", shown, flush=True)
         write(options.output, record)
 
-    class Measure(TrainerCallback):
-        """Measures every few steps; its own time does not count."""
-
-        def on_train_begin(self, args, state, control, **kwargs):
-            self.started = time.perf_counter()
-
-        def on_step_end(self, args, state, control, **kwargs):
-            if state.global_step % options.every == 0:
-                before = time.perf_counter()
-                measure(state.global_step, before - self.started)
-                model.train()
-                self.started += time.perf_counter() - before
-
-    measure(0, 0)
-    arguments = ABFTConfig(
-        output_dir=str(options.output.with_suffix("")),
-        learning_rate=options.lr,
-        warmup_steps=4,
-        max_steps=options.steps,
-        per_device_train_batch_size=options.queries,
-        gradient_accumulation_steps=options.groups,
-        queries=options.queries,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        seed=options.seed,
-        use_cpu=True,
-    )
-    trainer = ABFTTrainer(
-        model, arguments, prompts, tokenizer, objective=objective, callbacks=[Measure()]
-    )
-    trainer.remove_callback(PrinterCallback)
-    trainer.train()
+    train_measured(model, tokenizer, prompts, options, lambda trainer: measure, objective)
 
 
 def speed(options):

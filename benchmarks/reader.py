@@ -17,12 +17,12 @@ Arms: ce (cross-entropy of the label word, as symbol tuning, arXiv 2305.08298), 
 
 import argparse
 import json
-import time
 from pathlib import Path
 
 import numpy as np
 
 from abft.data.builtin import BUILTIN, PAPER_TASKS
+from measured_training import train_measured
 from record import write
 
 FAMILIES = {
@@ -91,13 +91,9 @@ def objective_of(arm, temperature):
 
 def train(options):
     """One arm: train on the mixture, and measure every few steps."""
-    from transformers import PrinterCallback, TrainerCallback
-
     from abft import load_model, load_task
     from abft.data.mixture import evaluation_groups, training_groups
     from abft.data.splits import text_key
-    from abft.training.arguments import ABFTConfig
-    from abft.training.trainer import ABFTTrainer
 
     model, tokenizer = load_model("SmolLM2-135M-Instruct")
     names = training_tasks(options.held_out)
@@ -125,65 +121,38 @@ def train(options):
     tests = {cell: test_groups(*cell) for cell in cells(options.held_out, kinds, seen=names[:1])}
     points = []
 
-    def measure(step, seconds):
-        point = {"step": step, "seconds": round(seconds)}
-        for (task, kind), written in tests.items():
-            point[f"{task}/{kind}"] = measured(model, written, heads)
-        points.append(point)
-        shown = {
-            name: [
-                round(100 * accuracy(cell, r), 1)
-                for r in ("label_words", "attention", "heads")
-                if r in cell
-            ]
-            for name, cell in point.items()
-            if isinstance(cell, dict)
-        }
-        print(step, f"{seconds:.0f} s", shown, flush=True)
-        chosen = None if heads is None else np.argwhere(heads).tolist()
-        settings = {k: v for k, v in vars(options).items() if k not in ("output", "run")}
-        write(
-            options.output,
-            {"settings": settings, "trained_on": names, "heads": chosen, "points": points},
-        )
+    def prepare(trainer):
+        # Heads that the trainer has found on training prompts.
+        loss = getattr(trainer.objective, "attention", trainer.objective)
+        found = getattr(loss, "chosen_LH", None)
+        heads = None if found is None else found.numpy()
 
-    class Measure(TrainerCallback):
-        """Measures every few steps; its own time does not count."""
+        def measure(step, seconds):
+            point = {"step": step, "seconds": round(seconds)}
+            for (task, kind), written in tests.items():
+                point[f"{task}/{kind}"] = measured(model, written, heads)
+            points.append(point)
+            shown = {
+                name: [
+                    round(100 * accuracy(cell, r), 1)
+                    for r in ("label_words", "attention", "heads")
+                    if r in cell
+                ]
+                for name, cell in point.items()
+                if isinstance(cell, dict)
+            }
+            print(step, f"{seconds:.0f} s", shown, flush=True)
+            chosen = None if heads is None else np.argwhere(heads).tolist()
+            settings = {k: v for k, v in vars(options).items() if k not in ("output", "run")}
+            write(
+                options.output,
+                {"settings": settings, "trained_on": names, "heads": chosen, "points": points},
+            )
 
-        def on_train_begin(self, args, state, control, **kwargs):
-            self.started = time.perf_counter()
+        return measure
 
-        def on_step_end(self, args, state, control, **kwargs):
-            if state.global_step % options.every == 0:
-                before = time.perf_counter()
-                measure(state.global_step, before - self.started)
-                model.train()
-                self.started += time.perf_counter() - before
-
-    arguments = ABFTConfig(
-        output_dir=str(options.output.with_suffix("")),
-        learning_rate=options.lr,
-        warmup_steps=4,
-        max_steps=options.steps,
-        per_device_train_batch_size=options.queries,
-        gradient_accumulation_steps=options.groups,
-        queries=options.queries,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        seed=options.seed,
-        use_cpu=True,
-        **objective_of(options.arm, options.temperature),
-    )
-    trainer = ABFTTrainer(model, arguments, prompts, tokenizer, callbacks=[Measure()])
-    trainer.remove_callback(PrinterCallback)
-
-    # Heads that the trainer has found on training prompts.
-    loss = getattr(trainer.objective, "attention", trainer.objective)
-    chosen = getattr(loss, "chosen_LH", None)
-    heads = None if chosen is None else chosen.numpy()
-    measure(0, 0)
-    trainer.train()
+    settings = objective_of(options.arm, options.temperature)
+    train_measured(model, tokenizer, prompts, options, prepare, **settings)
 
 
 def peers(options):

@@ -22,7 +22,7 @@ from abft.model.attention import decoder, row_attention
 from abft.runs.config import RunConfig, resolve
 from abft.scoring.evaluate import evaluate
 from abft.scoring.scorer import LabelScorer, fingerprint
-from tiny import tiny_model
+from tiny import focused_model
 
 A, B = 0.7, 1.1
 
@@ -30,11 +30,7 @@ A, B = 0.7, 1.1
 @pytest.fixture(scope="module")
 def model():
     """A model that looks at few tokens: its heads' attention on labels goes from 0 to 1."""
-    model = tiny_model("llama")
-    with torch.no_grad():
-        for layer in model.model.layers:
-            layer.self_attn.q_proj.weight.mul_(3)
-    return model
+    return focused_model()
 
 
 @pytest.fixture(scope="module")

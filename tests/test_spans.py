@@ -7,7 +7,7 @@ from abft.data.batches import Batch
 from abft.data.encoding import attention_target
 from abft.method.head_statistics import label_attention
 from abft.model.attention import decoder, read_batch, row_attention, up_to_layer
-from tiny import tiny_model
+from tiny import focused_model
 
 HEAD = 5  # tokens of the instruction
 SPANS = [(5, 9), (10, 12), (12, 20)]  # token 9 is between two
@@ -17,11 +17,7 @@ TAIL = 20
 @pytest.fixture(scope="module")
 def model():
     """A model whose heads look at few tokens."""
-    model = tiny_model("llama")
-    with torch.no_grad():
-        for layer in model.model.layers:
-            layer.self_attn.q_proj.weight.mul_(3)
-    return model
+    return focused_model()
 
 
 def prompts(blocks, looking=3):

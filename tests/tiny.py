@@ -136,6 +136,15 @@ def tiny_model(family: str, seed: int = 0, **changes):
     return model
 
 
+def focused_model():
+    """A random Llama that looks at few tokens: its heads' attention on labels goes from 0 to 1."""
+    model = tiny_model("llama")
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.q_proj.weight.mul_(3)
+    return model
+
+
 def _corpus() -> list[str]:
     lines = []
     for task in TASKS.values():

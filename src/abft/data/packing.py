@@ -90,7 +90,7 @@ def _with_blocks(packed: Pack, prompts: Sequence[EncodedPrompt]) -> Pack:
         list(packed.branch_ends),
         list(packed.seen_again),
     )
-    # What is between two spans, such as a number or a line feed, belongs to the one before it.
+    # Tokens between two spans, such as a line feed, belong to the span before them.
     starts = [start for start, _ in spans]
     longest = 0
     for start, end in zip(starts, [*starts[1:], tail], strict=True):

@@ -219,8 +219,8 @@ class AttentionRanker:
 
         from abft.model.checkpoints import base_samples
         from abft.model.qk_weights import qk_modules
-        from abft.runs.session import progress_bar
         from abft.training.arguments import ABFTConfig
+        from abft.training.callbacks import StepBar
         from abft.training.trainer import ABFTTrainer
 
         steps = self.steps
@@ -250,17 +250,16 @@ class AttentionRanker:
                 use_cpu=next(model.parameters()).device.type == "cpu",
             )
             self._changed = True
-            with progress_bar("train", steps, "step", disable=not self.progress) as bar:
-                trainer = ABFTTrainer(
-                    model,
-                    arguments,
-                    prompts,
-                    self._tokenizer,
-                    objective=self._objective,
-                    callbacks=[_steps(bar)],
-                )
-                trainer.remove_callback(PrinterCallback)
-                trainer.train()
+            trainer = ABFTTrainer(
+                model,
+                arguments,
+                prompts,
+                self._tokenizer,
+                objective=self._objective,
+                callbacks=[StepBar()] if self.progress else [],
+            )
+            trainer.remove_callback(PrinterCallback)
+            trainer.train()
         self._forget()
 
     # Rank
@@ -508,14 +507,3 @@ def _split(
     chosen = set(random.Random(f"held out {seed}").sample(texts, count))
     held_out = [query for query in queries if query.text in chosen]
     return held_out, [query for query in queries if query.text not in chosen]
-
-
-def _steps(bar: Any) -> Any:
-    """Return a callback that moves a progress bar."""
-    from transformers import TrainerCallback
-
-    class Steps(TrainerCallback):
-        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-            bar.update(1)
-
-    return Steps()

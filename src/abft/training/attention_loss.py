@@ -86,7 +86,7 @@ def attention_loss(
 ) -> Iterator[None]:
     """Changes `trainer` while open: its loss has `weight` times a loss on attention added.
 
-    Its collator becomes an `AttentionCollator`. What is trained, and how, is up to the trainer.
+    Its collator becomes an `AttentionCollator`. The trainer still decides which weights train.
 
     Args:
         trainer: transformers' `Trainer` or a subclass, of a causal LM or a PEFT model.

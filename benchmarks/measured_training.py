@@ -1,0 +1,50 @@
+"""Train on encoded prompts, and measure every few steps; what measuring takes does not count."""
+
+import time
+
+
+def train_measured(model, tokenizer, prompts, options, prepare, custom=None, **settings):
+    """Train as the options of a benchmark say.
+
+    `prepare(trainer)` returns `measure(step, seconds)`, which is called before the first step and
+    then every `options.every` steps. `custom`: an objective; else `settings`, more of
+    `ABFTConfig`, name one.
+    """
+    from transformers import PrinterCallback, TrainerCallback
+
+    from abft.training.arguments import ABFTConfig
+    from abft.training.trainer import ABFTTrainer
+
+    class Measure(TrainerCallback):
+        def on_train_begin(self, args, state, control, **kwargs):
+            self.started = time.perf_counter()
+
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step % options.every == 0:
+                before = time.perf_counter()
+                measure(state.global_step, before - self.started)
+                model.train()
+                self.started += time.perf_counter() - before
+
+    arguments = ABFTConfig(
+        output_dir=str(options.output.with_suffix("")),
+        learning_rate=options.lr,
+        warmup_steps=4,
+        max_steps=options.steps,
+        per_device_train_batch_size=options.queries,
+        gradient_accumulation_steps=options.groups,
+        queries=options.queries,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        seed=options.seed,
+        use_cpu=True,
+        **settings,
+    )
+    trainer = ABFTTrainer(
+        model, arguments, prompts, tokenizer, objective=custom, callbacks=[Measure()]
+    )
+    trainer.remove_callback(PrinterCallback)
+    measure = prepare(trainer)
+    measure(0, 0)
+    trainer.train()
