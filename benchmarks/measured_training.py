@@ -8,7 +8,7 @@ def train_measured(model, tokenizer, prompts, options, prepare, custom=None, **s
 
     `prepare(trainer)` returns `measure(step, seconds)`, which is called before the first step and
     then every `options.every` steps. `custom`: an objective; else `settings`, more of
-    `ABFTConfig`, name one.
+    `ABFTConfig`, name one. With `options.save` the trained weights are kept in that folder.
     """
     from transformers import PrinterCallback, TrainerCallback
 
@@ -48,3 +48,5 @@ def train_measured(model, tokenizer, prompts, options, prepare, custom=None, **s
     measure = prepare(trainer)
     measure(0, 0)
     trainer.train()
+    if options.save:
+        trainer.save_model(str(options.save))

@@ -264,7 +264,9 @@ def train(options):
     writer = RankingPrompts(tokenizer, options.looking, 64, 96)
     answers = [tokenizer(f" ({letter}")["input_ids"][-1] for letter in LETTERS]
     groups, tests = data(options)
-    record = {"settings": {k: v for k, v in vars(options).items() if k not in ("output", "run")}}
+    record = {
+        "settings": {k: v for k, v in vars(options).items() if k not in ("output", "save", "run")}
+    }
     record["peers"] = {name: peers(each) for name, each in tests.items()}
     for name, each in record["peers"].items():
         print(
@@ -370,6 +372,7 @@ def main():
     command.add_argument("--temperature", type=float, default=0.05)
     command.add_argument("--lr", type=float, default=3e-4)
     command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--save", type=Path, help="folder for the trained weights")
     command = commands.add_parser("speed")
     command.set_defaults(run=speed)
     command.add_argument("--rounds", type=int, default=3)

@@ -143,7 +143,9 @@ def train(options):
             }
             print(step, f"{seconds:.0f} s", shown, flush=True)
             chosen = None if heads is None else np.argwhere(heads).tolist()
-            settings = {k: v for k, v in vars(options).items() if k not in ("output", "run")}
+            settings = {
+                k: v for k, v in vars(options).items() if k not in ("output", "save", "run")
+            }
             write(
                 options.output,
                 {"settings": settings, "trained_on": names, "heads": chosen, "points": points},
@@ -292,6 +294,7 @@ def main():
             command.add_argument("--temperature", type=float, default=0.05)
             command.add_argument("--every", type=int, default=64, help="steps between measurements")
             command.add_argument("--seed", type=int, default=0)
+            command.add_argument("--save", type=Path, help="folder for the trained weights")
     options = parser.parse_args()
     options.run(options)
 

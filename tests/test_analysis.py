@@ -19,11 +19,12 @@ from abft.analysis.analyze import DOCUMENTED, analyze
 from abft.analysis.basin import line
 from abft.analysis.causality import causality, head_gates
 from abft.analysis.choices import Choices
+from abft.analysis.deletion import deletion, without
 from abft.analysis.evaluation import evaluation
 from abft.analysis.examples import chosen_prompts, examples, top_heads
 from abft.analysis.study import accuracy_of, check_e2e_run, open_study
 from abft.data.encoding import label_tokens
-from abft.data.prompts import training_prompts
+from abft.data.prompts import Prompt, training_prompts, write_prompt
 from abft.errors import AbftError
 from abft.model.attention import decoder, read_rows, row_attention
 from abft.model.capabilities import capabilities
@@ -371,6 +372,55 @@ def test_one_prompt_without_finite_probabilities_stops_the_analysis(study, monke
         evaluation(study)
 
 
+def test_a_prompt_without_demonstrations_is_one_that_was_written_without_them(study):
+    data = study.session.data
+    shown, query = data.demonstrations[:4], data.test[0]
+    whole = write_prompt(data.task, shown, query)
+    for kept in ([0, 1, 2, 3], [1, 3], [2], [0], []):
+        removed = [i for i in range(4) if i not in kept]
+        expected = write_prompt(data.task, [shown[i] for i in kept], query)
+        assert without(whole, data.task.template, removed) == expected
+
+
+def test_the_demonstrations_that_heads_look_at_are_removed_first(study, analyses):
+    """Against attention that is summed by hand, and prompts of the demonstrations that stay."""
+    found = analyses.arrays["deletion"]
+    assert found["removed_R"].tolist() == [0, 1, 2, 3]
+    assert found["random_probability_MRD"].shape == (3, 4, 3)
+    assert found["prompts"] == 20
+    assert (found["attention_changed_MR"][:, 0] == 0).all()
+    probabilities_NC = analyses.arrays["evaluation"]["probabilities_MNC"][1, :20]
+    assert found["attention_probability_MR"][1, 0] == pytest.approx(probabilities_NC.max(1).mean())
+
+    model = study.space.move({"run": 1.0})
+    shorter = []
+    for prompt, written in zip(study.prompts, study.session.written, strict=True):
+        ids = torch.tensor([prompt.input_ids])
+        with torch.no_grad(), row_attention(model):
+            rows = read_rows(decoder(model), ids, torch.tensor([ids.shape[1] - 1]))[0]
+        on_labels = torch.stack(rows)[..., list(prompt.label_positions)].flatten(0, -2)
+        n = ids.shape[1]
+        passes = on_labels.sum(1) > 4 / (4 + np.log(n))
+        chosen = on_labels[passes] if passes.any() else on_labels
+        most = int(chosen.sum(0).argmax())
+        shorter.append(without(written, study.session.data.task.template, [most]))
+    with progress_bar("test", 20) as bar:
+        expected_NC, _ = study.evaluate({"run": 1.0}, study.session.encode(shorter), bar)
+    predicted_N = probabilities_NC.argmax(1)
+    assert found["attention_probability_MR"][1, 1] == pytest.approx(
+        expected_NC[np.arange(20), predicted_N].mean(), abs=1e-4
+    )
+    assert found["attention_changed_MR"][1, 1] == (expected_NC.argmax(1) != predicted_N).mean()
+
+
+def test_a_single_demonstration_cannot_be_removed():
+    study = SimpleNamespace(
+        session=SimpleNamespace(written=[Prompt("a b", ((0, 1),), (0,), 0)]), prompts=[None]
+    )
+    with pytest.raises(AbftError, match="at least two"):
+        deletion(study, {}, 1)
+
+
 def test_only_what_is_missing_damaged_or_outdated_is_computed_again(run, e2e, analyses, caplog):
     folder = run / "analysis"
     (folder / "line.npz").write_bytes((folder / "line.npz").read_bytes()[:100])
@@ -410,7 +460,7 @@ def test_each_analysis_is_computed_again_if_what_it_depends_on_changed(run, e2e,
 
     assert computed() == set()
     assert computed(resolution=3) == {"plane"}
-    assert computed(points=3) == {"line", "plane", "causality"}
+    assert computed(points=3) == {"line", "plane", "causality", "deletion"}
     # All of 5 prompts are evaluated, and still the first 4 of them at every point.
     assert computed(test_prompts=5) == set(DOCUMENTED) - {"line", "plane"}
     # The line knows no other run, and without one the plane stays as it was.

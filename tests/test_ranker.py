@@ -16,7 +16,7 @@ from abft.ranker import AttentionRanker
 from abft.ranker.attribution import deletion_curve
 from abft.ranker.beir import load_beir
 from abft.ranker.documents import DocumentReader
-from abft.ranker.peers import tfidf_scores
+from abft.ranker.peers import bm25_scores, tfidf_scores
 from abft.ranker.queries import (
     RankingQuery,
     measured_queries,
@@ -461,3 +461,21 @@ def test_tf_idf():
     scores = tfidf_scores(["a sad film"], ["great joy", "sad life", "?"])
     assert scores.argmax() == 1
     assert not tfidf_scores(["x"], ["?", "!"]).any()
+
+
+def test_bm25():
+    pytest.importorskip("bm25s")
+    documents = ["great great joy", "sad life", "a sad sad film of joy", "?"]
+    lengths = [len(text.replace("?", "").split()) for text in documents]
+
+    def expected(word, i):
+        counts = [text.split().count(word) for text in documents]
+        known = sum(count > 0 for count in counts)
+        rarity = np.log(1 + (len(documents) - known + 0.5) / (known + 0.5))
+        length = 1 - 0.75 + 0.75 * lengths[i] / np.mean(lengths)
+        return rarity * counts[i] / (counts[i] + 1.5 * length)
+
+    scores = bm25_scores(["Sad joy", "nothing", "!"], documents)
+    assert scores[0] == pytest.approx([expected("sad", i) + expected("joy", i) for i in range(4)])
+    assert not scores[1:].any()
+    assert not bm25_scores(["x"], ["?", "!"]).any()

@@ -18,6 +18,7 @@ from abft.analysis.basin import LINE, PLANE, line, plane
 from abft.analysis.causality import CAUSALITY, causality
 from abft.analysis.changes import CHANGES, changes
 from abft.analysis.choices import Choices
+from abft.analysis.deletion import DELETION, deletion
 from abft.analysis.evaluation import EVALUATION, UNSEEN, UNSEEN_PROMPTS, evaluation, unseen
 from abft.analysis.examples import EXAMPLES, examples
 from abft.analysis.study import Study, check_e2e_run, open_study
@@ -34,6 +35,7 @@ DOCUMENTED: dict[str, tuple[str, Mapping[str, str]]] = {
     "line": ("accuracy along the run's change of weights", LINE),
     "plane": ("accuracy on the plane of the run's and an end-to-end run's change", PLANE),
     "causality": ("accuracy with heads switched off", CAUSALITY),
+    "deletion": ("predictions without the demonstrations that heads look at", DELETION),
 }
 
 DEFAULTS = Choices()
@@ -72,7 +74,7 @@ def analyze(run: str | Path, choices: Choices = DEFAULTS) -> Analyses:
             run=run_key,
             e2e=e2e_key if name != "line" else None,
             test_prompts=min(count, prompt_limits.get(name, count)),
-            points=min(count, choices.points) if name == "causality" else None,
+            points=min(count, choices.points) if name in ("causality", "deletion") else None,
             resolution=choices.resolution if name == "plane" else None,
         )
         for name in DOCUMENTED
@@ -97,6 +99,7 @@ def analyze(run: str | Path, choices: Choices = DEFAULTS) -> Analyses:
         "line": lambda: line(study(), choices.points),
         "plane": lambda: plane(study(), choices.points, choices.resolution),
         "causality": lambda: causality(study(), analyses.arrays["evaluation"], choices.points),
+        "deletion": lambda: deletion(study(), analyses.arrays["evaluation"], choices.points),
     }
     for name, key in keys.items():
         arrays = read_arrays(run, name, DOCUMENTED[name][1], key)

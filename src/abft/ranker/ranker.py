@@ -129,8 +129,8 @@ class AttentionRanker:
         """Find heads, and train them, on queries whose relevant documents are known.
 
         A fifth of the queries is held out, each with up to `shown` candidates: `validation_` says
-        how often the first document is a relevant one (recall@1) for TF-IDF and MiniLM (where they
-        are installed), the untrained heads and the trained ones.
+        how often the first document is a relevant one (recall@1) for TF-IDF, BM25 and MiniLM (where
+        they are installed), the untrained heads and the trained ones.
 
         Args:
             queries: N texts.
@@ -182,14 +182,14 @@ class AttentionRanker:
         import warnings
 
         ours = list(self.validation_.values())[-1]
-        for name in ("TF-IDF", "MiniLM"):
-            theirs = self.validation_.get(name, 0.0)
-            if theirs > ours + CLEARLY_BETTER:
-                warnings.warn(
-                    f"on held-out queries {name} finds a relevant document first more often "
-                    f"({theirs:.1%} against {ours:.1%}): it is the better choice here",
-                    stacklevel=3,
-                )
+        theirs = {name: self.validation_[name] for name in peers()}
+        best = max(theirs, key=theirs.__getitem__, default=None)
+        if best is not None and theirs[best] > ours + CLEARLY_BETTER:
+            warnings.warn(
+                f"on held-out queries {best} finds a relevant document first more often "
+                f"({theirs[best]:.1%} against {ours:.1%}): it is the better choice here",
+                stacklevel=3,
+            )
 
     def _recall(self, queries: Sequence[RankingQuery], scorer: Any) -> float:
         """Return how often the best document of a scorer is a relevant one."""

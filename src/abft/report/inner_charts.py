@@ -265,3 +265,49 @@ def causality(arrays: Arrays, m: int) -> Chart:
         f"{mean_random_accuracy[-1]:.2f}.",
         figure,
     )
+
+
+def deletion(arrays: Arrays, m: int) -> Chart:
+    """Draw how probable one model's predictions stay while demonstrations are removed."""
+    name = str(arrays["models_M"][m])
+    removed = arrays["removed_R"]
+    by_attention = arrays["attention_probability_MR"][m]
+    draws = arrays["random_probability_MRD"][m]
+    at_random = draws.mean(1)
+
+    figure = go.Figure()
+    figure.add_scatter(
+        x=removed,
+        y=by_attention,
+        name="most looked-at first",
+        mode="lines+markers",
+        line=dict(color="#e0712c"),
+        marker=dict(symbol="square"),
+    )
+    figure.add_scatter(
+        x=removed,
+        y=at_random,
+        name="random order",
+        mode="lines+markers",
+        line=dict(color="#8a8f98", dash="dash"),
+        error_y=dict(
+            type="data",
+            symmetric=False,
+            array=draws.max(1) - at_random,
+            arrayminus=at_random - draws.min(1),
+        ),
+    )
+    figure.update_xaxes(title="demonstrations removed", tickvals=removed)
+    figure.update_yaxes(title="probability of the first prediction", rangemode="tozero")
+    changed = arrays["attention_changed_MR"][m][1]
+    random_changed = arrays["random_changed_MRD"][m][1].mean()
+    return chart(
+        f"deletion-{name}",
+        f"Demonstrations removed, {TITLES[name]}",
+        "If predictions depend on what the heads look at, the line of the most looked-at "
+        "demonstrations falls below that of a random order (bars: lowest and highest draw).",
+        f"Predictions {TITLES[name]}, {int(arrays['prompts'])} prompts: without the "
+        f"{removed[1]} most looked-at of the demonstrations {changed:.0%} change, without as many "
+        f"random ones {random_changed:.0%}.",
+        figure,
+    )

@@ -21,6 +21,7 @@ from abft.report.inner_charts import (
     QUANTITIES,
     basin,
     causality,
+    deletion,
     extrapolation,
     head_maps,
     layer_lines,
@@ -232,7 +233,8 @@ def _sections(
     cause = Section(
         "causality",
         "Causality",
-        "Do the heads that look at labels carry the answer? Accuracy when they are switched off.",
+        "Do the heads that look at labels carry the answer, and does it depend on what they look "
+        "at? Without these heads, and without demonstrations.",
     )
     curves = Section(
         "training",
@@ -272,6 +274,9 @@ def _sections(
     if "causality" in arrays:
         models = range(len(arrays["causality"]["models_M"]))
         cause.charts = [causality(arrays["causality"], m) for m in models]
+    if "deletion" in arrays:
+        models = range(len(arrays["deletion"]["models_M"]))
+        cause.charts += [deletion(arrays["deletion"], m) for m in models]
 
     # Each section names the analyses that it would show.
     for section, needs in (
@@ -281,7 +286,7 @@ def _sections(
         (prompts, ("examples",)),
         (weights, ("changes",)),
         (space, ("line", "plane")),
-        (cause, ("causality",)),
+        (cause, ("causality", "deletion")),
     ):
         reasons = [missing[name] for name in needs if name in missing]
         section.missing = [unfinished] if unfinished else reasons
