@@ -3,6 +3,12 @@
 import time
 
 
+def recorded(options):
+    """What a raw result keeps of the options."""
+    left_out = ("output", "save", "run")
+    return {name: value for name, value in vars(options).items() if name not in left_out}
+
+
 def train_measured(model, tokenizer, prompts, options, prepare, custom=None, **settings):
     """Train as the options of a benchmark say.
 

@@ -7,8 +7,8 @@
 Data, always 20 candidates (`--candidates`):
 
 halves: the first parts of AGNews texts, the query is the second part of one.
-relations: 12 texts of one task and 8 of others; the query is a text and what has to be the same,
-such as "same sentiment". Trained on SST2, FP, SST5, TEE, TEH and HS18; tested on MR (a relation
+relations: 12 texts of one task and 8 of others; the query is a text behind what has to be the same,
+such as "(same sentiment)". Trained on SST2, FP, SST5, TEE, TEH and HS18; tested on MR (a relation
 that was trained), TREC, SUBJ and AGNews (relations that were not).
 docstrings: the query is the first sentence of a function's documentation, candidates are the rest
 of it and of others from the same package; tested on other packages.
@@ -31,9 +31,9 @@ from pathlib import Path
 import numpy as np
 
 from abft import load_model, load_task
-from abft.ranker.peers import minilm_scores, tfidf_scores
+from abft.ranker.peers import peers as ranker_peers
 from abft.ranker.prompts import RankingPrompts
-from measured_training import train_measured
+from measured_training import recorded, train_measured
 from record import write
 
 RESULTS = Path(__file__).parent.parent / "results" / "rank"
@@ -99,7 +99,7 @@ def relations(pools, tasks, options, count, seed):
             label = generator.choice(shown)
             if by_class[label]:
                 relevant = {i for i, (_, each) in enumerate(documents) if each == label}
-                asked.append((f"{by_class[label].pop()} (same {relation})", relevant))
+                asked.append((f"(same {relation}) {by_class[label].pop()}", relevant))
         groups.append(([text for text, _ in documents], asked))
     return groups
 
@@ -199,11 +199,12 @@ def marks(hits):
 
 def peers(groups):
     """Which queries the peers answer, and how often chance does."""
-    found = {"TF-IDF": [], "MiniLM": []}
+    scorers = ranker_peers()
+    found = {name: [] for name in scorers}
     chance = []
     for documents, asked in groups:
         texts = [query for query, _ in asked]
-        for name, scorer in (("TF-IDF", tfidf_scores), ("MiniLM", minilm_scores)):
+        for name, scorer in scorers.items():
             best = scorer(texts, documents).argmax(1)
             found[name] += [int(b) in right for b, (_, right) in zip(best, asked, strict=True)]
         chance += [len(right) / len(documents) for _, right in asked]
@@ -264,9 +265,7 @@ def train(options):
     writer = RankingPrompts(tokenizer, options.looking, 64, 96)
     answers = [tokenizer(f" ({letter}")["input_ids"][-1] for letter in LETTERS]
     groups, tests = data(options)
-    record = {
-        "settings": {k: v for k, v in vars(options).items() if k not in ("output", "save", "run")}
-    }
+    record = {"settings": recorded(options)}
     record["peers"] = {name: peers(each) for name, each in tests.items()}
     for name, each in record["peers"].items():
         print(

@@ -1,6 +1,7 @@
 """Read, don't memorise: train on a mixture of tasks, test on a family that was never trained on.
 
     python benchmarks/reader.py train nce16 --held-out questions --output results/reader/FILE.json
+    python benchmarks/reader.py evaluate WEIGHTS --held-out questions --output FILE.json
     python benchmarks/reader.py peers --output results/reader/peers.json
     python benchmarks/reader.py tables
     python benchmarks/reader.py summary
@@ -22,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from abft.data.builtin import BUILTIN, PAPER_TASKS
-from measured_training import train_measured
+from measured_training import recorded, train_measured
 from record import write
 
 FAMILIES = {
@@ -143,18 +144,76 @@ def train(options):
             }
             print(step, f"{seconds:.0f} s", shown, flush=True)
             chosen = None if heads is None else np.argwhere(heads).tolist()
-            settings = {
-                k: v for k, v in vars(options).items() if k not in ("output", "save", "run")
-            }
             write(
                 options.output,
-                {"settings": settings, "trained_on": names, "heads": chosen, "points": points},
+                {
+                    "settings": recorded(options),
+                    "trained_on": names,
+                    "heads": chosen,
+                    "points": points,
+                },
             )
 
         return measure
 
     settings = objective_of(options.arm, options.temperature)
     train_measured(model, tokenizer, prompts, options, prepare, **settings)
+
+
+def asked_after(data, tokenizer, sets, queries):
+    """The same queries after several sequences of demonstrations, with the task's own words."""
+    from abft.data.mixture import asking_group
+
+    return [asking_group(data.task, tokenizer, shown, queries) for shown in sets]
+
+
+def evaluate(options):
+    """Trained weights and untouched ones: numbers and order of demonstrations, codes, news.
+
+    Besides the cells of `train`: 4 and 32 demonstrations, codes as label words, the same 32 queries
+    after 8 orders of 16 demonstrations and after 8 choices of 16, and the perplexity of news.
+    """
+    import random
+
+    from abft import apply_weights, load_model, load_task
+    from abft.bench.scenarios import NEUTRAL_TEXTS
+    from abft.data.draws import demonstration_sets
+    from abft.data.lengths import fit_texts
+    from abft.data.mixture import TEXT_TOKENS, evaluation_groups
+    from abft.scoring.perplexity import perplexity
+
+    model, tokenizer = load_model("SmolLM2-135M-Instruct")
+    tests = {}
+    for task in FAMILIES[options.held_out]:
+        data = load_task(task)
+        for k, kind in ((4, "own"), (4, "arbitrary"), (32, "own"), (32, "arbitrary")):
+            tests[f"{task}/{k}/{kind}"] = evaluation_groups(
+                data, tokenizer, k, options.sets, options.test_queries, words=kind
+            )
+        tests[f"{task}/16/codes"] = evaluation_groups(
+            data, tokenizer, 16, options.sets, options.test_queries, words="codes"
+        )
+        fitted, _ = fit_texts(data, tokenizer, TEXT_TOKENS)
+        generator = random.Random(f"order {task}")
+        queries = generator.sample(fitted.test, 32)
+        choices = demonstration_sets(fitted.demonstrations, 16, options.sets, generator)
+        orders = [generator.sample(choices[0], 16) for _ in range(options.sets)]
+        tests[f"{task}/orders"] = asked_after(fitted, tokenizer, orders, queries)
+        tests[f"{task}/choices"] = asked_after(fitted, tokenizer, choices, queries)
+    news = [example.text for example in load_task("AGNews").test[:NEUTRAL_TEXTS]]
+
+    found = {}
+    for name in ("untouched", "trained"):
+        if name == "trained":
+            model = apply_weights(model, options.weights)
+        found[name] = {"perplexity": perplexity(model, tokenizer, news)}
+        for cell, groups in tests.items():
+            found[name][cell] = measured(model, groups, None)
+            shares = [round(100 * accuracy(found[name][cell], "label_words"), 1)]
+            print(name, cell, *shares, flush=True)
+        print(name, f"perplexity {found[name]['perplexity']:.2f}", flush=True)
+    settings = {**recorded(options), "weights": options.weights.name}
+    write(options.output, {"settings": settings, "models": found})
 
 
 def peers(options):
@@ -268,6 +327,7 @@ def main():
     commands = parser.add_subparsers(required=True)
     for name, run in (
         ("train", train),
+        ("evaluate", evaluate),
         ("peers", peers),
         ("tables", tables),
         ("summary", summary),
@@ -281,10 +341,14 @@ def main():
         command.add_argument(
             "--test-queries", type=int, default=QUERIES_OF_A_SET, help="queries of each set"
         )
-        command.add_argument("--k", type=int if name == "train" else str, default=16)
+        if name != "evaluate":
+            command.add_argument("--k", type=int if name == "train" else str, default=16)
+        if name != "peers":
+            command.add_argument("--held-out", choices=FAMILIES, default="questions")
+        if name == "evaluate":
+            command.add_argument("weights", type=Path, help="folder that train --save wrote")
         if name == "train":
             command.add_argument("arm")
-            command.add_argument("--held-out", choices=FAMILIES, default="questions")
             command.add_argument("--words", default="own,arbitrary,permuted", help="in training")
             command.add_argument("--test-words", default="own,arbitrary,permuted")
             command.add_argument("--steps", type=int, default=256)

@@ -144,13 +144,30 @@ def evaluation_groups(
     for number, demonstrations in enumerate(shown):
         drawn = random.Random(f"words {data.task.name} {words} {seed} {number}")
         task = written_as(data.task, words, tokenizer, "test", drawn)
-        tokens = label_tokens(tokenizer, task)
         texts = asked[number * queries : (number + 1) * queries]
-        prompts = [write_prompt(task, demonstrations, query) for query in texts]
-        encoded = encode(tokenizer, prompts, max_length=max_length, scored=tokens)
-        answered = tuple(with_answers(encoded, tokens))
-        groups.append(Group(answered, task, tokens, words, tuple(demonstrations), tuple(texts)))
+        groups.append(asking_group(task, tokenizer, demonstrations, texts, words, max_length))
     return groups
+
+
+def asking_group(
+    task: Task,
+    tokenizer: "PreTrainedTokenizerBase",
+    demonstrations: Sequence[Example],
+    queries: Sequence[Example],
+    words: Words = "own",
+    max_length: int | None = None,
+) -> Group:
+    """Return a group of prompts that ask `queries` after the same demonstrations.
+
+    Args:
+        task: with the label words and the template in which they are written.
+        words: what kind of label words these are.
+    """
+    tokens = label_tokens(tokenizer, task)
+    prompts = [write_prompt(task, demonstrations, query) for query in queries]
+    encoded = encode(tokenizer, prompts, max_length=max_length, scored=tokens)
+    answered = tuple(with_answers(encoded, tokens))
+    return Group(answered, task, tokens, words, tuple(demonstrations), tuple(queries))
 
 
 def _some_classes(data: TaskData, generator: random.Random) -> TaskData:
