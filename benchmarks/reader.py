@@ -3,11 +3,10 @@
     python benchmarks/reader.py train nce16 --held-out questions --output results/reader/FILE.json
     python benchmarks/reader.py evaluate WEIGHTS --held-out questions --output FILE.json
     python benchmarks/reader.py peers --output results/reader/peers.json
-    python benchmarks/reader.py tables
-    python benchmarks/reader.py summary
 
 `train` measures while it trains: for every held-out task and kind of label words the predictions of
 the label words, of all heads' attention and, with a contrastive arm, of the trained heads'.
+`evaluate` measures kept weights in more cells. benchmarks/reader_tables.py shows the results.
 `peers` fits MiniLM with a logistic regression, and its nearest neighbour, on the same k texts that
 the prompts show. AGNews is the task on which choices are made: no family is held out for it and no
 mixture trains on it.
@@ -17,7 +16,6 @@ Arms: ce (cross-entropy of the label word, as symbol tuning, arXiv 2305.08298), 
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +31,6 @@ FAMILIES = {
 DEVELOPMENT = ("AGNews",)
 WORDS = ("own", "arbitrary", "permuted", "codes")
 QUERIES_OF_A_SET = 16
-RESULTS = Path(__file__).parent.parent / "results" / "reader"
 
 
 def training_tasks(held_out):
@@ -248,77 +245,6 @@ def peers(options):
     write(options.output, {"cells": found})
 
 
-def tables(options):
-    """Accuracy over steps of every arm that is kept, by read-out."""
-    for path in sorted(RESULTS.glob("*.json")):
-        record = json.loads(path.read_text(encoding="utf-8"))
-        points = record.get("points") or record.get("results", {}).get("points")
-        if not points:
-            continue
-        print(path.name)
-        for name in [key for key in points[0] if "/" in key]:
-            readouts = [r for r in ("label_words", "attention", "heads") if r in points[0][name]]
-            for readout in readouts:
-                row = [f"{100 * accuracy(point[name], readout):5.1f}" for point in points]
-                print(f"  {name:18}{readout:12}", *row)
-
-
-def gains(before, after, readout):
-    """Gain of every query, by set of demonstrations, (sets, queries)."""
-    hits = [
-        np.array([a == b for a, b in zip(c[readout], c["targets"], strict=True)], float)
-        for c in (before, after)
-    ]
-    return (hits[1] - hits[0]).reshape(-1, QUERIES_OF_A_SET)
-
-
-def summary(options):
-    """The contrastive arm of seed 0: every held-out task before and after, next to MiniLM.
-
-    Intervals are bootstrapped over sets of demonstrations, with their queries, within each task.
-    """
-    peers_of = json.loads((RESULTS / "peers.json").read_text(encoding="utf-8"))["cells"]
-    rows, kinds = [], {"own": [], "arbitrary": []}
-    for family, tasks in FAMILIES.items():
-        path = RESULTS / f"{family}_nce16_seed0.json"
-        if not path.is_file():
-            continue
-        points = json.loads(path.read_text(encoding="utf-8"))["points"]
-        for task in tasks:
-            peer = peers_of[f"{task}/16"]
-            assert peer["targets"] == points[0][f"{task}/own"]["targets"]
-            row = [accuracy(p[f"{task}/own"], "label_words") for p in (points[0], points[-1])]
-            row += [
-                accuracy(p[f"{task}/arbitrary"], "label_words") for p in (points[0], points[-1])
-            ]
-            swapped = f"{task}/permuted"
-            row += (
-                [
-                    accuracy(points[0][swapped], "label_words"),
-                    accuracy(points[-1][swapped], "label_words"),
-                    accuracy(points[-1][swapped], "heads"),
-                ]
-                if swapped in points[0]
-                else [np.nan] * 3
-            )
-            row += [accuracy(peer, "minilm"), accuracy(peer, "minilm_nearest")]
-            rows.append(row)
-            print(f"{task:6}", *("     -" if np.isnan(x) else f"{100 * x:6.1f}" for x in row))
-            for kind, found in kinds.items():
-                cells_of = [p[f"{task}/{kind}"] for p in (points[0], points[-1])]
-                found.append(gains(*cells_of, "label_words"))
-    print("mean  ", *(f"{100 * x:6.1f}" for x in np.nanmean(rows, 0)))
-    generator = np.random.default_rng(0)
-    for kind, found in kinds.items():
-        drawn = [
-            np.mean([g[generator.integers(0, len(g), len(g))].mean() for g in found])
-            for _ in range(4000)
-        ]
-        low, high = 100 * np.percentile(drawn, [2.5, 97.5])
-        mean = 100 * np.mean([g.mean() for g in found])
-        print(f"gain, {kind} words: {mean:+.1f} [{low:.1f}, {high:.1f}]")
-
-
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -329,13 +255,9 @@ def main():
         ("train", train),
         ("evaluate", evaluate),
         ("peers", peers),
-        ("tables", tables),
-        ("summary", summary),
     ):
         command = commands.add_parser(name)
         command.set_defaults(run=run)
-        if name in ("tables", "summary"):
-            continue
         command.add_argument("--output", type=Path, required=True)
         command.add_argument("--sets", type=int, default=8, help="sets of demonstrations a cell")
         command.add_argument(

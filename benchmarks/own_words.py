@@ -1,0 +1,119 @@
+"""One task whose label words mean nothing, as a user's ticket codes: does an attention loss help?
+
+    python benchmarks/own_words.py train ce --task TREC --texts 64 --output FILE.json
+    python benchmarks/own_words.py tables
+
+Every class is written as a random word of one token (`--seed` draws them), in training and in the
+test alike. Demonstrations, training prompts and nothing else come from `--texts` labelled texts.
+Arms: ce (cross-entropy of the label word), vote, vote+ce, nce16 (InfoNCE of 16 heads), nce16+ce;
+the same prompts, steps and weights (W_Q and W_K).
+"""
+
+import argparse
+import json
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from abft.data.builtin import PAPER_TASKS
+from measured_training import recorded, train_measured
+from reader import accuracy, measured, objective_of
+from record import write
+
+RESULTS = Path(__file__).parent.parent / "results" / "own_words"
+READOUTS = ("label_words", "attention", "heads")
+
+
+def train(options):
+    """One arm: train, and measure every few steps."""
+    from abft import encode, label_tokens, load_model, load_task
+    from abft.data.draws import demonstration_sets
+    from abft.data.encoding import with_answers
+    from abft.data.label_words import written_as
+    from abft.data.lengths import fit_texts
+    from abft.data.mixture import TEXT_TOKENS, asking_group
+    from abft.data.prompts import training_prompts
+
+    model, tokenizer = load_model("SmolLM2-135M-Instruct")
+    data, _ = fit_texts(load_task(options.task), tokenizer, TEXT_TOKENS)
+    generator = random.Random(f"own words {options.task} {options.texts} {options.seed}")
+    known = tuple(generator.sample(data.train, options.texts))
+    task = written_as(data.task, "arbitrary", tokenizer, "test", generator)
+    data = replace(data, task=task, train=known, demonstrations=known)
+
+    tokens = label_tokens(tokenizer, task)
+    count = options.groups * options.queries * options.steps
+    drawn = training_prompts(data, count, options.k, options.seed, queries=options.queries)
+    prompts = with_answers(encode(tokenizer, drawn, scored=tokens), tokens)
+
+    asked = generator.sample(data.test, options.sets * options.test_queries)
+    shown = demonstration_sets(known, options.k, options.sets, generator)
+    size = options.test_queries
+    tests = [
+        asking_group(task, tokenizer, demonstrations, asked[i * size : (i + 1) * size])
+        for i, demonstrations in enumerate(shown)
+    ]
+    points = []
+
+    def prepare(trainer):
+        loss = getattr(trainer.objective, "attention", trainer.objective)
+        chosen = getattr(loss, "chosen_LH", None)
+        heads = None if chosen is None else chosen.numpy()
+
+        def measure(step, seconds):
+            found = measured(model, tests, heads)
+            points.append({"step": step, "seconds": round(seconds), **found})
+            shares = {r: round(100 * accuracy(found, r), 1) for r in READOUTS if r in found}
+            print(step, f"{seconds:.0f} s", shares, flush=True)
+            words = dict(zip(task.labels, task.label_words, strict=True))
+            record = {"settings": recorded(options), "label_words": words, "points": points}
+            write(options.output, record)
+
+        return measure
+
+    settings = objective_of(options.arm, options.temperature)
+    train_measured(model, tokenizer, prompts, options, prepare, **settings)
+
+
+def tables(options):
+    """Accuracy over steps of every run that is kept."""
+    for path in sorted(RESULTS.glob("*.json")):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        print(path.name, "steps:", *(point["step"] for point in record["points"]))
+        for readout in READOUTS:
+            if readout in record["points"][0]:
+                shares = [100 * accuracy(point, readout) for point in record["points"]]
+                print(f"  {readout:12}", *(f"{share:5.1f}" for share in np.array(shares)))
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True)
+    command = commands.add_parser("train")
+    command.set_defaults(run=train)
+    command.add_argument("arm")
+    command.add_argument("--task", choices=PAPER_TASKS, required=True)
+    command.add_argument("--texts", type=int, required=True, help="labelled texts in all")
+    command.add_argument("--output", type=Path, required=True)
+    command.add_argument("--k", type=int, default=8, help="demonstrations of a prompt")
+    command.add_argument("--steps", type=int, default=64)
+    command.add_argument("--groups", type=int, default=2, help="groups of prompts a step")
+    command.add_argument("--queries", type=int, default=16, help="prompts of a group")
+    command.add_argument("--lr", type=float, default=3e-4)
+    command.add_argument("--temperature", type=float, default=0.05)
+    command.add_argument("--every", type=int, default=32, help="steps between measurements")
+    command.add_argument("--sets", type=int, default=16, help="sets of test demonstrations")
+    command.add_argument("--test-queries", type=int, default=16, help="of each set")
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--save", type=Path, help="folder for the trained weights")
+    commands.add_parser("tables").set_defaults(run=tables)
+    options = parser.parse_args()
+    options.run(options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,241 @@
+"""Tables and the picture of benchmarks/reader.py's results.
+
+    python benchmarks/reader_tables.py steps      # accuracy over steps, run by run
+    python benchmarks/reader_tables.py summary    # before and after, next to MiniLM
+    python benchmarks/reader_tables.py compare ce # the contrastive arm minus another one
+    python benchmarks/reader_tables.py cells      # other numbers of demonstrations, order, news
+    python benchmarks/reader_tables.py picture    # docs/reader.svg
+
+Intervals (95%) are bootstrapped over seeds of the training, and, within every task, over sets of
+demonstrations with their queries: the same ones for all seeds and arms.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+
+from reader import DEVELOPMENT, FAMILIES, QUERIES_OF_A_SET, accuracy
+
+RESULTS = Path(__file__).parent.parent / "results" / "reader"
+PICTURE = Path(__file__).parent.parent / "docs" / "reader.svg"
+OURS = "nce16"
+TITLES = {OURS: "contrastive, 16 heads", "ce": "cross-entropy"}
+DRAWS = 4000
+
+
+def read(path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def runs(family, arm):
+    """Points of every run of an arm, by seed."""
+    paths = sorted(RESULTS.glob(f"{family}_{arm}_seed*.json"))
+    return {read(path)["settings"]["seed"]: read(path)["points"] for path in paths}
+
+
+def hits(cell, readout="label_words"):
+    """Which queries are answered correctly, by set of demonstrations, (sets, queries)."""
+    pairs = zip(cell[readout], cell["targets"], strict=True)
+    return np.array([a == b for a, b in pairs], float).reshape(-1, QUERIES_OF_A_SET)
+
+
+def with_interval(by_family):
+    """Mean over tasks, and its interval.
+
+    Args:
+        by_family: for each family a list of tasks, each (seeds, sets, queries).
+    """
+    generator = np.random.default_rng(0)
+    tasks = [task for family in by_family for task in family]
+    drawn = []
+    for _ in range(DRAWS):
+        means = []
+        for family in by_family:
+            seeds = len(family[0])
+            chosen = generator.integers(0, seeds, seeds)
+            for task in family:
+                sets = generator.integers(0, task.shape[1], task.shape[1])
+                means.append(task[chosen][:, sets].mean())
+        drawn.append(np.mean(means))
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return tuple(100 * x for x in (np.mean([task.mean() for task in tasks]), low, high))
+
+
+def shown(interval):
+    """A mean and its interval as text."""
+    mean, low, high = interval
+    return f"{mean:+.1f} [{low:.1f}, {high:.1f}]"
+
+
+def row_of(values):
+    """Shares as percentages."""
+    return " ".join("     -" if np.isnan(x) else f"{100 * x:6.1f}" for x in values)
+
+
+def steps(options):
+    """Accuracy over steps of every run, by read-out."""
+    for path in sorted(RESULTS.glob("*_seed*.json")):
+        points = read(path).get("points")
+        if not points:
+            continue
+        print(path.name, "steps:", *(point["step"] for point in points))
+        for name in [key for key in points[0] if "/" in key]:
+            for readout in ("label_words", "attention", "heads"):
+                if readout in points[0][name]:
+                    print(
+                        f"  {name:18}{readout:12}",
+                        row_of(accuracy(p[name], readout) for p in points),
+                    )
+
+
+def summary(options):
+    """The contrastive arm: every held-out task before and after, next to MiniLM."""
+    peers = read(RESULTS / "peers.json")["cells"]
+    rows, gains = [], {"own": [], "arbitrary": []}
+    print("own before, after | arbitrary | swapped: before, after, from heads | MiniLM, nearest")
+    for family, tasks in FAMILIES.items():
+        by_seed = list(runs(family, OURS).values())
+        if not by_seed:
+            continue
+        first = by_seed[0][0]
+        print(f"{family}: {len(by_seed)} seeds")
+
+        def mean_of(cell, readout="label_words", runs_of=by_seed):
+            return np.mean([accuracy(points[-1][cell], readout) for points in runs_of])
+
+        for task in tasks:
+            peer = peers[f"{task}/16"]
+            own, arbitrary, swapped = (f"{task}/{k}" for k in ("own", "arbitrary", "permuted"))
+            assert peer["targets"] == first[own]["targets"]
+            row = []
+            for cell in (own, arbitrary):
+                row += [accuracy(first[cell], "label_words"), mean_of(cell)]
+            if swapped in first:
+                before = accuracy(first[swapped], "label_words")
+                row += [before, mean_of(swapped), mean_of(swapped, "heads")]
+            else:
+                row += [np.nan] * 3
+            row += [accuracy(peer, "minilm"), accuracy(peer, "minilm_nearest")]
+            rows.append(row)
+            print(f"  {task:6}", row_of(row))
+        for kind, found in gains.items():
+            cells = [f"{task}/{kind}" for task in tasks]
+            found.append(
+                [np.stack([hits(p[-1][c]) - hits(p[0][c]) for p in by_seed]) for c in cells]
+            )
+    print("  mean  ", row_of(np.nanmean(rows, 0)))
+    for kind, found in gains.items():
+        print(f"gain, {kind} words:", shown(with_interval(found)))
+
+
+def compare(options):
+    """The contrastive arm minus another one, where both ran with the same seed."""
+    for kind in ("own", "arbitrary"):
+        found = []
+        for family, tasks in FAMILIES.items():
+            ours, others = runs(family, OURS), runs(family, options.arm)
+            seeds = sorted(set(ours) & set(others))
+            if not seeds:
+                continue
+            cells = [f"{task}/{kind}" for task in tasks]
+            found.append(
+                [
+                    np.stack([hits(ours[s][-1][c]) - hits(others[s][-1][c]) for s in seeds])
+                    for c in cells
+                ]
+            )
+            print(f"{family}, {len(seeds)} seeds, {kind} words:", shown(with_interval(found[-1:])))
+        if len(found) > 1:
+            print(f"all, {kind} words:", shown(with_interval(found)))
+
+
+def cells(options):
+    """Kept weights in other cells: accuracy before and after."""
+    for path in sorted(RESULTS.glob("*_cells_seed*.json")):
+        models = read(path)["models"]
+        before, after = models["untouched"], models["trained"]
+        print(path.name)
+        print(f"  perplexity {before['perplexity']:.2f} -> {after['perplexity']:.2f}")
+        for name, cell in before.items():
+            if name == "perplexity":
+                continue
+            pair = [accuracy(each, "label_words") for each in (cell, after[name])]
+            spread = ""
+            if name.endswith(("orders", "choices")):
+                # The same queries in every set.
+                size = len(cell["targets"]) // 8
+                stds = [
+                    np.std([accuracy(part(each, i, size), "label_words") for i in range(8)])
+                    for each in (cell, after[name])
+                ]
+                spread = f"   deviation over sets {row_of(stds)}"
+            print(f"  {name:22}", row_of(pair), spread)
+
+
+def part(cell, i, size):
+    """One set of a cell."""
+    chosen = slice(i * size, (i + 1) * size)
+    return {"targets": cell["targets"][chosen], "label_words": cell["label_words"][chosen]}
+
+
+def picture(options):
+    """Accuracy over steps, the mean of a family's tasks, one line an arm."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    matplotlib.rcParams.update({"svg.fonttype": "path", "svg.hashsalt": "abft", "font.size": 10})
+
+    family = "questions"
+    (known,) = DEVELOPMENT
+    tasks = FAMILIES[family]
+    panels = {
+        f"{' and '.join(tasks)}, own words": [f"{task}/own" for task in tasks],
+        f"{' and '.join(tasks)}, arbitrary words": [f"{task}/arbitrary" for task in tasks],
+        f"{known}, own words": [f"{known}/own"],
+    }
+    figure, axes = pyplot.subplots(1, 3, figsize=(10, 3.4), sharey=True)
+    for axis, (title, names) in zip(axes, panels.items(), strict=True):
+        for arm, label in TITLES.items():
+            by_seed = list(runs(family, arm).values())
+            if not by_seed:
+                continue
+            counts = [point["step"] for point in by_seed[0]]
+            found = [
+                with_interval([[np.stack([hits(p[i][n]) for p in by_seed]) for n in names]])
+                for i in range(len(counts))
+            ]
+            means, low, high = np.array(found).T
+            color = "#c0392b" if arm == OURS else "#57606a"
+            axis.plot(counts, means, marker="o", color=color, label=label)
+            axis.fill_between(counts, low, high, color=color, alpha=0.15, linewidth=0)
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel("steps of 32 prompts")
+        axis.set_xticks(counts)
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].set_ylabel("accuracy in %, 16 demonstrations")
+    axes[0].legend(frameon=False, loc="lower right", fontsize=9)
+    figure.tight_layout()
+    figure.savefig(PICTURE, metadata={"Date": None})
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True)
+    for run in (steps, summary, compare, cells, picture):
+        command = commands.add_parser(run.__name__, description=run.__doc__)
+        command.set_defaults(run=run)
+        if run is compare:
+            command.add_argument("arm")
+    options = parser.parse_args()
+    options.run(options)
+
+
+if __name__ == "__main__":
+    main()
