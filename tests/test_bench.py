@@ -27,6 +27,7 @@ from abft.data.encoding import encode, label_tokens
 from abft.data.prompts import evaluation_prompts
 from abft.model.checkpoints import apply_weights
 from abft.runs.session import load_run_model
+from abft.runs.train import train_run
 from abft.scoring.evaluate import evaluate
 from abft.scoring.metrics import accuracy
 from command_line import invoke, refused
@@ -397,6 +398,27 @@ def test_weights_are_removed_if_asked(grid_values, tmp_path):
     assert invoke("bench", "--config", path, "--output", tmp_path / "out").exit_code == 0
     assert not [path for path in (tmp_path / "out" / "weights").iterdir() if path.is_dir()]
     assert len(list((tmp_path / "out" / "cells").iterdir())) == 1
+
+
+def test_weights_that_several_jobs_use_are_trained_once_and_then_removed(
+    grid_values, tmp_path, monkeypatch
+):
+    trained = []
+    monkeypatch.setattr(
+        "abft.bench.subject.train_run", lambda *a, **k: trained.append(1) or train_run(*a, **k)
+    )
+    path = write_grid(
+        tmp_path,
+        grid_values,
+        methods=["abft"],
+        scenarios=["extrapolation"],
+        seeds=[0],
+        keep_weights=False,
+    )
+    assert invoke("bench", "--config", path, "--output", tmp_path / "out").exit_code == 0
+    assert len(trained) == 1
+    assert len(list((tmp_path / "out" / "cells").iterdir())) == 5
+    assert not [path for path in (tmp_path / "out" / "weights").iterdir() if path.is_dir()]
 
 
 def test_two_benchmarks_do_not_share_a_folder_at_the_same_time(benchmark):

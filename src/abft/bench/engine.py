@@ -1,7 +1,7 @@
 """Run the jobs of a grid, one after another in this process or as Ray tasks, with progress."""
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -9,7 +9,7 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from abft.bench.grid import Cell, Grid
-from abft.bench.jobs import Event, jobs, run_job
+from abft.bench.jobs import Event, jobs, run_job, weights_of_one
 from abft.bench.store import LOCK, Store
 from abft.errors import AbftError, RunInterrupted
 
@@ -94,6 +94,8 @@ def run_grid(
 
         left = {cell.name for cell in cells if store.read(cell) is None}
         jobs_left = [job for job in jobs(cells) if any(cell.name in left for cell in job)]
+        # Weights that several jobs use are removed after all of them.
+        passing = set() if grid.keep_weights else weights_of_one(jobs_left)
         with runner as run_jobs:
             # The failures that `failures` lists afterwards are this run's.
             for cell in cells:
@@ -101,7 +103,7 @@ def run_grid(
 
             progress = Progress(cells, left)
             try:
-                run_jobs(jobs_left, store, progress, grid.keep_weights)
+                run_jobs(jobs_left, store, progress, passing)
             except KeyboardInterrupt:
                 raise RunInterrupted(
                     "stopped; finished cells are kept. Go on with the same command (--output "
@@ -129,9 +131,14 @@ class _Here:
         pass
 
     @staticmethod
-    def run(todo: Sequence[Sequence[Cell]], store: Store, event: Event, keep_weights: bool) -> None:
+    def run(
+        todo: Sequence[Sequence[Cell]],
+        store: Store,
+        event: Event,
+        passing: Collection[str | None],
+    ) -> None:
         for job in todo:
-            run_job(job, store, event, keep_weights)
+            run_job(job, store, event, passing)
 
 
 def failures(grid: Grid, store: Store) -> list[tuple[str, str]]:
