@@ -28,6 +28,8 @@ def train_measured(model, tokenizer, prompts, options, prepare, custom=None, **s
         def on_step_end(self, args, state, control, **kwargs):
             if state.global_step % options.every == 0:
                 before = time.perf_counter()
+                losses = [each["loss"] for each in state.log_history if "loss" in each]
+                print("mean loss", round(sum(losses[-options.every :]) / options.every, 4))
                 measure(state.global_step, before - self.started)
                 model.train()
                 self.started += time.perf_counter() - before

@@ -7,9 +7,10 @@
 Data, always 20 candidates (`--candidates`):
 
 halves: the first parts of AGNews texts, the query is the second part of one.
-relations: 12 texts of one task and 8 of others; the query is a text behind what has to be the same,
-such as "(same sentiment)". Trained on SST2, FP, SST5, TEE, TEH and HS18; tested on MR (a relation
-that was trained), TREC, SUBJ and AGNews (relations that were not).
+relations: 12 texts of one task and 8 of others; the query is a text, and the instruction says what
+has to be the same: "Which document has the same sentiment as the query?". Trained on SST2, FP,
+SST5, TEE, TEH and HS18; tested on MR (a relation that was trained), TREC, SUBJ and AGNews
+(relations that were not).
 docstrings: the query is the first sentence of a function's documentation, candidates are the rest
 of it and of others from the same package; tested on other packages.
 
@@ -25,6 +26,7 @@ import json
 import random
 import string
 import time
+from dataclasses import replace
 from importlib.metadata import distributions
 from pathlib import Path
 
@@ -56,7 +58,7 @@ PACKAGES = ("numpy", "pandas", "torch", "scipy", "scikit-learn", "networkx", "sy
 TESTED_PACKAGES = ("transformers", "datasets", "huggingface-hub", "tokenizers", "accelerate")
 
 
-# Data: groups (documents, [(query, relevant numbers)]), all with the same number of documents
+# Data: groups (documents, [(query, relevant numbers)], instruction) of equally many documents
 
 
 def halves(pool, options, count, seed):
@@ -70,7 +72,7 @@ def halves(pool, options, count, seed):
             cut = len(words) * 3 // 5
             parts.append((" ".join(words[:cut]), " ".join(words[cut:])))
         asked = generator.sample(range(options.candidates), options.queries)
-        groups.append(([first for first, _ in parts], [(parts[i][1], {i}) for i in asked]))
+        groups.append(([first for first, _ in parts], [(parts[i][1], {i}) for i in asked], ""))
     return groups
 
 
@@ -99,8 +101,9 @@ def relations(pools, tasks, options, count, seed):
             label = generator.choice(shown)
             if by_class[label]:
                 relevant = {i for i, (_, each) in enumerate(documents) if each == label}
-                asked.append((f"(same {relation}) {by_class[label].pop()}", relevant))
-        groups.append(([text for text, _ in documents], asked))
+                asked.append((by_class[label].pop(), relevant))
+        instruction = f"Which document has the same {relation} as the query?"
+        groups.append(([text for text, _ in documents], asked, instruction))
     return groups
 
 
@@ -137,7 +140,7 @@ def docstring_groups(pools, options, count, seed):
     for _ in range(count):
         pairs = generator.sample(pools[generator.choice(names)], options.candidates)
         asked = generator.sample(range(options.candidates), options.queries)
-        groups.append(([rest for _, rest in pairs], [(pairs[i][0], {i}) for i in asked]))
+        groups.append(([rest for _, rest in pairs], [(pairs[i][0], {i}) for i in asked], ""))
     return groups
 
 
@@ -184,7 +187,8 @@ def lettered(documents):
 def prompts_of(writer, groups, answers):
     """Encoded prompts, those of a group after each other."""
     encoded = []
-    for documents, asked in groups:
+    for documents, asked, instruction in groups:
+        writer = replace(writer, instruction=instruction)
         written = writer.documents(lettered(documents))
         for ids, (_, relevant) in zip(writer.queries([q for q, _ in asked]), asked, strict=True):
             flags = [i in relevant for i in range(len(documents))]
@@ -202,7 +206,7 @@ def peers(groups):
     scorers = ranker_peers()
     found = {name: [] for name in scorers}
     chance = []
-    for documents, asked in groups:
+    for documents, asked, _ in groups:
         texts = [query for query, _ in asked]
         for name, scorer in scorers.items():
             best = scorer(texts, documents).argmax(1)
@@ -231,9 +235,9 @@ def read(model, writer, groups, heads_LH, answers, whole):
     chosen_LH = heads_LH if whole else heads_LH[layers]
     last = None if whole else layers[-1]
     with torch.no_grad(), row_attention(model), up_to_layer(decoder(model), last):
-        for documents, asked in groups:
+        for documents, asked, instruction in groups:
             # The empty query is one more of the group.
-            both = [(documents, [*asked, (EMPTY, {0})])]
+            both = [(documents, [*asked, (EMPTY, {0})], instruction)]
             prompts = prompts_of(writer, both, answers)
             batch = Batch.of(prompts, len(prompts), "cpu")
             rows, hidden_BSD = read_batch(decoder(model), batch, row_layers=layers)

@@ -2,14 +2,15 @@
 
     python benchmarks/reader.py train nce16 --held-out questions --output results/reader/FILE.json
     python benchmarks/reader.py evaluate WEIGHTS --held-out questions --output FILE.json
+    python benchmarks/reader.py channel --output results/reader/channel.json
     python benchmarks/reader.py peers --output results/reader/peers.json
 
 `train` measures while it trains: for every held-out task and kind of label words the predictions of
 the label words, of all heads' attention and, with a contrastive arm, of the trained heads'.
-`evaluate` measures kept weights in more cells. benchmarks/reader_tables.py shows the results.
-`peers` fits MiniLM with a logistic regression, and its nearest neighbour, on the same k texts that
-the prompts show. AGNews is the task on which choices are made: no family is held out for it and no
-mixture trains on it.
+`evaluate` measures kept weights in more cells. `channel` measures MetaICL's noisy channel. `peers`
+fits MiniLM with a logistic regression, and its nearest neighbour, on the same k texts that the
+prompts show. benchmarks/reader_tables.py shows all results. AGNews is the task on which choices are
+made: no family is held out for it and no mixture trains on it.
 
 Arms: ce (cross-entropy of the label word, as symbol tuning, arXiv 2305.08298), vote, eq1, nce16
 (InfoNCE of 16 heads), ncelayer; "+ce" adds cross-entropy with weight 1.
@@ -213,6 +214,66 @@ def evaluate(options):
     write(options.output, {"settings": settings, "models": found})
 
 
+def channel(options):
+    """The noisy channel of MetaICL, untouched: the class whose label makes the text most probable.
+
+    Demonstrations are "label: text" (arXiv 2108.04106); the same texts as in the other cells with
+    the task's own words. The direct way is measured next to it.
+    """
+    import torch
+    from transformers import DynamicCache
+
+    from abft import load_model, load_task
+    from abft.data.mixture import evaluation_groups
+
+    model, tokenizer = load_model("SmolLM2-135M-Instruct")
+    model.eval()
+
+    def tokens(text):
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    @torch.no_grad()
+    def log_likelihoods(group):
+        """Log-probability of each query's text after each label, (queries, classes)."""
+        words = group.task.label_words
+        shown = [f"{words[e.label]}: {e.text}\n" for e in group.demonstrations]
+        first = model(torch.tensor([tokens("".join(shown))]), use_cache=True).past_key_values
+        rows = [
+            (tokens(f"{word}:"), tokens(f" {example.text}"))
+            for example in group.queries
+            for word in words
+        ]
+        scores = []
+        for start in range(0, len(rows), 32):
+            some = rows[start : start + 32]
+            longest = max(len(label) + len(text) for label, text in some)
+            ids = torch.zeros(len(some), longest, dtype=torch.long)
+            for i, (label, text) in enumerate(some):
+                ids[i, : len(label) + len(text)] = torch.tensor(label + text)
+            cache = DynamicCache()
+            for number, layer in enumerate(first.layers):
+                many = [each.expand(len(some), -1, -1, -1) for each in (layer.keys, layer.values)]
+                cache.update(*many, number)
+            logits = model(ids, past_key_values=cache).logits.log_softmax(-1)
+            for i, (label, text) in enumerate(some):
+                at = torch.arange(len(label) - 1, len(label) + len(text) - 1)
+                scores.append(float(logits[i, at, torch.tensor(text)].sum()))
+        return np.array(scores).reshape(len(group.queries), len(words))
+
+    found = {}
+    for task in (*(t for names in FAMILIES.values() for t in names), *DEVELOPMENT):
+        groups = evaluation_groups(
+            load_task(task), tokenizer, options.k, options.sets, options.test_queries, words="own"
+        )
+        found[task] = measured(model, groups, None)
+        found[task]["channel"] = digits(
+            np.concatenate([log_likelihoods(group).argmax(1) for group in groups])
+        )
+        shares = [round(100 * accuracy(found[task], r), 1) for r in ("label_words", "channel")]
+        print(task, *shares, flush=True)
+    write(options.output, {"settings": recorded(options), "cells": found})
+
+
 def peers(options):
     """MiniLM on the k texts that the prompts show: a logistic regression, the nearest text."""
     from sklearn.linear_model import LogisticRegression
@@ -254,6 +315,7 @@ def main():
     for name, run in (
         ("train", train),
         ("evaluate", evaluate),
+        ("channel", channel),
         ("peers", peers),
     ):
         command = commands.add_parser(name)
@@ -264,8 +326,8 @@ def main():
             "--test-queries", type=int, default=QUERIES_OF_A_SET, help="queries of each set"
         )
         if name != "evaluate":
-            command.add_argument("--k", type=int if name == "train" else str, default=16)
-        if name != "peers":
+            command.add_argument("--k", type=str if name == "peers" else int, default=16)
+        if name in ("train", "evaluate"):
             command.add_argument("--held-out", choices=FAMILIES, default="questions")
         if name == "evaluate":
             command.add_argument("weights", type=Path, help="folder that train --save wrote")

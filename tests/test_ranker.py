@@ -116,6 +116,26 @@ def test_scores_are_the_heads_attention_without_an_empty_querys(fitted):
     assert fitted.scores(["a sad thing"], documents)[0] == pytest.approx(expected, abs=1e-6)
 
 
+def test_documents_and_queries_see_the_instruction(settings):
+    """What is read of kept documents is what one prompt that begins with it shows."""
+    ranker = AttentionRanker(**settings, instruction="which  is\nsad?")
+    documents = ["a sad film", "a film of joy"]
+    prompts = ranker._prompts()
+    plain = AttentionRanker(**settings)._prompts()
+    said = plain.tokenizer("which is sad?\n")["input_ids"]
+    assert list(prompts.beginning)[: len(said) - 1] == said[:-1]
+    assert len(prompts.beginning) > len(plain.beginning)
+
+    written = prompts.documents(documents)
+    both = [prompts.prompt(written, ids, [True, False]) for ids in prompts.queries(["one", "N/A"])]
+    each = [whole(ranker._model, [prompt])[0].numpy().mean((0, 1)) for prompt in both]
+    scores = ranker.scores(["one"], documents)[0]
+    assert scores == pytest.approx(each[0] - each[1], abs=1e-6)
+    assert scores != pytest.approx(AttentionRanker(**settings).scores(["one"], documents)[0])
+    with pytest.raises(AbftError, match="do not fit"):
+        AttentionRanker(**settings, instruction="sad " * 1000).rank("one", documents)
+
+
 def test_training_finds_the_documents_of_unseen_queries(fitted):
     found = fitted.validation_
     assert len(fitted.heads_) == 3

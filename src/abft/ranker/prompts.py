@@ -6,8 +6,9 @@
     Query: what is asked
     The document that matches:
 
-Every document is tokenised alone and sees itself and the first line only (BlockRank,
-arXiv 2510.05396), so that its keys and values do not depend on the other documents or on the query.
+An instruction may come before the first line. Every document is tokenised alone and sees the
+instruction, the first line and itself only (BlockRank, arXiv 2510.05396), so that its keys and
+values do not depend on the other documents or on the query.
 """
 
 from collections.abc import Sequence
@@ -35,17 +36,20 @@ class RankingPrompts:
         tokenizer: any that transformers loads.
         looking: which tokens look.
         max_document_tokens, max_query_tokens: longer ones are cut.
+        instruction: says what all queries look for; documents and queries see it.
     """
 
     tokenizer: "PreTrainedTokenizerBase"
     looking: Looking = "query"
     max_document_tokens: int = 128
     max_query_tokens: int = 128
+    instruction: str = ""
 
     @property
     def beginning(self) -> tuple[int, ...]:
         """Return the tokens before all documents, with those that every text begins with."""
-        ids = self.tokenizer(BEGINNING)["input_ids"]
+        said = " ".join(self.instruction.split())
+        ids = self.tokenizer(f"{said}\n{BEGINNING}" if said else BEGINNING)["input_ids"]
         end = self.tokenizer.eos_token_id
         return tuple(ids[:-1] if len(ids) > 1 and ids[-1] == end else ids)
 

@@ -37,7 +37,7 @@ EMPTY_QUERY = "N/A"  # what a query looks at that asks for nothing: ICR's calibr
 GROUPS = 4  # groups of prompts an optimizer step
 FINDER_GROUPS = 32  # groups of prompts by which heads are chosen
 HELD_OUT, MOST_HELD_OUT, FEWEST_HELD_OUT = 0.2, 128, 4
-TEMPLATE_TOKENS = 32  # about what a prompt has besides document and query
+TEMPLATE_TOKENS = 32  # about what a prompt has besides beginning, document and query
 CLEARLY_BETTER = 0.02  # a peer's recall above ours, of which `fit` warns
 
 
@@ -75,6 +75,8 @@ class AttentionRanker:
         shown: documents of a training prompt at most.
         together: queries that are asked of the same documents at once, where they share them.
         max_document_tokens, max_query_tokens: longer texts are cut.
+        instruction: says what all queries look for, such as "Which document has the same sentiment
+            as the query?"; documents see it too.
         documents_per_pass: more documents than that are ranked in rounds.
         device: "auto", "cpu", "cuda", or "balanced" over several GPUs.
         random_state: of what is held out and drawn.
@@ -92,6 +94,7 @@ class AttentionRanker:
     together: int = 8
     max_document_tokens: int = 128
     max_query_tokens: int = 128
+    instruction: str = ""
     documents_per_pass: int = 128
     random_state: int = 0
     device: Device = "auto"
@@ -390,11 +393,15 @@ class AttentionRanker:
     def _prompts(self) -> RankingPrompts:
         self._load()
         assert self._tokenizer is not None
+        return self._writer(self._tokenizer)
+
+    def _writer(self, tokenizer: "PreTrainedTokenizerBase") -> RankingPrompts:
         return RankingPrompts(
-            self._tokenizer,
+            tokenizer,
             self.looking,
             self.max_document_tokens,
             self.max_query_tokens,
+            self.instruction,
         )
 
     def _load(self) -> None:
@@ -413,19 +420,21 @@ class AttentionRanker:
                     "side: every layer has to attend to all tokens before"
                 )
             limit = context_length(model)
-            longest = self.max_document_tokens + self.max_query_tokens + TEMPLATE_TOKENS
+            beginning = len(self._writer(tokenizer).beginning)
+            longest = beginning + self.max_document_tokens + self.max_query_tokens + TEMPLATE_TOKENS
             if limit is not None and longest > limit:
                 raise AbftError(
                     f"documents of {self.max_document_tokens} and queries of "
-                    f"{self.max_query_tokens} tokens do not fit: the model reads at most {limit}"
+                    f"{self.max_query_tokens} tokens, after {beginning} of the beginning, do not "
+                    f"fit: the model reads at most {limit}"
                 )
             self._model, self._tokenizer = model.eval(), tokenizer
             self._reader = None
         if self._reader is None:
             layers = None if self.heads_ is None else sorted({layer for layer, _ in self.heads_})
             assert self._tokenizer is not None
-            beginning = RankingPrompts(self._tokenizer).beginning
-            self._reader = DocumentReader(self._model.eval(), beginning, layers)
+            beginning_ids = self._writer(self._tokenizer).beginning
+            self._reader = DocumentReader(self._model.eval(), beginning_ids, layers)
 
     def _forget(self) -> None:
         """Drop what was read with other weights, or for other heads."""
