@@ -351,7 +351,7 @@ def test_the_command_ranks_a_file(fitted, tmp_path):
         ({"text-column": "review"}, "review"),
         ({"query": " "}, "--query"),
         ({"run": "nowhere"}, "nowhere is no saved ranker"),
-        ({"device": "abacus"}, "--device abacus"),
+        ({"device": "abacus"}, "device"),
     ],
 )
 def test_commands_that_make_no_sense(changes, message, tmp_path):

@@ -3,19 +3,22 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, cast, get_args
+from typing import Annotated
 
 import typer
 
-from abft.cli.options import Json
+from abft.cli.options import Json, with_settings
 from abft.data.datasets import check_columns, check_empty, texts_of
 from abft.data.tables import READERS, open_table
 from abft.errors import AbftError
 from abft.method.settings import DATA
-from abft.runs.config import MODEL, OUTPUT, Device
+from abft.runs.config import MODEL
+from abft.runs.rank_settings import RankSettings
 
 
+@with_settings(RankSettings)
 def rank(
+    settings: RankSettings,
     query: Annotated[
         list[str], typer.Option(help="What to look for; repeat.", rich_help_panel=DATA)
     ],
@@ -27,9 +30,6 @@ def rank(
             rich_help_panel=DATA,
         ),
     ],
-    text_column: Annotated[
-        str, typer.Option(help="The column of texts.", rich_help_panel=DATA)
-    ] = "text",
     run: Annotated[
         Path | None,
         typer.Option(
@@ -38,12 +38,6 @@ def rank(
             rich_help_panel=MODEL,
         ),
     ] = None,
-    top: Annotated[
-        int, typer.Option(min=1, help="How many documents to show.", rich_help_panel=OUTPUT)
-    ] = 10,
-    device: Annotated[
-        str, typer.Option(help=f"One of {', '.join(get_args(Device))}.", rich_help_panel=MODEL)
-    ] = "auto",
     as_json: Json = False,
 ) -> None:
     """Rank documents by how much a query's tokens look at them, best first.
@@ -59,12 +53,10 @@ def rank(
     """
     if not all(each.strip() for each in query):
         raise AbftError("--query: expected a text that is not empty")
-    if device not in get_args(Device):
-        raise AbftError(f"--device {device}: expected one of {', '.join(get_args(Device))}")
     if run is not None and not (run / "ranker.json").is_file():
         raise AbftError(f"{run} is no saved ranker: it has no ranker.json")
     table = open_table(documents, tuple(READERS))
-    column = "text" if table.kind == "lines" else text_column
+    column = "text" if table.kind == "lines" else settings.text_column
     check_columns(table.columns, column, str(table.path), "text")
 
     from abft.cli.quiet import quiet
@@ -81,15 +73,17 @@ def rank(
     from abft.ranker import AttentionRanker
 
     try:
-        where = cast(Device, device)
-        ranker = AttentionRanker(device=where) if run is None else AttentionRanker.load(run, where)
+        if run is None:
+            ranker = AttentionRanker(device=settings.device)
+        else:
+            ranker = AttentionRanker.load(run, settings.device)
     except ValueError as error:
         raise AbftError(str(error)) from None
     if run is None:
         print("no --run: all heads of the untrained model are read", file=sys.stderr)
     texts = [text for _, text in kept]
     for each in query:
-        for found in ranker.rank(each, texts, top):
+        for found in ranker.rank(each, texts, settings.top):
             row = kept[found.index][0]
             if as_json:
                 record = {"query": each, "score": found.score, "row": row, "text": found.document}

@@ -28,7 +28,7 @@ def bm25_scores(queries: Sequence[str], documents: Sequence[str]) -> np.ndarray:
     import bm25s
 
     def words(texts: Sequence[str]) -> list[list[str]]:
-        return bm25s.tokenize(  # type: ignore[return-value]
+        return bm25s.tokenize(
             list(texts), token_pattern=WORD, stopwords=None, return_ids=False, show_progress=False
         )
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from abft.errors import AbftError
 from abft.files import atomic_folder
-from abft.method.objectives.contrastive import LAYER, ContrastiveObjective
+from abft.method.objectives.contrastive import LAYER
 from abft.ranker.peers import peers
 from abft.ranker.prompts import Looking, RankingPrompts
 from abft.ranker.queries import (
@@ -24,17 +24,17 @@ from abft.ranker.queries import (
     text_of,
     training_prompts,
 )
-from abft.runs.config import Device, default_learning_rate
+from abft.runs.config import Device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from abft.method.objectives.contrastive import ContrastiveObjective
     from abft.ranker.attribution import DeletionCurve
     from abft.ranker.documents import DocumentReader, KeptDocuments
 
 FILE, FORMAT = "ranker.json", 1
 EMPTY_QUERY = "N/A"  # what a query looks at that asks for nothing: ICR's calibration
-GROUPS = 4  # groups of prompts an optimizer step
 FINDER_GROUPS = 32  # groups of prompts by which heads are chosen
 HELD_OUT, MOST_HELD_OUT, FEWEST_HELD_OUT = 0.2, 128, 4
 TEMPLATE_TOKENS = 32  # about what a prompt has besides beginning, document and query
@@ -166,11 +166,11 @@ class AttentionRanker:
         self._forget()
         self._load()
         self._say("all heads, untrained (ICR)", self._recall(held_out, self.scores))
-        self._find_heads(training, seed)
+        objective = self._find_heads(training, seed)
         before = self._recall(held_out, self.scores)
         self._say("chosen heads, untrained (QRHead)", before)
         if self.steps:
-            self._train(training, seed)
+            self._train(training, objective, seed)
             self._say("chosen heads, trained", self._recall(held_out, self.scores))
         self._compare()
         return self
@@ -203,66 +203,46 @@ class AttentionRanker:
             hits += sum(int(b) in query.relevant for b, query in zip(best, asked, strict=True))
         return hits / len(queries)
 
-    def _find_heads(self, queries: Sequence[RankingQuery], seed: int) -> None:
+    def _find_heads(self, queries: Sequence[RankingQuery], seed: int) -> "ContrastiveObjective":
+        from abft.ranker.training import find_heads
+
         together = most_together(queries, self.together)
         prompts = training_prompts(
             queries, self._prompts(), FINDER_GROUPS, together, self.shown, seed
         )
-        objective = ContrastiveObjective(str(self.heads), self.temperature)
-        objective.prepare(self._model, prompts, together)  # type: ignore[arg-type]
-        self._objective = objective
+        assert self._model is not None
+        objective = find_heads(self._model, prompts, self.heads, self.temperature, together)
         assert objective.chosen_LH is not None
         self.heads_ = [tuple(pair) for pair in objective.chosen_LH.nonzero().tolist()]
         self._forget()
+        return objective
 
-    def _train(self, queries: Sequence[RankingQuery], seed: int) -> None:
-        import tempfile
-
-        from transformers import PrinterCallback
-
+    def _train(
+        self, queries: Sequence[RankingQuery], objective: "ContrastiveObjective", seed: int
+    ) -> None:
         from abft.model.checkpoints import base_samples
         from abft.model.qk_weights import qk_modules
-        from abft.training.arguments import ABFTConfig
-        from abft.training.callbacks import StepBar
-        from abft.training.trainer import ABFTTrainer
+        from abft.ranker.training import GROUPS, train_heads
 
-        steps = self.steps
         together = most_together(queries, self.together)
         prompts = training_prompts(
-            queries, self._prompts(), GROUPS * steps, together, self.shown, seed
+            queries, self._prompts(), GROUPS * self.steps, together, self.shown, seed
         )
-        model = self._model
-        assert model is not None
-        self._samples = base_samples(model, qk_modules(model))
-        rate = self.learning_rate
-        if rate is None:
-            rate = default_learning_rate(model.num_parameters(), False, "contrastive")
-        with tempfile.TemporaryDirectory() as folder:
-            arguments = ABFTConfig(
-                output_dir=folder,
-                learning_rate=rate,
-                max_steps=steps,
-                warmup_steps=min(4, steps // 4),
-                per_device_train_batch_size=together,
-                gradient_accumulation_steps=GROUPS,
-                queries=together,
-                save_strategy="no",
-                report_to="none",
-                disable_tqdm=True,
-                seed=seed,
-                use_cpu=next(model.parameters()).device.type == "cpu",
-            )
-            self._changed = True
-            trainer = ABFTTrainer(
-                model,
-                arguments,
-                prompts,
-                self._tokenizer,
-                objective=self._objective,
-                callbacks=[StepBar()] if self.progress else [],
-            )
-            trainer.remove_callback(PrinterCallback)
-            trainer.train()
+        assert self._model is not None
+        assert self._tokenizer is not None
+        self._samples = base_samples(self._model, qk_modules(self._model))
+        self._changed = True
+        train_heads(
+            self._model,
+            self._tokenizer,
+            prompts,
+            objective,
+            steps=self.steps,
+            together=together,
+            learning_rate=self.learning_rate,
+            seed=seed,
+            progress=self.progress,
+        )
         self._forget()
 
     # Rank

@@ -1,0 +1,23 @@
+"""How `abft rank` reads documents and runs; its options are derived from these fields."""
+
+from dataclasses import dataclass
+
+from abft.method.settings import DATA
+from abft.runs.config import OUTPUT, Device, ModelSettings
+from abft.settings import check_settings, setting, with_default
+
+
+@dataclass
+class RankSettings:
+    """What decides no score.
+
+    Raises:
+        AbftError: values out of bounds.
+    """
+
+    text_column: str = setting("text", "Column of the documents.", panel=DATA)
+    top: int = setting(10, "How many documents to show.", panel=OUTPUT, at_least=1)
+    device: Device = with_default(ModelSettings, "device", "auto")
+
+    def __post_init__(self) -> None:
+        check_settings(self)
