@@ -17,7 +17,8 @@ of it and of others from the same package; tested on other packages.
 Arms: contrastive (InfoNCE of 16 heads), layer (of one middle layer), vote (all heads), ce
 (cross-entropy of the letter in front of the document, the only arm that is also read from logits).
 In all arms the documents have letters. What is read: chosen heads and all heads, each without what
-an empty query looks at; chosen before training, by training prompts.
+an empty query looks at, and the chosen heads with it ("raw"); chosen before training, by training
+prompts.
 """
 
 import argparse
@@ -230,7 +231,7 @@ def read(model, writer, groups, heads_LH, answers, whole):
     )
 
     model.eval()
-    hits = {"heads": [], "all": [], "logits": []}
+    hits = {"heads": [], "raw": [], "all": [], "logits": []}
     layers = None if whole else np.flatnonzero(heads_LH.any(1)).tolist()
     chosen_LH = heads_LH if whole else heads_LH[layers]
     last = None if whole else layers[-1]
@@ -246,6 +247,7 @@ def read(model, writer, groups, heads_LH, answers, whole):
             if whole:
                 every["all"] = attention_LPHK.mean((0, 2))
             scores = {name: each[:-1] - each[-1] for name, each in every.items()}
+            scores["raw"] = every["heads"][:-1]
             if whole:
                 hidden_PD = at_positions(hidden_BSD, batch.query_positions)
                 logits_PV = causal_lm(model).get_output_embeddings()(hidden_PD)
@@ -348,7 +350,7 @@ def tables(options):
         print(path.relative_to(RESULTS), "steps:", *(point["step"] for point in record["points"]))
         for name, each in record["peers"].items():
             print(f"  {name:12}", {k: share(v) for k, v in each.items() if isinstance(v, str)})
-            for readout in ("heads", "all", "logits"):
+            for readout in ("heads", "raw", "all", "logits"):
                 found = [point[name].get(readout) for point in record["points"]]
                 row = ["    -" if each is None else f"{share(each):5.1f}" for each in found]
                 print(f"    {readout:8}", *row)

@@ -1,7 +1,7 @@
 """Read, don't memorise: train on a mixture of tasks, test on a family that was never trained on.
 
     python benchmarks/reader.py train nce16 --held-out questions --output results/reader/FILE.json
-    python benchmarks/reader.py evaluate WEIGHTS --held-out questions --output FILE.json
+    python benchmarks/reader.py evaluate WEIGHTS RESULT.json --factor 0.5 --output FILE.json
     python benchmarks/reader.py channel --output results/reader/channel.json
     python benchmarks/reader.py peers --output results/reader/peers.json
 
@@ -17,6 +17,7 @@ Arms: ce (cross-entropy of the label word, as symbol tuning, arXiv 2305.08298), 
 """
 
 import argparse
+import json
 from pathlib import Path
 
 import numpy as np
@@ -166,10 +167,12 @@ def asked_after(data, tokenizer, sets, queries):
 
 
 def evaluate(options):
-    """Trained weights and untouched ones: numbers and order of demonstrations, codes, news.
+    """Trained weights in more cells: numbers and order of demonstrations, codes, news.
 
-    Besides the cells of `train`: 4 and 32 demonstrations, codes as label words, the same 32 queries
-    after 8 orders of 16 demonstrations and after 8 choices of 16, and the perplexity of news.
+    The cells of `train`, and besides them 4 and 32 demonstrations, codes as label words, the same
+    32 queries after 8 orders of 16 demonstrations and after 8 choices of 16, and the perplexity of
+    news. `--factor` makes the change of the weights smaller, as `abft merge --factor`; 0 is the
+    untouched model.
     """
     import random
 
@@ -180,38 +183,45 @@ def evaluate(options):
     from abft.data.mixture import TEXT_TOKENS, evaluation_groups
     from abft.scoring.perplexity import perplexity
 
+    trained = json.loads(options.result.read_text(encoding="utf-8"))
+    held_out = trained["settings"]["held_out"]
     model, tokenizer = load_model("SmolLM2-135M-Instruct")
-    tests = {}
-    for task in FAMILIES[options.held_out]:
-        data = load_task(task)
-        for k, kind in ((4, "own"), (4, "arbitrary"), (32, "own"), (32, "arbitrary")):
-            tests[f"{task}/{k}/{kind}"] = evaluation_groups(
-                data, tokenizer, k, options.sets, options.test_queries, words=kind
-            )
-        tests[f"{task}/16/codes"] = evaluation_groups(
-            data, tokenizer, 16, options.sets, options.test_queries, words="codes"
+    layers, count = model.config.num_hidden_layers, model.config.num_attention_heads
+    heads_LH = np.zeros((layers, count), bool)
+    heads_LH[tuple(np.array(trained["heads"]).T)] = True
+
+    def groups_of(task, k, kind):
+        return evaluation_groups(
+            load_task(task), tokenizer, k, options.sets, options.test_queries, words=kind
         )
-        fitted, _ = fit_texts(data, tokenizer, TEXT_TOKENS)
+
+    kinds = ("own", "arbitrary", "permuted")
+    tests = {f"{t}/16/{kind}": groups_of(t, 16, kind) for t, kind in cells(held_out, kinds)}
+    for task in FAMILIES[held_out]:
+        for k, kind in ((4, "own"), (4, "arbitrary"), (32, "own"), (32, "arbitrary")):
+            tests[f"{task}/{k}/{kind}"] = groups_of(task, k, kind)
+        tests[f"{task}/16/codes"] = groups_of(task, 16, "codes")
+
+        data, _ = fit_texts(load_task(task), tokenizer, TEXT_TOKENS)
         generator = random.Random(f"order {task}")
-        queries = generator.sample(fitted.test, 32)
-        choices = demonstration_sets(fitted.demonstrations, 16, options.sets, generator)
+        queries = generator.sample(data.test, 32)
+        choices = demonstration_sets(data.demonstrations, 16, options.sets, generator)
         orders = [generator.sample(choices[0], 16) for _ in range(options.sets)]
-        tests[f"{task}/orders"] = asked_after(fitted, tokenizer, orders, queries)
-        tests[f"{task}/choices"] = asked_after(fitted, tokenizer, choices, queries)
+        tests[f"{task}/orders"] = asked_after(data, tokenizer, orders, queries)
+        tests[f"{task}/choices"] = asked_after(data, tokenizer, choices, queries)
     news = [example.text for example in load_task("AGNews").test[:NEUTRAL_TEXTS]]
 
-    found = {}
-    for name in ("untouched", "trained"):
-        if name == "trained":
-            model = apply_weights(model, options.weights)
-        found[name] = {"perplexity": perplexity(model, tokenizer, news)}
-        for cell, groups in tests.items():
-            found[name][cell] = measured(model, groups, None)
-            shares = [round(100 * accuracy(found[name][cell], "label_words"), 1)]
-            print(name, cell, *shares, flush=True)
-        print(name, f"perplexity {found[name]['perplexity']:.2f}", flush=True)
+    if options.factor:
+        model = apply_weights(model, options.weights, options.factor)
+    found = {"perplexity": perplexity(model, tokenizer, news)}
+    print(f"perplexity {found['perplexity']:.2f}", flush=True)
+    for name, groups in tests.items():
+        found[name] = measured(model, groups, heads_LH)
+        shares = [round(100 * accuracy(found[name], r), 1) for r in ("label_words", "heads")]
+        print(name, *shares, flush=True)
     settings = {**recorded(options), "weights": options.weights.name}
-    write(options.output, {"settings": settings, "models": found})
+    settings |= {"result": options.result.name, "held_out": held_out}
+    write(options.output, {"settings": settings, "cells": found})
 
 
 def channel(options):
@@ -327,12 +337,13 @@ def main():
         )
         if name != "evaluate":
             command.add_argument("--k", type=str if name == "peers" else int, default=16)
-        if name in ("train", "evaluate"):
-            command.add_argument("--held-out", choices=FAMILIES, default="questions")
         if name == "evaluate":
             command.add_argument("weights", type=Path, help="folder that train --save wrote")
+            command.add_argument("result", type=Path, help="file that train --output wrote")
+            command.add_argument("--factor", type=float, default=1.0, help="of the change")
         if name == "train":
             command.add_argument("arm")
+            command.add_argument("--held-out", choices=FAMILIES, default="questions")
             command.add_argument("--words", default="own,arbitrary,permuted", help="in training")
             command.add_argument("--test-words", default="own,arbitrary,permuted")
             command.add_argument("--steps", type=int, default=256)

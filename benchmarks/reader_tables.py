@@ -152,32 +152,31 @@ def compare(options):
 
 
 def cells(options):
-    """Kept weights in other cells: accuracy before and after."""
-    for path in sorted(RESULTS.glob("*_cells_seed*.json")):
-        models = read(path)["models"]
-        before, after = models["untouched"], models["trained"]
-        print(path.name)
-        print(f"  perplexity {before['perplexity']:.2f} -> {after['perplexity']:.2f}")
-        for name, cell in before.items():
+    """Kept weights in other cells: accuracy of the untouched model, and of each training."""
+    for family in FAMILIES:
+        untouched = RESULTS / f"{family}_cells_untouched.json"
+        paths = sorted(RESULTS.glob(f"{family}_cells_factor*.json"))
+        if not paths:
+            continue
+        print(untouched.name, *(path.name for path in paths))
+        columns = [read(path)["cells"] for path in (untouched, *paths)]
+        print("  perplexity            ", *(f"{column['perplexity']:6.1f}" for column in columns))
+        for name in columns[0]:
             if name == "perplexity":
                 continue
-            pair = [accuracy(each, "label_words") for each in (cell, after[name])]
-            spread = ""
+            print(f"  {name:22}", row_of(accuracy(c[name], "label_words") for c in columns))
+            if name.endswith("/permuted"):
+                print(
+                    "    from heads          ", row_of(accuracy(c[name], "heads") for c in columns)
+                )
             if name.endswith(("orders", "choices")):
-                # The same queries in every set.
-                size = len(cell["targets"]) // 8
-                stds = [
-                    np.std([accuracy(part(each, i, size), "label_words") for i in range(8)])
-                    for each in (cell, after[name])
-                ]
-                spread = f"   deviation over sets {row_of(stds)}"
-            print(f"  {name:22}", row_of(pair), spread)
+                print("    deviation over sets ", row_of(deviation(c[name]) for c in columns))
 
 
-def part(cell, i, size):
-    """One set of a cell."""
-    chosen = slice(i * size, (i + 1) * size)
-    return {"targets": cell["targets"][chosen], "label_words": cell["label_words"][chosen]}
+def deviation(cell, sets=8):
+    """Standard deviation of the accuracy over sets, which ask the same queries."""
+    correct = [a == b for a, b in zip(cell["label_words"], cell["targets"], strict=True)]
+    return np.std(np.reshape(correct, (sets, -1)).mean(1))
 
 
 def picture(options):

@@ -18,7 +18,7 @@ from abft.model.attention import Implementation, decoder, read_batch, row_attent
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-FINDER_PROMPTS = 256  # enough for a stable order (results/reader/heads.txt)
+FINDER_PROMPTS = 256
 
 
 @torch.no_grad()
