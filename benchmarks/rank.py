@@ -1,10 +1,10 @@
 """Ranking by attention: recall@1 of heads before and while they are trained, against peers.
 
     python benchmarks/rank.py train contrastive --data relations --output results/rank/FILE.json
+    python benchmarks/rank.py evaluate WEIGHTS RESULT.json --output FILE.json
     python benchmarks/rank.py speed --output results/rank/speed.json
-    python benchmarks/rank.py tables
 
-Data, always 20 candidates (`--candidates`):
+benchmarks/rank_tables.py shows the results. Data, with 20 candidates (`--candidates`):
 
 halves: the first parts of AGNews texts, the query is the second part of one.
 relations: 12 texts of one task and 8 of others; the query is a text, and the instruction says what
@@ -39,7 +39,6 @@ from abft.ranker.prompts import RankingPrompts
 from measured_training import recorded, train_measured
 from record import write
 
-RESULTS = Path(__file__).parent.parent / "results" / "rank"
 LETTERS = string.ascii_uppercase
 EMPTY = "N/A"
 RELATIONS = {
@@ -181,8 +180,9 @@ def data(options):
 
 
 def lettered(documents):
-    """Documents as prompts show them."""
-    return [f"({letter}) {text}" for letter, text in zip(LETTERS, documents, strict=False)]
+    """Documents as prompts show them; letters name as many as there are."""
+    names = [*LETTERS, *range(len(LETTERS), len(documents))]
+    return [f"({name}) {text}" for name, text in zip(names, documents, strict=False)]
 
 
 def prompts_of(writer, groups, answers):
@@ -341,19 +341,56 @@ def speed(options):
     write(options.output, {"results": results})
 
 
-def tables(options):
-    """Recall@1 over steps of every run that is kept."""
-    for path in sorted(RESULTS.glob("**/*.json")):
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if "points" not in record:
-            continue
-        print(path.relative_to(RESULTS), "steps:", *(point["step"] for point in record["points"]))
-        for name, each in record["peers"].items():
-            print(f"  {name:12}", {k: share(v) for k, v in each.items() if isinstance(v, str)})
-            for readout in ("heads", "raw", "all", "logits"):
-                found = [point[name].get(readout) for point in record["points"]]
-                row = ["    -" if each is None else f"{share(each):5.1f}" for each in found]
-                print(f"    {readout:8}", *row)
+def evaluate(options):
+    """Kept weights: recall@1 by number of candidates, and which heads prefer relevant documents."""
+    from abft import apply_weights
+    from abft.method.head_finder import head_scores
+    from abft.model.attention import IMPLEMENTATION
+    from abft.ranker.documents import DocumentReader
+
+    trained = json.loads(options.result.read_text(encoding="utf-8"))
+    settings = argparse.Namespace(**trained["settings"])
+    settings.tests, settings.groups, settings.steps = options.tests, 1, 16
+    model, tokenizer = load_model("SmolLM2-135M-Instruct")
+    writer = RankingPrompts(tokenizer, settings.looking, 64, 96)
+    answers = [tokenizer(f" ({letter}")["input_ids"][-1] for letter in LETTERS]
+    layers = sorted({layer for layer, _ in trained["heads"]})
+    finding = prompts_of(writer, data(settings)[0], answers)
+
+    def recall(reader, groups):
+        hits = []
+        for documents, asked, instruction in groups:
+            own = replace(writer, instruction=instruction)
+            kept = reader.read(own.documents(lettered(documents)))
+            scores = []
+            for ids in own.queries([*(query for query, _ in asked), EMPTY]):
+                looking = len(ids) if settings.looking == "query" else 1
+                attention_LHD = reader.attention(kept, ids, looking)
+                chosen = [attention_LHD[layers.index(i), h] for i, h in trained["heads"]]
+                scores.append(np.mean([each.numpy() for each in chosen], 0))
+            best = (np.array(scores[:-1]) - scores[-1]).argmax(1)
+            hits += [int(b) in right for b, (_, right) in zip(best, asked, strict=True)]
+        return marks(hits)
+
+    record = {"settings": recorded(options) | {"data": settings.data}, "heads": trained["heads"]}
+    record |= {"cells": {}, "scores": {}}
+    for name in ("untrained", "trained"):
+        if name == "trained":
+            model = apply_weights(model, options.weights)
+        scores_LH = head_scores(model.eval(), finding, IMPLEMENTATION, settings.queries)
+        record["scores"][name] = [[round(float(x), 5) for x in row] for row in scores_LH]
+        for count in map(int, options.counts.split(",")):
+            settings.candidates = count
+            for task, groups in data(settings)[1].items():
+                beginning = replace(writer, instruction=groups[0][2]).beginning
+                cell = record["cells"].setdefault(f"{task}/{count}", {})
+                cell[name] = recall(DocumentReader(model, beginning, layers), groups)
+                if name == "untrained":
+                    cell.update(peers(groups))
+                shown = {k: share(v) for k, v in cell.items() if isinstance(v, str)}
+                print(name, task, count, shown, flush=True)
+    settings = {**record["settings"], "weights": options.weights.name}
+    write(options.output, {**record, "settings": settings | {"result": options.result.name}})
 
 
 def main():
@@ -382,8 +419,13 @@ def main():
     command.set_defaults(run=speed)
     command.add_argument("--rounds", type=int, default=3)
     command.add_argument("--output", type=Path)
-    command = commands.add_parser("tables")
-    command.set_defaults(run=tables)
+    command = commands.add_parser("evaluate")
+    command.set_defaults(run=evaluate)
+    command.add_argument("weights", type=Path, help="folder that train --save wrote")
+    command.add_argument("result", type=Path, help="file that train --output wrote")
+    command.add_argument("--counts", default="4,10,20,50,100", help="numbers of candidates")
+    command.add_argument("--tests", type=int, default=16, help="groups of each test")
+    command.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
     options.run(options)
 

@@ -1,0 +1,114 @@
+"""Tables and the picture of benchmarks/rank.py's results.
+
+python benchmarks/rank_tables.py steps    # recall@1 over steps, run by run
+python benchmarks/rank_tables.py picture  # docs/ranker.svg
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+
+from rank import share
+
+RESULTS = Path(__file__).parent.parent / "results" / "rank"
+PICTURE = Path(__file__).parent.parent / "docs" / "ranker.svg"
+COUNTS = RESULTS / "halves_counts_seed0.json"
+LINES = {
+    "trained": ("16 heads, trained", "#c0392b", "-"),
+    "untrained": ("16 heads, untrained", "#c0392b", ":"),
+    "MiniLM": ("MiniLM", "#57606a", "-"),
+    "BM25": ("BM25", "#57606a", ":"),
+}
+
+
+def read(path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def steps(options):
+    """Recall@1 over steps of every run that is kept."""
+    for path in sorted(RESULTS.glob("**/*.json")):
+        record = read(path)
+        if "points" not in record:
+            continue
+        print(path.relative_to(RESULTS), "steps:", *(point["step"] for point in record["points"]))
+        for name, each in record["peers"].items():
+            print(f"  {name:12}", {k: share(v) for k, v in each.items() if isinstance(v, str)})
+            for readout in ("heads", "raw", "all", "logits"):
+                found = [point[name].get(readout) for point in record["points"]]
+                row = ["    -" if each is None else f"{share(each):5.1f}" for each in found]
+                print(f"    {readout:8}", *row)
+
+
+def picture(options):
+    """Recall by candidates, heads before and after training, and seconds of a query."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    matplotlib.rcParams.update({"svg.fonttype": "path", "svg.hashsalt": "abft", "font.size": 9})
+    figure, (left, middle, right) = pyplot.subplots(
+        1, 3, figsize=(11, 3.6), width_ratios=(1.2, 1.1, 1)
+    )
+    record = read(COUNTS)
+    cells = {int(name.split("/")[1]): cell for name, cell in record["cells"].items()}
+    for name, (label, color, style) in LINES.items():
+        shares = [share(cell[name]) for cell in cells.values()]
+        left.plot(list(cells), shares, style, marker="o", color=color, label=label)
+    left.set_xscale("log")
+    left.set_xticks(list(cells), [str(count) for count in cells])
+    left.minorticks_off()
+    left.set_ylim(0, 100)
+    left.set_xlabel("candidates")
+    left.set_ylabel("recall@1 in %")
+    left.legend(frameon=False, fontsize=8)
+
+    change_LH = np.array(record["scores"]["trained"]) - np.array(record["scores"]["untrained"])
+    bound = np.abs(change_LH).max()
+    drawn = middle.imshow(change_LH.T, cmap="RdBu_r", vmin=-bound, vmax=bound, aspect="auto")
+    layers, heads = np.array(record["heads"]).T
+    middle.scatter(layers, heads, marker="s", facecolors="none", edgecolors="k", s=40)
+    middle.set_xlabel("layer")
+    middle.set_ylabel("head")
+    middle.set_title("attention: relevant minus other, change; chosen heads", fontsize=9)
+    figure.colorbar(drawn, ax=middle)
+
+    results = read(RESULTS / "speed.json")["results"]
+    counts = [row["documents"] for row in results]
+    for name, label, style in (
+        ("whole", "the whole prompt", ":"),
+        ("query", "documents kept", "-"),
+    ):
+        seconds = [row["seconds"][name] for row in results]
+        right.plot(counts, seconds, style, marker="o", color="#c0392b", label=label)
+    right.set_xscale("log")
+    right.set_yscale("log")
+    right.set_xticks(counts, [str(count) for count in counts])
+    right.minorticks_off()
+    right.set_xlabel("documents")
+    right.set_ylabel("seconds of a query, one core")
+    right.legend(frameon=False, fontsize=8)
+
+    for axis in (left, right):
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(PICTURE, metadata={"Date": None})
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True)
+    for run in (steps, picture):
+        commands.add_parser(run.__name__, description=run.__doc__).set_defaults(run=run)
+    options = parser.parse_args()
+    options.run(options)
+
+
+if __name__ == "__main__":
+    main()
