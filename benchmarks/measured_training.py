@@ -9,6 +9,13 @@ def recorded(options):
     return {name: value for name, value in vars(options).items() if name not in left_out}
 
 
+def trained_heads(trainer):
+    """The heads that the trainer has chosen on training prompts, (L, H) bool; None = all."""
+    loss = getattr(trainer.objective, "attention", trainer.objective)
+    chosen = getattr(loss, "chosen_LH", None)
+    return None if chosen is None else chosen.numpy()
+
+
 def train_measured(model, tokenizer, prompts, options, prepare, custom=None, **settings):
     """Train as the options of a benchmark say.
 

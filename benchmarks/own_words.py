@@ -6,7 +6,8 @@
 Every class is written as a random word of one token (`--seed` draws them), in training and in the
 test alike. Demonstrations, training prompts and nothing else come from `--texts` labelled texts.
 Arms: ce (cross-entropy of the label word), vote, vote+ce, nce16 (InfoNCE of 16 heads), nce16+ce;
-the same prompts, steps and weights (W_Q and W_K).
+the same prompts, steps, weights (W_Q and W_K) and learning rate. MiniLM with a logistic regression
+is fitted to the same texts.
 """
 
 import argparse
@@ -18,17 +19,20 @@ from pathlib import Path
 import numpy as np
 
 from abft.data.builtin import PAPER_TASKS
-from measured_training import recorded, train_measured
-from reader import accuracy, measured, objective_of
+from measured_training import recorded, train_measured, trained_heads
+from reader import READOUTS, accuracy, arm, digits, measured, objective_of
 from record import write
 
 RESULTS = Path(__file__).parent.parent / "results" / "own_words"
-READOUTS = ("label_words", "attention", "heads")
 
 
 def train(options):
     """One arm: train, and measure every few steps."""
+    from sklearn.linear_model import LogisticRegression
+
     from abft import encode, label_tokens, load_model, load_task
+    from abft.bench.classifiers import SentenceEmbedding
+    from abft.bench.labelled_texts import labelled_texts
     from abft.data.draws import demonstration_sets
     from abft.data.encoding import with_answers
     from abft.data.label_words import written_as
@@ -38,8 +42,8 @@ def train(options):
 
     model, tokenizer = load_model("SmolLM2-135M-Instruct")
     data, _ = fit_texts(load_task(options.task), tokenizer, TEXT_TOKENS)
-    generator = random.Random(f"own words {options.task} {options.texts} {options.seed}")
-    known = tuple(generator.sample(data.train, options.texts))
+    known = tuple(labelled_texts(data.train, options.texts, options.seed))
+    generator = random.Random(f"own words {options.task} {options.seed}")
     task = written_as(data.task, "arbitrary", tokenizer, "test", generator)
     data = replace(data, task=task, train=known, demonstrations=known)
 
@@ -55,12 +59,14 @@ def train(options):
         asking_group(task, tokenizer, demonstrations, asked[i * size : (i + 1) * size])
         for i, demonstrations in enumerate(shown)
     ]
+    embed = SentenceEmbedding().fit([]).transform
+    regression = LogisticRegression(C=10, max_iter=1000)
+    regression.fit(embed([each.text for each in known]), [each.label for each in known])
+    peer = digits(regression.predict(embed([example.text for example in asked])))
     points = []
 
     def prepare(trainer):
-        loss = getattr(trainer.objective, "attention", trainer.objective)
-        chosen = getattr(loss, "chosen_LH", None)
-        heads = None if chosen is None else chosen.numpy()
+        heads = trained_heads(trainer)
 
         def measure(step, seconds):
             found = measured(model, tests, heads)
@@ -68,7 +74,8 @@ def train(options):
             shares = {r: round(100 * accuracy(found, r), 1) for r in READOUTS if r in found}
             print(step, f"{seconds:.0f} s", shares, flush=True)
             words = dict(zip(task.labels, task.label_words, strict=True))
-            record = {"settings": recorded(options), "label_words": words, "points": points}
+            record = {"settings": recorded(options), "label_words": words, "minilm": peer}
+            record |= {"points": points}
             write(options.output, record)
 
         return measure
@@ -82,6 +89,8 @@ def tables(options):
     for path in sorted(RESULTS.glob("*.json")):
         record = json.loads(path.read_text(encoding="utf-8"))
         print(path.name, "steps:", *(point["step"] for point in record["points"]))
+        last = record["points"][-1] | {"minilm": record["minilm"]}
+        print(f"  {'MiniLM':12}", f"{100 * accuracy(last, 'minilm'):5.1f}")
         for readout in READOUTS:
             if readout in record["points"][0]:
                 shares = [100 * accuracy(point, readout) for point in record["points"]]
@@ -95,7 +104,7 @@ def main():
     commands = parser.add_subparsers(required=True)
     command = commands.add_parser("train")
     command.set_defaults(run=train)
-    command.add_argument("arm")
+    command.add_argument("arm", type=arm)
     command.add_argument("--task", choices=PAPER_TASKS, required=True)
     command.add_argument("--texts", type=int, required=True, help="labelled texts in all")
     command.add_argument("--output", type=Path, required=True)
@@ -112,6 +121,8 @@ def main():
     command.add_argument("--save", type=Path, help="folder for the trained weights")
     commands.add_parser("tables").set_defaults(run=tables)
     options = parser.parse_args()
+    if options.run is train and options.texts < options.k + options.queries:
+        parser.error(f"--texts {options.texts}: a group of prompts has k + queries different ones")
     options.run(options)
 
 

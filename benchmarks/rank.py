@@ -34,6 +34,7 @@ from pathlib import Path
 import numpy as np
 
 from abft import load_model, load_task
+from abft.data.splits import text_key
 from abft.ranker.peers import peers as ranker_peers
 from abft.ranker.prompts import RankingPrompts
 from measured_training import recorded, train_measured
@@ -71,7 +72,9 @@ def halves(pool, options, count, seed):
             words = example.text.split()
             cut = len(words) * 3 // 5
             parts.append((" ".join(words[:cut]), " ".join(words[cut:])))
-        asked = generator.sample(range(options.candidates), options.queries)
+        asked = generator.sample(
+            range(options.candidates), min(options.queries, options.candidates)
+        )
         groups.append(([first for first, _ in parts], [(parts[i][1], {i}) for i in asked], ""))
     return groups
 
@@ -139,7 +142,9 @@ def docstring_groups(pools, options, count, seed):
     groups = []
     for _ in range(count):
         pairs = generator.sample(pools[generator.choice(names)], options.candidates)
-        asked = generator.sample(range(options.candidates), options.queries)
+        asked = generator.sample(
+            range(options.candidates), min(options.queries, options.candidates)
+        )
         groups.append(([rest for _, rest in pairs], [(pairs[i][0], {i}) for i in asked], ""))
     return groups
 
@@ -156,13 +161,13 @@ def data(options):
     if options.data == "relations":
         loaded = {name: load_task(name) for name in RELATIONS}
         tested = {
-            example.text
+            text_key(example.text)
             for name in TESTED
             for part in (loaded[name].train, loaded[name].demonstrations, loaded[name].test)
             for example in part
         }
         trained = [name for name in RELATIONS if name not in TESTED]
-        pools = {n: [e for e in loaded[n].train if e.text not in tested] for n in trained}
+        pools = {name: loaded[name].without(tested).train for name in trained}
         unseen = {name: list(each.test) for name, each in loaded.items()}
         return (
             relations(pools, trained, options, count, options.seed),
@@ -202,9 +207,9 @@ def marks(hits):
     return "".join(str(int(hit)) for hit in hits)
 
 
-def peers(groups):
-    """Which queries the peers answer, and how often chance does."""
-    scorers = ranker_peers()
+def peers(groups, corpus):
+    """Which queries the peers answer, and how often chance does; words are counted in `corpus`."""
+    scorers = ranker_peers(corpus)
     found = {name: [] for name in scorers}
     chance = []
     for documents, asked, _ in groups:
@@ -214,6 +219,11 @@ def peers(groups):
             found[name] += [int(b) in right for b, (_, right) in zip(best, asked, strict=True)]
         chance += [len(right) / len(documents) for _, right in asked]
     return {**{name: marks(hits) for name, hits in found.items()}, "chance": np.mean(chance)}
+
+
+def corpus_of(*parts):
+    """The documents of all these groups."""
+    return [text for groups in parts for documents, _, _ in groups for text in documents]
 
 
 def read(model, writer, groups, heads_LH, answers, whole):
@@ -272,7 +282,8 @@ def train(options):
     answers = [tokenizer(f" ({letter}")["input_ids"][-1] for letter in LETTERS]
     groups, tests = data(options)
     record = {"settings": recorded(options)}
-    record["peers"] = {name: peers(each) for name, each in tests.items()}
+    corpus = corpus_of(groups, *tests.values())
+    record["peers"] = {name: peers(each, corpus) for name, each in tests.items()}
     for name, each in record["peers"].items():
         print(
             name,
@@ -355,15 +366,15 @@ def evaluate(options):
     writer = RankingPrompts(tokenizer, settings.looking, 64, 96)
     answers = [tokenizer(f" ({letter}")["input_ids"][-1] for letter in LETTERS]
     layers = sorted({layer for layer, _ in trained["heads"]})
-    finding = prompts_of(writer, data(settings)[0], answers)
+    known = data(settings)[0]
+    finding = prompts_of(writer, known, answers)
 
     def recall(reader, groups):
         hits = []
-        for documents, asked, instruction in groups:
-            own = replace(writer, instruction=instruction)
-            kept = reader.read(own.documents(lettered(documents)))
+        for documents, asked, _ in groups:
+            kept = reader.read(writer.documents(lettered(documents)))
             scores = []
-            for ids in own.queries([*(query for query, _ in asked), EMPTY]):
+            for ids in writer.queries([*(query for query, _ in asked), EMPTY]):
                 looking = len(ids) if settings.looking == "query" else 1
                 attention_LHD = reader.attention(kept, ids, looking)
                 chosen = [attention_LHD[layers.index(i), h] for i, h in trained["heads"]]
@@ -372,7 +383,8 @@ def evaluate(options):
             hits += [int(b) in right for b, (_, right) in zip(best, asked, strict=True)]
         return marks(hits)
 
-    record = {"settings": recorded(options) | {"data": settings.data}, "heads": trained["heads"]}
+    names = {"weights": options.weights.name, "result": options.result.name, "data": settings.data}
+    record = {"settings": recorded(options) | names, "heads": trained["heads"]}
     record |= {"cells": {}, "scores": {}}
     for name in ("untrained", "trained"):
         if name == "trained":
@@ -381,16 +393,17 @@ def evaluate(options):
         record["scores"][name] = [[round(float(x), 5) for x in row] for row in scores_LH]
         for count in map(int, options.counts.split(",")):
             settings.candidates = count
-            for task, groups in data(settings)[1].items():
+            tests = data(settings)[1]
+            corpus = corpus_of(known, *tests.values())
+            for task, groups in tests.items():
                 beginning = replace(writer, instruction=groups[0][2]).beginning
                 cell = record["cells"].setdefault(f"{task}/{count}", {})
                 cell[name] = recall(DocumentReader(model, beginning, layers), groups)
                 if name == "untrained":
-                    cell.update(peers(groups))
+                    cell.update(peers(groups, corpus))
                 shown = {k: share(v) for k, v in cell.items() if isinstance(v, str)}
                 print(name, task, count, shown, flush=True)
-    settings = {**record["settings"], "weights": options.weights.name}
-    write(options.output, {**record, "settings": settings | {"result": options.result.name}})
+                write(options.output, record)
 
 
 def main():

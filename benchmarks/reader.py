@@ -7,10 +7,11 @@
 
 `train` measures while it trains: for every held-out task and kind of label words the predictions of
 the label words, of all heads' attention and, with a contrastive arm, of the trained heads'.
-`evaluate` measures kept weights in more cells. `channel` measures MetaICL's noisy channel. `peers`
-fits MiniLM with a logistic regression, and its nearest neighbour, on the same k texts that the
-prompts show. benchmarks/reader_tables.py shows all results. AGNews is the task on which choices are
-made: no family is held out for it and no mixture trains on it.
+`evaluate` measures kept weights in more cells; reader_tables.py expects them in
+{family}_cells_factor{factor}_seed{seed}.json and {family}_cells_untouched.json. `channel` measures
+MetaICL's noisy channel. `peers` fits MiniLM with a logistic regression, and its nearest neighbour,
+on the same k texts that the prompts show. AGNews is the task on which choices are made: no family
+is held out for it and no mixture trains on it.
 
 Arms: ce (cross-entropy of the label word, as symbol tuning, arXiv 2305.08298), vote, eq1, nce16
 (InfoNCE of 16 heads), ncelayer; "+ce" adds cross-entropy with weight 1.
@@ -23,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from abft.data.builtin import BUILTIN, PAPER_TASKS
-from measured_training import recorded, train_measured
+from measured_training import recorded, train_measured, trained_heads
 from record import write
 
 FAMILIES = {
@@ -33,6 +34,7 @@ FAMILIES = {
 DEVELOPMENT = ("AGNews",)
 WORDS = ("own", "arbitrary", "permuted", "codes")
 QUERIES_OF_A_SET = 16
+READOUTS = ("label_words", "attention", "heads")
 
 
 def training_tasks(held_out):
@@ -79,6 +81,18 @@ def accuracy(cell, readout):
     return float(np.mean([a == b for a, b in pairs]))
 
 
+def arm(text):
+    """An arm's name, checked."""
+    kind, _, added = text.partition("+")
+    heads = kind.removeprefix("nce")
+    known = kind in ("ce", "vote", "eq1") or (
+        kind != heads and (heads == "layer" or heads.isdigit())
+    )
+    if not known or added not in ("", "ce") or text == "ce+ce":
+        raise argparse.ArgumentTypeError(f"no arm is named {text!r}")
+    return text
+
+
 def objective_of(arm, temperature):
     """The settings of an arm's objective."""
     kind, _, added = arm.partition("+")
@@ -122,10 +136,7 @@ def train(options):
     points = []
 
     def prepare(trainer):
-        # Heads that the trainer has found on training prompts.
-        loss = getattr(trainer.objective, "attention", trainer.objective)
-        found = getattr(loss, "chosen_LH", None)
-        heads = None if found is None else found.numpy()
+        heads = trained_heads(trainer)
 
         def measure(step, seconds):
             point = {"step": step, "seconds": round(seconds)}
@@ -133,11 +144,7 @@ def train(options):
                 point[f"{task}/{kind}"] = measured(model, written, heads)
             points.append(point)
             shown = {
-                name: [
-                    round(100 * accuracy(cell, r), 1)
-                    for r in ("label_words", "attention", "heads")
-                    if r in cell
-                ]
+                name: [round(100 * accuracy(cell, r), 1) for r in READOUTS if r in cell]
                 for name, cell in point.items()
                 if isinstance(cell, dict)
             }
@@ -186,9 +193,11 @@ def evaluate(options):
     trained = json.loads(options.result.read_text(encoding="utf-8"))
     held_out = trained["settings"]["held_out"]
     model, tokenizer = load_model("SmolLM2-135M-Instruct")
-    layers, count = model.config.num_hidden_layers, model.config.num_attention_heads
-    heads_LH = np.zeros((layers, count), bool)
-    heads_LH[tuple(np.array(trained["heads"]).T)] = True
+    heads_LH = None
+    if trained["heads"] is not None:
+        shape = model.config.num_hidden_layers, model.config.num_attention_heads
+        heads_LH = np.zeros(shape, bool)
+        heads_LH[tuple(np.array(trained["heads"]).T)] = True
 
     def groups_of(task, k, kind):
         return evaluation_groups(
@@ -217,8 +226,8 @@ def evaluate(options):
     print(f"perplexity {found['perplexity']:.2f}", flush=True)
     for name, groups in tests.items():
         found[name] = measured(model, groups, heads_LH)
-        shares = [round(100 * accuracy(found[name], r), 1) for r in ("label_words", "heads")]
-        print(name, *shares, flush=True)
+        shares = [accuracy(found[name], r) for r in READOUTS if r in found[name]]
+        print(name, *(round(100 * share, 1) for share in shares), flush=True)
     settings = {**recorded(options), "weights": options.weights.name}
     settings |= {"result": options.result.name, "held_out": held_out}
     write(options.output, {"settings": settings, "cells": found})
@@ -342,7 +351,7 @@ def main():
             command.add_argument("result", type=Path, help="file that train --output wrote")
             command.add_argument("--factor", type=float, default=1.0, help="of the change")
         if name == "train":
-            command.add_argument("arm")
+            command.add_argument("arm", type=arm)
             command.add_argument("--held-out", choices=FAMILIES, default="questions")
             command.add_argument("--words", default="own,arbitrary,permuted", help="in training")
             command.add_argument("--test-words", default="own,arbitrary,permuted")

@@ -415,9 +415,22 @@ def test_weights_that_several_jobs_use_are_trained_once_and_then_removed(
         seeds=[0],
         keep_weights=False,
     )
+
+    # One factor fails: the weights stay, and nothing is trained again.
+    measure = Subject.measure
+
+    def fails(self, cell):
+        if cell.variant["factor"] == 2.0:
+            raise RuntimeError("no memory")
+        return measure(self, cell)
+
+    monkeypatch.setattr(Subject, "measure", fails)
+    assert invoke("bench", "--config", path, "--output", tmp_path / "out").exit_code != 0
+    assert [path for path in (tmp_path / "out" / "weights").iterdir() if path.is_dir()]
+    monkeypatch.setattr(Subject, "measure", measure)
     assert invoke("bench", "--config", path, "--output", tmp_path / "out").exit_code == 0
     assert len(trained) == 1
-    assert len(list((tmp_path / "out" / "cells").iterdir())) == 5
+    assert len(list((tmp_path / "out" / "cells").glob("*.json"))) == 5
     assert not [path for path in (tmp_path / "out" / "weights").iterdir() if path.is_dir()]
 
 

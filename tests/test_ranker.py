@@ -16,7 +16,7 @@ from abft.ranker import AttentionRanker
 from abft.ranker.attribution import deletion_curve
 from abft.ranker.beir import load_beir
 from abft.ranker.documents import DocumentReader
-from abft.ranker.peers import bm25_scores, tfidf_scores
+from abft.ranker.peers import bm25, tfidf
 from abft.ranker.queries import (
     RankingQuery,
     measured_queries,
@@ -351,7 +351,8 @@ def test_the_command_ranks_a_file(fitted, tmp_path):
         ({"text-column": "review"}, "review"),
         ({"query": " "}, "--query"),
         ({"run": "nowhere"}, "nowhere is no saved ranker"),
-        ({"device": "abacus"}, "device"),
+        ({"device": "abacus"}, "device = 'abacus': expected one of"),
+        ({"top": 0}, "top = 0"),
     ],
 )
 def test_commands_that_make_no_sense(changes, message, tmp_path):
@@ -478,24 +479,28 @@ def test_the_deletion_curve_removes_what_is_looked_at_first(fitted):
 
 
 def test_tf_idf():
-    scores = tfidf_scores(["a sad film"], ["great joy", "sad life", "?"])
-    assert scores.argmax() == 1
-    assert not tfidf_scores(["x"], ["?", "!"]).any()
+    scorer = tfidf(["great joy", "sad life", "?", "great", "great"])
+    scores = scorer(["a sad film", "great life"], ["great joy", "sad life"])
+    assert scores.argmax(1).tolist() == [1, 1]  # "great" is everywhere
+    assert not tfidf(["?", "!"])(["x"], ["?", "!"]).any()
 
 
 def test_bm25():
     pytest.importorskip("bm25s")
-    documents = ["great great joy", "sad life", "a sad sad film of joy", "?"]
-    lengths = [len(text.replace("?", "").split()) for text in documents]
+    corpus = ["great great joy", "sad life", "a sad sad film of joy", "?"]
+    lengths = [len(text.replace("?", "").split()) for text in corpus]
 
     def expected(word, i):
-        counts = [text.split().count(word) for text in documents]
+        counts = [text.split().count(word) for text in corpus]
         known = sum(count > 0 for count in counts)
-        rarity = np.log(1 + (len(documents) - known + 0.5) / (known + 0.5))
+        rarity = np.log(1 + (len(corpus) - known + 0.5) / (known + 0.5))
         length = 1 - 0.75 + 0.75 * lengths[i] / np.mean(lengths)
         return rarity * counts[i] / (counts[i] + 1.5 * length)
 
-    scores = bm25_scores(["Sad joy", "nothing", "!"], documents)
-    assert scores[0] == pytest.approx([expected("sad", i) + expected("joy", i) for i in range(4)])
+    scorer = bm25([*corpus, corpus[0]])
+    shown = [2, 3, 0]
+    scores = scorer(["Sad joy", "nothing", "!"], [corpus[i] for i in shown])
+    assert scores[0] == pytest.approx([expected("sad", i) + expected("joy", i) for i in shown])
     assert not scores[1:].any()
-    assert not bm25_scores(["x"], ["?", "!"]).any()
+    assert not bm25(["?", "!"])(["x"], ["?", "!"]).any()
+    assert scorer([], corpus).shape == (0, 4)

@@ -1,7 +1,7 @@
 """Run the jobs of a grid, one after another in this process or as Ray tasks, with progress."""
 
 import sys
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -9,7 +9,7 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from abft.bench.grid import Cell, Grid
-from abft.bench.jobs import Event, jobs, run_job, weights_of_one
+from abft.bench.jobs import Event, jobs, run_job
 from abft.bench.store import LOCK, Store
 from abft.errors import AbftError, RunInterrupted
 
@@ -94,16 +94,20 @@ def run_grid(
 
         left = {cell.name for cell in cells if store.read(cell) is None}
         jobs_left = [job for job in jobs(cells) if any(cell.name in left for cell in job)]
-        # Weights that several jobs use are removed after all of them.
-        passing = set() if grid.keep_weights else weights_of_one(jobs_left)
         with runner as run_jobs:
             # The failures that `failures` lists afterwards are this run's.
             for cell in cells:
                 store.forget_failure(cell)
 
             progress = Progress(cells, left)
+
+            def event(cell: Cell, state: str) -> None:
+                progress(cell, state)
+                if state == "done" and not grid.keep_weights:
+                    _remove_weights(cells, store, cell.weights)
+
             try:
-                run_jobs(jobs_left, store, progress, passing)
+                run_jobs(jobs_left, store, event)
             except KeyboardInterrupt:
                 raise RunInterrupted(
                     "stopped; finished cells are kept. Go on with the same command (--output "
@@ -112,13 +116,19 @@ def run_grid(
             finally:
                 progress.close()
 
-        # Jobs that an earlier run finished may still have their weights.
+        # Cells that an earlier run finished may still have their weights, and an event may be lost.
         if not grid.keep_weights:
-            for job in jobs(cells):
-                if all(store.read(cell) is not None for cell in job):
-                    store.remove_weights(job[0])
+            for weights in {cell.weights for cell in cells}:
+                _remove_weights(cells, store, weights)
 
     return sum(store.read(cell) is None for cell in cells)
+
+
+def _remove_weights(cells: Sequence[Cell], store: Store, weights: str | None) -> None:
+    """Remove weights once all cells that use them are finished: a failed one is tried again."""
+    users = [cell for cell in cells if cell.weights == weights]
+    if weights is not None and all(store.read(cell) is not None for cell in users):
+        store.remove_weights(users[0])
 
 
 class _Here:
@@ -131,14 +141,9 @@ class _Here:
         pass
 
     @staticmethod
-    def run(
-        todo: Sequence[Sequence[Cell]],
-        store: Store,
-        event: Event,
-        passing: Collection[str | None],
-    ) -> None:
+    def run(todo: Sequence[Sequence[Cell]], store: Store, event: Event) -> None:
         for job in todo:
-            run_job(job, store, event, passing)
+            run_job(job, store, event)
 
 
 def failures(grid: Grid, store: Store) -> list[tuple[str, str]]:

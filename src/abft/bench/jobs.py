@@ -6,8 +6,7 @@ cell is recorded and does not stop the others.
 
 import time
 import traceback
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 
 from abft.bench.grid import Cell
@@ -20,14 +19,8 @@ from abft.errors import AbftError, RunInterrupted
 Event = Callable[[Cell, str], None]  # "running", "done", "failed"
 
 
-def run_job(
-    cells: Sequence[Cell], store: Store, event: Event, passing: Collection[str | None] = ()
-) -> None:
-    """Measure the unfinished cells of one job.
-
-    Args:
-        passing: names of weights that are removed when all cells of the job are finished.
-    """
+def run_job(cells: Sequence[Cell], store: Store, event: Event) -> None:
+    """Measure the unfinished cells of one job."""
     subject: Subject | FittedSubject | None = None
     for cell in cells:
         if store.read(cell) is not None:
@@ -51,20 +44,10 @@ def run_job(
         else:
             event(cell, "done")
 
-    # A failed cell is tried again, for which it needs the weights.
-    if cells[0].weights in passing and all(store.read(cell) is not None for cell in cells):
-        store.remove_weights(cells[0])
-
 
 def _line(error: Exception) -> str:
     text = " ".join(str(error).split())
     return text if isinstance(error, AbftError) else f"{type(error).__name__}: {text}"[:500]
-
-
-def weights_of_one(todo: Sequence[Sequence[Cell]]) -> set[str | None]:
-    """Return the names of the weights that only one of these jobs uses."""
-    uses = Counter(job[0].weights for job in todo)
-    return {weights for weights, count in uses.items() if count == 1}
 
 
 def jobs(cells: Iterable[Cell]) -> list[list[Cell]]:

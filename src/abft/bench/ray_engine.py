@@ -1,7 +1,7 @@
 """Run jobs as Ray tasks, on this machine or a cluster whose nodes share the benchmark's folder."""
 
 import contextlib
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,9 +25,7 @@ def cluster(address: str | None, resources: Resources) -> Iterator[Callable[...,
         yield _runner(resources)
 
 
-def _remote_job(
-    cells: Sequence[Cell], folder: str, passing: Collection[str | None], events: Any
-) -> None:
+def _remote_job(cells: Sequence[Cell], folder: str, events: Any) -> None:
     """Run a job in a worker, and send its events to the queue `events`."""
 
     def send(cell: Cell, state: str) -> None:
@@ -35,7 +33,7 @@ def _remote_job(
         with contextlib.suppress(Exception):
             events.put((cell.name, state))
 
-    run_job(cells, Store(folder), send, passing)
+    run_job(cells, Store(folder), send)
 
 
 def _runner(resources: Resources) -> Callable[..., None]:
@@ -48,15 +46,10 @@ def _runner(resources: Resources) -> Callable[..., None]:
     )
     events = Queue(actor_options={"num_cpus": 0})
 
-    def run(
-        todo: Sequence[Sequence[Cell]],
-        store: Store,
-        event: Event,
-        passing: Collection[str | None],
-    ) -> None:
+    def run(todo: Sequence[Sequence[Cell]], store: Store, event: Event) -> None:
         cells = {cell.name: cell for job in todo for cell in job}
         folder = str(store.folder.resolve())
-        by_reference = {task.remote(list(job), folder, passing, events): list(job) for job in todo}
+        by_reference = {task.remote(list(job), folder, events): list(job) for job in todo}
         while by_reference:
             ready, _ = ray.wait(list(by_reference), timeout=POLL_SECONDS)
 

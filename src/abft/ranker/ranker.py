@@ -13,7 +13,7 @@ import numpy as np
 from abft.errors import AbftError
 from abft.files import atomic_folder
 from abft.method.objectives.contrastive import LAYER
-from abft.ranker.peers import peers
+from abft.ranker.peers import PEERS, peers
 from abft.ranker.prompts import Looking, RankingPrompts
 from abft.ranker.queries import (
     RankingQuery,
@@ -156,7 +156,9 @@ class AttentionRanker:
         held_out = measured_queries(held_out, self.together, self.shown, seed)
 
         self.validation_ = {}
-        for name, scorer in peers().items():
+        # Words are counted in all candidates, as a search engine counts them.
+        corpus = [text for query in checked for text in query.candidates]
+        for name, scorer in peers(corpus).items():
             self._say(name, self._recall(held_out, scorer))
 
         # An earlier fit may have changed the weights.
@@ -185,7 +187,7 @@ class AttentionRanker:
         import warnings
 
         ours = list(self.validation_.values())[-1]
-        theirs = {name: self.validation_[name] for name in peers()}
+        theirs = {name: self.validation_[name] for name in PEERS if name in self.validation_}
         best = max(theirs, key=theirs.__getitem__, default=None)
         if best is not None and theirs[best] > ours + CLEARLY_BETTER:
             warnings.warn(
