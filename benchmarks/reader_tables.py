@@ -4,10 +4,12 @@
     python benchmarks/reader_tables.py summary    # before and after, next to MiniLM
     python benchmarks/reader_tables.py compare ce # the contrastive arm minus another one
     python benchmarks/reader_tables.py cells      # other numbers of demonstrations, order, news
+    python benchmarks/reader_tables.py channel    # the noisy channel, untouched
     python benchmarks/reader_tables.py picture    # docs/reader.svg
 
-Intervals (95%) are bootstrapped over seeds of the training, and, within every task, over sets of
-demonstrations with their queries: the same ones for all seeds and arms.
+Intervals (95%) are bootstrapped over seeds of the training (where there is more than one), and,
+within every task, over sets of demonstrations with their queries: the same ones for all seeds and
+arms. They say nothing about other tasks than these.
 """
 
 import argparse
@@ -16,12 +18,13 @@ from pathlib import Path
 
 import numpy as np
 
-from reader import DEVELOPMENT, FAMILIES, QUERIES_OF_A_SET, accuracy
+from reader import DEVELOPMENT, FAMILIES, QUERIES_OF_A_SET, READOUTS, accuracy
 
 RESULTS = Path(__file__).parent.parent / "results" / "reader"
 PICTURE = Path(__file__).parent.parent / "docs" / "reader.svg"
 OURS = "nce16"
 TITLES = {OURS: "contrastive, 16 heads", "ce": "cross-entropy"}
+SETS = 8
 DRAWS = 4000
 
 
@@ -30,37 +33,52 @@ def read(path):
 
 
 def runs(family, arm):
-    """Points of every run of an arm, by seed."""
-    paths = sorted(RESULTS.glob(f"{family}_{arm}_seed*.json"))
-    return {read(path)["settings"]["seed"]: read(path)["points"] for path in paths}
+    """Points of every finished run of an arm, by seed."""
+    found = {}
+    for path in sorted(RESULTS.glob(f"{family}_{arm}_seed*.json")):
+        record = read(path)
+        if record["points"][-1]["step"] == record["settings"]["steps"]:
+            found[record["settings"]["seed"]] = record["points"]
+        else:
+            print(f"({path.name} is left out: it is not finished)")
+    return found
 
 
 def hits(cell, readout="label_words"):
     """Which queries are answered correctly, by set of demonstrations, (sets, queries)."""
+    assert len(cell["targets"]) == SETS * QUERIES_OF_A_SET
     pairs = zip(cell[readout], cell["targets"], strict=True)
-    return np.array([a == b for a, b in pairs], float).reshape(-1, QUERIES_OF_A_SET)
+    return np.array([a == b for a, b in pairs], float).reshape(SETS, -1)
 
 
 def with_interval(by_family):
     """Mean over tasks, and its interval.
 
+    Few are drawn: what a draw of n differs by is made sqrt(n / (n - 1)) times as large, so that it
+    is not too narrow.
+
     Args:
         by_family: for each family a list of tasks, each (seeds, sets, queries).
     """
     generator = np.random.default_rng(0)
-    tasks = [task for family in by_family for task in family]
+    mean = np.mean([task.mean() for family in by_family for task in family])
+
+    def change(drawn, of, n):
+        return (drawn.mean() - of.mean()) * np.sqrt(n / (n - 1)) if n > 1 else 0.0
+
     drawn = []
     for _ in range(DRAWS):
-        means = []
+        values = []
         for family in by_family:
             seeds = len(family[0])
             chosen = generator.integers(0, seeds, seeds)
             for task in family:
-                sets = generator.integers(0, task.shape[1], task.shape[1])
-                means.append(task[chosen][:, sets].mean())
-        drawn.append(np.mean(means))
+                sets = generator.integers(0, SETS, SETS)
+                by_seed = change(task[chosen], task, seeds)
+                values.append(task.mean() + by_seed + change(task[:, sets], task, SETS))
+        drawn.append(np.mean(values))
     low, high = np.percentile(drawn, [2.5, 97.5])
-    return tuple(100 * x for x in (np.mean([task.mean() for task in tasks]), low, high))
+    return tuple(100 * x for x in (mean, low, high))
 
 
 def shown(interval):
@@ -82,7 +100,7 @@ def steps(options):
             continue
         print(path.name, "steps:", *(point["step"] for point in points))
         for name in [key for key in points[0] if "/" in key]:
-            for readout in ("label_words", "attention", "heads"):
+            for readout in READOUTS:
                 if readout in points[0][name]:
                     print(
                         f"  {name:18}{readout:12}",
@@ -147,6 +165,8 @@ def compare(options):
                 ]
             )
             print(f"{family}, {len(seeds)} seeds, {kind} words:", shown(with_interval(found[-1:])))
+        if not found:
+            raise SystemExit(f"no run of {options.arm!r} has the family and seed of one of {OURS}")
         if len(found) > 1:
             print(f"all, {kind} words:", shown(with_interval(found)))
 
@@ -173,10 +193,18 @@ def cells(options):
                 print("    deviation over sets ", row_of(deviation(c[name]) for c in columns))
 
 
-def deviation(cell, sets=8):
+def deviation(cell):
     """Standard deviation of the accuracy over sets, which ask the same queries."""
     correct = [a == b for a, b in zip(cell["label_words"], cell["targets"], strict=True)]
-    return np.std(np.reshape(correct, (sets, -1)).mean(1))
+    return np.std(np.reshape(correct, (SETS, -1)).mean(1))
+
+
+def channel(options):
+    """The noisy channel next to the direct way, untouched."""
+    for task, cell in read(RESULTS / "channel.json")["cells"].items():
+        print(
+            f"{task:8}", row_of(accuracy(cell, readout) for readout in ("label_words", "channel"))
+        )
 
 
 def picture(options):
@@ -202,10 +230,12 @@ def picture(options):
             by_seed = list(runs(family, arm).values())
             if not by_seed:
                 continue
-            counts = [point["step"] for point in by_seed[0]]
+            # Steps that every run measured.
+            by_step = [{point["step"]: point for point in points} for points in by_seed]
+            counts = sorted(set.intersection(*map(set, by_step)))
             found = [
-                with_interval([[np.stack([hits(p[i][n]) for p in by_seed]) for n in names]])
-                for i in range(len(counts))
+                with_interval([[np.stack([hits(p[step][n]) for p in by_step]) for n in names]])
+                for step in counts
             ]
             means, low, high = np.array(found).T
             color = "#c0392b" if arm == OURS else "#57606a"
@@ -227,7 +257,7 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(required=True)
-    for run in (steps, summary, compare, cells, picture):
+    for run in (steps, summary, compare, cells, channel, picture):
         command = commands.add_parser(run.__name__, description=run.__doc__)
         command.set_defaults(run=run)
         if run is compare:
