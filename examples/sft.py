@@ -61,7 +61,8 @@ def accuracy(model, tokenizer, made):
     model.eval()
     hits = 0
     for row in made:
-        logits = model(torch.tensor([row["input_ids"][:-1]])).logits[0, -1, letters]
+        ids = torch.tensor([row["input_ids"][:-1]], device=model.device)
+        logits = model(ids).logits[0, -1, letters]
         hits += letters[int(logits.argmax())] == row["input_ids"][-1]
     return hits / len(made)
 

@@ -19,12 +19,12 @@ from abft.analysis.analyze import DOCUMENTED, analyze
 from abft.analysis.basin import line
 from abft.analysis.causality import causality, head_gates
 from abft.analysis.choices import Choices
-from abft.analysis.deletion import deletion, without
+from abft.analysis.deletion import without
 from abft.analysis.evaluation import evaluation
 from abft.analysis.examples import chosen_prompts, examples, top_heads
 from abft.analysis.study import accuracy_of, check_e2e_run, open_study
 from abft.data.encoding import label_tokens
-from abft.data.prompts import Prompt, training_prompts, write_prompt
+from abft.data.prompts import training_prompts, write_prompt
 from abft.errors import AbftError
 from abft.model.attention import decoder, read_rows, row_attention
 from abft.model.capabilities import capabilities
@@ -413,12 +413,16 @@ def test_the_demonstrations_that_heads_look_at_are_removed_first(study, analyses
     assert found["attention_changed_MR"][1, 1] == (expected_NC.argmax(1) != predicted_N).mean()
 
 
-def test_a_single_demonstration_cannot_be_removed():
-    study = SimpleNamespace(
-        session=SimpleNamespace(written=[Prompt("a b", ((0, 1),), (0,), 0)]), prompts=[None]
-    )
-    with pytest.raises(AbftError, match="at least two"):
-        deletion(study, {}, 1)
+def test_a_single_demonstration_is_not_removed(run, tmp_path, monkeypatch):
+    copy = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("analysis"))
+    config = yaml.safe_load((copy / "config.yaml").read_text())
+    (copy / "config.yaml").write_text(yaml.safe_dump(config | {"k": 1}))
+    analyses = analyze(copy, Choices(test_prompts=4, points=2))
+    assert "at least two" in analyses.missing["deletion"]
+
+    # It does not make the model load again.
+    monkeypatch.setattr("abft.analysis.analyze.open_study", None)
+    assert "at least two" in analyze(copy, Choices(test_prompts=4, points=2)).missing["deletion"]
 
 
 def test_only_what_is_missing_damaged_or_outdated_is_computed_again(run, e2e, analyses, caplog):

@@ -1,5 +1,8 @@
 """A loss on attention inside training loops of others."""
 
+import importlib.util
+from pathlib import Path
+
 import pytest
 import torch
 from transformers import Trainer, TrainingArguments
@@ -13,6 +16,7 @@ from abft.model.attention import decoder, row_attention
 from abft.training.attention_loss import AttentionCollator, attention_loss
 from tiny import tiny_model
 
+EXAMPLES = Path(__file__).parent.parent / "examples"
 SPANS = ([2, 5, 9], [(2, 4), (5, 8), (9, 10)])
 
 
@@ -213,3 +217,18 @@ def test_the_trainer_is_as_before_after_an_error(tmp_path):
     assert trainer.compute_loss.__func__ is Trainer.compute_loss
     assert model.config._attn_implementation == "sdpa"
     assert not decoder(model)._forward_hooks
+
+
+def test_the_example_runs(bpe, monkeypatch, capsys):
+    pytest.importorskip("trl")
+    pytest.importorskip("StaICC")
+    spec = importlib.util.spec_from_file_location("sft", EXAMPLES / "sft.py")
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    monkeypatch.setattr(example, "load_model", lambda name: (tiny_model("llama"), bpe))
+    monkeypatch.setattr("sys.argv", ["sft.py", "--steps", "2", "--tests", "4"])
+    example.main()
+    assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines() if "%" in line] == [
+        "before",
+        "after",
+    ]

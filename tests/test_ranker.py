@@ -134,6 +134,20 @@ def test_documents_and_queries_see_the_instruction(settings):
     assert scores != pytest.approx(AttentionRanker(**settings).scores(["one"], documents)[0])
     with pytest.raises(AbftError, match="do not fit"):
         AttentionRanker(**settings, instruction="sad " * 1000).rank("one", documents)
+    with pytest.raises(ValueError, match="instruction = None"):
+        AttentionRanker(**settings, instruction=None)
+
+
+def test_a_saved_ranker_keeps_its_instruction(settings, tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        ranker = AttentionRanker(**settings, instruction="which is meant?", steps=2)
+        ranker.fit(*data(24)).save(tmp_path / "ranker")
+    loaded = AttentionRanker.load(tmp_path / "ranker", "cpu")
+    assert loaded.instruction == "which is meant?"
+    documents = ["a sad film", "a film of joy"]
+    expected = ranker.scores(["a sad thing"], documents)
+    assert loaded.scores(["a sad thing"], documents) == pytest.approx(expected, abs=1e-7)
 
 
 def test_training_finds_the_documents_of_unseen_queries(fitted):

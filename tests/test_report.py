@@ -4,6 +4,7 @@ there is none.
 Screenshots are kept in the folder that ABFT_SCREENSHOTS names.
 """
 
+import base64
 import csv
 import json
 import os
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 from playwright import sync_api
 
+from abft.report.inner_charts import deletion
 from abft.report.page import _pieces
 from command_line import arguments, invoke, refused
 from tiny import tiny_model
@@ -290,6 +292,38 @@ def test_without_an_end_to_end_run_the_plane_is_named_as_missing(browser, run, t
     with opened(browser, tmp_path / "alone.html") as page:
         assert "needs an end-to-end run" in page.locator("#basin .missing").inner_text()
         assert page.locator("#figure-extrapolation .main-svg").first.is_visible()
+
+
+def test_removed_demonstrations_are_drawn_and_summed_up():
+    """By hand: two draws; after training a demonstration matters less."""
+    arrays = {
+        "models_M": np.array(["before", "after"]),
+        "removed_R": np.array([0, 1, 3]),
+        "attention_probability_MR": np.array([[0.9, 0.5, 0.4], [0.9, 0.8, 0.7]]),
+        "random_probability_MRD": np.array(
+            [[[0.9, 0.9], [0.6, 0.8], [0.4, 0.5]], [[0.9, 0.9], [0.8, 0.9], [0.7, 0.6]]]
+        ),
+        "attention_changed_MR": np.array([[0, 0.25, 0.5], [0, 0.05, 0.1]]),
+        "random_changed_MRD": np.array(
+            [[[0, 0], [0.1, 0.2], [0.3, 0.3]], [[0, 0], [0.0, 0.06], [0.1, 0.1]]]
+        ),
+        "prompts": np.array(20),
+    }
+    first, second = deletion(arrays, 0), deletion(arrays, 1)
+    assert "1 demonstration removed" in first.alt
+    assert "25% change, in random order 15%" in first.alt
+    assert "5% change, in random order 3%" in second.alt
+    by_attention, at_random = first.figure["data"]
+    assert values(by_attention["y"]) == pytest.approx([0.9, 0.5, 0.4])
+    assert values(at_random["y"]) == pytest.approx([0.9, 0.7, 0.45])
+    assert values(at_random["error_y"]["array"]) == pytest.approx([0, 0.1, 0.05])
+
+
+def values(encoded):
+    """Numbers of a figure, which plotly may write as base64."""
+    if isinstance(encoded, dict):
+        return np.frombuffer(base64.b64decode(encoded["bdata"]), encoded["dtype"]).tolist()
+    return list(encoded)
 
 
 def test_pieces_are_the_text():

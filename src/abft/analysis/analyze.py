@@ -69,6 +69,14 @@ def analyze(run: str | Path, choices: Choices = DEFAULTS) -> Analyses:
     run_key = fingerprint(run)
     e2e_key = fingerprint(choices.e2e) if choices.e2e is not None else None
     prompt_limits = {"unseen": UNSEEN_PROMPTS, "line": choices.points, "plane": choices.points}
+    analyses = Analyses()
+    without: set[str] = set()
+    if choices.e2e is None:
+        without.add("plane")
+        analyses.missing["plane"] = "needs an end-to-end run of the same base model: --e2e RUN_DIR"
+    if read_config(run).k < 2:
+        without.add("deletion")
+        analyses.missing["deletion"] = "needs prompts of at least two demonstrations"
     keys = {
         name: key_of(
             run=run_key,
@@ -78,10 +86,9 @@ def analyze(run: str | Path, choices: Choices = DEFAULTS) -> Analyses:
             resolution=choices.resolution if name == "plane" else None,
         )
         for name in DOCUMENTED
-        if name != "plane" or choices.e2e is not None
+        if name not in without
     }
 
-    analyses = Analyses()
     studies: list[Study] = []
 
     def study() -> Study:
@@ -117,8 +124,6 @@ def analyze(run: str | Path, choices: Choices = DEFAULTS) -> Analyses:
             write_arrays(run, name, arrays, key)
         analyses.arrays[name] = arrays
 
-    if "plane" not in keys:
-        analyses.missing["plane"] = "needs an end-to-end run of the same base model: --e2e RUN_DIR"
     if studies:
         write_legend(run, DOCUMENTED)
     return analyses

@@ -27,7 +27,7 @@ class Choices:
     )
     points: int = setting(
         64,
-        "Test prompts at every point of the basin and for every accuracy with heads off.",
+        "Test prompts at every point of the basin, with heads off, and without demonstrations.",
         panel=ANALYSES,
         at_least=1,
     )

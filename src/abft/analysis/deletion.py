@@ -11,7 +11,6 @@ import numpy as np
 from abft.analysis.study import Study
 from abft.data.prompts import Prompt
 from abft.data.tasks import Template
-from abft.errors import AbftError
 from abft.runs.explain import look
 from abft.runs.session import progress_bar
 from abft.scoring.inspect import attention_rows
@@ -35,13 +34,10 @@ MOST_SIZES = 4  # numbers of removed demonstrations, besides 0
 def deletion(study: Study, evaluation: dict[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
     """Return what the first `count` test prompts predict without some of their demonstrations.
 
-    Raises:
-        AbftError: prompts of fewer than two demonstrations.
+    They need at least two.
     """
     written, prompts = study.session.written[:count], study.prompts[:count]
     K = min(len(prompt.label_spans) for prompt in written)
-    if K < 2:
-        raise AbftError("removing demonstrations needs prompts of at least two")
     sizes = np.unique(np.linspace(1, K - 1, MOST_SIZES).round().astype(int))
     template = study.session.data.task.template
     M, N, R = len(study.models), len(written), len(sizes)

@@ -23,8 +23,8 @@ def analyze(
     """Compute what changed inside the model, as plain arrays in RUN/analysis.
 
     Predictions, head maps, attention rows of single prompts, changes of weights, accuracy between
-    and beyond the weights, accuracy with heads switched off: minutes on the default model. Existing
-    results are reused.
+    and beyond the weights, accuracy with heads switched off, predictions without demonstrations:
+    minutes on the default model. Existing results are reused.
 
     **Examples**
 

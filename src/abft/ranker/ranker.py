@@ -109,6 +109,8 @@ class AttentionRanker:
             raise ValueError(f"heads = {self.heads!r}: expected a number, or {LAYER!r}")
         if self.temperature <= 0:
             raise ValueError(f"temperature = {self.temperature}: expected more than 0")
+        if not isinstance(self.instruction, str):
+            raise ValueError(f"instruction = {self.instruction!r}: expected a text")
         if self.looking not in get_args(Looking):
             raise ValueError(f"looking = {self.looking!r}: expected {get_args(Looking)}")
 

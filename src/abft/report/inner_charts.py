@@ -306,8 +306,8 @@ def deletion(arrays: Arrays, m: int) -> Chart:
         f"Demonstrations removed, {TITLES[name]}",
         "If predictions depend on what the heads look at, the line of the most looked-at "
         "demonstrations falls below that of a random order (bars: lowest and highest draw).",
-        f"Predictions {TITLES[name]}, {int(arrays['prompts'])} prompts: without the "
-        f"{removed[1]} most looked-at of the demonstrations {changed:.0%} change, without as many "
-        f"random ones {random_changed:.0%}.",
+        f"Predictions {TITLES[name]}, {int(arrays['prompts'])} prompts: with {removed[1]} "
+        f"demonstration{'s' if removed[1] > 1 else ''} removed, the most looked-at first, "
+        f"{changed:.0%} change, in random order {random_changed:.0%}.",
         figure,
     )

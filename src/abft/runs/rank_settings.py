@@ -9,7 +9,7 @@ from abft.settings import check_settings, setting, with_default
 
 @dataclass
 class RankSettings:
-    """What decides no score.
+    """How documents are read and shown.
 
     Raises:
         AbftError: values out of bounds.
