@@ -112,13 +112,14 @@ def summary(options):
     """The contrastive arm: every held-out task before and after, next to MiniLM."""
     peers = read(RESULTS / "peers.json")["cells"]
     rows, gains = [], {"own": [], "arbitrary": []}
-    print("own before, after | arbitrary | swapped: before, after, from heads | MiniLM, nearest")
+    titles = ("own words", "arbitrary words", "swapped words", "swapped, read from heads")
+    titles = ("", "seeds", *titles, "MiniLM + LR, the same 16 texts", "MiniLM, nearest text")
+    print("| " + " | ".join(titles) + " |\n" + "|---" * len(titles) + "|")
     for family, tasks in FAMILIES.items():
         by_seed = list(runs(family, OURS).values())
         if not by_seed:
             continue
         first = by_seed[0][0]
-        print(f"{family}: {len(by_seed)} seeds")
 
         def mean_of(cell, readout="label_words", runs_of=by_seed):
             return np.mean([accuracy(points[-1][cell], readout) for points in runs_of])
@@ -137,15 +138,22 @@ def summary(options):
                 row += [np.nan] * 3
             row += [accuracy(peer, "minilm"), accuracy(peer, "minilm_nearest")]
             rows.append(row)
-            print(f"  {task:6}", row_of(row))
+            print(f"| {task} | {len(by_seed)} | {before_and_after(row)} |")
         for kind, found in gains.items():
             cells = [f"{task}/{kind}" for task in tasks]
             found.append(
                 [np.stack([hits(p[-1][c]) - hits(p[0][c]) for p in by_seed]) for c in cells]
             )
-    print("  mean  ", row_of(np.nanmean(rows, 0)))
+    print(f"| mean | | {before_and_after(np.nanmean(rows, 0))} |")
     for kind, found in gains.items():
         print(f"gain, {kind} words:", shown(with_interval(found)))
+
+
+def before_and_after(row):
+    """A row of the summary as Markdown."""
+    values = ["" if np.isnan(x) else f"{100 * x:.1f}" for x in row]
+    pairs = [" -> ".join(values[i : i + 2]) if values[i] else "" for i in (0, 2, 4)]
+    return " | ".join([*pairs, *values[6:]])
 
 
 def compare(options):
