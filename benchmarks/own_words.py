@@ -85,16 +85,42 @@ def train(options):
 
 
 def tables(options):
-    """Accuracy over steps of every run that is kept."""
-    for path in sorted(RESULTS.glob("*.json")):
-        record = json.loads(path.read_text(encoding="utf-8"))
+    """Accuracy over steps of every run that is kept, and each arm minus cross-entropy.
+
+    Intervals are bootstrapped over sets of test demonstrations with their queries.
+    """
+    generator = np.random.default_rng(0)
+    records = {
+        path: json.loads(path.read_text(encoding="utf-8")) for path in RESULTS.glob("*.json")
+    }
+    for path, record in sorted(records.items()):
         print(path.name, "steps:", *(point["step"] for point in record["points"]))
         last = record["points"][-1] | {"minilm": record["minilm"]}
         print(f"  {'MiniLM':12}", f"{100 * accuracy(last, 'minilm'):5.1f}")
         for readout in READOUTS:
             if readout in record["points"][0]:
                 shares = [100 * accuracy(point, readout) for point in record["points"]]
-                print(f"  {readout:12}", *(f"{share:5.1f}" for share in np.array(shares)))
+                print(f"  {readout:12}", *(f"{share:5.1f}" for share in shares))
+
+        settings = record["settings"]
+        other = records.get(path.with_name(path.name.replace(f"_{settings['arm']}_", "_ce_")))
+        if settings["arm"] == "ce" or other is None:
+            continue
+        for ours, theirs in zip(record["points"], other["points"], strict=True):
+            assert ours["step"] == theirs["step"]
+            gains = (hits(ours) - hits(theirs)).reshape(settings["sets"], -1).mean(1)
+            drawn = gains[generator.integers(0, len(gains), (4000, len(gains)))].mean(1)
+            low, high = 100 * np.percentile(drawn, [2.5, 97.5])
+            print(
+                f"  step {ours['step']}, label words, minus cross-entropy: "
+                f"{100 * gains.mean():+.1f} [{low:.1f}, {high:.1f}]"
+            )
+
+
+def hits(point):
+    """Which queries the label words answer, (queries,)."""
+    pairs = zip(point["label_words"], point["targets"], strict=True)
+    return np.array([a == b for a, b in pairs], float)
 
 
 def main():
