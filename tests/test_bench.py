@@ -354,9 +354,12 @@ def test_killed_and_restarted_gives_the_same_numbers(grid_values, tmp_path, benc
     process.wait()
     done = len(list(cells.glob("*.json")))
     assert 10 <= done < 32
-    assert not list(cells.glob(".*"))
+
+    # The kill may come while a file is written; what it leaves is removed by the next run.
+    (cells / ".left.json.host-1.partial").write_text("{")
     result = invoke("bench", "--config", path, "--output", tmp_path / "out")
     assert result.exit_code == 0, result.output
+    assert not list(cells.glob(".*"))
     reference = {
         name: record
         for name, record in numbers(benchmark[1]).items()
