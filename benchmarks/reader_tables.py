@@ -182,12 +182,13 @@ def compare(options):
 def cells(options):
     """Kept weights in other cells: accuracy of the untouched model, and of each training."""
     for family in FAMILIES:
-        untouched = RESULTS / f"{family}_cells_untouched.json"
-        paths = sorted(RESULTS.glob(f"{family}_cells_factor*.json"))
+        paths = [RESULTS / f"{family}_cells_untouched.json"]
+        paths += sorted(RESULTS.glob(f"{family}_cells_factor*.json"))
+        paths = [path for path in paths if path.is_file()]
         if not paths:
             continue
-        print(untouched.name, *(path.name for path in paths))
-        columns = [read(path)["cells"] for path in (untouched, *paths)]
+        print(*(path.name for path in paths))
+        columns = [read(path)["cells"] for path in paths]
         print("  perplexity            ", *(f"{column['perplexity']:6.1f}" for column in columns))
         for name in columns[0]:
             if name == "perplexity":
