@@ -152,7 +152,7 @@ def summary(options):
 def before_and_after(row):
     """A row of the summary as Markdown."""
     values = ["" if np.isnan(x) else f"{100 * x:.1f}" for x in row]
-    pairs = [" -> ".join(values[i : i + 2]) if values[i] else "" for i in (0, 2, 4)]
+    pairs = [" → ".join(values[i : i + 2]) if values[i] else "" for i in (0, 2, 4)]
     return " | ".join([*pairs, *values[6:]])
 
 
