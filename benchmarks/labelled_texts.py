@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pictures import save, svg_pyplot, tidy
 from record import PACKAGES, ROOT, machine
 
 FOLDER = ROOT / "results" / "labelled_texts"
@@ -200,12 +201,7 @@ SHOWN = ("tfidf", "minilm_knn", "minilm", "setfit", "untrained_probe", "untraine
 
 def picture():
     """Draw mean accuracy against labelled texts, with 95% intervals."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    from matplotlib import pyplot
-
-    matplotlib.rcParams.update({"svg.fonttype": "path", "svg.hashsalt": "abft", "font.size": 10})
+    pyplot = svg_pyplot()
     cells = Cells()
     figure, axes = pyplot.subplots(figsize=(7, 4.2))
     for i, method in enumerate(SHOWN):
@@ -235,11 +231,9 @@ def picture():
     axes.minorticks_off()
     axes.set_xlabel("labelled texts in all")
     axes.set_ylabel("accuracy in %, mean of eight tasks")
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
+    tidy(axes)
     axes.legend(frameon=False, loc="lower right")
-    figure.tight_layout()
-    figure.savefig(PICTURE, metadata={"Date": None})
+    save(figure, PICTURE)
 
 
 def main():

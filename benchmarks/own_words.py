@@ -20,7 +20,7 @@ import numpy as np
 
 from abft.data.builtin import PAPER_TASKS
 from measured_training import recorded, train_measured, trained_heads
-from reader import READOUTS, accuracy, arm, digits, measured, objective_of
+from reader import READOUTS, accuracy, arm, digits, hits, measured, objective_of
 from record import write
 
 RESULTS = Path(__file__).parent.parent / "results" / "own_words"
@@ -108,19 +108,14 @@ def tables(options):
             continue
         for ours, theirs in zip(record["points"], other["points"], strict=True):
             assert ours["step"] == theirs["step"]
-            gains = (hits(ours) - hits(theirs)).reshape(settings["sets"], -1).mean(1)
+            gains = hits(ours, "label_words") - hits(theirs, "label_words")
+            gains = gains.reshape(settings["sets"], -1).mean(1)
             drawn = gains[generator.integers(0, len(gains), (4000, len(gains)))].mean(1)
             low, high = 100 * np.percentile(drawn, [2.5, 97.5])
             print(
                 f"  step {ours['step']}, label words, minus cross-entropy: "
                 f"{100 * gains.mean():+.1f} [{low:.1f}, {high:.1f}]"
             )
-
-
-def hits(point):
-    """Which queries the label words answer, (queries,)."""
-    pairs = zip(point["label_words"], point["targets"], strict=True)
-    return np.array([a == b for a, b in pairs], float)
 
 
 def main():

@@ -62,6 +62,11 @@ TESTED_PACKAGES = ("transformers", "datasets", "huggingface-hub", "tokenizers", 
 # Data: groups (documents, [(query, relevant numbers)], instruction) of equally many documents
 
 
+def asked_of(generator, options):
+    """Numbers of the documents that a group asks for."""
+    return generator.sample(range(options.candidates), min(options.queries, options.candidates))
+
+
 def halves(pool, options, count, seed):
     """First parts of news texts, and second parts of some of them."""
     generator = random.Random(f"halves {seed}")
@@ -72,9 +77,7 @@ def halves(pool, options, count, seed):
             words = example.text.split()
             cut = len(words) * 3 // 5
             parts.append((" ".join(words[:cut]), " ".join(words[cut:])))
-        asked = generator.sample(
-            range(options.candidates), min(options.queries, options.candidates)
-        )
+        asked = asked_of(generator, options)
         groups.append(([first for first, _ in parts], [(parts[i][1], {i}) for i in asked], ""))
     return groups
 
@@ -142,9 +145,7 @@ def docstring_groups(pools, options, count, seed):
     groups = []
     for _ in range(count):
         pairs = generator.sample(pools[generator.choice(names)], options.candidates)
-        asked = generator.sample(
-            range(options.candidates), min(options.queries, options.candidates)
-        )
+        asked = asked_of(generator, options)
         groups.append(([rest for _, rest in pairs], [(pairs[i][0], {i}) for i in asked], ""))
     return groups
 

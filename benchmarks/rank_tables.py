@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pictures import save, svg_pyplot, tidy
 from rank import share
 
 RESULTS = Path(__file__).parent.parent / "results" / "rank"
@@ -44,12 +45,7 @@ def steps(options):
 
 def picture(options):
     """Recall by candidates, heads before and after training, and seconds of a query."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    from matplotlib import pyplot
-
-    matplotlib.rcParams.update({"svg.fonttype": "path", "svg.hashsalt": "abft", "font.size": 9})
+    pyplot = svg_pyplot(font_size=9)
     figure, (left, middle, right) = pyplot.subplots(
         1, 3, figsize=(11, 3.6), width_ratios=(1.2, 1.1, 1)
     )
@@ -93,10 +89,8 @@ def picture(options):
     right.legend(frameon=False, fontsize=8)
 
     for axis in (left, right):
-        axis.grid(alpha=0.3)
-        axis.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()
-    figure.savefig(PICTURE, metadata={"Date": None})
+        tidy(axis)
+    save(figure, PICTURE)
 
 
 def main():

@@ -75,10 +75,15 @@ def measured(model, groups, heads):
     return {**found, "share": round(float(np.concatenate(shares).mean()), 4)}
 
 
+def hits(cell, readout):
+    """Which queries are answered correctly, 1 or 0, (queries,)."""
+    pairs = zip(cell[readout], cell["targets"], strict=True)
+    return np.array([a == b for a, b in pairs], float)
+
+
 def accuracy(cell, readout):
     """Share of correct predictions."""
-    pairs = zip(cell[readout], cell["targets"], strict=True)
-    return float(np.mean([a == b for a, b in pairs]))
+    return float(hits(cell, readout).mean())
 
 
 def arm(text):

@@ -18,7 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
+from pictures import save, svg_pyplot, tidy
 from reader import DEVELOPMENT, FAMILIES, QUERIES_OF_A_SET, READOUTS, accuracy
+from reader import hits as hits_of
 
 RESULTS = Path(__file__).parent.parent / "results" / "reader"
 PICTURE = Path(__file__).parent.parent / "docs" / "reader.svg"
@@ -47,8 +49,7 @@ def runs(family, arm):
 def hits(cell, readout="label_words"):
     """Which queries are answered correctly, by set of demonstrations, (sets, queries)."""
     assert len(cell["targets"]) == SETS * QUERIES_OF_A_SET
-    pairs = zip(cell[readout], cell["targets"], strict=True)
-    return np.array([a == b for a, b in pairs], float).reshape(SETS, -1)
+    return hits_of(cell, readout).reshape(SETS, -1)
 
 
 def with_interval(by_family):
@@ -204,8 +205,7 @@ def cells(options):
 
 def deviation(cell):
     """Standard deviation of the accuracy over sets, which ask the same queries."""
-    correct = [a == b for a, b in zip(cell["label_words"], cell["targets"], strict=True)]
-    return np.std(np.reshape(correct, (SETS, -1)).mean(1))
+    return np.std(hits_of(cell, "label_words").reshape(SETS, -1).mean(1))
 
 
 def channel(options):
@@ -218,12 +218,7 @@ def channel(options):
 
 def picture(options):
     """Accuracy over steps, the mean of a family's tasks, one line an arm."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    from matplotlib import pyplot
-
-    matplotlib.rcParams.update({"svg.fonttype": "path", "svg.hashsalt": "abft", "font.size": 10})
+    pyplot = svg_pyplot()
 
     family = "questions"
     (known,) = DEVELOPMENT
@@ -253,12 +248,10 @@ def picture(options):
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("steps of 32 prompts")
         axis.set_xticks(counts)
-        axis.grid(alpha=0.3)
-        axis.spines[["top", "right"]].set_visible(False)
+        tidy(axis)
     axes[0].set_ylabel("accuracy in %, 16 demonstrations")
     axes[0].legend(frameon=False, loc="lower right", fontsize=9)
-    figure.tight_layout()
-    figure.savefig(PICTURE, metadata={"Date": None})
+    save(figure, PICTURE)
 
 
 def main():

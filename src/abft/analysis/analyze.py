@@ -60,7 +60,8 @@ def analyze(run: str | Path, choices: Choices = DEFAULTS) -> Analyses:
     check_finished(run)
     if choices.e2e is not None:
         check_e2e_run(run, choices.e2e)
-    count = choices.test_prompts or read_config(run).test_prompts
+    config = read_config(run)
+    count = choices.test_prompts or config.test_prompts
     if count < 1:
         raise AbftError(f"the run in {run} has no test prompts; give --test-prompts")
 
@@ -70,12 +71,9 @@ def analyze(run: str | Path, choices: Choices = DEFAULTS) -> Analyses:
     e2e_key = fingerprint(choices.e2e) if choices.e2e is not None else None
     prompt_limits = {"unseen": UNSEEN_PROMPTS, "line": choices.points, "plane": choices.points}
     analyses = Analyses()
-    without: set[str] = set()
     if choices.e2e is None:
-        without.add("plane")
         analyses.missing["plane"] = "needs an end-to-end run of the same base model: --e2e RUN_DIR"
-    if read_config(run).k < 2:
-        without.add("deletion")
+    if config.k < 2:
         analyses.missing["deletion"] = "needs prompts of at least two demonstrations"
     keys = {
         name: key_of(
@@ -86,7 +84,7 @@ def analyze(run: str | Path, choices: Choices = DEFAULTS) -> Analyses:
             resolution=choices.resolution if name == "plane" else None,
         )
         for name in DOCUMENTED
-        if name not in without
+        if name not in analyses.missing
     }
 
     studies: list[Study] = []

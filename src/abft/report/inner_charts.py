@@ -225,30 +225,11 @@ def causality(arrays: Arrays, m: int) -> Chart:
     sizes = arrays["heads_off_MS"][m][order]
     induction_accuracy = arrays["induction_accuracy_MS"][m][order]
     random_accuracy = arrays["random_accuracy_MSD"][m][order]
-    mean_random_accuracy = random_accuracy.mean(1)
 
-    figure = go.Figure()
-    figure.add_scatter(
-        x=sizes,
-        y=induction_accuracy,
-        name="induction heads off",
-        mode="lines+markers",
-        line=dict(color="#e0712c"),
-        marker=dict(symbol="square"),
-    )
-    # Bars reach from the lowest to the highest draw.
-    figure.add_scatter(
-        x=sizes,
-        y=mean_random_accuracy,
-        name="as many random heads off",
-        mode="lines+markers",
-        line=dict(color="#8a8f98", dash="dash"),
-        error_y=dict(
-            type="data",
-            symmetric=False,
-            array=random_accuracy.max(1) - mean_random_accuracy,
-            arrayminus=mean_random_accuracy - random_accuracy.min(1),
-        ),
+    figure = _against_draws(
+        sizes,
+        ("induction heads off", induction_accuracy),
+        ("as many random heads off", random_accuracy),
     )
     figure.add_vline(x=int(passing), line=dict(color="#8a8f98", dash="dot"))
     figure.update_xaxes(title="heads switched off")
@@ -262,40 +243,54 @@ def causality(arrays: Arrays, m: int) -> Chart:
         f"Accuracy {TITLES[name]} with heads off, {int(arrays['prompts'])} prompts: "
         f"{induction_accuracy[0]:.2f} with all heads; without the {sizes[-1]} heads that pass the "
         f"filter most often {induction_accuracy[-1]:.2f}, without as many random heads "
-        f"{mean_random_accuracy[-1]:.2f}.",
+        f"{random_accuracy[-1].mean():.2f}.",
         figure,
     )
+
+
+def _against_draws(
+    x_S: np.ndarray, ours: tuple[str, np.ndarray], random: tuple[str, np.ndarray]
+) -> go.Figure:
+    """Draw a line, (S,), next to the mean of random draws, (S, D); each with its name.
+
+    Bars reach from the lowest to the highest draw.
+    """
+    (name, values_S), (random_name, draws_SD) = ours, random
+    mean_S = draws_SD.mean(1)
+    figure = go.Figure()
+    figure.add_scatter(
+        x=x_S,
+        y=values_S,
+        name=name,
+        mode="lines+markers",
+        line=dict(color="#e0712c"),
+        marker=dict(symbol="square"),
+    )
+    figure.add_scatter(
+        x=x_S,
+        y=mean_S,
+        name=random_name,
+        mode="lines+markers",
+        line=dict(color="#8a8f98", dash="dash"),
+        error_y=dict(
+            type="data",
+            symmetric=False,
+            array=draws_SD.max(1) - mean_S,
+            arrayminus=mean_S - draws_SD.min(1),
+        ),
+    )
+    return figure
 
 
 def deletion(arrays: Arrays, m: int) -> Chart:
     """Draw how probable one model's predictions stay while demonstrations are removed."""
     name = str(arrays["models_M"][m])
     removed = arrays["removed_R"]
-    by_attention = arrays["attention_probability_MR"][m]
-    draws = arrays["random_probability_MRD"][m]
-    at_random = draws.mean(1)
 
-    figure = go.Figure()
-    figure.add_scatter(
-        x=removed,
-        y=by_attention,
-        name="most looked-at first",
-        mode="lines+markers",
-        line=dict(color="#e0712c"),
-        marker=dict(symbol="square"),
-    )
-    figure.add_scatter(
-        x=removed,
-        y=at_random,
-        name="random order",
-        mode="lines+markers",
-        line=dict(color="#8a8f98", dash="dash"),
-        error_y=dict(
-            type="data",
-            symmetric=False,
-            array=draws.max(1) - at_random,
-            arrayminus=at_random - draws.min(1),
-        ),
+    figure = _against_draws(
+        removed,
+        ("most looked-at first", arrays["attention_probability_MR"][m]),
+        ("random order", arrays["random_probability_MRD"][m]),
     )
     figure.update_xaxes(title="demonstrations removed", tickvals=removed)
     figure.update_yaxes(title="probability of the first prediction", rangemode="tozero")
