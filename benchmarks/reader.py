@@ -168,6 +168,7 @@ def train(options):
         return measure
 
     settings = objective_of(options.arm, options.temperature)
+    settings["kl"] = options.kl
     train_measured(model, tokenizer, prompts, options, prepare, **settings)
 
 
@@ -365,6 +366,7 @@ def main():
             command.add_argument("--queries", type=int, default=16, help="prompts of a group")
             command.add_argument("--lr", type=float, default=3e-4)
             command.add_argument("--temperature", type=float, default=0.05)
+            command.add_argument("--kl", type=float, default=0.0, help="weight of the divergence")
             command.add_argument("--every", type=int, default=64, help="steps between measurements")
             command.add_argument("--seed", type=int, default=0)
             command.add_argument("--save", type=Path, help="folder for the trained weights")

@@ -99,11 +99,13 @@ def test_settings_of_another_objective_are_refused(options, tmp_path):
 )
 def test_captions_are_the_objectives(options, tmp_path, objective, own, foreign):
     run = tmp_path / "run"
-    given = {**options, "objective": objective, "steps": 1, "cross-entropy": 0}
+    given = {**options, "objective": objective, "steps": 1, "cross-entropy": 0, "kl": 0.5}
     assert invoke("train", *arguments(given), "--output", run).exit_code == 0
     (run / "metrics.json").unlink()  # of an unfinished run settings and training are shown
     assert invoke("report", run).exit_code == 0
     page = (run / "report.html").read_text()
     assert own in page
     assert foreign not in page
+    assert "this loss plus 0.5 x the divergence from the untouched model" in page
+    assert "Divergence from the untouched model" in page
     assert ("PID control should keep" in page) == (objective == "abft")

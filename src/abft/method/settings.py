@@ -15,6 +15,7 @@ DATA, METHOD, TRAINING = "Task and data", "Method (arXiv 2505.14233)", "Training
 PAPER: dict[str, Any] = {
     "objective": "abft",
     "cross_entropy": 0.0,
+    "kl": 0.0,
     "train_on": "task",
     "k": 4,
     "nd": 512,
@@ -202,6 +203,13 @@ class MethodSettings:
         panel=METHOD,
         at_least=0,
         objectives=("contrastive",),
+        card=True,
+    )
+    kl: float = setting(
+        PAPER["kl"],
+        "Weight of the KL divergence from the untouched model on the prompts' own text; 0: none.",
+        panel=METHOD,
+        at_least=0,
         card=True,
     )
     threshold: float | None = setting(

@@ -44,6 +44,9 @@ def check_sharding(trainer: Trainer) -> None:
             "drop the mask that holds W_V still; use DDP, or --device balanced in one process"
         )
 
+    if trainer.args.kl:
+        raise AbftError("kl keeps the untouched weights, which FSDP and DeepSpeed divide; use DDP")
+
     # The adapter is saved from whole tensors, which full state dicts hold.
     plugins = trainer.accelerator.state
     if trainer.is_fsdp_enabled:

@@ -8,6 +8,7 @@ write a class in a file of its own and add a line to `OBJECTIVES`.
 from typing import TYPE_CHECKING
 
 from abft.errors import AbftError
+from abft.method.objectives.anchored import AnchoredObjective
 from abft.method.objectives.base import Caption, Objective, RowObjective
 from abft.method.objectives.combined import CombinedObjective
 from abft.method.objectives.contrastive import ContrastiveObjective
@@ -25,6 +26,7 @@ __all__ = [
     "DEFAULT_OBJECTIVE",
     "OBJECTIVES",
     "ABFTObjective",
+    "AnchoredObjective",
     "Caption",
     "CombinedObjective",
     "ContrastiveObjective",
@@ -82,13 +84,13 @@ def make_objective(
     from abft.model.capabilities import capabilities
 
     chosen = OBJECTIVES[settings.objective]
-    if chosen.reads_output or settings.cross_entropy:
+    if chosen.reads_output or settings.cross_entropy or settings.kl:
         capabilities(causal_lm(model)).check_lm_head()
     objective = chosen.from_settings(settings, model, implementation)
-    if not settings.cross_entropy:
-        return objective
-    e2e = E2EObjective.from_settings(settings, model, implementation)
-    return CombinedObjective(objective, e2e, settings.cross_entropy)
+    if settings.cross_entropy:
+        e2e = E2EObjective.from_settings(settings, model, implementation)
+        objective = CombinedObjective(objective, e2e, settings.cross_entropy)
+    return AnchoredObjective(objective, settings.kl) if settings.kl else objective
 
 
 def objective_title(settings: "MethodSettings") -> str:
@@ -100,16 +102,19 @@ def objective_title(settings: "MethodSettings") -> str:
 def training_captions(settings: "MethodSettings") -> dict[str, Caption]:
     """Return title, axis and caption of every quantity that training logs, by its name."""
     captions = dict(OBJECTIVES[settings.objective].captions)
+    added = []
     if settings.cross_entropy:
-        loss = captions["loss"]
-        both = (
-            f"{loss.caption} The line is this loss plus {settings.cross_entropy:g} x the "
-            "cross-entropy of the label word."
-        )
-        captions["loss"] = Caption(loss.title, loss.axis, both)
+        added.append(f"{settings.cross_entropy:g} x the cross-entropy of the label word")
         captions["cross_entropy"] = Caption(
             "Cross-entropy of the label word",
             "cross-entropy (mean over prompts)",
             E2EObjective.captions["loss"].caption,
         )
+    if settings.kl:
+        added.append(f"{settings.kl:g} x the divergence from the untouched model")
+        captions["kl"] = AnchoredObjective.captions["kl"]
+    if added:
+        loss = captions["loss"]
+        all_of_it = f"{loss.caption} The line is this loss plus {' plus '.join(added)}."
+        captions["loss"] = Caption(loss.title, loss.axis, all_of_it)
     return captions
