@@ -54,6 +54,7 @@ def train_measured(model, tokenizer, prompts, options, prepare, custom=None, **s
         report_to="none",
         disable_tqdm=True,
         seed=options.seed,
+        bf16=options.bf16,
         use_cpu=True,
         **settings,
     )

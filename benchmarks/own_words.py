@@ -139,6 +139,7 @@ def main():
     command.add_argument("--sets", type=int, default=16, help="sets of test demonstrations")
     command.add_argument("--test-queries", type=int, default=16, help="of each set")
     command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--bf16", action="store_true", help="mixed precision")
     command.add_argument("--save", type=Path, help="folder for the trained weights")
     commands.add_parser("tables").set_defaults(run=tables)
     options = parser.parse_args()

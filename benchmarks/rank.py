@@ -428,6 +428,7 @@ def main():
     command.add_argument("--temperature", type=float, default=0.05)
     command.add_argument("--lr", type=float, default=3e-4)
     command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--bf16", action="store_true", help="mixed precision")
     command.add_argument("--save", type=Path, help="folder for the trained weights")
     command = commands.add_parser("speed")
     command.set_defaults(run=speed)

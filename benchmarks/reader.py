@@ -369,6 +369,7 @@ def main():
             command.add_argument("--kl", type=float, default=0.0, help="weight of the divergence")
             command.add_argument("--every", type=int, default=64, help="steps between measurements")
             command.add_argument("--seed", type=int, default=0)
+            command.add_argument("--bf16", action="store_true", help="mixed precision")
             command.add_argument("--save", type=Path, help="folder for the trained weights")
     options = parser.parse_args()
     options.run(options)

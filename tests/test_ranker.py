@@ -149,6 +149,19 @@ def test_a_saved_ranker_keeps_its_instruction(settings, tmp_path):
     expected = ranker.scores(["a sad thing"], documents)
     assert loaded.scores(["a sad thing"], documents) == pytest.approx(expected, abs=1e-7)
 
+    # Another instruction, from Python and on the command line.
+    other = AttentionRanker.load(tmp_path / "ranker", "cpu", instruction="which is of joy?")
+    best, second = other.rank("a sad thing", documents)
+    assert [best.score, second.score] != sorted(expected[0], reverse=True)
+    file = tmp_path / "documents.txt"
+    file.write_text("\n".join(documents))
+    command = ("rank", "--run", tmp_path / "ranker", "--documents", file, "--device", "cpu")
+    command = (*command, "--query", "a sad thing", "--instruction", "which is of joy?", "--json")
+    scores = [json.loads(line)["score"] for line in invoke(*command).stdout.splitlines()]
+    assert scores == pytest.approx([best.score, second.score], abs=1e-7)
+    with pytest.raises(TypeError, match="no setting 'instructions'"):
+        AttentionRanker.load(tmp_path / "ranker", "cpu", instructions="which?")
+
 
 def test_training_finds_the_documents_of_unseen_queries(fitted):
     found = fitted.validation_

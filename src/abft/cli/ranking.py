@@ -72,11 +72,12 @@ def rank(
     quiet()
     from abft.ranker import AttentionRanker
 
+    said = {} if settings.instruction is None else {"instruction": settings.instruction}
     try:
         if run is None:
-            ranker = AttentionRanker(device=settings.device)
+            ranker = AttentionRanker(device=settings.device, **said)
         else:
-            ranker = AttentionRanker.load(run, settings.device)
+            ranker = AttentionRanker.load(run, settings.device, **said)
     except ValueError as error:
         raise AbftError(str(error)) from None
     if run is None:

@@ -453,10 +453,16 @@ class AttentionRanker:
             (partial / FILE).write_text(text, encoding="utf-8")
 
     @classmethod
-    def load(cls, folder: str | Path, device: Device = "auto") -> "AttentionRanker":
+    def load(
+        cls, folder: str | Path, device: Device = "auto", **settings: Any
+    ) -> "AttentionRanker":
         """Load a ranker that `save` wrote, and its base model.
 
+        Args:
+            settings: others than the saved ones, such as `instruction`.
+
         Raises:
+            TypeError: a setting that does not exist.
             ValueError: no such folder, a damaged one, or one of a newer version.
             AbftError: weights of another base model.
         """
@@ -466,11 +472,14 @@ class AttentionRanker:
         path = Path(folder) / FILE
         if not path.is_file():
             raise ValueError(f"{folder} is no saved ranker: it has no {FILE}")
+        unknown = sorted(set(settings) - {f.name for f in fields(cls)})
+        if unknown:
+            raise TypeError(f"AttentionRanker has no setting {unknown[0]!r}")
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
             if record["format"] > FORMAT:
                 raise ValueError(f"{folder} is of a newer version of abft; update to load it")
-            ranker = cls(**record["settings"], device=device)
+            ranker = cls(**{**record["settings"], "device": device, **settings})
             heads = [(int(layer), int(head)) for layer, head in record["heads"]]
             ranker.validation_ = dict(record["validation"])
             trained = bool(record["trained"])

@@ -16,6 +16,13 @@ class RankSettings:
     """
 
     text_column: str = setting("text", "Column of the documents.", panel=DATA)
+    instruction: str | None = setting(
+        None,
+        'What all queries look for, such as "Which document has the same sentiment as the query?"; '
+        "documents see it too.",
+        panel=DATA,
+        follows="that of --run, or none",
+    )
     top: int = setting(10, "How many documents to show.", panel=OUTPUT, at_least=1)
     device: Device = with_default(ModelSettings, "device", "auto")
 
