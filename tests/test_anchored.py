@@ -105,6 +105,30 @@ def test_begins_at_zero_and_pulls_back(bpe, review_data, lora):
     assert kl() < far
 
 
+def test_mixed_precision_reads_both_kinds_of_weights(bpe, review_data):
+    """Autocast keeps weights that it has cast; those of one pass must not serve the other."""
+    prompts = group(bpe, review_data)
+    model = tiny_model("llama")
+    train_full_rank(model)
+    objective = AnchoredObjective(VoteObjective(), 1.0)
+    objective.prepare(model, prompts, 1)
+    disturb(model)
+    batch = Batch(**collate(prompts))
+
+    def measured(**settings):
+        model.zero_grad()
+        with row_attention(model), torch.autocast("cpu", torch.bfloat16, **settings):
+            loss, metrics = objective(decoder(model), batch)
+        loss.backward()
+        return metrics["kl"].item(), model.model.layers[
+            0
+        ].self_attn.q_proj.weight.grad.norm().item()
+
+    exact = measured(enabled=False)
+    assert exact[0] > 1e-3
+    assert measured() == pytest.approx(exact, rel=0.1)
+
+
 def test_training_with_it_stays_closer(bpe, review_data, tmp_path):
     def kl_after(weight):
         arguments = ABFTConfig(

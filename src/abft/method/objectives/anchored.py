@@ -109,8 +109,12 @@ def anchor_text(batch: "Batch") -> "tuple[Tensor, Tensor]":
 @contextmanager
 def _weights(model: "nn.Module", values: "dict[str, Tensor]") -> "Iterator[None]":
     """Changes `model` while open: its parameters of these names have other values."""
+    import torch
+
     parameters = {name: model.get_parameter(name) for name in values}
     trained = {name: parameter.data for name, parameter in parameters.items()}
+    # Autocast keeps what it has cast, and would not see that the values are others.
+    torch.clear_autocast_cache()
     try:
         for name, parameter in parameters.items():
             parameter.data = values[name].to(parameter.device)
@@ -118,3 +122,4 @@ def _weights(model: "nn.Module", values: "dict[str, Tensor]") -> "Iterator[None]
     finally:
         for name, parameter in parameters.items():
             parameter.data = trained[name]
+        torch.clear_autocast_cache()
