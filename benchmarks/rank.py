@@ -37,6 +37,7 @@ from abft import load_model, load_task
 from abft.data.splits import text_key
 from abft.ranker.peers import peers as ranker_peers
 from abft.ranker.prompts import RankingPrompts
+from abft.ranker.queries import halves as split
 from measured_training import recorded, train_measured
 from record import write
 
@@ -72,11 +73,8 @@ def halves(pool, options, count, seed):
     generator = random.Random(f"halves {seed}")
     groups = []
     for _ in range(count):
-        parts = []
-        for example in generator.sample(pool, options.candidates):
-            words = example.text.split()
-            cut = len(words) * 3 // 5
-            parts.append((" ".join(words[:cut]), " ".join(words[cut:])))
+        chosen = generator.sample(pool, options.candidates)
+        parts = [split(example.text) for example in chosen]
         asked = asked_of(generator, options)
         groups.append(([first for first, _ in parts], [(parts[i][1], {i}) for i in asked], ""))
     return groups

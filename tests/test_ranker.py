@@ -21,6 +21,7 @@ from abft.ranker.queries import (
     RankingQuery,
     measured_queries,
     most_together,
+    queries_without_labels,
     ranking_queries,
     training_prompts,
 )
@@ -211,6 +212,58 @@ def test_a_second_fit_begins_with_the_untrained_model(settings, tmp_path):
     assert [file.name for file in (tmp_path / "untrained").iterdir()] == ["ranker.json"]
     other = AttentionRanker.load(tmp_path / "untrained", device="cpu")
     assert other.rank("a sad thing", documents) == again.rank("a sad thing", documents)
+
+
+def test_heads_are_found_without_labels(settings):
+    """The same as from queries whose relevant documents are known, of the documents' halves."""
+    words = [f"{a} {b} {c}" for a in WORDS for b in WORDS[:4] for c in "xyz"]
+    documents = [f"{text} is the thing that we want more {text}" for text in words]
+    ranker = AttentionRanker(**settings, shown=8)
+    assert ranker.find_heads(documents) is ranker
+    assert len(ranker.heads_) == 3
+
+    queries = queries_without_labels(documents, 8, 0)
+    assert sorted(f"{q.candidates[min(q.relevant)]} {q.text}" for q in queries) == sorted(documents)
+    assert {len(query.candidates) for query in queries} == {8}
+    together = most_together(queries, ranker.together)
+    prompts = training_prompts(queries, ranker._prompts(), 32, together, 8, 0)
+    each = []
+    for prompt in prompts:
+        rows = whole(ranker._model, [prompt])[0]
+        right = torch.tensor([c == prompt.target for c in prompt.label_classes])
+        each.append(rows[..., right].mean(-1) - rows[..., ~right].mean(-1))
+    best = torch.stack(each).mean(0).flatten().topk(3).indices
+    heads = rows.shape[1]
+    assert ranker.heads_ == sorted((int(i) // heads, int(i) % heads) for i in best)
+
+    # What was trained is given up, what was found is kept.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trained = AttentionRanker(**settings, shown=8, steps=2).fit(*data(24))
+    trained.find_heads(documents)
+    assert trained.heads_ == ranker.heads_
+    assert trained.validation_ == {}
+    asked = ["a sad thing"], ["this is sad", "great joy"]
+    assert np.array_equal(trained.scores(*asked), ranker.scores(*asked))
+
+
+@pytest.mark.parametrize("count", [4, 5, 7, 9])
+@pytest.mark.parametrize("shown", [2, 3, 20])
+def test_every_query_without_labels_has_another_candidate(count, shown):
+    documents = [f"number {i} of many other texts that are long enough" for i in range(count)]
+    queries = queries_without_labels([*documents, "short", documents[0]], shown, 0)
+    assert len(queries) == count
+    assert all(len(query.candidates) > 1 and len(query.relevant) == 1 for query in queries)
+
+
+def test_heads_cannot_be_found_in_few_or_short_texts(settings):
+    ranker = AttentionRanker(**settings)
+    long = "one two three four five six seven eight nine ten"
+    for documents in ([long] * 10, ["short"] * 10, [long + str(i) for i in range(3)]):
+        with pytest.raises(ValueError, match="expected at least 4"):
+            ranker.find_heads(documents)
+    with pytest.raises(ValueError, match="document 1 is ''"):
+        ranker.find_heads([long, ""])
 
 
 def test_no_query_is_held_out_and_trained_on():

@@ -8,6 +8,8 @@ from numbers import Integral
 from abft.data.encoding import EncodedPrompt
 from abft.ranker.prompts import RankingPrompts
 
+FEWEST_DOCUMENTS, FEWEST_WORDS = 4, 10  # from which heads are found without labels
+
 
 @dataclass(frozen=True)
 class RankingQuery:
@@ -104,6 +106,43 @@ class _Candidates:
         if len(found) == len(self.texts):
             raise ValueError(f"{where}: all candidates are relevant")
         return found
+
+
+def halves(text: str) -> tuple[str, str]:
+    """Return the first three fifths of a text's words, and the rest."""
+    words = text.split()
+    cut = len(words) * 3 // 5
+    return " ".join(words[:cut]), " ".join(words[cut:])
+
+
+def queries_without_labels(documents: Sequence[str], shown: int, seed: int) -> list[RankingQuery]:
+    """Return a query for each document that is long enough: its end, which its beginning answers.
+
+    About `shown` of them, drawn at random, share their candidates: the beginnings. Those that begin
+    alike are one.
+
+    Raises:
+        ValueError: fewer than `FEWEST_DOCUMENTS` of at least `FEWEST_WORDS` words.
+    """
+    long = [text for text in documents if len(text.split()) >= FEWEST_WORDS]
+    parts = list({first: (first, rest) for first, rest in map(halves, long)}.values())
+    if len(parts) < FEWEST_DOCUMENTS:
+        raise ValueError(
+            f"{len(parts)} documents have {FEWEST_WORDS} words or more and begin differently; "
+            f"expected at least {FEWEST_DOCUMENTS}"
+        )
+    random.Random(f"halves {seed}").shuffle(parts)
+
+    # Pools of about the same size, none of a single document.
+    pools = max(len(parts) // shown, 1)
+    queries = []
+    for number in range(pools):
+        pool = parts[number::pools]
+        candidates = tuple(first for first, _ in pool)
+        queries += [
+            RankingQuery(rest, candidates, frozenset([i])) for i, (_, rest) in enumerate(pool)
+        ]
+    return queries
 
 
 def _numbers(relevant: object) -> frozenset[int]:

@@ -20,6 +20,7 @@ from abft.ranker.queries import (
     by_candidates,
     measured_queries,
     most_together,
+    queries_without_labels,
     ranking_queries,
     text_of,
     training_prompts,
@@ -163,12 +164,7 @@ class AttentionRanker:
         for name, scorer in peers(corpus).items():
             self._say(name, self._recall(held_out, scorer))
 
-        # An earlier fit may have changed the weights.
-        if self._changed:
-            self._model = None
-        self.heads_, self._changed = None, False
-        self._forget()
-        self._load()
+        self._untouched()
         self._say("all heads, untrained (ICR)", self._recall(held_out, self.scores))
         objective = self._find_heads(training, seed)
         before = self._recall(held_out, self.scores)
@@ -178,6 +174,34 @@ class AttentionRanker:
             self._say("chosen heads, trained", self._recall(held_out, self.scores))
         self._compare()
         return self
+
+    def find_heads(self, documents: Sequence[str]) -> "AttentionRanker":
+        """Find heads without labels: those that look from the end of a text at its beginning.
+
+        Nothing is trained. `fit` with queries finds them by what is relevant instead.
+
+        Args:
+            documents: texts like those to rank; the same ones will do.
+
+        Raises:
+            ValueError: fewer than 4 texts of 10 words or more.
+            AbftError: a model family that cannot be used.
+        """
+        texts = [text_of(text, f"document {i}") for i, text in enumerate(documents)]
+        queries = queries_without_labels(texts, self.shown, self.random_state)
+        self.validation_ = {}
+        self._untouched()
+        self._find_heads(queries, self.random_state)
+        return self
+
+    def _untouched(self) -> None:
+        """Load the untrained model, without heads that were found."""
+        # An earlier fit may have changed the weights.
+        if self._changed:
+            self._model = None
+        self.heads_, self._changed = None, False
+        self._forget()
+        self._load()
 
     def _say(self, name: str, recall: float) -> None:
         self.validation_[name] = recall
