@@ -53,6 +53,16 @@ def cells(held_out, kinds, seen=()):
     return [*held, *((task, "arbitrary") for task in seen)]
 
 
+def news_perplexity(model, tokenizer):
+    """Perplexity of news, which no mixture trains on."""
+    from abft import load_task
+    from abft.bench.scenarios import NEUTRAL_TEXTS
+    from abft.scoring.perplexity import perplexity
+
+    news = [example.text for example in load_task("AGNews").test[:NEUTRAL_TEXTS]]
+    return perplexity(model, tokenizer, news)
+
+
 def digits(values):
     """Predictions as one text: a figure each, as no task has more than ten classes."""
     return "".join(str(int(value)) for value in values)
@@ -145,6 +155,7 @@ def train(options):
 
         def measure(step, seconds):
             point = {"step": step, "seconds": round(seconds)}
+            point["perplexity"] = news_perplexity(model, tokenizer)
             for (task, kind), written in tests.items():
                 point[f"{task}/{kind}"] = measured(model, written, heads)
             points.append(point)
@@ -153,7 +164,8 @@ def train(options):
                 for name, cell in point.items()
                 if isinstance(cell, dict)
             }
-            print(step, f"{seconds:.0f} s", shown, flush=True)
+            said = f"{seconds:.0f} s, perplexity {point['perplexity']:.1f}"
+            print(step, said, shown, flush=True)
             chosen = None if heads is None else np.argwhere(heads).tolist()
             write(
                 options.output,
@@ -190,11 +202,9 @@ def evaluate(options):
     import random
 
     from abft import apply_weights, load_model, load_task
-    from abft.bench.scenarios import NEUTRAL_TEXTS
     from abft.data.draws import demonstration_sets
     from abft.data.lengths import fit_texts
     from abft.data.mixture import TEXT_TOKENS, evaluation_groups
-    from abft.scoring.perplexity import perplexity
 
     trained = json.loads(options.result.read_text(encoding="utf-8"))
     held_out = trained["settings"]["held_out"]
@@ -224,11 +234,9 @@ def evaluate(options):
         orders = [generator.sample(choices[0], 16) for _ in range(options.sets)]
         tests[f"{task}/orders"] = asked_after(data, tokenizer, orders, queries)
         tests[f"{task}/choices"] = asked_after(data, tokenizer, choices, queries)
-    news = [example.text for example in load_task("AGNews").test[:NEUTRAL_TEXTS]]
-
     if options.factor:
         model = apply_weights(model, options.weights, options.factor)
-    found = {"perplexity": perplexity(model, tokenizer, news)}
+    found = {"perplexity": news_perplexity(model, tokenizer)}
     print(f"perplexity {found['perplexity']:.2f}", flush=True)
     for name, groups in tests.items():
         found[name] = measured(model, groups, heads_LH)

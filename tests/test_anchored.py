@@ -1,6 +1,7 @@
 """The divergence from the untouched model, against plain forward passes."""
 
 from copy import deepcopy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,12 +10,11 @@ from abft.data.batches import Batch, collate
 from abft.data.encoding import encode
 from abft.data.prompts import training_prompts
 from abft.errors import AbftError
-from abft.method.objectives import AnchoredObjective, VoteObjective, make_objective
-from abft.method.objectives.anchored import ANCHOR_TOKENS
+from abft.method.objectives import AnchoredObjective, VoteObjective
+from abft.method.objectives.anchored import ANCHOR_TOKENS, anchor_text
 from abft.model.attention import decoder, row_attention
 from abft.model.qk_weights import add_lora, train_full_rank
 from abft.training.arguments import ABFTConfig
-from abft.training.attention_loss import attention_loss
 from abft.training.trainer import ABFTTrainer
 from tiny import tiny_model
 
@@ -32,16 +32,17 @@ def disturb(model, size=0.3):
                 parameter += size * torch.randn(parameter.shape, generator=generator)
 
 
-def plain_kl(untouched, trained, prompt):
-    """Sum of the divergences of a prompt's beginning, and their number, place by place."""
+def plain_kl(untouched, trained, prompt, answers=None):
+    """Mean of the divergences of a prompt's beginning, place by place; not at `answers`."""
     ids = torch.tensor([prompt.input_ids[:ANCHOR_TOKENS]])
-    answers = {position - 1 for position in prompt.label_positions}
-    answers.add(len(prompt.input_ids) - 1)
+    if answers is None:
+        answers = {position - 1 for position in prompt.label_positions}
     with torch.no_grad():
         before, after = (m(ids).logits[0].log_softmax(-1) for m in (untouched, trained))
-    kept = [i for i in range(ids.shape[1]) if i not in answers]
-    divergences = [(before[i].exp() * (before[i] - after[i])).sum().item() for i in kept]
-    return sum(divergences), len(kept)
+    kept = set(range(ids.shape[1])) - answers - {len(prompt.input_ids) - 1}
+    return sum(
+        (before[i].exp() * (before[i] - after[i])).sum().item() / len(kept) for i in sorted(kept)
+    )
 
 
 @pytest.mark.parametrize("queries", [1, 4])
@@ -51,8 +52,7 @@ def test_equals_two_plain_passes(bpe, review_data, family, queries):
     model = tiny_model(family)
     untouched = deepcopy(model)
     train_full_rank(model)
-    objective = AnchoredObjective(VoteObjective(), 2.0)
-    objective.prepare(model, prompts, queries)
+    objective = AnchoredObjective(VoteObjective(), 2.0, model)
     disturb(model)
     trained = deepcopy(model)
 
@@ -63,8 +63,7 @@ def test_equals_two_plain_passes(bpe, review_data, family, queries):
 
     # A pack is read up to the end of the prompt that comes first in its tree.
     read = prompts if queries == 1 else [min(prompts, key=lambda prompt: prompt.input_ids)]
-    sums, counts = zip(*(plain_kl(untouched, trained, prompt) for prompt in read), strict=True)
-    expected = sum(sums) / sum(counts)
+    expected = sum(plain_kl(untouched, trained, prompt) for prompt in read) / len(read)
     assert expected > 1e-4
     assert metrics["kl"].item() == pytest.approx(expected, rel=1e-3)
     assert loss.item() == pytest.approx(alone.item() + 2 * expected, rel=1e-4)
@@ -83,8 +82,7 @@ def test_begins_at_zero_and_pulls_back(bpe, review_data, lora):
         model = add_lora(model, LoraConfig(r=2, init_lora_weights=True))
     else:
         train_full_rank(model)
-    objective = AnchoredObjective(VoteObjective(), 1.0)
-    objective.prepare(model, prompts, 4)
+    objective = AnchoredObjective(VoteObjective(), 1.0, model)
     batch = Batch(**collate(prompts, 4))
 
     def kl():
@@ -110,8 +108,7 @@ def test_mixed_precision_reads_both_kinds_of_weights(bpe, review_data):
     prompts = group(bpe, review_data)
     model = tiny_model("llama")
     train_full_rank(model)
-    objective = AnchoredObjective(VoteObjective(), 1.0)
-    objective.prepare(model, prompts, 1)
+    objective = AnchoredObjective(VoteObjective(), 1.0, model)
     disturb(model)
     batch = Batch(**collate(prompts))
 
@@ -149,33 +146,105 @@ def test_training_with_it_stays_closer(bpe, review_data, tmp_path):
         trainer.train()
         logged = {name for row in trainer.state.log_history for name in row}
         assert ("kl" in logged) == (weight > 0)
-        total, count = plain_kl(untouched, model.eval(), group(bpe, review_data)[0])
-        return total / count
+        return plain_kl(untouched, model.eval(), group(bpe, review_data)[0])
 
     assert kl_after(20.0) < kl_after(0.0) / 2
 
 
-def test_is_no_loss_on_attention_alone(bpe, review_data, tmp_path):
-    from transformers import Trainer, TrainingArguments
+@pytest.mark.parametrize("style", ["consistent", "staicc"])
+def test_no_token_of_a_label_is_compared(bpe, review_data, style):
+    words = tuple(f"of {word} sort" for word in review_data.task.label_words)
+    data = replace(review_data, task=replace(review_data.task, label_words=words))
+    prompts = encode(bpe, training_prompts(data, 4, 4, seed=3, prompt_style=style), style)
+    ids_BS, text_BS = anchor_text(Batch(**collate(prompts)))
+    for prompt, kept_S, ids_S in zip(prompts, text_BS, ids_BS, strict=True):
+        said = [bpe.decode(ids_S[i + 1]) for i in kept_S.nonzero().flatten() if i + 1 < len(ids_S)]
+        left_out = len(prompt.input_ids) - int(kept_S.sum())
+        assert left_out == 1 + sum(end - start for start, end in prompt.label_words) > 9
+        for word in " ".join(words).split():
+            assert not any(word == token.strip() for token in said), word
 
-    arguments = TrainingArguments(
-        str(tmp_path), remove_unused_columns=False, report_to="none", use_cpu=True
-    )
-    trainer = Trainer(tiny_model("llama"), arguments)
-    with (
-        pytest.raises(ValueError, match="AnchoredObjective is no loss on attention alone"),
-        attention_loss(trainer, AnchoredObjective(VoteObjective(), 1.0)),
-    ):
-        pass
 
-
-def test_is_made_where_it_has_a_weight():
+def test_the_mean_is_over_sequences(bpe, review_data):
+    """So that the size of micro-batches does not matter."""
+    short, *_ = encode(bpe, training_prompts(review_data, 1, 2, seed=3))
+    long, *_ = encode(bpe, training_prompts(review_data, 1, 12, seed=4))
+    assert len(long.input_ids) > ANCHOR_TOKENS > len(short.input_ids)
     model = tiny_model("llama")
-    made = make_objective(ABFTConfig(objective="vote", kl=0.5), model, "abft_rows")
-    assert isinstance(made, AnchoredObjective)
-    assert made.weight == 0.5
-    assert isinstance(
-        make_objective(ABFTConfig(objective="vote"), model, "abft_rows"), VoteObjective
+    train_full_rank(model)
+    objective = AnchoredObjective(VoteObjective(), 1.0, model)
+    disturb(model)
+    with row_attention(model):
+        each = [
+            objective(decoder(model), Batch(**collate(some)))[1]["kl"].item()
+            for some in ([short], [long], [short, long])
+        ]
+    assert each[2] == pytest.approx((each[0] + each[1]) / 2, rel=1e-4)
+    assert each[0] != pytest.approx(each[1], rel=1e-2)
+
+
+def settings(folder, **changes):
+    return ABFTConfig(
+        output_dir=str(folder),
+        learning_rate=0.02,
+        max_steps=4,
+        nd=16,
+        per_device_train_batch_size=4,
+        gradient_accumulation_steps=1,
+        save_steps=2,
+        report_to="none",
+        use_cpu=True,
+        **changes,
     )
+
+
+def test_the_controller_goes_on_after_a_checkpoint(bpe, review_data, tmp_path):
+    arguments = settings(tmp_path, objective="abft", threshold=0.05, kl=2.0)
+    whole = ABFTTrainer(tiny_model("llama"), arguments, review_data, bpe)
+    whole.train()
+    resumed = ABFTTrainer(tiny_model("llama"), arguments, review_data, bpe)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert resumed.objective.state() == whole.objective.state() != {}
+
+    def last(trainer, name):
+        return [row[name] for row in trainer.state.log_history if name in row][-1]
+
+    for name in ("A", "kl", "loss"):
+        assert last(resumed, name) == last(whole, name), name
+    assert last(whole, "kl") > 0
+
+
+def test_an_objective_of_the_caller_is_anchored(bpe, review_data, tmp_path):
+    arguments = settings(tmp_path, kl=2.0)
+    trainer = ABFTTrainer(
+        tiny_model("llama"), arguments, review_data, bpe, objective=VoteObjective()
+    )
+    assert isinstance(trainer.objective, AnchoredObjective)
+    trainer.train()
+    assert any(row.get("kl", 0) > 0 for row in trainer.state.log_history)
+    card = trainer._card()
+    assert "KL divergence from the model before training" in card
+    assert "with weight 2" in card
+    plain = ABFTTrainer(tiny_model("llama"), settings(tmp_path), review_data, bpe)
+    assert "KL divergence" not in plain._card()
+
+
+def test_an_anchor_alone_does_not_train(bpe, review_data):
+    """A loss whose gradient was lost is returned as it is, for the trainer to refuse."""
+    model = tiny_model("llama")
+    train_full_rank(model)
+
+    class Lost(VoteObjective):
+        def from_rows(self, rows, hidden_BSD, batch):
+            return super().from_rows(tuple(row.detach() for row in rows), hidden_BSD, batch)
+
+    with row_attention(model):
+        loss, _ = AnchoredObjective(Lost(), 1.0, model)(
+            decoder(model), Batch(**collate(group(bpe, review_data)))
+        )
+    assert not loss.requires_grad
+
+
+def test_a_negative_weight_is_refused():
     with pytest.raises(AbftError, match="kl"):
         ABFTConfig(kl=-1)

@@ -128,6 +128,7 @@ def test_losses_of_the_output_are_the_same_in_two_processes(program, changes, op
             {"FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT"},
             "FSDP: expected version 2 and full state dicts",
         ),
+        ({"kl": 1}, {}, "kl keeps the untouched weights"),
     ],
 )
 def test_what_fsdp_cannot_do_is_refused(lora, tmp_path, changes, environment, message):

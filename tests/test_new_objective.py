@@ -107,5 +107,6 @@ def test_captions_are_the_objectives(options, tmp_path, objective, own, foreign)
     assert own in page
     assert foreign not in page
     assert "this loss plus 0.5 x the divergence from the untouched model" in page
+    assert "anchored (kl 0.5)" in page
     assert "Divergence from the untouched model" in page
     assert ("PID control should keep" in page) == (objective == "abft")

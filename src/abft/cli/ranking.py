@@ -72,12 +72,12 @@ def rank(
     quiet()
     from abft.ranker import AttentionRanker
 
-    said = {} if settings.instruction is None else {"instruction": settings.instruction}
+    said = settings.instruction
     try:
         if run is None:
-            ranker = AttentionRanker(device=settings.device, **said)
+            ranker = AttentionRanker(instruction=said or "", device=settings.device)
         else:
-            ranker = AttentionRanker.load(run, settings.device, **said)
+            ranker = AttentionRanker.load(run, settings.device, said)
     except ValueError as error:
         raise AbftError(str(error)) from None
     if run is None:

@@ -32,6 +32,7 @@ class Batch:
     looking: Tensor | None = (
         None  # (P, T) positions that look, -1 = none; None = `query_positions` alone
     )
+    in_label: Tensor | None = None  # (B, S) bool, of labels longer than a token; None = none are
 
     @classmethod
     def of(
@@ -95,6 +96,7 @@ def collate(prompts: Sequence[EncodedPrompt], queries: int = 1) -> dict[str, Ten
     incorrect = torch.zeros(P, K, dtype=torch.bool)
     seen_again = torch.full((B, S), S)
     label_ends = torch.zeros(P, K, dtype=torch.long)
+    in_label = torch.zeros(B, S, dtype=torch.bool)
     looking = torch.full((P, max(prompt.looking for prompt in prompts)), -1)
 
     for b, sequence in enumerate(packs):
@@ -116,6 +118,8 @@ def collate(prompts: Sequence[EncodedPrompt], queries: int = 1) -> dict[str, Ten
                     label_ends[p, k] = places[prompt.label_ends[k] - 1] + 1
                 is_correct = prompt.label_classes[k] == prompt.target
                 correct[p, k], incorrect[p, k] = is_correct, not is_correct
+            for start, end in prompt.label_words:
+                in_label[b, list(places[start:end])] = True
 
     batch = {
         "input_ids": input_ids,
@@ -135,6 +139,8 @@ def collate(prompts: Sequence[EncodedPrompt], queries: int = 1) -> dict[str, Ten
         batch["label_ends"] = label_ends
     if looking.shape[1] > 1:
         batch["looking"] = looking
+    if in_label.any():
+        batch["in_label"] = in_label
     return batch
 
 

@@ -33,6 +33,7 @@ class EncodedPrompt:
     label_ends: tuple[int, ...] = ()  # behind the last token of each candidate; () = one token each
     looking: int = 1  # how many of the last tokens look; their rows are averaged
     blocks: bool = False  # candidates see what precedes all of them and themselves, not each other
+    label_words: tuple[tuple[int, int], ...] = ()  # (start, end) of labels longer than a token
 
 
 def attention_target(
@@ -141,10 +142,17 @@ def encode(
                 f"{max_length}. Use a smaller k or shorter texts."
             )
 
-        positions = tuple(
-            _label_position(prompt, span, offsets, prompt_style) for span in prompt.label_spans
+        words = [_label_word(prompt, span, offsets) for span in prompt.label_spans]
+        # Heads should look at a label's first token, or at its last in the `staicc` style: the one
+        # that StaICC scores.
+        first = prompt_style == "consistent"
+        positions = tuple(start if first else end - 1 for start, end in words)
+        longer = tuple((start, end) for start, end in words if end - start > 1)
+        encoded.append(
+            EncodedPrompt(
+                tuple(ids), positions, prompt.label_classes, prompt.target, label_words=longer
+            )
         )
-        encoded.append(EncodedPrompt(tuple(ids), positions, prompt.label_classes, prompt.target))
     return encoded
 
 
@@ -158,20 +166,14 @@ def _overlapping(span: tuple[int, int], offsets: Sequence[tuple[int, int]]) -> l
     return [i for i, (start, end) in enumerate(offsets) if start < span[1] and end > span[0]]
 
 
-def _label_position(
-    prompt: Prompt,
-    span: tuple[int, int],
-    offsets: Sequence[tuple[int, int]],
-    prompt_style: PromptStyle,
-) -> int:
-    """Return where heads should look: a label's first token, or its last in the `staicc` style.
-
-    The last is the one that StaICC scores.
-    """
+def _label_word(
+    prompt: Prompt, span: tuple[int, int], offsets: Sequence[tuple[int, int]]
+) -> tuple[int, int]:
+    """Return (start, end) of the tokens of a label."""
     positions = _overlapping(span, offsets)
     if not positions:
         raise _without_token(prompt.text[span[0] : span[1]])
-    return positions[0 if prompt_style == "consistent" else -1]
+    return positions[0], positions[-1] + 1
 
 
 def label_tokens(

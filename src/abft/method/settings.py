@@ -210,7 +210,6 @@ class MethodSettings:
         "Weight of the KL divergence from the untouched model on the prompts' own text; 0: none.",
         panel=METHOD,
         at_least=0,
-        card=True,
     )
     threshold: float | None = setting(
         PAPER["threshold"],

@@ -118,18 +118,19 @@ def halves(text: str) -> tuple[str, str]:
 def queries_without_labels(documents: Sequence[str], shown: int, seed: int) -> list[RankingQuery]:
     """Return a query for each document that is long enough: its end, which its beginning answers.
 
-    About `shown` of them, drawn at random, share their candidates: the beginnings. Those that begin
-    alike are one.
+    About `shown` of them, drawn at random, share their candidates: the beginnings. Of texts that
+    begin alike, or end alike, one is kept.
 
     Raises:
         ValueError: fewer than `FEWEST_DOCUMENTS` of at least `FEWEST_WORDS` words.
     """
     long = [text for text in documents if len(text.split()) >= FEWEST_WORDS]
-    parts = list({first: (first, rest) for first, rest in map(halves, long)}.values())
+    ends = {rest: first for first, rest in map(halves, long)}
+    parts = [(first, rest) for first, rest in {first: rest for rest, first in ends.items()}.items()]
     if len(parts) < FEWEST_DOCUMENTS:
         raise ValueError(
-            f"{len(parts)} documents have {FEWEST_WORDS} words or more and begin differently; "
-            f"expected at least {FEWEST_DOCUMENTS}"
+            f"{len(parts)} documents have {FEWEST_WORDS} words or more and begin and end "
+            f"differently; expected at least {FEWEST_DOCUMENTS}"
         )
     random.Random(f"halves {seed}").shuffle(parts)
 

@@ -184,9 +184,11 @@ class AttentionRanker:
             documents: texts like those to rank; the same ones will do.
 
         Raises:
-            ValueError: fewer than 4 texts of 10 words or more.
+            ValueError: fewer than 4 texts of 10 words or more, between spaces.
             AbftError: a model family that cannot be used.
         """
+        if isinstance(documents, str):
+            raise ValueError("expected a list of texts, got one text")
         texts = [text_of(text, f"document {i}") for i, text in enumerate(documents)]
         queries = queries_without_labels(texts, self.shown, self.random_state)
         self.validation_ = {}
@@ -460,7 +462,7 @@ class AttentionRanker:
 
         folder = Path(folder)
         if self.heads_ is None:
-            raise ValueError("nothing to save: call fit first")
+            raise ValueError("nothing to save: call fit or find_heads first")
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise ValueError(f"{folder} is not empty; give a new folder")
         record = {
@@ -478,15 +480,14 @@ class AttentionRanker:
 
     @classmethod
     def load(
-        cls, folder: str | Path, device: Device = "auto", **settings: Any
+        cls, folder: str | Path, device: Device = "auto", instruction: str | None = None
     ) -> "AttentionRanker":
         """Load a ranker that `save` wrote, and its base model.
 
         Args:
-            settings: others than the saved ones, such as `instruction`.
+            instruction: in the place of the saved one.
 
         Raises:
-            TypeError: a setting that does not exist.
             ValueError: no such folder, a damaged one, or one of a newer version.
             AbftError: weights of another base model.
         """
@@ -496,14 +497,12 @@ class AttentionRanker:
         path = Path(folder) / FILE
         if not path.is_file():
             raise ValueError(f"{folder} is no saved ranker: it has no {FILE}")
-        unknown = sorted(set(settings) - {f.name for f in fields(cls)})
-        if unknown:
-            raise TypeError(f"AttentionRanker has no setting {unknown[0]!r}")
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
             if record["format"] > FORMAT:
                 raise ValueError(f"{folder} is of a newer version of abft; update to load it")
-            ranker = cls(**{**record["settings"], "device": device, **settings})
+            said = {} if instruction is None else {"instruction": instruction}
+            ranker = cls(**{**record["settings"], "device": device, **said})
             heads = [(int(layer), int(head)) for layer, head in record["heads"]]
             ranker.validation_ = dict(record["validation"])
             trained = bool(record["trained"])

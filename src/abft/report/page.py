@@ -120,10 +120,11 @@ def _training_charts(
     """Draw the training of all runs, with the captions of their objectives."""
     # The loss of another objective is another quantity.
     first = next(iter(configs.values()))
+    of_the_loss = ("objective", "cross_entropy", "kl")
     comparable = [
         name
         for name, config in configs.items()
-        if (config.objective, config.cross_entropy) == (first.objective, first.cross_entropy)
+        if all(getattr(config, name) == getattr(first, name) for name in of_the_loss)
     ]
 
     # Where objectives share a quantity, the caption is that of the first run.

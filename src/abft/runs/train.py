@@ -313,9 +313,11 @@ class _Phases:
     def estimate(self, seconds: float) -> None:
         """Say how long the rest takes, where the first phase took so many seconds."""
         measured = sum(len(prompt.input_ids) for prompt in self.session.prompts)
-        trained = self.trainer.tokens_per_step * self.trainer.args.max_steps
-        processes = self.trainer.args.world_size
-        training = self.TRAINING_COST * seconds * trained / measured / processes
+        a_step = self.TRAINING_COST * self.trainer.tokens_per_step
+        # The untouched model reads them too, without a backward pass.
+        a_step += (self.TRAINING_COST + 1) * self.trainer.anchored_tokens_per_step
+        trained = a_step * self.trainer.args.max_steps / self.trainer.args.world_size
+        training = seconds * trained / measured
         print(
             f"about {_duration(training + seconds)} to go: {_duration(training)} of training, then "
             f"{_duration(seconds)} of measuring",

@@ -132,6 +132,11 @@ def model_card(
             " The loss also has a cross-entropy term on the label word, with weight "
             f"{method.cross_entropy:g}."
         )
+    if method.kl:
+        about += (
+            " It also has the KL divergence from the model before training on the prompts' own "
+            f"text, with weight {method.kl:g}."
+        )
 
     # PEFT loads the base from the hub, abft also by the name of the embedded model.
     load = _LOAD[kind].format(folder=FOLDER, model=model if kind == "adapter" else base_model)

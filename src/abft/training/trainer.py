@@ -35,7 +35,13 @@ from abft.data.prompts import training_prompts
 from abft.data.splits import TaskData
 from abft.errors import AbftError
 from abft.files import atomic_files, write_text
-from abft.method.objectives import OBJECTIVES, Objective, make_objective
+from abft.method.objectives import (
+    OBJECTIVES,
+    AnchoredObjective,
+    Objective,
+    make_objective,
+)
+from abft.method.objectives.anchored import ANCHOR_TOKENS
 from abft.method.settings import layer_numbers
 from abft.model.attention import IMPLEMENTATION, causal_lm, decoder, row_attention
 from abft.model.capabilities import capabilities
@@ -73,7 +79,8 @@ class ABFTTrainer(Trainer):
             full rank.
         quantization_config: for a model given by name, e.g. `abft.model.loading.four_bit()`; needs
             `peft_config`.
-        objective: default: the one that `args.objective` and `args.cross_entropy` name.
+        objective: default: the one that `args.objective` and `args.cross_entropy` name. `args.kl`
+            anchors it either way.
         callbacks, optimizers: as in `transformers.Trainer`.
 
     Raises:
@@ -165,7 +172,7 @@ class ABFTTrainer(Trainer):
             made = make_objective(args, model, self.implementation)
             made.prepare(model, train_dataset, args.queries if self.packed else 1)
             objective = made
-        self.objective = objective
+        self.objective = AnchoredObjective(objective, args.kl, model) if args.kl else objective
 
         # Saved weights carry samples of the base, which training is about to change.
         base = causal_lm(model)
@@ -266,8 +273,9 @@ class ABFTTrainer(Trainer):
             AbftError: a loss that is not finite; the step is not taken.
         """
         names = list(self._sums)
-        means = torch.stack([self._sums[name] for name in names]) / self._micro_batches
-        means = self.accelerator.reduce(means.to(self.args.device), reduction="mean")
+        # The parts of a model on several GPUs leave theirs where they are.
+        sums = torch.stack([self._sums[name].to(self.args.device) for name in names])
+        means = self.accelerator.reduce(sums / self._micro_batches, reduction="mean")
         self._sums, self._micro_batches = {}, 0
 
         metrics = dict(zip(names, means.tolist(), strict=True))
@@ -300,9 +308,19 @@ class ABFTTrainer(Trainer):
     @property
     def tokens_per_step(self) -> float:
         """Return how many tokens the model reads in an optimizer step, on average."""
-        tokens = sum(self._group_lengths) / len(self._group_lengths)
-        sequences = self.args.nb / self.args.queries if self.packed else self.args.nb
-        return tokens * sequences
+        return sum(self._group_lengths) / len(self._group_lengths) * self._sequences_per_step
+
+    @property
+    def anchored_tokens_per_step(self) -> float:
+        """Return how many tokens of them the model reads again, before and after, for `kl`."""
+        if not self.args.kl:
+            return 0.0
+        lengths = [min(length, ANCHOR_TOKENS) for length in self._group_lengths]
+        return sum(lengths) / len(lengths) * self._sequences_per_step
+
+    @property
+    def _sequences_per_step(self) -> float:
+        return self.args.nb / self.args.queries if self.packed else self.args.nb
 
     def _get_train_sampler(self, train_dataset: Any = None) -> PseudoBatchSampler:
         """Return the order of the prompts; those that share demonstrations stay together."""

@@ -8,7 +8,7 @@ write a class in a file of its own and add a line to `OBJECTIVES`.
 from typing import TYPE_CHECKING
 
 from abft.errors import AbftError
-from abft.method.objectives.anchored import AnchoredObjective
+from abft.method.objectives.anchored import KL_CAPTION, AnchoredObjective
 from abft.method.objectives.base import Caption, Objective, RowObjective
 from abft.method.objectives.combined import CombinedObjective
 from abft.method.objectives.contrastive import ContrastiveObjective
@@ -84,19 +84,21 @@ def make_objective(
     from abft.model.capabilities import capabilities
 
     chosen = OBJECTIVES[settings.objective]
-    if chosen.reads_output or settings.cross_entropy or settings.kl:
+    if chosen.reads_output or settings.cross_entropy:
         capabilities(causal_lm(model)).check_lm_head()
     objective = chosen.from_settings(settings, model, implementation)
-    if settings.cross_entropy:
-        e2e = E2EObjective.from_settings(settings, model, implementation)
-        objective = CombinedObjective(objective, e2e, settings.cross_entropy)
-    return AnchoredObjective(objective, settings.kl) if settings.kl else objective
+    if not settings.cross_entropy:
+        return objective
+    e2e = E2EObjective.from_settings(settings, model, implementation)
+    return CombinedObjective(objective, e2e, settings.cross_entropy)
 
 
 def objective_title(settings: "MethodSettings") -> str:
     """Return what the report and tables call the training."""
     title = OBJECTIVES[settings.objective].long_title
-    return f"{title} plus cross-entropy of the label word" if settings.cross_entropy else title
+    if settings.cross_entropy:
+        title += " plus cross-entropy of the label word"
+    return f"{title}, anchored (kl {settings.kl:g})" if settings.kl else title
 
 
 def training_captions(settings: "MethodSettings") -> dict[str, Caption]:
@@ -112,7 +114,7 @@ def training_captions(settings: "MethodSettings") -> dict[str, Caption]:
         )
     if settings.kl:
         added.append(f"{settings.kl:g} x the divergence from the untouched model")
-        captions["kl"] = AnchoredObjective.captions["kl"]
+        captions["kl"] = KL_CAPTION
     if added:
         loss = captions["loss"]
         all_of_it = f"{loss.caption} The line is this loss plus {' plus '.join(added)}."

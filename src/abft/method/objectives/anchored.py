@@ -1,53 +1,50 @@
-"""A loss plus the KL divergence from the untouched model on the prompts' own text."""
+"""An objective plus the KL divergence from the untouched model on the prompts' own text."""
 
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from abft.method.objectives.base import Caption, RowObjective
+from abft.method.objectives.base import Caption, Objective
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
     from torch import Tensor, nn
-    from transformers import PreTrainedModel
 
     from abft.data.batches import Batch
-    from abft.data.encoding import EncodedPrompt
 
 ANCHOR_TOKENS = 128  # of each sequence: its beginning
+CHUNK_TOKENS = 128  # whose probabilities, over the whole vocabulary, are in memory at once
+KL_CAPTION = Caption(
+    "Divergence from the untouched model",
+    "KL divergence (mean over tokens, nats)",
+    "How far predictions of the prompts' own text, labels left out, have moved from those of the "
+    "model before training.",
+)
 
 
-class AnchoredObjective(RowObjective):
-    """A loss plus `weight` times KL(untouched model || trained model) on text. Not in the paper.
+class AnchoredObjective:
+    """An objective plus `weight` times KL(untouched model || trained model) on text.
 
-    The text is the beginning of each sequence, its first demonstrations, read as it is. What is
-    predicted where a label follows is left out: there training is meant to change the answer. It
-    costs two forward passes and a backward pass of `ANCHOR_TOKENS` tokens for each sequence.
+    Not in the paper. The text is the beginning of each sequence, its first demonstrations, read as
+    it is; the divergence is a mean over its tokens, then over sequences. Labels are left out: there
+    training is meant to change what is predicted. It costs two forward passes and a backward pass
+    of `ANCHOR_TOKENS` tokens for each sequence.
 
     Args:
         loss: the objective that is anchored; it keeps its controller and its state.
-        weight: of the divergence, a mean over tokens in nats, > 0.
+        weight: of the divergence in nats, > 0.
+        model: the whole model, as training will change it. Its weights of now are the untouched
+            ones, also where it was trained before.
+
+    Raises:
+        AbftError: a family whose LM head cannot be read.
     """
 
-    reads_output = True
-    captions = {
-        "kl": Caption(
-            "Divergence from the untouched model",
-            "KL divergence (mean over tokens, nats)",
-            "How far predictions of the prompts' own text, labels left out, have moved from those "
-            "of the untouched model.",
-        )
-    }
+    def __init__(self, loss: Objective, weight: float, model: "nn.Module") -> None:
+        from abft.model.attention import causal_lm
+        from abft.model.capabilities import capabilities
 
-    def __init__(self, loss: RowObjective, weight: float) -> None:
-        self.loss, self.weight = loss, weight
-        self.implementation = loss.implementation
-
-    def prepare(
-        self, model: "PreTrainedModel", prompts: "Sequence[EncodedPrompt]", queries: int
-    ) -> None:
-        self.loss.prepare(model, prompts, queries)
-        self.model = model
+        capabilities(causal_lm(model)).check_lm_head()  # type: ignore[arg-type]
+        self.loss, self.weight, self.model = loss, weight, model
         self.untouched = {
             name: parameter.detach().clone()
             for name, parameter in model.named_parameters()
@@ -57,24 +54,51 @@ class AnchoredObjective(RowObjective):
     def __call__(self, module: "nn.Module", batch: "Batch") -> "tuple[Tensor, dict[str, Tensor]]":
         import torch
 
+        # Before the other passes, so that no weight changes between these and their gradient.
         ids_BS, text_BS = anchor_text(batch)
         with torch.no_grad(), _weights(self.model, self.untouched):
-            before_TV = self._log_probabilities(module, ids_BS, text_BS)
-        loss, metrics = self.loss(module, batch)
-        after_TV = self._log_probabilities(module, ids_BS, text_BS)
-        kl = torch.nn.functional.kl_div(after_TV, before_TV, log_target=True, reduction="batchmean")
-        return loss + self.weight * kl.to(loss.device), {**metrics, "kl": kl.detach()}
+            before_BSD = module(input_ids=ids_BS, use_cache=False)[0]
 
-    def _log_probabilities(
-        self, module: "nn.Module", ids_BS: "Tensor", text_BS: "Tensor"
-    ) -> "Tensor":
-        """Return log-probabilities of the next token where `text_BS` holds, (T, V)."""
+        loss, metrics = self.loss(module, batch)
+        # A loss without a gradient is for the trainer to refuse.
+        if torch.is_grad_enabled() and not loss.requires_grad:
+            return loss, metrics
+
+        after_BSD = module(input_ids=ids_BS, use_cache=False)[0]
+        kl = self._divergence(before_BSD, after_BSD, text_BS.to(after_BSD.device)).to(loss.device)
+        return loss + self.weight * kl, {**metrics, "kl": kl.detach()}
+
+    def _divergence(self, before_BSD: "Tensor", after_BSD: "Tensor", text_BS: "Tensor") -> "Tensor":
+        """Return the mean over sequences of the mean over their tokens."""
+        from torch.utils.checkpoint import checkpoint
+
+        before_TD, after_TD = before_BSD[text_BS], after_BSD[text_BS]
+        counts_B = text_BS.sum(1)
+        share_B = 1 / (counts_B.clamp_min(1) * (counts_B > 0).sum().clamp_min(1))
+        share_T = share_B.repeat_interleave(counts_B)
+
+        total = after_TD.new_zeros((), dtype=share_T.dtype)
+        for start in range(0, len(after_TD), CHUNK_TOKENS):
+            part = slice(start, start + CHUNK_TOKENS)
+            divergence_T = checkpoint(
+                self._divergences, before_TD[part], after_TD[part], use_reentrant=False
+            )
+            total = total + (divergence_T * share_T[part].to(divergence_T.device)).sum()
+        return total
+
+    def _divergences(self, before_TD: "Tensor", after_TD: "Tensor") -> "Tensor":
+        """Return the divergence at each place, (T,)."""
+        from torch.nn.functional import kl_div
+
         from abft.model.attention import causal_lm
         from abft.model.lm_head import output_logits
 
-        hidden_BSD = module(input_ids=ids_BS, use_cache=False)[0]
-        hidden_TD = hidden_BSD[text_BS.to(hidden_BSD.device)]
-        return output_logits(causal_lm(self.model), hidden_TD).log_softmax(-1)  # type: ignore[arg-type]
+        whole = causal_lm(self.model)
+        before_TV, after_TV = (
+            output_logits(whole, hidden_TD).log_softmax(-1)  # type: ignore[arg-type]
+            for hidden_TD in (before_TD, after_TD)
+        )
+        return kl_div(after_TV, before_TV, log_target=True, reduction="none").sum(-1)
 
     def after_step(self, metrics: dict[str, float]) -> dict[str, float]:
         return self.loss.after_step(metrics)
@@ -89,21 +113,28 @@ class AnchoredObjective(RowObjective):
 def anchor_text(batch: "Batch") -> "tuple[Tensor, Tensor]":
     """Return the beginning of each sequence, (B, S) ids, and where the next token is compared.
 
-    Not where a label follows, and not after the first prompt of a pack.
+    Not where it belongs to a label, and not after the first prompt of a pack.
     """
     import torch
 
     ids_BS = batch.input_ids[:, :ANCHOR_TOKENS]
     B, S = ids_BS.shape
-    positions_PL = torch.cat([batch.label_positions, batch.query_positions[:, None] + 1], 1) - 1
-    positions_BL = positions_PL.view(B, -1)
     places_S = torch.arange(S, device=ids_BS.device)
-    answers_BS = (positions_BL[:, None] == places_S[:, None]).any(-1)
+
+    answers_PL = batch.query_positions[:, None]
+    if batch.label_ends is None:
+        # Candidates are single tokens: labels.
+        answers_PL = torch.cat([answers_PL, batch.label_positions - 1], 1)
+    labels_BS = (answers_PL.reshape(B, -1)[:, None] == places_S[:, None]).any(-1)
+    if batch.in_label is not None:
+        following_BS = batch.in_label[:, 1 : S + 1]
+        labels_BS[:, : following_BS.shape[1]] |= following_BS
+
     if batch.position_ids is not None:
         read_BS = (batch.position_ids[:, :S] == places_S).cumprod(1).bool()
     else:
-        read_BS = places_S <= batch.query_positions.view(B, -1)[:, -1:]
-    return ids_BS, read_BS & ~answers_BS
+        read_BS = places_S <= batch.query_positions.view(B, -1)
+    return ids_BS, read_BS & ~labels_BS
 
 
 @contextmanager
@@ -113,6 +144,7 @@ def _weights(model: "nn.Module", values: "dict[str, Tensor]") -> "Iterator[None]
 
     parameters = {name: model.get_parameter(name) for name in values}
     trained = {name: parameter.data for name, parameter in parameters.items()}
+
     # Autocast keeps what it has cast, and would not see that the values are others.
     torch.clear_autocast_cache()
     try:
