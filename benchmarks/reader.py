@@ -14,7 +14,9 @@ on the same k texts that the prompts show. AGNews is the task on which choices a
 is held out for it and no mixture trains on it.
 
 Arms: ce (cross-entropy of the label word, as symbol tuning, arXiv 2305.08298), vote, eq1, nce16
-(InfoNCE of 16 heads), ncelayer; "+ce" adds cross-entropy with weight 1.
+(InfoNCE of 16 heads), ncelayer; "+ce" adds cross-entropy with weight 1. `--kl 3` adds the
+divergence from the untouched model, as the recipe does; reader_tables.py expects such results in
+{family}_{arm}_kl3_seed{seed}.json, others in {family}_{arm}_seed{seed}.json.
 """
 
 import argparse

@@ -1,8 +1,9 @@
 """Tables and the picture of benchmarks/reader.py's results.
 
     python benchmarks/reader_tables.py steps      # accuracy over steps, run by run
-    python benchmarks/reader_tables.py summary    # before and after, next to MiniLM
-    python benchmarks/reader_tables.py compare ce # the contrastive arm minus another one
+    python benchmarks/reader_tables.py summary    # before and after the recipe, next to MiniLM
+    python benchmarks/reader_tables.py keeps      # news and AGNews, recipe and arms
+    python benchmarks/reader_tables.py compare nce16 ce  # one arm minus another
     python benchmarks/reader_tables.py cells      # other numbers of demonstrations, order, news
     python benchmarks/reader_tables.py channel    # the noisy channel, untouched
     python benchmarks/reader_tables.py picture    # docs/reader.svg
@@ -24,8 +25,12 @@ from reader import hits as hits_of
 
 RESULTS = Path(__file__).parent.parent / "results" / "reader"
 PICTURE = Path(__file__).parent.parent / "docs" / "reader.svg"
-OURS = "nce16"
-TITLES = {OURS: "contrastive, 16 heads", "ce": "cross-entropy"}
+OURS = "nce16_kl3"  # the recipe
+LINES = {  # title, colour and line of each arm in the picture
+    OURS: ("contrastive, anchored", "#c0392b", "-"),
+    "nce16": ("contrastive", "#c0392b", ":"),
+    "ce": ("cross-entropy", "#57606a", "-"),
+}
 SETS = 8
 DRAWS = 4000
 
@@ -110,7 +115,7 @@ def steps(options):
 
 
 def summary(options):
-    """The contrastive arm: every held-out task before and after, next to MiniLM."""
+    """The recipe: every held-out task before and after, next to MiniLM."""
     peers = read(RESULTS / "peers.json")["cells"]
     rows, gains = [], {"own": [], "arbitrary": []}
     titles = ("own words", "arbitrary words", "swapped words", "swapped, read from heads")
@@ -158,11 +163,11 @@ def before_and_after(row):
 
 
 def compare(options):
-    """The contrastive arm minus another one, where both ran with the same seed."""
+    """One arm minus another, where both ran with the same seed."""
     for kind in ("own", "arbitrary"):
         found = []
         for family, tasks in FAMILIES.items():
-            ours, others = runs(family, OURS), runs(family, options.arm)
+            ours, others = runs(family, options.arm), runs(family, options.other)
             seeds = sorted(set(ours) & set(others))
             if not seeds:
                 continue
@@ -175,9 +180,25 @@ def compare(options):
             )
             print(f"{family}, {len(seeds)} seeds, {kind} words:", shown(with_interval(found[-1:])))
         if not found:
-            raise SystemExit(f"no run of {options.arm!r} has the family and seed of one of {OURS}")
+            raise SystemExit(f"no runs of {options.arm} and {options.other} share family and seed")
         if len(found) > 1:
             print(f"all, {kind} words:", shown(with_interval(found)))
+
+
+def keeps(options):
+    """What training should keep: perplexity of news, and a task whose words say much.
+
+    Columns: perplexity before and after, accuracy with own words, with arbitrary ones.
+    """
+    (known,) = DEVELOPMENT
+    for family in FAMILIES:
+        for arm in LINES:
+            for seed, points in runs(family, arm).items():
+                first, last = points[0], points[-1]
+                row = [p.get("perplexity", np.nan) / 100 for p in (first, last)]
+                for kind in ("own", "arbitrary"):
+                    row += [accuracy(p[f"{known}/{kind}"], "label_words") for p in (first, last)]
+                print(f"{family:10}{arm:10} seed {seed}", row_of(row))
 
 
 def cells(options):
@@ -230,7 +251,7 @@ def picture(options):
     }
     figure, axes = pyplot.subplots(1, 3, figsize=(10, 3.4), sharey=True)
     for axis, (title, names) in zip(axes, panels.items(), strict=True):
-        for arm, label in TITLES.items():
+        for arm, (label, color, line) in LINES.items():
             by_seed = list(runs(family, arm).values())
             if not by_seed:
                 continue
@@ -242,9 +263,9 @@ def picture(options):
                 for step in counts
             ]
             means, low, high = np.array(found).T
-            color = "#c0392b" if arm == OURS else "#57606a"
-            axis.plot(counts, means, marker="o", color=color, label=label)
-            axis.fill_between(counts, low, high, color=color, alpha=0.15, linewidth=0)
+            axis.plot(counts, means, line, marker="o", color=color, label=label)
+            if line == "-":
+                axis.fill_between(counts, low, high, color=color, alpha=0.15, linewidth=0)
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("steps of 32 prompts")
         axis.set_xticks(counts)
@@ -259,11 +280,12 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(required=True)
-    for run in (steps, summary, compare, cells, channel, picture):
+    for run in (steps, summary, compare, keeps, cells, channel, picture):
         command = commands.add_parser(run.__name__, description=run.__doc__)
         command.set_defaults(run=run)
         if run is compare:
             command.add_argument("arm")
+            command.add_argument("other")
     options = parser.parse_args()
     options.run(options)
 

@@ -316,10 +316,11 @@ def test_the_paper_recipe_is_the_papers(tmp_path, monkeypatch):
         None,
     )
     reader = settings("--recipe", "reader", "--task", "TREC")
-    assert (reader.train_on, reader.objective, reader.cross_entropy) == (
+    assert (reader.train_on, reader.objective, reader.cross_entropy, reader.kl) == (
         "mixture",
         "contrastive",
         0,
+        3,
     )
     assert (reader.nd, reader.nb, reader.steps, reader.words) == (
         8192,

@@ -44,6 +44,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "train_on": "mixture",
         "objective": "contrastive",
         "cross_entropy": 0.0,
+        "kl": 3.0,
         "queries": 16,
         "batch_size": 16,
         "nb": 32,
