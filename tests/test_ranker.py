@@ -105,6 +105,44 @@ def test_documents_that_are_kept_are_looked_at_as_in_a_whole_prompt(family, laye
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
 
 
+def test_documents_are_run_once_while_they_fit(monkeypatch):
+    documents = [[5 + i, 9, 11 + i] for i in range(8)]
+    size = 2 * 2 * 3 * 2 * 8 * 4  # layers, keys and values, tokens, heads, their size, bytes
+    monkeypatch.setattr("abft.ranker.documents.KEPT_BYTES", 5 * size)
+    model = tiny_model("llama")
+    reader = DocumentReader(model, [3, 4])
+    run, batches = reader._run, []
+    monkeypatch.setattr(reader, "_run", lambda some: batches.append(len(some)) or run(some))
+
+    first = reader.read(documents[:4])
+    second = reader.read([*documents[3::-1], documents[4]])
+    assert batches == [4, 1]
+    assert all(document in reader._store._kept for document in map(tuple, documents[:5]))
+    for number in range(2):
+        for kept, again in zip(first.layers[number], second.layers[number], strict=True):
+            for i, (start, end) in enumerate(first.spans):
+                other, stop = second.spans[3 - i]
+                assert torch.equal(kept[:, :, start:end], again[:, :, other:stop])
+
+    # More than fit: some are run again, and what is returned is the same.
+    reader.read(documents)
+    assert (
+        reader._store._used
+        == 5 * size
+        == 5 * sum(tensor.nbytes for pair in reader._store._kept.popitem()[1] for tensor in pair)
+    )
+    fresh = DocumentReader(model, [3, 4]).read(documents)
+    for kept, again in zip(fresh.layers, reader.read(documents).layers, strict=True):
+        torch.testing.assert_close(kept, again)
+
+
+def test_a_document_larger_than_what_is_kept(monkeypatch):
+    monkeypatch.setattr("abft.ranker.documents.KEPT_BYTES", 1)
+    reader = DocumentReader(tiny_model("llama"), [3, 4])
+    assert reader.read([[5, 6], [7]]).spans == ((2, 4), (4, 5))
+    assert reader._store._kept == {}
+
+
 def test_scores_are_the_heads_attention_without_an_empty_querys(fitted):
     documents = ["this is sad", "a film of joy", "poor"]
     prompts = fitted._prompts()

@@ -4,6 +4,7 @@ A document sees the beginning of the prompt and itself only, so that its keys an
 set of documents and every query.
 """
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,9 @@ from abft.method.head_statistics import span_sums
 from abft.model.attention import decoder, read_rows, row_attention, up_to_layer
 
 BATCH_TOKENS = 2048  # documents of a forward pass
+KEPT_BYTES = 2 * 2**30  # keys and values of single documents that are kept
+
+Layers = list[tuple[Tensor, Tensor]]  # keys and values of each layer, (1, H, S, d) each
 
 
 @dataclass(frozen=True)
@@ -52,10 +56,11 @@ class DocumentReader:
         self._device = next(model.parameters()).device
         self._inner = decoder(model)
         self._head: DynamicCache | None = None
+        self._store = _Store(KEPT_BYTES)
 
     @torch.no_grad()
     def read(self, documents: Sequence[Sequence[int]]) -> KeptDocuments:
-        """Run documents, many at once, and keep their keys and values.
+        """Return keys and values of documents; those that are not kept are run, many at once.
 
         Raises:
             ValueError: none, or one without tokens.
@@ -63,16 +68,19 @@ class DocumentReader:
         if not documents or not all(documents):
             raise ValueError("expected documents, each with at least one token")
 
-        # Documents of similar length pad little.
-        order = sorted(range(len(documents)), key=lambda i: len(documents[i]))
-        kept: dict[int, list[tuple[Tensor, Tensor]]] = {}
+        keys = [tuple(document) for document in documents]
+        read = {key: layers for key in set(keys) if (layers := self._store.get(key)) is not None}
         start = len(self.beginning)
+        # Documents of similar length pad little.
+        order = sorted(set(keys) - set(read), key=lambda key: (len(key), key))
         while order:
             # The next one is the longest of those that are left.
-            fit = max(BATCH_TOKENS // (start + len(documents[order[-1]])), 1)
-            indices, order = order[-fit:], order[:-fit]
-            for i, layers in zip(indices, self._run([documents[i] for i in indices]), strict=True):
-                kept[i] = layers
+            fit = max(BATCH_TOKENS // (start + len(order[-1])), 1)
+            batch, order = order[-fit:], order[:-fit]
+            for key, layers in zip(batch, self._run(batch), strict=True):
+                read[key] = layers
+                self._store.add(key, layers)
+        kept = [read[key] for key in keys]
 
         spans, end = [], start
         for document in documents:
@@ -81,10 +89,10 @@ class DocumentReader:
         first = self._beginning()
         joined = tuple(
             (
-                torch.cat([keys, *(kept[i][number][0] for i in range(len(documents)))], 2),
-                torch.cat([values, *(kept[i][number][1] for i in range(len(documents)))], 2),
+                torch.cat([head_keys, *(layers[number][0] for layers in kept)], 2),
+                torch.cat([head_values, *(layers[number][1] for layers in kept)], 2),
             )
-            for number, (keys, values) in enumerate(first)
+            for number, (head_keys, head_values) in enumerate(first)
         )
         return KeptDocuments(joined, tuple(spans), max(map(len, documents)), start)
 
@@ -118,14 +126,14 @@ class DocumentReader:
         starts, ends = (torch.tensor([bounds]) for bounds in zip(*kept.spans, strict=True))
         return span_sums(means_LHS, starts, ends)
 
-    def _beginning(self) -> list[tuple[Tensor, Tensor]]:
+    def _beginning(self) -> Layers:
         """Return keys and values of the beginning, layer by layer, (1, H, S, d)."""
         if self._head is None:
             ids = torch.tensor([self.beginning], device=self._device)
             self._head = self._cached(ids, DynamicCache())
         return [(layer.keys, layer.values) for layer in self._head.layers]
 
-    def _run(self, documents: Sequence[Sequence[int]]) -> list[list[tuple[Tensor, Tensor]]]:
+    def _run(self, documents: Sequence[Sequence[int]]) -> list[Layers]:
         """Return keys and values of each document's own tokens, layer by layer."""
         B, longest = len(documents), max(map(len, documents))
         start = len(self.beginning)
@@ -159,3 +167,35 @@ class DocumentReader:
                 use_cache=True,
             )
         return cache
+
+
+class _Store:
+    """Keeps keys and values of documents up to a size; what is dropped for others is random.
+
+    A corpus that does not fit is asked for in the same order again and again: dropping the oldest
+    would drop every document before it is asked for.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size, self._used = size, 0
+        self._kept: dict[tuple[int, ...], Layers] = {}
+        self._generator = random.Random(0)
+
+    def get(self, key: tuple[int, ...]) -> Layers | None:
+        return self._kept.get(key)
+
+    def add(self, key: tuple[int, ...], layers: Layers) -> None:
+        # Not as views of a batch, which would be kept whole.
+        layers = [(keys.clone(), values.clone()) for keys, values in layers]
+        needed = _bytes(layers)
+        if needed > self.size:
+            return
+        while self._used + needed > self.size:
+            dropped = self._generator.choice(list(self._kept))
+            self._used -= _bytes(self._kept.pop(dropped))
+        self._kept[key] = layers
+        self._used += needed
+
+
+def _bytes(layers: Layers) -> int:
+    return sum(tensor.nbytes for pair in layers for tensor in pair)
