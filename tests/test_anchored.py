@@ -10,9 +10,10 @@ from abft.data.batches import Batch, collate
 from abft.data.encoding import encode
 from abft.data.prompts import training_prompts
 from abft.errors import AbftError
-from abft.method.objectives import AnchoredObjective, VoteObjective
+from abft.method.objectives import AnchoredObjective, ContrastiveObjective, VoteObjective
 from abft.method.objectives.anchored import ANCHOR_TOKENS, anchor_text
 from abft.model.attention import decoder, row_attention
+from abft.model.capabilities import capabilities
 from abft.model.qk_weights import add_lora, train_full_rank
 from abft.training.arguments import ABFTConfig
 from abft.training.trainer import ABFTTrainer
@@ -50,6 +51,8 @@ def plain_kl(untouched, trained, prompt, answers=None):
 def test_equals_two_plain_passes(bpe, review_data, family, queries):
     prompts = group(bpe, review_data, queries)
     model = tiny_model(family)
+    if queries > 1 and not capabilities(model).packs:
+        pytest.skip("this family reads prompts one by one")
     untouched = deepcopy(model)
     train_full_rank(model)
     objective = AnchoredObjective(VoteObjective(), 2.0, model)
@@ -70,6 +73,47 @@ def test_equals_two_plain_passes(bpe, review_data, family, queries):
     # The trained weights are back.
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, trained.get_parameter(name)), name
+
+
+@pytest.mark.parametrize("chunk", [3, 500])
+@pytest.mark.parametrize("loss", [VoteObjective(), ContrastiveObjective("1", 0.2)])
+def test_the_gradient_is_that_of_the_divergence(bpe, review_data, loss, chunk, monkeypatch):
+    """Whether the loss reads the last layer, so that its pass serves, or ends before it."""
+    monkeypatch.setattr("abft.method.objectives.anchored.CHUNK_TOKENS", chunk)
+    prompts = group(bpe, review_data)
+    model = tiny_model("llama")
+    untouched = deepcopy(model)
+    train_full_rank(model)
+    if isinstance(loss, ContrastiveObjective):
+        loss.chosen_LH, loss.layers = torch.tensor([[True] * 4, [False] * 4]), (0,)
+    objective = AnchoredObjective(loss, 2.0, model)
+    disturb(model)
+
+    def gradients(value):
+        model.zero_grad()
+        value.backward()
+        return [layer.self_attn.k_proj.weight.grad.clone() for layer in model.model.layers]
+
+    divergences = []
+    for prompt in prompts:
+        ids = torch.tensor([prompt.input_ids])
+        with torch.no_grad():
+            before = untouched(ids).logits[0].log_softmax(-1)
+        after = model(ids).logits[0].log_softmax(-1)
+        answers = {position - 1 for position in prompt.label_positions} | {len(ids[0]) - 1}
+        kept = sorted(set(range(min(len(ids[0]), ANCHOR_TOKENS))) - answers)
+        divergences.append((before.exp() * (before - after)).sum(-1)[kept].mean())
+    expected = gradients(2 * torch.stack(divergences).mean())
+
+    with row_attention(model):
+        batch = Batch(**collate(prompts))
+        both, _ = objective(decoder(model), batch)
+        alone, _ = loss(decoder(model), batch)
+        with torch.no_grad():
+            assert objective(decoder(model), batch)[0] == pytest.approx(both.item(), rel=1e-6)
+    for found, each in zip(gradients(both - alone), expected, strict=True):
+        assert each.abs().max() > 1e-5
+        torch.testing.assert_close(found, each, rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("lora", [False, True])

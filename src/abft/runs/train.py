@@ -314,8 +314,9 @@ class _Phases:
         """Say how long the rest takes, where the first phase took so many seconds."""
         measured = sum(len(prompt.input_ids) for prompt in self.session.prompts)
         a_step = self.TRAINING_COST * self.trainer.tokens_per_step
-        # The untouched model reads them too, without a backward pass.
-        a_step += (self.TRAINING_COST + 1) * self.trainer.anchored_tokens_per_step
+        # The untouched model reads these too; where the loss ends early, the trained one as well.
+        anchored = self.TRAINING_COST + 1 if self.trainer.args.objective == "contrastive" else 1
+        a_step += anchored * self.trainer.anchored_tokens_per_step
         trained = a_step * self.trainer.args.max_steps / self.trainer.args.world_size
         training = seconds * trained / measured
         print(

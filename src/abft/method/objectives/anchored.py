@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from abft.method.objectives.base import Caption, Objective
+from abft.method.objectives.base import Caption, Objective, RowObjective
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -26,8 +26,8 @@ class AnchoredObjective:
 
     Not in the paper. The text is the beginning of each sequence, its first demonstrations, read as
     it is; the divergence is a mean over its tokens, then over sequences. Labels are left out: there
-    training is meant to change what is predicted. It costs two forward passes and a backward pass
-    of `ANCHOR_TOKENS` tokens for each sequence.
+    training is meant to change what is predicted. It costs a forward pass of `ANCHOR_TOKENS` tokens
+    for each sequence; where the loss does not read the last layer, another one with its gradient.
 
     Args:
         loss: the objective that is anchored; it keeps its controller and its state.
@@ -59,45 +59,63 @@ class AnchoredObjective:
         with torch.no_grad(), _weights(self.model, self.untouched):
             before_BSD = module(input_ids=ids_BS, use_cache=False)[0]
 
-        loss, metrics = self.loss(module, batch)
+        # The trained model has read the same text as the beginning of the prompts.
+        if isinstance(self.loss, RowObjective) and not self.loss.ends_early(module):
+            rows, after_BSD = self.loss.read(module, batch)
+            loss, metrics = self.loss.from_rows(rows, after_BSD, batch)
+            after_BSD = after_BSD[:, : ids_BS.shape[1]]
+        else:
+            loss, metrics = self.loss(module, batch)
+            after_BSD = None
+
         # A loss without a gradient is for the trainer to refuse.
         if torch.is_grad_enabled() and not loss.requires_grad:
             return loss, metrics
 
-        after_BSD = module(input_ids=ids_BS, use_cache=False)[0]
+        if after_BSD is None:
+            after_BSD = module(input_ids=ids_BS, use_cache=False)[0]
         kl = self._divergence(before_BSD, after_BSD, text_BS.to(after_BSD.device)).to(loss.device)
         return loss + self.weight * kl, {**metrics, "kl": kl.detach()}
 
     def _divergence(self, before_BSD: "Tensor", after_BSD: "Tensor", text_BS: "Tensor") -> "Tensor":
-        """Return the mean over sequences of the mean over their tokens."""
-        from torch.utils.checkpoint import checkpoint
+        """Return the mean over sequences of the mean over their tokens.
+
+        Its gradient is computed chunk by chunk right here: probabilities of the whole vocabulary
+        are neither kept for the backward pass nor computed again in it.
+        """
+        import torch
 
         before_TD, after_TD = before_BSD[text_BS], after_BSD[text_BS]
         counts_B = text_BS.sum(1)
         share_B = 1 / (counts_B.clamp_min(1) * (counts_B > 0).sum().clamp_min(1))
         share_T = share_B.repeat_interleave(counts_B)
 
-        total = after_TD.new_zeros((), dtype=share_T.dtype)
+        total, gradients = after_TD.new_zeros((), dtype=share_T.dtype), []
         for start in range(0, len(after_TD), CHUNK_TOKENS):
             part = slice(start, start + CHUNK_TOKENS)
-            divergence_T = checkpoint(
-                self._divergences, before_TD[part], after_TD[part], use_reentrant=False
-            )
-            total = total + (divergence_T * share_T[part].to(divergence_T.device)).sum()
+            leaf_TD = after_TD[part].detach().requires_grad_(torch.is_grad_enabled())
+            divergence_T = self._divergences(before_TD[part], leaf_TD)
+            each = (divergence_T * share_T[part].to(divergence_T.device)).sum()
+            if leaf_TD.requires_grad:
+                gradients += torch.autograd.grad(each, leaf_TD)
+            total = total + each.detach().to(total.device)
+        if gradients:
+            # The difference is 0; its gradient is the one above.
+            total = total + (torch.cat(gradients) * (after_TD - after_TD.detach())).sum()
         return total
 
     def _divergences(self, before_TD: "Tensor", after_TD: "Tensor") -> "Tensor":
         """Return the divergence at each place, (T,)."""
+        import torch
         from torch.nn.functional import kl_div
 
         from abft.model.attention import causal_lm
         from abft.model.lm_head import output_logits
 
         whole = causal_lm(self.model)
-        before_TV, after_TV = (
-            output_logits(whole, hidden_TD).log_softmax(-1)  # type: ignore[arg-type]
-            for hidden_TD in (before_TD, after_TD)
-        )
+        with torch.no_grad():
+            before_TV = output_logits(whole, before_TD).log_softmax(-1)  # type: ignore[arg-type]
+        after_TV = output_logits(whole, after_TD).log_softmax(-1)  # type: ignore[arg-type]
         return kl_div(after_TV, before_TV, log_target=True, reduction="none").sum(-1)
 
     def after_step(self, metrics: dict[str, float]) -> dict[str, float]:

@@ -110,14 +110,21 @@ class RowObjective:
 
         `module` is a decoder, or a whole model where a wrapper has to be called.
         """
+        return self.from_rows(*self.read(module, batch), batch)
+
+    def read(self, module: "nn.Module", batch: "Batch") -> "tuple[tuple[Tensor, ...], Tensor]":
+        """Run `module` up to the last layer that is read; return rows and hidden states."""
         from abft.model.attention import read_batch, up_to_layer
 
-        # A wrapper such as DDP has to find every layer in the graph.
-        layers = self.layers if hasattr(module, "layers") else None
+        layers = self.layers if self.ends_early(module) else None
         inputs = {} if layers is None else {"row_layers": layers}
         with up_to_layer(module, layers[-1] if layers else None):
-            rows, hidden = read_batch(module, batch, self.implementation, **inputs)
-        return self.from_rows(rows, hidden, batch)
+            return read_batch(module, batch, self.implementation, **inputs)
+
+    def ends_early(self, module: "nn.Module") -> bool:
+        """Whether the hidden states are not those of the last layer."""
+        # A wrapper such as DDP has to find every layer in the graph.
+        return self.layers is not None and hasattr(module, "layers")
 
     def from_rows(
         self, rows: "tuple[Tensor, ...]", hidden_BSD: "Tensor", batch: "Batch"
