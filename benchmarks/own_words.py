@@ -20,7 +20,7 @@ import numpy as np
 
 from abft.data.builtin import PAPER_TASKS
 from measured_training import recorded, train_measured, trained_heads
-from reader import READOUTS, accuracy, arm, digits, hits, measured, objective_of
+from reader import READOUTS, MiniLM, accuracy, arm, hits, measured, objective_of
 from record import write
 
 RESULTS = Path(__file__).parent.parent / "results" / "own_words"
@@ -28,10 +28,7 @@ RESULTS = Path(__file__).parent.parent / "results" / "own_words"
 
 def train(options):
     """One arm: train, and measure every few steps."""
-    from sklearn.linear_model import LogisticRegression
-
     from abft import encode, label_tokens, load_model, load_task
-    from abft.bench.classifiers import SentenceEmbedding
     from abft.bench.labelled_texts import labelled_texts
     from abft.data.draws import demonstration_sets
     from abft.data.encoding import with_answers
@@ -59,10 +56,7 @@ def train(options):
         asking_group(task, tokenizer, demonstrations, asked[i * size : (i + 1) * size])
         for i, demonstrations in enumerate(shown)
     ]
-    embed = SentenceEmbedding().fit([]).transform
-    regression = LogisticRegression(C=10, max_iter=1000)
-    regression.fit(embed([each.text for each in known]), [each.label for each in known])
-    peer = digits(regression.predict(embed([example.text for example in asked])))
+    peer, _ = MiniLM().fit(known).predict(asked)
     points = []
 
     def prepare(trainer):

@@ -309,16 +309,37 @@ def channel(options):
     write(options.output, {"settings": recorded(options), "cells": found})
 
 
+class MiniLM:
+    """Sentence embeddings of labelled texts: a logistic regression, the nearest text."""
+
+    def __init__(self):
+        from abft.bench.classifiers import SentenceEmbedding
+
+        self.embed = SentenceEmbedding().fit([]).transform
+
+    def fit(self, examples):
+        """Fit to labelled texts."""
+        from sklearn.linear_model import LogisticRegression
+
+        self.shown = self.embed([example.text for example in examples])
+        self.labels = np.array([example.label for example in examples])
+        self.regression = LogisticRegression(C=10, max_iter=1000).fit(self.shown, self.labels)
+        return self
+
+    def predict(self, examples):
+        """Predictions of the regression, and the labels of the nearest texts."""
+        asked = self.embed([example.text for example in examples])
+        nearest = self.labels[(asked @ self.shown.T).argmax(1)]
+        return digits(self.regression.predict(asked)), digits(nearest)
+
+
 def peers(options):
     """MiniLM on the k texts that the prompts show: a logistic regression, the nearest text."""
-    from sklearn.linear_model import LogisticRegression
-
     from abft import load_model, load_task
-    from abft.bench.classifiers import SentenceEmbedding
     from abft.data.mixture import evaluation_groups
 
     _, tokenizer = load_model("SmolLM2-135M-Instruct")
-    embed = SentenceEmbedding().fit([]).transform
+    minilm = MiniLM()
     found = {}
     for task in (*(t for names in FAMILIES.values() for t in names), *DEVELOPMENT):
         data = load_task(task)
@@ -328,13 +349,10 @@ def peers(options):
             )
             said = {"targets": "", "minilm": "", "minilm_nearest": ""}
             for group in groups:
-                shown = embed([example.text for example in group.demonstrations])
-                asked = embed([example.text for example in group.queries])
-                labels = np.array([example.label for example in group.demonstrations])
-                regression = LogisticRegression(C=10, max_iter=1000).fit(shown, labels)
+                regression, nearest = minilm.fit(group.demonstrations).predict(group.queries)
                 said["targets"] += digits(example.label for example in group.queries)
-                said["minilm"] += digits(regression.predict(asked))
-                said["minilm_nearest"] += digits(labels[(asked @ shown.T).argmax(1)])
+                said["minilm"] += regression
+                said["minilm_nearest"] += nearest
             found[f"{task}/{k}"] = said
             shares = {name: accuracy(said, name) for name in ("minilm", "minilm_nearest")}
             print(task, k, {name: f"{share:.1%}" for name, share in shares.items()}, flush=True)
