@@ -268,6 +268,11 @@ def test_activation_checkpointing_changes_nothing(tmp_path, review_data, bpe):
         )
 
 
+def test_bf16_needs_no_accelerator(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    assert ABFTConfig(output_dir=str(tmp_path), bf16=True).use_cpu
+
+
 def test_bf16_computes_in_bfloat16_with_float32_weights_and_rows(tmp_path, review_data, bpe):
     seen = set()
     model = tiny_model("llama")

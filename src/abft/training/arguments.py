@@ -46,6 +46,8 @@ class ABFTConfig(MethodSettings, PromptSettings, TrainingArguments):
     cross_entropy: float = with_default(MethodSettings, "cross_entropy", PAPER["cross_entropy"])
 
     def __post_init__(self) -> None:
+        # transformers refuses bf16 on a CPU unless it is asked for.
+        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         super().__post_init__()
         # transformers' constant schedule would ignore the warm-up.
         if self.warmup_steps and self.lr_scheduler_type == SchedulerType.CONSTANT:
