@@ -47,7 +47,8 @@ class ABFTConfig(MethodSettings, PromptSettings, TrainingArguments):
 
     def __post_init__(self) -> None:
         # transformers refuses bf16 on a CPU unless it is asked for.
-        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
+        if not torch.accelerator.is_available():
+            self.use_cpu = True
         super().__post_init__()
         # transformers' constant schedule would ignore the warm-up.
         if self.warmup_steps and self.lr_scheduler_type == SchedulerType.CONSTANT:
