@@ -33,17 +33,15 @@ def disturb(model, size=0.3):
                 parameter += size * torch.randn(parameter.shape, generator=generator)
 
 
-def plain_kl(untouched, trained, prompt, answers=None):
-    """Mean of the divergences of a prompt's beginning, place by place; not at `answers`."""
+def plain_kl(untouched, trained, prompt):
+    """Mean divergence over a prompt's beginning, with a gradient; not where a label follows."""
     ids = torch.tensor([prompt.input_ids[:ANCHOR_TOKENS]])
-    if answers is None:
-        answers = {position - 1 for position in prompt.label_positions}
     with torch.no_grad():
-        before, after = (m(ids).logits[0].log_softmax(-1) for m in (untouched, trained))
-    kept = set(range(ids.shape[1])) - answers - {len(prompt.input_ids) - 1}
-    return sum(
-        (before[i].exp() * (before[i] - after[i])).sum().item() / len(kept) for i in sorted(kept)
-    )
+        before = untouched(ids).logits[0].log_softmax(-1)
+    after = trained(ids).logits[0].log_softmax(-1)
+    answers = {position - 1 for position in prompt.label_positions} | {len(prompt.input_ids) - 1}
+    kept = sorted(set(range(ids.shape[1])) - answers)
+    return (before.exp() * (before - after)).sum(-1)[kept].mean()
 
 
 @pytest.mark.parametrize("queries", [1, 4])
@@ -66,7 +64,7 @@ def test_equals_two_plain_passes(bpe, review_data, family, queries):
 
     # A pack is read up to the end of the prompt that comes first in its tree.
     read = prompts if queries == 1 else [min(prompts, key=lambda prompt: prompt.input_ids)]
-    expected = sum(plain_kl(untouched, trained, prompt) for prompt in read) / len(read)
+    expected = sum(plain_kl(untouched, trained, prompt).item() for prompt in read) / len(read)
     assert expected > 1e-4
     assert metrics["kl"].item() == pytest.approx(expected, rel=1e-3)
     assert loss.item() == pytest.approx(alone.item() + 2 * expected, rel=1e-4)
@@ -94,15 +92,7 @@ def test_the_gradient_is_that_of_the_divergence(bpe, review_data, loss, chunk, m
         value.backward()
         return [layer.self_attn.k_proj.weight.grad.clone() for layer in model.model.layers]
 
-    divergences = []
-    for prompt in prompts:
-        ids = torch.tensor([prompt.input_ids])
-        with torch.no_grad():
-            before = untouched(ids).logits[0].log_softmax(-1)
-        after = model(ids).logits[0].log_softmax(-1)
-        answers = {position - 1 for position in prompt.label_positions} | {len(ids[0]) - 1}
-        kept = sorted(set(range(min(len(ids[0]), ANCHOR_TOKENS))) - answers)
-        divergences.append((before.exp() * (before - after)).sum(-1)[kept].mean())
+    divergences = [plain_kl(untouched, model, prompt) for prompt in prompts]
     expected = gradients(2 * torch.stack(divergences).mean())
 
     with row_attention(model):
@@ -190,7 +180,7 @@ def test_training_with_it_stays_closer(bpe, review_data, tmp_path):
         trainer.train()
         logged = {name for row in trainer.state.log_history for name in row}
         assert ("kl" in logged) == (weight > 0)
-        return plain_kl(untouched, model.eval(), group(bpe, review_data)[0])
+        return plain_kl(untouched, model.eval(), group(bpe, review_data)[0]).item()
 
     assert kl_after(20.0) < kl_after(0.0) / 2
 

@@ -24,7 +24,9 @@ from abft.data.splits import TaskData
 from abft.data.tasks import Example, Task
 from abft.errors import AbftError, RunInterrupted
 from abft.files import write_json, write_text
+from abft.method.objectives import AnchoredObjective
 from abft.method.settings import MethodSettings, PromptSettings
+from abft.model.attention import decoder
 from abft.model.checkpoints import apply_weights
 from abft.model.loading import context_length
 from abft.model.qk_weights import trainable_parameters
@@ -314,9 +316,12 @@ class _Phases:
         """Say how long the rest takes, where the first phase took so many seconds."""
         measured = sum(len(prompt.input_ids) for prompt in self.session.prompts)
         a_step = self.TRAINING_COST * self.trainer.tokens_per_step
-        # The untouched model reads these too; where the loss ends early, the trained one as well.
-        anchored = self.TRAINING_COST + 1 if self.trainer.args.objective == "contrastive" else 1
-        a_step += anchored * self.trainer.anchored_tokens_per_step
+        objective = self.trainer.objective
+        if isinstance(objective, AnchoredObjective):
+            # The untouched model reads the text too, and perhaps the trained one once more.
+            again = objective.reads_again(decoder(self.trainer.model))
+            cost = self.TRAINING_COST + 1 if again else 1
+            a_step += cost * self.trainer.anchored_tokens_per_step
         trained = a_step * self.trainer.args.max_steps / self.trainer.args.world_size
         training = seconds * trained / measured
         print(

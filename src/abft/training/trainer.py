@@ -35,12 +35,7 @@ from abft.data.prompts import training_prompts
 from abft.data.splits import TaskData
 from abft.errors import AbftError
 from abft.files import atomic_files, write_text
-from abft.method.objectives import (
-    OBJECTIVES,
-    AnchoredObjective,
-    Objective,
-    make_objective,
-)
+from abft.method.objectives import OBJECTIVES, AnchoredObjective, Objective, make_objective
 from abft.method.objectives.anchored import ANCHOR_TOKENS
 from abft.method.settings import layer_numbers
 from abft.model.attention import IMPLEMENTATION, causal_lm, decoder, row_attention
@@ -312,9 +307,7 @@ class ABFTTrainer(Trainer):
 
     @property
     def anchored_tokens_per_step(self) -> float:
-        """Return how many tokens of them the model reads again, before and after, for `kl`."""
-        if not self.args.kl:
-            return 0.0
+        """Return how many tokens of them `kl` compares: the beginnings of sequences."""
         lengths = [min(length, ANCHOR_TOKENS) for length in self._group_lengths]
         return sum(lengths) / len(lengths) * self._sequences_per_step
 

@@ -59,14 +59,13 @@ class AnchoredObjective:
         with torch.no_grad(), _weights(self.model, self.untouched):
             before_BSD = module(input_ids=ids_BS, use_cache=False)[0]
 
-        # The trained model has read the same text as the beginning of the prompts.
-        if isinstance(self.loss, RowObjective) and not self.loss.ends_early(module):
-            rows, after_BSD = self.loss.read(module, batch)
-            loss, metrics = self.loss.from_rows(rows, after_BSD, batch)
-            after_BSD = after_BSD[:, : ids_BS.shape[1]]
-        else:
+        after_BSD = None
+        if self.reads_again(module):
             loss, metrics = self.loss(module, batch)
-            after_BSD = None
+        else:
+            rows, hidden_BSD = self.loss.read(module, batch)  # type: ignore[attr-defined]
+            loss, metrics = self.loss.from_rows(rows, hidden_BSD, batch)  # type: ignore[attr-defined]
+            after_BSD = hidden_BSD[:, : ids_BS.shape[1]]
 
         # A loss without a gradient is for the trainer to refuse.
         if torch.is_grad_enabled() and not loss.requires_grad:
@@ -76,6 +75,13 @@ class AnchoredObjective:
             after_BSD = module(input_ids=ids_BS, use_cache=False)[0]
         kl = self._divergence(before_BSD, after_BSD, text_BS.to(after_BSD.device)).to(loss.device)
         return loss + self.weight * kl, {**metrics, "kl": kl.detach()}
+
+    def reads_again(self, module: "nn.Module") -> bool:
+        """Whether the trained model reads the text in a pass of its own.
+
+        Otherwise that of the loss serves, which has read it as the beginning of the prompts.
+        """
+        return not isinstance(self.loss, RowObjective) or self.loss.ends_early(module)
 
     def _divergence(self, before_BSD: "Tensor", after_BSD: "Tensor", text_BS: "Tensor") -> "Tensor":
         """Return the mean over sequences of the mean over their tokens.
