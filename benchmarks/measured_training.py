@@ -11,9 +11,7 @@ def recorded(options):
 
 def trained_heads(trainer):
     """The heads that the trainer has chosen on training prompts, (L, H) bool; None = all."""
-    loss = getattr(trainer.objective, "loss", trainer.objective)
-    loss = getattr(loss, "attention", loss)
-    chosen = getattr(loss, "chosen_LH", None)
+    chosen = trainer.objective.chosen_LH
     return None if chosen is None else chosen.numpy()
 
 

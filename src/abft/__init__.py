@@ -38,6 +38,7 @@ _HOMES = {
     "label_probabilities": "scoring.scorer",
     "label_tokens": "data.encoding",
     "load_data": "data.datasets",
+    "load_demonstrations": "data.datasets",
     "load_model": "model.loading",
     "load_task": "data.builtin",
     "merge": "runs.merge",
@@ -54,7 +55,7 @@ if TYPE_CHECKING:
     from abft.classifier import ABFTClassifier
     from abft.data.batches import Batch
     from abft.data.builtin import load_task
-    from abft.data.datasets import load_data
+    from abft.data.datasets import load_data, load_demonstrations
     from abft.data.encoding import attention_target, encode, label_tokens
     from abft.data.prompts import evaluation_prompts, training_prompts, write_prompt
     from abft.data.splits import TaskData

@@ -47,7 +47,10 @@ class Setting:
 
 def setting(default: T, help: str, **known: Any) -> T:
     """Declare a dataclass field that is a setting; `known` are fields of `Setting`."""
-    metadata = {"help": help, _KEY: Setting(help, **known)}
+    return _declared(default, {"help": help, _KEY: Setting(help, **known)})
+
+
+def _declared(default: T, metadata: dict[str, Any]) -> T:
     if isinstance(default, dict | list):
         return field(default_factory=default.copy, metadata=metadata)  # type: ignore[return-value]
     return field(default=default, metadata=metadata)
@@ -56,7 +59,7 @@ def setting(default: T, help: str, **known: Any) -> T:
 def with_default(settings: type, name: str, default: T) -> T:
     """Declare the setting `name` of another dataclass again, with a default of its own."""
     inherited = next(f for f in fields(settings) if f.name == name)
-    return field(default=default, metadata=dict(inherited.metadata))
+    return _declared(default, dict(inherited.metadata))
 
 
 def settings_of(settings: Any) -> dict[str, Setting]:

@@ -10,8 +10,10 @@ from abft.cli.options import Request, Run, RunArgument, chosen_run, with_run_set
 from abft.cli.quiet import quiet
 from abft.errors import AbftError
 from abft.runs.config import OUTPUT, RUNS, RunConfig
+from abft.runs.predict_settings import PredictSettings
 from abft.runs.run_folder import finished_runs
 from abft.runs.task_data import load_run_data
+from abft.settings import choices_of, default_of, from_mapping, settings_of
 
 if TYPE_CHECKING:
     from abft.runs.session import Session
@@ -20,7 +22,19 @@ HEADS_PROMPTS = 64  # enough to see which heads pass the filter
 
 
 @with_run_settings(measuring=True)
-def evaluate(request: Request, argument: RunArgument = None, run: Run = None) -> None:
+def evaluate(
+    request: Request,
+    argument: RunArgument = None,
+    run: Run = None,
+    readout: Annotated[
+        str,
+        typer.Option(
+            help=settings_of(PredictSettings)["readout"].help,
+            metavar="|".join(choices_of(PredictSettings, "readout")),
+            rich_help_panel=OUTPUT,
+        ),
+    ] = default_of(PredictSettings, "readout"),
+) -> None:
     """Measure a finished run, or the untouched --model, on a task: accuracy, macro-F1, ECE, heads.
 
     **Examples**
@@ -30,16 +44,20 @@ def evaluate(request: Request, argument: RunArgument = None, run: Run = None) ->
     `abft eval --model SmolLM2-135M-Instruct --task TREC` (the untouched model)
 
     `abft eval` (the newest run, on its own task)
+
+    `abft eval runs/reader --data tickets.csv --k 16 --readout attention` (read from chosen heads)
     """
+    chosen = from_mapping(PredictSettings, {"readout": readout}, "the command line")
     run = _run(request, argument, run)
     session = _open(request.config(run), run)
-    summary, _ = session.measure("model")
+    summary, _ = session.measure("model", chosen.readout)
     from abft.cli.tables import number, print_table
 
     values = {
         "model": session.config.model,
         "run": str(run) if run else None,
         "task": session.data.task.name,
+        "readout": chosen.readout,
         **summary,
     }
     if request.as_json:

@@ -222,7 +222,8 @@ def with_settings(settings: type[S]) -> Callable[..., Any]:
 
         @functools.wraps(command)
         def run(**arguments: Any) -> None:
-            given = {o.name: v for o in options if (v := arguments[o.name]) is not None}
+            given = _parsed({option.name: arguments[option.name] for option in options})
+            given = _with_absolute_paths(settings, given)
             chosen = from_mapping(settings, given, "the command line")
             command(chosen, **{parameter.name: arguments[parameter.name] for parameter in own})
 
@@ -273,7 +274,7 @@ def _file_settings(ctx: typer.Context) -> dict[str, object]:
     words = values.get("label_words")
     if isinstance(words, dict):
         values["label_words"] = {_text(label): _text(word) for label, word in words.items()}
-    return _with_absolute_paths(values)
+    return _with_absolute_paths(RunConfig, values)
 
 
 def _text(value: object) -> object:
@@ -296,6 +297,11 @@ def _check_recipe(recipe: str | None, file: Mapping[str, object]) -> None:
 
 def _given_settings(arguments: Mapping[str, object]) -> dict[str, object]:
     """Return the settings that the user gave, as `RunConfig` takes them."""
+    return _with_absolute_paths(RunConfig, _parsed(arguments))
+
+
+def _parsed(arguments: Mapping[str, object]) -> dict[str, object]:
+    """Return the settings that the user gave, with pairs and escapes read."""
     given = {name: value for name, value in arguments.items() if value not in (None, [])}
     pairs = given.get("label_words")
     if isinstance(pairs, list):
@@ -309,12 +315,12 @@ def _given_settings(arguments: Mapping[str, object]) -> dict[str, object]:
     template = given.get("template")
     if isinstance(template, str):
         given["template"] = template.replace("\\n", "\n").replace("\\t", "\t")
-    return _with_absolute_paths(given)
+    return given
 
 
-def _with_absolute_paths(values: dict[str, object]) -> dict[str, object]:
-    """Resolve files and folders, so that config.yaml works from every folder."""
-    for name in names(RunConfig, lambda known: known.path):
+def _with_absolute_paths(settings: type, values: dict[str, object]) -> dict[str, object]:
+    """Resolve files and folders, so that they are right from every folder."""
+    for name in names(settings, lambda known: known.path):
         value = values.get(name)
         if isinstance(value, str) and value and Path(value).exists():
             values[name] = str(Path(value).resolve())

@@ -22,7 +22,7 @@ from abft.data.tables import READERS, TableFile, batches, decoded, open_table
 from abft.errors import AbftError, RunInterrupted
 from abft.method.settings import DATA
 from abft.runs.config import OUTPUT
-from abft.runs.predict_settings import PredictSettings
+from abft.runs.predict_settings import ANSWERS, PredictSettings
 from abft.runs.prediction_files import Parts, Prediction, prediction_rows
 
 if TYPE_CHECKING:
@@ -81,8 +81,11 @@ def predict(
     `abft predict --text "a film to remember" --explain --output why.html`
 
     `abft predict --data big.parquet --output labels.parquet --engine ray --ray-address auto`
+
+    `abft predict runs/reader --demonstrations labelled.csv --data new.csv` (a reader: any task)
     """
     from abft.runs.run_folder import check_predictable, read_task, text_column_of
+    from abft.runs.task_data import load_shown
 
     # Everything that can be refused without a model comes first.
     if text and data:
@@ -94,11 +97,13 @@ def predict(
     run = chosen_run(argument, run)
     check_predictable(run)
 
+    shown = load_shown(settings, run)
     table = None
     if data is not None:
         table = open_table(data, tuple(READERS))
         column = "text" if table.kind == "lines" else settings.text_column or text_column_of(run)
-        check_table(table, column, None if explain else output, read_task(run)[0].labels)
+        task = read_task(run)[0] if shown is None else shown[0]
+        check_table(table, column, None if explain else output, task.labels)
         if table.assumed:
             print(table.assumed, file=sys.stderr)
     else:
@@ -112,7 +117,12 @@ def predict(
     origin = str(data or "the texts")
     parts = None
     if output is not None and not explain:
-        job = {"run": str(run.resolve()), "column": column, **_identity(table)}
+        job = {
+            "run": str(run.resolve()),
+            "column": column,
+            **_identity(table),
+            **_answers(settings),
+        }
         parts = Parts(output, job, CHUNK_ROWS)
     if settings.engine == "ray":
         assert table is not None
@@ -134,13 +144,10 @@ def predict(
     if rows:
         print(f"{output}: going on after {rows:,} rows", file=sys.stderr)
     quiet()
-    from abft.runs.predict_frames import FramePredictor
-    from abft.runs.predictor import Predictor
+    from abft.runs.predict_frames import FramePredictor, open_predictor
     from abft.runs.session import progress_bar
 
-    predictor = Predictor.from_run(
-        run, device=settings.device, trust_remote_code=settings.trust_remote_code
-    )
+    predictor = open_predictor(run, settings, shown)
     frames = table.chunks(CHUNK_ROWS, rows) if table else _frames(texts, rows)
     predicting = FramePredictor(predictor, column, origin, settings)
     explanations = []
@@ -148,8 +155,8 @@ def predict(
         parts.start()
     total = table.rows if table else len(texts)
     title = "explain" if explain else "predict"
-    shown = explain or parts is not None  # else predictions themselves are shown as they come
-    with progress_bar(title, total, "text", rows, disable=not shown) as bar:
+    quietly = not explain and parts is None  # predictions themselves are shown as they come
+    with progress_bar(title, total, "text", rows, disable=quietly) as bar:
         try:
             for number, frame in enumerate(frames, start=first):
                 if explain:
@@ -218,5 +225,17 @@ def _identity(table: TableFile | None) -> dict[str, object]:
     """Return what tells one source of rows from another."""
     if table is None:
         return {}
-    status = table.path.stat()
-    return {"data": str(table.path.resolve()), "bytes": status.st_size, "time": status.st_mtime_ns}
+    return {"data": str(table.path.resolve()), **_stamp(table.path)}
+
+
+def _answers(settings: PredictSettings) -> dict[str, object]:
+    """Return what tells predictions of the same run and texts from others."""
+    answers: dict[str, object] = {name: getattr(settings, name) for name in ANSWERS}
+    if settings.demonstrations is not None and Path(settings.demonstrations).is_file():
+        answers["shown"] = _stamp(Path(settings.demonstrations))
+    return answers
+
+
+def _stamp(path: Path) -> dict[str, object]:
+    status = path.stat()
+    return {"bytes": status.st_size, "time": status.st_mtime_ns}

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
+from abft.data.draws import classes_in_turn
 from abft.data.splits import (
     DEMONSTRATION_POOL,
     SPLIT_SEED,
@@ -16,6 +17,7 @@ from abft.data.splits import (
     TRAIN_POOL,
     Origin,
     TaskData,
+    text_key,
     unique,
     without_texts_of,
 )
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
     Table: TypeAlias = pandas.DataFrame | datasets.Dataset
 
+MOST_SHOWN = 32  # demonstrations before a text; a reader is trained with no more
 _NAMED_ROWS = 3  # of skipped rows, in messages
 
 
@@ -105,6 +108,46 @@ def load_data(
     size = min(TRAIN_POOL, (len(examples) + 1) // 2)
     train, demonstrations = examples[:size], examples[size : size + DEMONSTRATION_POOL]
     return TaskData(task, tuple(train), tuple(demonstrations), tuple(test), came_from)
+
+
+def load_demonstrations(
+    source: "str | Path | datasets.Dataset",
+    text_column: str = "text",
+    label_column: str = "label",
+    template: str = "text: {text} label: {label}\n",
+    k: int | None = None,
+    strict: bool = False,
+) -> tuple[Task, list[Example]]:
+    """Load labelled texts to show before others, for a task that no training needs to know.
+
+    Args:
+        source, text_column, label_column, template, strict: as of `load_data`.
+        k: how many to show, the classes in turn; default: all, at most `MOST_SHOWN`.
+
+    Returns:
+        The task, and the demonstrations in the order of the prompt. Texts that occur twice are
+        shown once.
+
+    Raises:
+        AbftError: as `load_data`, or fewer texts than `k`.
+    """
+    origin = str(source) if isinstance(source, str | Path) else "data set"
+    table = _tables(source, {"text": text_column, "label": label_column})[0]
+    rows, _ = _rows(table, origin, text_column, label_column, strict)
+    name = _stem(Path(source)) if isinstance(source, str | Path) else "data"
+    task = _task_of(rows, name, template, f"{origin}: column {label_column!r}")
+
+    # In the file's order, unlike `unique`.
+    by_text: dict[str, Example] = {}
+    for text, label in rows:
+        by_text.setdefault(text_key(text), Example(text, task.labels.index(label)))
+    examples = list(by_text.values())
+    if k is not None and k > len(examples):
+        raise AbftError(f"k = {k}: {origin} holds {len(examples)} different texts")
+    shown = classes_in_turn(examples)[: MOST_SHOWN if k is None else k]
+    if len(shown) < len(examples):
+        print(f"{origin}: {len(shown)} of {len(examples)} texts are shown (k)", file=sys.stderr)
+    return task, shown
 
 
 def training_pool(

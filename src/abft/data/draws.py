@@ -38,6 +38,15 @@ def demonstration_sets(
     return sets
 
 
+def classes_in_turn(examples: Sequence[Example]) -> list[Example]:
+    """Return the examples so that classes come in turn, those of a class in their own order."""
+    by_class: dict[int, list[Example]] = {}
+    for example in examples:
+        by_class.setdefault(example.label, []).append(example)
+    turns = itertools.zip_longest(*(by_class[label] for label in sorted(by_class)))
+    return [example for turn in turns for example in turn if example is not None]
+
+
 def split_held_out(
     examples: Sequence[Example], share: float, generator: random.Random
 ) -> tuple[list[Example], list[Example]]:

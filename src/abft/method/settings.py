@@ -38,6 +38,11 @@ PAPER: dict[str, Any] = {
 }
 
 
+# What a prediction is read from: the probabilities of the label words, or the attention on the
+# demonstrations' labels of the heads that training chose (all, where it chose none).
+Readout = Literal["label_words", "attention"]
+
+
 @dataclass(init=False, repr=False, eq=False)  # a part of RunConfig and ABFTConfig
 class PromptSettings:
     """How texts become prompts."""

@@ -86,9 +86,8 @@ def read_texts(
         look: called for every prompt with its attention rows, as in `Observer`.
         shown: `text_key` of each set's texts, which it does not know; default: it knows all.
     """
-    import torch
-
     from abft.model.attention import causal_lm
+    from abft.scoring.votes import vote
 
     config = causal_lm(predictors[0].model).config.get_text_config()
     depth, classes = config.num_hidden_layers, len(predictors[0].task.labels)
@@ -97,17 +96,9 @@ def read_texts(
     layers = sorted({layer for _, layer in pooled}) if hidden else []
 
     def both(prompt: "EncodedPrompt", rows_LHS: "Tensor") -> tuple[np.ndarray, Any]:
-        return vote(prompt, rows_LHS), look(prompt, rows_LHS) if look else None
-
-    def vote(prompt: "EncodedPrompt", rows_LHS: "Tensor") -> np.ndarray:
-        if not prompt.label_positions:
-            return np.zeros(classes)
-        on_labels_K = rows_LHS[:, :, list(prompt.label_positions)].sum((0, 1)).double()
-        by_class = torch.zeros(classes, dtype=torch.double, device=on_labels_K.device)
-        by_class.index_add_(
-            0, torch.tensor(prompt.label_classes, device=by_class.device), on_labels_K
-        )
-        return (by_class / by_class.sum()).cpu().numpy()
+        on_labels_LHK = rows_LHS[:, :, list(prompt.label_positions)]
+        shares = vote(on_labels_LHK, prompt.label_classes, classes)
+        return shares, look(prompt, rows_LHS) if look else None
 
     words, votes, views, looks = [], [], [], []
     for predictor in predictors:

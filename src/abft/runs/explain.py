@@ -34,10 +34,10 @@ class Explanation:
         demonstrations: (text, label) of each, in the order of the prompt, K.
         shares: of each demonstration's label in the attention on all of them, (K,); they sum to 1.
             They are those of the heads that pass the filter S > k / (k + ln n) of arXiv 2505.14233,
-            or of all heads where none does.
+            or of all heads where none does; with the attention as read-out those that are read.
         tokens: the text's tokens, as they are written in it, T.
         token_shares: of each token in all heads' attention on the text, (T,); they sum to 1.
-        heads: how many heads pass the filter.
+        heads: how many heads pass the filter, or are read.
     """
 
     text: str
@@ -67,15 +67,21 @@ class Explanation:
         }
 
 
-def look(prompt: EncodedPrompt, rows_LHS: "Tensor") -> Look:
-    """Return what an explanation needs of one prompt's attention rows, (L, H, n)."""
+def look(prompt: EncodedPrompt, rows_LHS: "Tensor", heads_LH: "Tensor | None" = None) -> Look:
+    """Return what an explanation needs of one prompt's attention rows, (L, H, n).
+
+    `heads_LH`: bool, in the place of the heads that pass the filter.
+    """
     on_text_S = rows_LHS[:, :, query_start(prompt) :].mean((0, 1)).cpu().numpy()
     k, n = len(prompt.label_positions), len(prompt.input_ids)
     if k == 0:
         return np.zeros(0), on_text_S, 0
 
     on_labels_LHK = rows_LHS[:, :, list(prompt.label_positions)]
-    passes_LH = on_labels_LHK.sum(-1) > k / (k + math.log(n))
+    if heads_LH is None:
+        passes_LH = on_labels_LHK.sum(-1) > k / (k + math.log(n))
+    else:
+        passes_LH = heads_LH.to(on_labels_LHK.device)
     heads = int(passes_LH.sum())
     if heads:
         on_labels_LHK = on_labels_LHK * passes_LH[:, :, None]

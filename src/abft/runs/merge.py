@@ -13,6 +13,7 @@ from abft.model.checkpoints import apply_weights
 from abft.runs.config import RunConfig
 from abft.runs.run_folder import (
     CARD,
+    HEADS,
     METRICS,
     TASK,
     check_new_folder,
@@ -67,8 +68,10 @@ def merge(
             tokenizer.save_pretrained(partial)
             if card is not None:
                 write_text(partial / CARD, card)
-            if (run / TASK).is_file():
-                shutil.copyfile(run / TASK, partial / TASK)  # for `abft predict`
+            # For `abft predict`.
+            for name in (TASK, HEADS):
+                if (run / name).is_file():
+                    shutil.copyfile(run / name, partial / name)
     except (OSError, SafetensorError) as error:
         raise AbftError(f"writing {output} failed: {error}") from None
     return output

@@ -1,16 +1,29 @@
 """Predict chunks of a table: rows without a text keep their place, long texts are cut."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from abft.data.datasets import check_empty, texts_of
 from abft.runs.predict_settings import PredictSettings
 from abft.runs.prediction_files import Prediction
 from abft.runs.predictor import Predictor
+from abft.runs.task_data import Shown
 
 if TYPE_CHECKING:
     import pandas
 
     from abft.runs.explain import Explanation
+
+
+def open_predictor(run: str | Path, settings: PredictSettings, shown: Shown | None) -> Predictor:
+    """Load a run as the settings say; `shown`: what `load_shown` returned."""
+    return Predictor.from_run(
+        run,
+        device=settings.device,
+        trust_remote_code=settings.trust_remote_code,
+        shown=shown,
+        readout=settings.readout,
+    )
 
 
 class FramePredictor:

@@ -33,12 +33,11 @@ class _Worker:
     ) -> None:
         import torch
 
-        from abft.runs.predict_frames import FramePredictor
-        from abft.runs.predictor import Predictor
+        from abft.runs.predict_frames import FramePredictor, open_predictor
+        from abft.runs.task_data import load_shown
 
         torch.set_num_threads(settings.cpus_per_worker)
-        trust = settings.trust_remote_code
-        predictor = Predictor.from_run(run, device=settings.device, trust_remote_code=trust)
+        predictor = open_predictor(run, settings, load_shown(settings, run))
         self.frames = FramePredictor(predictor, column, "the data", settings)
         self.parts = Parts(Path(output), job, chunk_rows)
         self.column, self.labels = column, predictor.task.labels

@@ -3,15 +3,19 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from abft.data.datasets import MOST_SHOWN
 from abft.errors import AbftError
-from abft.method.settings import DATA
-from abft.runs.config import OUTPUT, Device, ModelSettings
-from abft.settings import check_settings, setting, with_default
+from abft.method.settings import DATA, PromptSettings, Readout
+from abft.runs.config import OUTPUT, DataSettings, Device, ModelSettings
+from abft.settings import changed, check_settings, default_of, setting, with_default
+
+_OF_DEMONSTRATIONS = ("label_column", "template", "label_words", "k")
+ANSWERS = ("demonstrations", *_OF_DEMONSTRATIONS, "readout")  # the settings that decide labels
 
 
 @dataclass
 class PredictSettings:
-    """What decides neither labels nor texts, but how they are read and computed.
+    """How texts are read and computed, and what is shown before them.
 
     Raises:
         AbftError: values out of bounds, or settings that contradict each other.
@@ -19,6 +23,29 @@ class PredictSettings:
 
     text_column: str | None = setting(
         None, "Column of the texts.", panel=DATA, follows="as in training"
+    )
+    demonstrations: str | None = setting(
+        None,
+        "File of labelled texts, of any task, to show before every text.",
+        panel=DATA,
+        follows="those of the run's own task",
+        path=True,
+    )
+    label_column: str = with_default(PromptSettings, "label_column", "label")
+    template: str = with_default(PromptSettings, "template", default_of(PromptSettings, "template"))
+    label_words: dict[str, str] = with_default(DataSettings, "label_words", {})
+    k: int | None = setting(
+        None,
+        "How many of them are shown, the classes in turn.",
+        panel=DATA,
+        follows=f"all, at most {MOST_SHOWN}",
+        at_least=1,
+    )
+    readout: Readout = setting(
+        "label_words",
+        "What labels are read from: label_words: their probability; attention: which "
+        "demonstrations' labels the heads look at that training chose, or all heads.",
+        panel=OUTPUT,
     )
     strict: bool = setting(
         False,
@@ -43,5 +70,11 @@ class PredictSettings:
 
     def __post_init__(self) -> None:
         check_settings(self)
+        without = changed(self, _OF_DEMONSTRATIONS)
+        if without and self.demonstrations is None:
+            raise AbftError(
+                f"{', '.join(without)} given without demonstrations; these describe your own "
+                "(--demonstrations FILE)"
+            )
         if self.ray_address is not None and self.engine != "ray":
             raise AbftError("ray_address goes with engine = 'ray' (--engine ray)")

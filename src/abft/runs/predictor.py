@@ -2,26 +2,36 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from abft.data.encoding import encode, label_tokens
+from abft.data.encoding import EncodedPrompt, encode, label_tokens
 from abft.data.lengths import cut_texts, text_room
 from abft.data.prompts import write_prompt
 from abft.data.tasks import Example, PromptStyle, Task
 from abft.errors import AbftError
+from abft.method.settings import Readout
 from abft.model.checkpoints import apply_weights
 from abft.model.loading import context_length, load_model
 from abft.runs.config import Device
 from abft.runs.explain import Explanation, explain, look
-from abft.runs.run_folder import check_predictable, is_merged, read_config, read_task
+from abft.runs.run_folder import (
+    check_predictable,
+    is_merged,
+    read_config,
+    read_heads,
+    read_task,
+)
 from abft.runs.session import load_run_model
 from abft.scoring.observer import Look, Observer
 from abft.scoring.scorer import LabelScorer
+from abft.scoring.votes import head_mask, vote
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -34,6 +44,12 @@ class Predictor:
         demonstrations: put before every text.
         prompt_style: how prompts end and labels are scored.
         max_text_tokens: longer texts are cut; default: to what fits into the model's context.
+        readout: "attention": a label's probability is its share of the attention on the
+            demonstrations' labels.
+        heads: (layer, head) pairs whose attention that is; default: all.
+
+    Raises:
+        AbftError: no room for a text, or heads that the model does not have.
     """
 
     def __init__(
@@ -44,11 +60,17 @@ class Predictor:
         demonstrations: Sequence[Example],
         prompt_style: PromptStyle = "consistent",
         max_text_tokens: int | None = None,
+        readout: Readout = "label_words",
+        heads: Sequence[tuple[int, int]] | None = None,
     ) -> None:
         self.model, self.tokenizer, self.task = model, tokenizer, task
         self.demonstrations, self.prompt_style = list(demonstrations), prompt_style
         self.label_tokens = label_tokens(tokenizer, task, prompt_style)
         self.score = LabelScorer(model, self.label_tokens)
+        self.readout = readout
+        self.heads_LH = head_mask(model, heads)
+        if readout == "attention" and not self.demonstrations:
+            raise AbftError("readout = 'attention' needs demonstrations, whose labels are read")
 
         limit = context_length(model)
         room = text_room(
@@ -64,30 +86,61 @@ class Predictor:
 
     @classmethod
     def from_run(
-        cls, run: str | Path, *, device: Device = "auto", trust_remote_code: bool = False
+        cls,
+        run: str | Path,
+        *,
+        device: Device = "auto",
+        trust_remote_code: bool = False,
+        shown: tuple[Task, Sequence[Example]] | None = None,
+        readout: Readout = "label_words",
     ) -> "Predictor":
         """Load base model, weights, task and demonstrations of a finished run folder.
 
         The folder may also be one that `abft merge` wrote. Remote code runs only with
         `trust_remote_code`, whatever the run's own settings are.
 
+        Args:
+            shown: another task and its demonstrations in the place of the run's, such as those of
+                `load_demonstrations`: a reader (docs/reader.md) needs no training for it.
+            readout: "attention" reads the heads that the run's training chose, or all heads.
+
         Raises:
             AbftError: neither of the two.
         """
         check_predictable(run)
         task, demonstrations, prompt_style = read_task(run)
+        if shown is not None:
+            task, demonstrations = shown[0], list(shown[1])
+        heads = read_heads(run)
         if is_merged(run):
             model, tokenizer = load_model(
                 str(run), device=device, trust_remote_code=trust_remote_code
             )
-            return cls(model, tokenizer, task, demonstrations, prompt_style)
+            return cls(
+                model,
+                tokenizer,
+                task,
+                demonstrations,
+                prompt_style,
+                readout=readout,
+                heads=heads,
+            )
 
         # The run folder may be someone else's: its own consent to remote code is not the user's.
         config = read_config(run, trust_remote_code=trust_remote_code)
         config = replace(config, device=device)
         model, tokenizer = load_run_model(config)
         model = apply_weights(model, run)
-        return cls(model, tokenizer, task, demonstrations, prompt_style, config.max_text_tokens)
+        return cls(
+            model,
+            tokenizer,
+            task,
+            demonstrations,
+            prompt_style,
+            config.max_text_tokens,
+            readout,
+            heads,
+        )
 
     def fit(self, texts: Sequence[str]) -> list[str]:
         """Return texts cut to what fits behind the demonstrations; `observe` does it too."""
@@ -129,12 +182,28 @@ class Predictor:
         # All prompts share the tokens through the last demonstration's label.
         positions = encoded[0].label_positions if encoded else ()
         shared = max(positions, default=-1) + 1
-        observer = Observer(encoded, layers, look)
-        return self.score.observe(observer, shared, batch_size, progress), observer
+        if self.readout == "label_words":
+            observer = Observer(encoded, layers, look)
+            return self.score.observe(observer, shared, batch_size, progress), observer
+
+        classes = len(self.task.labels)
+
+        def both(prompt: EncodedPrompt, rows_LHS: "Tensor") -> tuple[np.ndarray, Any]:
+            on_labels_LHK = rows_LHS[:, :, list(prompt.label_positions)]
+            votes_C = vote(on_labels_LHK, prompt.label_classes, classes, self.heads_LH)
+            return votes_C, look(prompt, rows_LHS) if look else None
+
+        observer = Observer(encoded, layers, both)
+        self.score.observe(observer, shared, batch_size, progress)
+        votes = [votes_C for votes_C, _ in observer.looks]
+        observer.looks = [seen for _, seen in observer.looks]
+        return np.array(votes).reshape(-1, classes), observer
 
     def explain(self, texts: Sequence[str], batch_size: int = 16) -> list[Explanation]:
         """Return for each text its label and where the heads looked; one forward pass."""
-        probabilities, observer = self.observe(texts, look=look, batch_size=batch_size)
+        read_LH = self.heads_LH if self.readout == "attention" else None
+        looking = partial(look, heads_LH=read_LH)
+        probabilities, observer = self.observe(texts, look=looking, batch_size=batch_size)
         return explain(self, texts, probabilities, observer.looks)
 
     def predict(

@@ -1,7 +1,8 @@
 """The run folder: names and formats of its files.
 
 config.yaml (re-runnable), task.json (task and demonstrations for prediction), log.jsonl (a line a
-step), metrics.json (written last: a folder that has it is a finished run), the weights, a card.
+step), heads.json (where the objective chose few), metrics.json (written last: a folder that has it
+is a finished run), the weights, a card.
 """
 
 import json
@@ -28,6 +29,7 @@ from abft.settings import read_yaml
 
 CONFIG, TASK, LOG, METRICS = "config.yaml", "task.json", "log.jsonl", "metrics.json"
 BEFORE = "vanilla.json"  # the untouched model's metrics, until the run is finished
+HEADS = "heads.json"  # of the objectives that choose few
 CARD = "README.md"
 PREVIOUS = ".replaced"  # holds the run that --overwrite replaces, until the new one is finished
 VERSION = 2  # of metrics.json
@@ -122,6 +124,17 @@ def read_metrics(run: str | Path) -> dict[str, Any]:
         **record,
         **{name: _renamed(result) for name, result in results.items() if result is not None},
     }
+
+
+def read_heads(folder: str | Path) -> list[tuple[int, int]] | None:
+    """Read the (layer, head) pairs that training chose; None where it chose none."""
+    path = Path(folder) / HEADS
+    if not path.is_file():
+        return None
+    try:
+        return [(int(layer), int(head)) for layer, head in _read_record(path)["heads"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise AbftError(f"{path} is damaged ({type(error).__name__}: {error})") from None
 
 
 def read_before(run: str | Path) -> dict[str, float] | None:
@@ -311,7 +324,7 @@ def _remove_run(output: Path) -> None:
 
 def _run_files(output: Path) -> list[Path]:
     """Return what a run wrote into its folder, with what a killed process was writing."""
-    names = (CONFIG, TASK, LOG, METRICS, BEFORE, CARD, *_TOKENIZER_FILES, *_WEIGHT_FILES)
+    names = (CONFIG, TASK, LOG, HEADS, METRICS, BEFORE, CARD, *_TOKENIZER_FILES, *_WEIGHT_FILES)
     files = [output / name for name in names if (output / name).is_file()]
     return [*output.glob("checkpoint-*"), *output.glob("*.partial"), *files]
 

@@ -14,13 +14,15 @@ from abft.data.encoding import EncodedPrompt, LabelTokens, encode, label_tokens
 from abft.data.lengths import fit_texts, longest_that_fits
 from abft.data.prompts import Prompt, evaluation_prompts
 from abft.data.splits import TaskData
+from abft.method.settings import Readout
 from abft.model.checkpoints import apply_weights
 from abft.model.loading import context_length, four_bit, load_model
-from abft.model.qk_weights import qk_modules
 from abft.runs.config import ResolvedConfig, RunConfig, resolve
+from abft.runs.run_folder import read_heads
 from abft.runs.task_data import load_run_data
 from abft.scoring import metrics
 from abft.scoring.evaluate import HeadReport, check_finite, evaluate
+from abft.scoring.votes import head_mask, softmax_layers
 
 
 @dataclass
@@ -32,6 +34,7 @@ class Session:
         label_tokens: the token, or tokens, of every class.
         written: the test prompts as text.
         prompts: the same as tokens.
+        heads_LH: bool: the heads that the run's training chose; None = all.
     """
 
     config: ResolvedConfig
@@ -41,11 +44,12 @@ class Session:
     label_tokens: LabelTokens
     written: Sequence[Prompt]
     prompts: Sequence[EncodedPrompt]
+    heads_LH: Tensor | None = None
 
     @property
     def layers(self) -> list[int]:
         """The number in the model of every layer with softmax attention."""
-        return sorted({qk.layer for qk in qk_modules(self.model)})
+        return softmax_layers(self.model)
 
     def encode(self, written: Sequence[Prompt]) -> list[EncodedPrompt]:
         """Tokenize prompts for this model; AbftError for one that is too long for it."""
@@ -57,6 +61,7 @@ class Session:
         prompts: Sequence[EncodedPrompt],
         bar: tqdm,
         head_gates: dict[int, Tensor] | None = None,
+        readout: Readout = "label_words",
     ) -> tuple[np.ndarray, HeadReport]:
         """Return label probabilities (N, C) and head statistics of encoded prompts."""
         return evaluate(
@@ -66,6 +71,8 @@ class Session:
             batch_size=self.config.eval_batch_size,
             fixed_threshold=self.config.threshold,
             head_gates=head_gates,
+            readout=readout,
+            heads_LH=self.heads_LH,
             progress=bar.update,
         )
 
@@ -74,10 +81,12 @@ class Session:
         """How many texts the test prompts ask: prompts of one text are no new evidence."""
         return min(len(self.prompts), len(self.data.test))
 
-    def measure(self, title: str) -> tuple[dict[str, float], HeadReport]:
+    def measure(
+        self, title: str, readout: Readout = "label_words"
+    ) -> tuple[dict[str, float], HeadReport]:
         """Return metrics and head statistics on the test prompts, with a progress bar."""
         with progress_bar(title, len(self.prompts)) as bar:
-            probabilities, heads = self.evaluate(self.prompts, bar)
+            probabilities, heads = self.evaluate(self.prompts, bar, readout=readout)
         summary = summarize(probabilities, self.prompts, heads)
 
         # Accuracy hides a rare class.
@@ -132,6 +141,7 @@ def open_session(
     session.prompts = session.encode(written)
     if run is not None:
         session.model = apply_weights(model, run)
+        session.heads_LH = head_mask(session.model, read_heads(run))
     return session
 
 

@@ -4,15 +4,21 @@ Loading needs no model: the command line does it before it imports anything heav
 """
 
 from collections import Counter
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
 from abft.data.builtin import load_task
-from abft.data.datasets import load_data
+from abft.data.datasets import load_data, load_demonstrations
 from abft.data.splits import TaskData
+from abft.data.tasks import Example, Task
 from abft.runs.config import DEFAULT_TASK, RunConfig
+from abft.runs.predict_settings import PredictSettings
+from abft.runs.run_folder import text_column_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+Shown: TypeAlias = tuple[Task, list[Example]]  # a task, and its demonstrations
 
 _QUANTILES = (0.5, 0.95, 1.0)
 _MOST_CLASSES = 12  # named in a summary
@@ -40,6 +46,25 @@ def load_run_data(config: RunConfig, queries: int = 1) -> TaskData:
     data = data.with_words(config.label_words)
     data.check(config.k, queries)
     return data
+
+
+def load_shown(settings: PredictSettings, run: str | Path) -> Shown | None:
+    """Load the demonstrations that the settings name; None where the run's own are shown.
+
+    Raises:
+        AbftError: as `load_demonstrations`.
+    """
+    if settings.demonstrations is None:
+        return None
+    task, examples = load_demonstrations(
+        settings.demonstrations,
+        settings.text_column or text_column_of(run),
+        settings.label_column,
+        settings.template,
+        settings.k,
+        settings.strict,
+    )
+    return task.with_words(settings.label_words), examples
 
 
 def summary(data: TaskData, tokenizer: "PreTrainedTokenizerBase") -> list[tuple[str, str]]:

@@ -16,6 +16,7 @@ from accelerate import PartialState
 from transformers import PreTrainedModel, PrinterCallback
 
 from abft import __version__
+from abft.data.draws import classes_in_turn
 from abft.data.encoding import EncodedPrompt
 from abft.data.mixture import training_groups
 from abft.data.mixture_settings import mixed_words, shot_range, task_list
@@ -34,6 +35,7 @@ from abft.runs.config import ResolvedConfig, RunConfig, check_effect, resolve
 from abft.runs.run_folder import (
     BEFORE,
     CARD,
+    HEADS,
     LOG,
     METRICS,
     TASK,
@@ -178,6 +180,9 @@ def _train_and_measure(
     session.model = trainer.model
     if not process.is_main_process:
         return {}, session.model
+    if (chosen_LH := getattr(trainer.objective, "chosen_LH", None)) is not None:
+        heads = [[session.layers[layer], head] for layer, head in chosen_LH.nonzero().tolist()]
+        write_json(output / HEADS, {"heads": heads})
 
     metrics = _record(session, trainer, seconds, peak)
     if measured:
@@ -286,11 +291,7 @@ def _lora(config: RunConfig) -> "LoraConfig | None":
 
 def prediction_demonstrations(data: TaskData, k: int) -> list[Example]:
     """Choose k demonstrations for new texts: the classes in turn, examples in the pool's order."""
-    classes = range(len(data.task.labels))
-    by_class = [[e for e in data.demonstrations if e.label == label] for label in classes]
-    longest = max(map(len, by_class))
-    turns = [examples[i] for i in range(longest) for examples in by_class if i < len(examples)]
-    return turns[:k]
+    return classes_in_turn(data.demonstrations)[:k]
 
 
 class _Phases:

@@ -17,6 +17,7 @@ from abft.data.batches import Batch, at_positions, collate
 from abft.data.encoding import EncodedPrompt, LabelTokens
 from abft.errors import AbftError
 from abft.method.head_statistics import head_statistics
+from abft.method.settings import Readout
 from abft.model.attention import (
     IMPLEMENTATION,
     causal_lm,
@@ -26,6 +27,7 @@ from abft.model.attention import (
 )
 from abft.model.capabilities import capabilities, check_lengths, rotation_limit
 from abft.scoring.label_tree import LabelTree
+from abft.scoring.votes import vote
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,8 @@ def evaluate(
     batch_size: int = 16,
     fixed_threshold: float | None = None,
     head_gates: dict[int, Tensor] | None = None,
+    readout: Readout = "label_words",
+    heads_LH: Tensor | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> tuple[np.ndarray, HeadReport]:
     """Return label probabilities (N, C) float64 and head statistics, from one forward pass.
@@ -113,6 +117,9 @@ def evaluate(
         fixed_threshold: replaces T = k / (k + ln n) for all prompts.
         head_gates: factors (H,) for the outputs of a layer's heads, 0 = off, by the layer's number
             in the model (not with eager attention).
+        readout: "attention": the share of each class in the attention on labels takes the place of
+            the probability of its label word.
+        heads_LH: the heads whose attention that is, bool; None = all.
         progress: called with the number of prompts done by each batch.
 
     Raises:
@@ -158,13 +165,19 @@ def evaluate(
                 hidden_PD = at_positions(hidden, batch.query_positions)
             else:
                 hidden_PD = last_hidden(inner, extended, batch_size, limit)
-            probabilities[indices] = tree.probabilities(whole, hidden_PD)
+            if readout == "label_words":
+                probabilities[indices] = tree.probabilities(whole, hidden_PD)
 
             # Head statistics are those of the prompts alone, the first of their nodes each.
             plain = Batch.of(bucket, 1, device) if packed else batch
             plain_rows = tuple(rows_PHS[::nodes] for rows_PHS in rows) if packed else rows
             heads = head_statistics(plain_rows, plain, fixed_threshold)
             statistics = (heads.induction, heads.correct, heads.incorrect)
+            if readout == "attention":
+                for p, i in enumerate(indices):
+                    shown = prompts[i].label_classes
+                    on_labels_LHK = heads.labels[:, p, :, : len(shown)]
+                    probabilities[i] = vote(on_labels_LHK, shown, len(label_tokens), heads_LH)
 
             # Sums in float64, divided at the end: batches differ in size.
             sums = [values_LPH.cpu().double().sum(1) for values_LPH in statistics]

@@ -45,6 +45,8 @@ class AnchoredObjective:
 
         capabilities(causal_lm(model)).check_lm_head()  # type: ignore[arg-type]
         self.loss, self.weight, self.model = loss, weight, model
+        # Heads are chosen on the untouched model, which is before this.
+        self.chosen_LH = getattr(loss, "chosen_LH", None)
         self.untouched = {
             name: parameter.detach().clone()
             for name, parameter in model.named_parameters()

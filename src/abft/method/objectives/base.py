@@ -72,6 +72,7 @@ class RowObjective:
 
     implementation: "Implementation" = "abft_rows"
     layers: tuple[int, ...] | None = None  # whose rows the loss needs, ascending; None = all
+    chosen_LH: "Tensor | None" = None  # bool: the heads that `prepare` chose; None = all
 
     @classmethod
     def from_settings(

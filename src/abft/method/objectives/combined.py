@@ -35,6 +35,7 @@ class CombinedObjective(RowObjective):
         self, model: "PreTrainedModel", prompts: "Sequence[EncodedPrompt]", queries: int
     ) -> None:
         self.attention.prepare(model, prompts, queries)
+        self.chosen_LH = self.attention.chosen_LH
 
     def from_rows(
         self, rows: "tuple[Tensor, ...]", hidden_BSD: "Tensor", batch: "Batch"

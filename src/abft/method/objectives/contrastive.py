@@ -76,7 +76,6 @@ class ContrastiveObjective(RowObjective):
     ) -> None:
         self.heads, self.temperature = heads, temperature
         self.fixed_threshold, self.implementation = fixed_threshold, implementation
-        self.chosen_LH: Tensor | None = None
 
     @classmethod
     def from_settings(

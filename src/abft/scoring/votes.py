@@ -1,0 +1,66 @@
+"""Read the answer from attention: which class has the labels that few heads look at?"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from abft.errors import AbftError
+from abft.model.attention import causal_lm
+from abft.model.qk_weights import qk_modules
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def vote(
+    on_labels_LHK: Tensor,
+    label_classes: Sequence[int],
+    classes: int,
+    heads_LH: Tensor | None = None,
+) -> np.ndarray:
+    """Return the share of each class in the attention on labels, (C,) float64; they sum to 1.
+
+    Classes share equally where no label is looked at.
+
+    Args:
+        on_labels_LHK: attention of a prompt's query position on the label of each demonstration.
+        label_classes: class of each demonstration, K.
+        classes: C.
+        heads_LH: bool: the heads that count; None = all.
+    """
+    if heads_LH is not None:
+        on_labels_LHK = on_labels_LHK * heads_LH[:, :, None].to(on_labels_LHK.device)
+    on_labels_K = on_labels_LHK.sum((0, 1)).double().cpu()
+    votes_C = torch.full((classes,), float(np.finfo(float).tiny), dtype=torch.double)
+    votes_C.index_add_(0, torch.tensor(label_classes, dtype=torch.long), on_labels_K)
+    return (votes_C / votes_C.sum()).numpy()
+
+
+def softmax_layers(model: "nn.Module") -> list[int]:
+    """Return the number in the model of every layer with softmax attention, ascending."""
+    return sorted({qk.layer for qk in qk_modules(model)})
+
+
+def head_mask(model: "nn.Module", heads: Sequence[tuple[int, int]] | None) -> Tensor:
+    """Return which heads these are, (L, H) bool; L counts the layers with softmax attention.
+
+    Args:
+        heads: (layer, head) each; layers by their number in the model; None = all.
+
+    Raises:
+        AbftError: a head that the model does not have.
+    """
+    layers = softmax_layers(model)
+    count = causal_lm(model).config.get_text_config().num_attention_heads  # type: ignore[arg-type]
+    chosen_LH = torch.full((len(layers), count), heads is None)
+    for layer, head in heads or ():
+        if layer not in layers or not 0 <= head < count:
+            raise AbftError(
+                f"head {head} of layer {layer} is not in this model: it has {count} heads in each "
+                f"of the layers {layers[0]} to {layers[-1]} that have attention"
+            )
+        chosen_LH[layers.index(layer), head] = True
+    return chosen_LH
