@@ -463,6 +463,44 @@ def test_the_command_ranks_a_file(fitted, tmp_path):
     assert [line.split("\t")[2] for line in lines] == [" ".join(expected[0].document.split())]
 
 
+def test_the_command_finds_heads_and_keeps_them(bpe, tmp_path):
+    deep = tmp_path / "deep"  # more heads than are chosen
+    tiny_model("llama", num_hidden_layers=6).save_pretrained(deep)
+    bpe.save_pretrained(deep)
+    file, folder = tmp_path / "documents.txt", tmp_path / "ranker"
+    first, _, _ = data(24)
+    documents = [
+        f"number {i}: {text} and {i} more of those that we have seen {i}"
+        for i, text in enumerate(first)
+    ]
+    file.write_text("\n".join(documents))
+    command = ("rank", "--documents", file, "--device", "cpu", "--query", "a sad thing", "--json")
+    model = ("--model", deep)
+
+    done = invoke(*command, *model, "--find-heads", folder)
+    assert done.exit_code == 0, done.output
+    assert f"next time: --run {folder}" in done.stderr
+    by_heads = [json.loads(line)["score"] for line in done.stdout.splitlines()]
+    ranker = AttentionRanker(str(deep), device="cpu").find_heads(documents)
+    expected = [each.score for each in ranker.rank("a sad thing", documents, 10)]
+    assert by_heads == pytest.approx(expected, abs=1e-7)
+
+    again = invoke(*command, "--run", folder)
+    assert again.stdout == done.stdout
+    plain = invoke(*command, *model)
+    assert "--find-heads FOLDER chooses better ones" in plain.stderr
+    assert plain.stdout != done.stdout
+
+    assert "is not an empty folder" in refused(*command, *model, "--find-heads", folder)
+    assert "heads already" in refused(*command, "--run", folder, "--find-heads", tmp_path / "new")
+    assert "names its model itself" in refused(*command, *model, "--run", folder)
+    file.write_text("too short\n")
+    assert "0 documents have 10 words" in refused(
+        *command, *model, "--find-heads", tmp_path / "new"
+    )
+    assert not (tmp_path / "new").exists()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

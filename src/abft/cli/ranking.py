@@ -14,6 +14,8 @@ from abft.errors import AbftError
 from abft.method.settings import DATA
 from abft.runs.config import MODEL
 from abft.runs.rank_settings import RankSettings
+from abft.runs.run_folder import check_new_folder
+from abft.settings import changed
 
 
 @with_settings(RankSettings)
@@ -38,6 +40,15 @@ def rank(
             rich_help_panel=MODEL,
         ),
     ] = None,
+    find_heads: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="First find heads on these documents, without labels, and keep them in a new "
+            "folder for --run. Takes minutes; nothing is trained.",
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Rank documents by how much a query's tokens look at them, best first.
@@ -50,9 +61,17 @@ def rank(
     --text-column review`
 
     `abft rank --run my-ranker --query "how do I get my money back?" --documents help.txt --top 3`
+
+    `abft rank --find-heads my-ranker --query "late delivery" --documents reviews.txt` (better)
     """
     if not all(each.strip() for each in query):
         raise AbftError("--query: expected a text that is not empty")
+    if run is not None and find_heads is not None:
+        raise AbftError("--run has heads already; give it or --find-heads")
+    if run is not None and changed(settings, ["model"]):
+        raise AbftError("--run names its model itself; leave --model out")
+    if find_heads is not None:
+        check_new_folder(find_heads)
     if run is not None and not (run / "ranker.json").is_file():
         raise AbftError(f"{run} is no saved ranker: it has no ranker.json")
     table = open_table(documents, tuple(READERS))
@@ -75,14 +94,25 @@ def rank(
     said = settings.instruction
     try:
         if run is None:
-            ranker = AttentionRanker(instruction=said or "", device=settings.device)
+            ranker = AttentionRanker(settings.model, instruction=said or "", device=settings.device)
         else:
             ranker = AttentionRanker.load(run, settings.device, said)
     except ValueError as error:
         raise AbftError(str(error)) from None
-    if run is None:
-        print("no --run: all heads of the untrained model are read", file=sys.stderr)
     texts = [text for _, text in kept]
+    if find_heads is not None:
+        print("finding heads ...", file=sys.stderr)
+        try:
+            ranker.find_heads(texts).save(find_heads)
+        except ValueError as error:
+            raise AbftError(f"--find-heads: {error}") from None
+        print(f"wrote {find_heads}; next time: --run {find_heads}", file=sys.stderr)
+    elif run is None:
+        print(
+            "no --run: all heads of the untrained model are read; --find-heads FOLDER chooses "
+            "better ones",
+            file=sys.stderr,
+        )
     for each in query:
         for found in ranker.rank(each, texts, settings.top):
             row = kept[found.index][0]

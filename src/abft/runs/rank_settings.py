@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from abft.method.settings import DATA
 from abft.runs.config import OUTPUT, Device, ModelSettings
-from abft.settings import check_settings, setting, with_default
+from abft.settings import check_settings, default_of, setting, with_default
 
 
 @dataclass
@@ -15,6 +15,7 @@ class RankSettings:
         AbftError: values out of bounds.
     """
 
+    model: str = with_default(ModelSettings, "model", default_of(ModelSettings, "model"))
     text_column: str = setting("text", "Column of the documents.", panel=DATA)
     instruction: str | None = setting(
         None,
