@@ -2,6 +2,7 @@
 
     python benchmarks/rank.py train contrastive --data relations --output results/rank/FILE.json
     python benchmarks/rank.py evaluate WEIGHTS RESULT.json --output FILE.json
+    python benchmarks/rank.py heads --output results/rank/heads.json
     python benchmarks/rank.py speed --output results/rank/speed.json
 
 benchmarks/rank_tables.py shows the results. Data, with 20 candidates (`--candidates`):
@@ -35,8 +36,10 @@ import numpy as np
 
 from abft import load_model, load_task
 from abft.data.splits import text_key
+from abft.method.objectives import ContrastiveObjective
 from abft.ranker.peers import peers as ranker_peers
 from abft.ranker.prompts import RankingPrompts
+from abft.ranker.queries import by_candidates, queries_without_labels
 from abft.ranker.queries import halves as split
 from measured_training import recorded, train_measured
 from record import write
@@ -274,7 +277,7 @@ def share(text):
 
 def train(options):
     """One arm: measure, and train."""
-    from abft.method.objectives import ContrastiveObjective, E2EObjective, VoteObjective
+    from abft.method.objectives import E2EObjective, VoteObjective
 
     model, tokenizer = load_model("SmolLM2-135M-Instruct")
     writer = RankingPrompts(tokenizer, options.looking, 64, 96)
@@ -310,6 +313,42 @@ def train(options):
         write(options.output, record)
 
     train_measured(model, tokenizer, prompts, options, lambda trainer: measure, objective)
+
+
+def heads(options):
+    """Nothing is trained: heads that are found on one kind of documents read another kind."""
+    model, tokenizer = load_model("SmolLM2-135M-Instruct")
+    writer = RankingPrompts(tokenizer, "query", 64, 96)
+    answers = [tokenizer(f" ({letter}")["input_ids"][-1] for letter in LETTERS]
+    options.groups, options.steps = 1, options.tests
+    known, tests = {}, {}
+    for options.data in ("docstrings", "halves"):
+        labelled, tested = data(options)
+        known[f"{options.data}, labelled"] = labelled
+        (tests[options.data],) = tested.values()
+
+    # Without labels: on the documents that are ranked, as `AttentionRanker.find_heads` does it.
+    for name, groups in tests.items():
+        shared = by_candidates(
+            queries_without_labels(corpus_of(groups), options.candidates, options.seed)
+        )
+        known[f"{name}, without labels"] = [
+            (documents, [(query.text, query.relevant) for query in asked[: options.queries]], "")
+            for documents, asked in list(shared.items())[: options.tests]
+        ]
+
+    record = {"settings": recorded(options), "heads": {}, "cells": {}}
+    for found_on, groups in known.items():
+        finder = ContrastiveObjective(str(options.heads))
+        finder.prepare(model, prompts_of(writer, groups, answers), options.queries)
+        heads_LH = finder.chosen_LH.numpy()
+        record["heads"][found_on] = np.argwhere(heads_LH).tolist()
+        for name, each in tests.items():
+            found = read(model, writer, each, heads_LH, answers, True)
+            record["cells"][f"{name}/{found_on}"] = found["heads"]
+            record["cells"][f"{name}/all heads"] = found["all"]
+            print(f"{found_on} -> {name}: {share(found['heads'])} (all {share(found['all'])})")
+            write(options.output, record)
 
 
 def speed(options):
@@ -428,6 +467,14 @@ def main():
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--bf16", action="store_true", help="mixed precision")
     command.add_argument("--save", type=Path, help="folder for the trained weights")
+    command = commands.add_parser("heads")
+    command.set_defaults(run=heads)
+    command.add_argument("--candidates", type=int, default=20)
+    command.add_argument("--queries", type=int, default=8, help="of a group")
+    command.add_argument("--tests", type=int, default=16, help="groups of each test")
+    command.add_argument("--heads", type=int, default=16)
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--output", type=Path, required=True)
     command = commands.add_parser("speed")
     command.set_defaults(run=speed)
     command.add_argument("--rounds", type=int, default=3)
