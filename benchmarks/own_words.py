@@ -21,8 +21,10 @@ import numpy as np
 from abft.data.builtin import PAPER_TASKS
 from measured_training import recorded, train_measured, trained_heads
 from reader import READOUTS, MiniLM, accuracy, arm, hits, measured, objective_of
+from reader_tables import shown, with_interval
 from record import write
 
+STEPS = (32, 64)
 RESULTS = Path(__file__).parent.parent / "results" / "own_words"
 
 
@@ -79,37 +81,46 @@ def train(options):
 
 
 def tables(options):
-    """Accuracy over steps of every run that is kept, and each arm minus cross-entropy.
+    """Accuracy of the label words over seeds, and vote + cross-entropy minus cross-entropy.
 
-    Intervals are bootstrapped over sets of test demonstrations with their queries.
+    Intervals (95%) are bootstrapped over seeds, which draw texts, words and queries, and over sets
+    of test demonstrations with their queries.
     """
-    generator = np.random.default_rng(0)
-    records = {
-        path: json.loads(path.read_text(encoding="utf-8")) for path in RESULTS.glob("*.json")
-    }
-    for path, record in sorted(records.items()):
-        print(path.name, "steps:", *(point["step"] for point in record["points"]))
-        last = record["points"][-1] | {"minilm": record["minilm"]}
-        print(f"  {'MiniLM':12}", f"{100 * accuracy(last, 'minilm'):5.1f}")
-        for readout in READOUTS:
-            if readout in record["points"][0]:
-                shares = [100 * accuracy(point, readout) for point in record["points"]]
-                print(f"  {readout:12}", *(f"{share:5.1f}" for share in shares))
-
+    runs = {}
+    for path in RESULTS.glob("*.json"):
+        record = json.loads(path.read_text(encoding="utf-8"))
         settings = record["settings"]
-        other = records.get(path.with_name(path.name.replace(f"_{settings['arm']}_", "_ce_")))
-        if settings["arm"] == "ce" or other is None:
-            continue
-        for ours, theirs in zip(record["points"], other["points"], strict=True):
-            assert ours["step"] == theirs["step"]
-            gains = hits(ours, "label_words") - hits(theirs, "label_words")
-            gains = gains.reshape(settings["sets"], -1).mean(1)
-            drawn = gains[generator.integers(0, len(gains), (4000, len(gains)))].mean(1)
-            low, high = 100 * np.percentile(drawn, [2.5, 97.5])
-            print(
-                f"  step {ours['step']}, label words, minus cross-entropy: "
-                f"{100 * gains.mean():+.1f} [{low:.1f}, {high:.1f}]"
-            )
+        key = (settings["task"], settings["texts"], settings["arm"])
+        runs.setdefault(key, {})[settings["seed"]] = record
+
+    def answers(record, step, readout="label_words"):
+        (point,) = (point for point in record["points"] if point["step"] == step)
+        return hits(point, readout).reshape(record["settings"]["sets"], -1)
+
+    titles = [f"{arm}, step {step}" for step in STEPS for arm in ("ce", "vote+ce")]
+    print("| | seeds | untrained |", " | ".join(titles), "| MiniLM + LR |")
+    print("|---" * (len(titles) + 4) + "|")
+    for task, texts in sorted({key[:2] for key in runs}):
+        plain, voted = (runs[task, texts, name] for name in ("ce", "vote+ce"))
+        seeds = sorted(plain.keys() & voted.keys())
+
+        def mean(values):
+            return f"{100 * np.mean(list(values)):.1f}"
+
+        row = [f"{task}, {texts} texts", str(len(seeds))]
+        row.append(mean(answers(plain[seed], 0) for seed in seeds))
+        for step in STEPS:
+            row += [mean(answers(arm[seed], step) for seed in seeds) for arm in (plain, voted)]
+        row.append(mean(accuracy(plain[s]["points"][0] | plain[s], "minilm") for s in seeds))
+        print("|", " | ".join(row), "|")
+
+        for step in STEPS:
+            gains = [answers(voted[s], step) - answers(plain[s], step) for s in seeds]
+            print(f"  step {step}: {shown(with_interval([[np.array(gains)]]))}")
+        votes = [
+            mean(answers(arm[s], STEPS[-1], "attention") for s in seeds) for arm in (plain, voted)
+        ]
+        print(f"  read from the vote of all heads, step {STEPS[-1]}: {' and '.join(votes)}")
 
 
 def main():

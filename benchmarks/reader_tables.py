@@ -79,9 +79,10 @@ def with_interval(by_family):
             seeds = len(family[0])
             chosen = generator.integers(0, seeds, seeds)
             for task in family:
-                sets = generator.integers(0, SETS, SETS)
+                count = task.shape[1]
+                sets = generator.integers(0, count, count)
                 by_seed = change(task[chosen], task, seeds)
-                values.append(task.mean() + by_seed + change(task[:, sets], task, SETS))
+                values.append(task.mean() + by_seed + change(task[:, sets], task, count))
         drawn.append(np.mean(values))
     low, high = np.percentile(drawn, [2.5, 97.5])
     return tuple(100 * x for x in (mean, low, high))
