@@ -2,16 +2,21 @@
 
     python benchmarks/reader.py train nce16 --held-out questions --output results/reader/FILE.json
     python benchmarks/reader.py evaluate WEIGHTS RESULT.json --factor 0.5 --output FILE.json
+    python benchmarks/reader.py calibrated --held-out questions --output FILE.json
     python benchmarks/reader.py channel --output results/reader/channel.json
     python benchmarks/reader.py peers --output results/reader/peers.json
+    python benchmarks/reader.py probe --output results/reader/probe.json
 
 `train` measures while it trains: for every held-out task and kind of label words the predictions of
 the label words, of all heads' attention and, with a contrastive arm, of the trained heads'.
 `evaluate` measures kept weights in more cells; reader_tables.py expects them in
 {family}_cells_factor{factor}_seed{seed}.json and {family}_cells_untouched.json. `channel` measures
-MetaICL's noisy channel. `peers` fits MiniLM with a logistic regression, and its nearest neighbour,
-on the same k texts that the prompts show. AGNews is the task on which choices are made: no family
-is held out for it and no mixture trains on it.
+MetaICL's noisy channel. `calibrated` divides by what the model says of texts without content,
+untouched or (--weights) trained; reader_tables.py expects {family}_calibrated_untouched.json and
+{family}_calibrated_seed{seed}.json. `peers` fits MiniLM with a logistic regression, and its nearest
+neighbour, on the same k texts that the prompts show, and `probe` an `ABFTClassifier` of the
+untouched model: with so few texts a linear probe of its hidden states. AGNews is the task on which
+choices are made: no family is held out for it and no mixture trains on it.
 
 Arms: ce (cross-entropy of the label word, as symbol tuning, arXiv 2305.08298), vote, eq1, nce16
 (InfoNCE of 16 heads), ncelayer; "+ce" adds cross-entropy with weight 1. `--kl 3` adds the
@@ -249,6 +254,39 @@ def evaluate(options):
     write(options.output, {"settings": settings, "cells": found})
 
 
+def calibrated(options):
+    """Contextual calibration (arXiv 2102.09690): divide by the answers to texts without content.
+
+    These follow the same demonstrations, so that it needs no other texts.
+    """
+    from abft import Example, apply_weights, load_model, load_task
+    from abft.bench.calibration import CONTENT_FREE, prior
+    from abft.bench.calibration import calibrated as divided
+    from abft.data.mixture import asking_group, evaluation_groups
+    from abft.scoring.groups import read_groups
+
+    model, tokenizer = load_model("SmolLM2-135M-Instruct")
+    if options.weights:
+        model = apply_weights(model, options.weights)
+    empty = [Example(text, 0) for text in CONTENT_FREE]
+    found = {}
+    for task, kind in cells(options.held_out, ("own", "arbitrary", "permuted")):
+        said = {"targets": "", "label_words": "", "calibrated": ""}
+        for group in evaluation_groups(
+            load_task(task), tokenizer, options.k, options.sets, options.test_queries, words=kind
+        ):
+            without = asking_group(group.task, tokenizer, group.demonstrations, empty)
+            asked, answers = (each.label_words for each in read_groups(model, [group, without]))
+            said["targets"] += digits(prompt.target for prompt in group.prompts)
+            said["label_words"] += digits(asked.argmax(1))
+            said["calibrated"] += digits(divided(asked, prior(answers)).argmax(1))
+        found[f"{task}/{kind}"] = said
+        shares = [round(100 * accuracy(said, name), 1) for name in ("label_words", "calibrated")]
+        print(task, kind, *shares, flush=True)
+    weights = options.weights and options.weights.name
+    write(options.output, {"settings": {**recorded(options), "weights": weights}, "cells": found})
+
+
 def channel(options):
     """The noisy channel of MetaICL, untouched: the class whose label makes the text most probable.
 
@@ -359,6 +397,29 @@ def peers(options):
     write(options.output, {"cells": found})
 
 
+def probe(options):
+    """An `ABFTClassifier` of the untouched model on the k texts that the prompts show."""
+    from abft import ABFTClassifier, load_model, load_task
+    from abft.data.mixture import evaluation_groups
+
+    _, tokenizer = load_model("SmolLM2-135M-Instruct")
+    found = {}
+    for task in (*(t for names in FAMILIES.values() for t in names), *DEVELOPMENT):
+        groups = evaluation_groups(
+            load_task(task), tokenizer, options.k, options.sets, options.test_queries, words="own"
+        )
+        said = {"targets": "", "probe": ""}
+        for group in groups:
+            classifier = ABFTClassifier(random_state=0, progress=False)
+            shown = group.demonstrations
+            classifier.fit([e.text for e in shown], [e.label for e in shown])
+            said["targets"] += digits(example.label for example in group.queries)
+            said["probe"] += digits(classifier.predict([e.text for e in group.queries]))
+        found[f"{task}/{options.k}"] = said
+        print(task, f"{accuracy(said, 'probe'):.1%}", flush=True)
+    write(options.output, {"settings": recorded(options), "cells": found})
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -368,8 +429,10 @@ def main():
     for name, run in (
         ("train", train),
         ("evaluate", evaluate),
+        ("calibrated", calibrated),
         ("channel", channel),
         ("peers", peers),
+        ("probe", probe),
     ):
         command = commands.add_parser(name)
         command.set_defaults(run=run)
@@ -380,6 +443,9 @@ def main():
         )
         if name != "evaluate":
             command.add_argument("--k", type=str if name == "peers" else int, default=16)
+        if name == "calibrated":
+            command.add_argument("--held-out", choices=FAMILIES, required=True)
+            command.add_argument("--weights", type=Path, help="default: the untouched model")
         if name == "evaluate":
             command.add_argument("weights", type=Path, help="folder that train --save wrote")
             command.add_argument("result", type=Path, help="file that train --output wrote")

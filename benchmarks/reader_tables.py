@@ -5,6 +5,7 @@
     python benchmarks/reader_tables.py keeps      # news and AGNews, recipe and arms
     python benchmarks/reader_tables.py compare nce16 ce  # one arm minus another
     python benchmarks/reader_tables.py cells      # other numbers of demonstrations, order, news
+    python benchmarks/reader_tables.py calibrated # contextual calibration
     python benchmarks/reader_tables.py channel    # the noisy channel, untouched
     python benchmarks/reader_tables.py picture    # docs/reader.svg
 
@@ -117,10 +118,11 @@ def steps(options):
 
 def summary(options):
     """The recipe: every held-out task before and after, next to MiniLM."""
-    peers = read(RESULTS / "peers.json")["cells"]
+    peers, probes = (read(RESULTS / f"{name}.json")["cells"] for name in ("peers", "probe"))
     rows, gains = [], {"own": [], "arbitrary": []}
     titles = ("own words", "arbitrary words", "swapped words", "swapped, read from heads")
     titles = ("", "seeds", *titles, "MiniLM + LR, the same 16 texts", "MiniLM, nearest text")
+    titles = (*titles, "probe, the same 16 texts")
     print("| " + " | ".join(titles) + " |\n" + "|---" * len(titles) + "|")
     for family, tasks in FAMILIES.items():
         by_seed = list(runs(family, OURS).values())
@@ -132,7 +134,7 @@ def summary(options):
             return np.mean([accuracy(points[-1][cell], readout) for points in runs_of])
 
         for task in tasks:
-            peer = peers[f"{task}/16"]
+            peer = peers[f"{task}/16"] | probes[f"{task}/16"]
             own, arbitrary, swapped = (f"{task}/{k}" for k in ("own", "arbitrary", "permuted"))
             assert peer["targets"] == first[own]["targets"]
             row = []
@@ -143,7 +145,7 @@ def summary(options):
                 row += [before, mean_of(swapped), mean_of(swapped, "heads")]
             else:
                 row += [np.nan] * 3
-            row += [accuracy(peer, "minilm"), accuracy(peer, "minilm_nearest")]
+            row += [accuracy(peer, name) for name in ("minilm", "minilm_nearest", "probe")]
             rows.append(row)
             print(f"| {task} | {len(by_seed)} | {before_and_after(row)} |")
         for kind, found in gains.items():
@@ -230,6 +232,29 @@ def deviation(cell):
     return np.std(hits_of(cell, "label_words").reshape(SETS, -1).mean(1))
 
 
+def calibrated(options):
+    """Contextual calibration of the untouched model, and of trained ones (means over seeds)."""
+    titles = [f"{when}{how}" for when in ("untouched", "trained") for how in ("", ", calibrated")]
+    for kind in ("own", "arbitrary"):
+        print(f"| {kind} words |", " | ".join(titles), "|\n" + "|---" * 5 + "|")
+        rows = []
+        for family, tasks in FAMILIES.items():
+            untouched = read(RESULTS / f"{family}_calibrated_untouched.json")["cells"]
+            trained = [
+                read(path)["cells"]
+                for path in sorted(RESULTS.glob(f"{family}_calibrated_seed*.json"))
+            ]
+            for task in tasks:
+                row = [
+                    np.mean([accuracy(cells[f"{task}/{kind}"], way) for cells in several])
+                    for several in ([untouched], trained)
+                    for way in ("label_words", "calibrated")
+                ]
+                rows.append(row)
+                print(f"| {task} |", " | ".join(f"{100 * x:.1f}" for x in row), "|")
+        print("| mean |", " | ".join(f"{100 * x:.1f}" for x in np.mean(rows, 0)), "|")
+
+
 def channel(options):
     """The noisy channel next to the direct way, untouched."""
     for task, cell in read(RESULTS / "channel.json")["cells"].items():
@@ -281,7 +306,7 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(required=True)
-    for run in (steps, summary, compare, keeps, cells, channel, picture):
+    for run in (steps, summary, compare, keeps, cells, calibrated, channel, picture):
         command = commands.add_parser(run.__name__, description=run.__doc__)
         command.set_defaults(run=run)
         if run is compare:
