@@ -320,14 +320,16 @@ def heads(options):
     model, tokenizer = load_model("SmolLM2-135M-Instruct")
     writer = RankingPrompts(tokenizer, "query", 64, 96)
     answers = [tokenizer(f" ({letter}")["input_ids"][-1] for letter in LETTERS]
-    options.groups, options.steps = 1, options.tests
+    record = {"settings": recorded(options), "heads": {}, "cells": {}}
     known, tests = {}, {}
-    for options.data in ("docstrings", "halves"):
-        labelled, tested = data(options)
-        known[f"{options.data}, labelled"] = labelled
-        (tests[options.data],) = tested.values()
+    for name in ("docstrings", "halves"):
+        drawn = argparse.Namespace(**vars(options), data=name, groups=1, steps=options.tests)
+        labelled, tested = data(drawn)
+        known[f"{name}, labelled"] = labelled
+        (tests[name],) = tested.values()
 
-    # Without labels: on the documents that are ranked, as `AttentionRanker.find_heads` does it.
+    # Without labels: on the documents that are ranked, by the queries of
+    # `AttentionRanker.find_heads`.
     for name, groups in tests.items():
         shared = by_candidates(
             queries_without_labels(corpus_of(groups), options.candidates, options.seed)
@@ -337,7 +339,6 @@ def heads(options):
             for documents, asked in list(shared.items())[: options.tests]
         ]
 
-    record = {"settings": recorded(options), "heads": {}, "cells": {}}
     for found_on, groups in known.items():
         finder = ContrastiveObjective(str(options.heads))
         finder.prepare(model, prompts_of(writer, groups, answers), options.queries)

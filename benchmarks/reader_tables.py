@@ -120,6 +120,7 @@ def summary(options):
     """The recipe: every held-out task before and after, next to MiniLM."""
     peers, probes = (read(RESULTS / f"{name}.json")["cells"] for name in ("peers", "probe"))
     rows, gains = [], {"own": [], "arbitrary": []}
+    from_heads = {"own": {}, "arbitrary": {}}
     titles = ("own words", "arbitrary words", "swapped words", "swapped, read from heads")
     titles = ("", "seeds", *titles, "MiniLM + LR, the same 16 texts", "MiniLM, nearest text")
     titles = (*titles, "probe, the same 16 texts")
@@ -150,12 +151,16 @@ def summary(options):
             print(f"| {task} | {len(by_seed)} | {before_and_after(row)} |")
         for kind, found in gains.items():
             cells = [f"{task}/{kind}" for task in tasks]
+            from_heads[kind] |= {cell: mean_of(cell, "heads") - mean_of(cell) for cell in cells}
             found.append(
                 [np.stack([hits(p[-1][c]) - hits(p[0][c]) for p in by_seed]) for c in cells]
             )
     print(f"| mean | | {before_and_after(np.nanmean(rows, 0))} |")
     for kind, found in gains.items():
         print(f"gain, {kind} words:", shown(with_interval(found)))
+    for kind, found in from_heads.items():
+        each = {cell: f"{100 * x:+.1f}" for cell, x in found.items()}
+        print(f"heads minus label words, {kind}: {100 * np.mean(list(found.values())):+.1f}", each)
 
 
 def before_and_after(row):

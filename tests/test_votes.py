@@ -107,13 +107,40 @@ def test_layers_have_their_number_in_the_model():
             head_mask(hybrid, [head])
 
 
-@pytest.fixture(scope="module")
-def contrastive(options, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs") / "contrastive"
-    given = arguments(options, objective="contrastive", heads=3, cross_entropy=0, k=4)
-    result = invoke("train", *given, "--output", folder)
+def trained(folder, options, **changes):
+    given = {"objective": "contrastive", "heads": 3, "threshold": None, **changes}
+    result = invoke("train", *arguments(options, **given), "--output", folder)
     assert result.exit_code == 0, result.output
     return folder
+
+
+@pytest.fixture(scope="module")
+def contrastive(options, tmp_path_factory):
+    return trained(tmp_path_factory.mktemp("runs") / "contrastive", options, cross_entropy=0)
+
+
+@pytest.mark.parametrize("changes", [{}, {"kl": 1, "cross_entropy": 0}, {"lora_r": 2}])
+def test_all_forms_of_the_objective_keep_the_same_heads(contrastive, options, tmp_path, changes):
+    """With cross-entropy, as it is by default, with the divergence, and with LoRA."""
+    assert read_heads(trained(tmp_path / "run", options, **changes)) == read_heads(contrastive)
+
+
+def test_a_run_of_a_hybrid_model_numbers_layers_as_the_model_does(options, bpe, tmp_path):
+    tiny_model("lfm2").save_pretrained(tmp_path / "hybrid")  # attention in layer 1 only
+    bpe.save_pretrained(tmp_path / "hybrid")
+    run = trained(tmp_path / "run", options, model=tmp_path / "hybrid", cross_entropy=0)
+    assert {layer for layer, _ in read_heads(run)} == {1}
+    said = invoke("eval", run, "--readout", "attention", "--json")
+    assert "of the 3 heads that training chose" in said.stderr
+
+
+def test_a_run_that_replaces_another_does_not_keep_its_heads(options, tmp_path):
+    run = trained(tmp_path / "run", options)
+    result = invoke("train", *arguments(options, objective="vote"), "--output", run, "--overwrite")
+    assert result.exit_code == 0, result.output
+    assert read_heads(run) is None
+    said = invoke("eval", run, "--readout", "attention", "--json")
+    assert "of all heads" in said.stderr
 
 
 def test_a_run_keeps_the_heads_that_it_chose(contrastive, options, finished, tmp_path):
@@ -161,6 +188,11 @@ def test_eval_and_predict_read_them(contrastive, options, tmp_path):
     record = json.loads(said.stdout)
     assert record["readout"] == "attention"
     assert record["accuracy"] == pytest.approx(np.mean(expected))
+    assert "of the 3 heads that training chose" in said.stderr
+    by_words = json.loads(invoke("eval", contrastive, "--json", "--device", "cpu").stdout)
+    assert [by_words[name] for name in ("readout", "ece")] != [
+        record[name] for name in ("readout", "ece")
+    ]
 
     command = ("predict", contrastive, "--text", "good and great", "--json", "--device", "cpu")
     by_words, by_heads = (
@@ -175,10 +207,13 @@ def test_eval_and_predict_read_them(contrastive, options, tmp_path):
     assert "readout" in refused("eval", contrastive, "--readout", "head")
     damaged = tmp_path / "damaged"
     shutil.copytree(contrastive, damaged)
+    read_out = ("--readout", "attention")
     (damaged / HEADS).write_text('{"heads": [[7, 0]]}')
-    assert "head 0 of layer 7 is not in this model" in refused("eval", damaged)
+    assert "head 0 of layer 7 is not in this model" in refused("eval", damaged, *read_out)
+    (damaged / HEADS).write_text('{"heads": []}')
+    assert "no heads to read" in refused("eval", damaged, *read_out)
     (damaged / HEADS).write_text('{"heads": [7]}')
-    assert "heads.json is damaged" in refused("predict", damaged, "--text", "x")
+    assert "heads.json is damaged" in refused("predict", damaged, "--text", "x", *read_out)
 
 
 @pytest.fixture
@@ -204,8 +239,8 @@ def test_demonstrations_of_another_task(finished, colours, tmp_path, capsys):
     assert load_demonstrations(colours, k=3)[1] == shown[:3]
     assert "3 of 5 texts are shown" in capsys.readouterr().err
 
-    # A run's own column of texts is `review`.
-    command = ("predict", finished, "--demonstrations", colours, "--text-column", "text")
+    # Nothing of the run's own data holds for them, such as its column of texts, `review`.
+    command = ("predict", finished, "--demonstrations", colours)
     said = invoke(*command, "--k", 4, "--label-words", "red=rose", "--text", "good", "--json")
     record = json.loads(said.stdout)
     twin = Predictor.from_run(
@@ -227,8 +262,7 @@ def test_a_stopped_job_goes_on_with_the_same_demonstrations_only(
 ):
     texts, out = tmp_path / "new.csv", tmp_path / "out.csv"
     texts.write_text("text\ngood\n")
-    command = ("predict", finished, "--demonstrations", colours, "--text-column", "text")
-    command = (*command, "--data", texts, "--output", out)
+    command = ("predict", finished, "--demonstrations", colours, "--data", texts, "--output", out)
     with monkeypatch.context() as patch:
         patch.setattr("abft.runs.prediction_files.Parts.join", lambda parts: 1 / 0)
         assert isinstance(invoke(*command).exception, ZeroDivisionError)
@@ -248,6 +282,12 @@ def test_many_texts_are_shown_in_part(tmp_path, capsys):
     assert len(shown) == MOST_SHOWN
     assert "32 of 100 texts are shown" in capsys.readouterr().err
 
+    # Every class is shown, unless k says otherwise.
+    path.write_text("text,label\n" + "\n".join(f"text {i},class {i}" for i in range(40)))
+    assert len(load_demonstrations(path)[1]) == 40
+    load_demonstrations(path, k=38)
+    assert "no text of 'class 8', 'class 9' is shown" in capsys.readouterr().err
+
 
 def test_bad_demonstrations_are_refused_before_the_model_is_loaded(
     finished, colours, tmp_path, monkeypatch
@@ -255,7 +295,8 @@ def test_bad_demonstrations_are_refused_before_the_model_is_loaded(
     monkeypatch.setattr("abft.runs.predict_frames.open_predictor", None)
     command = ("predict", finished, "--text", "good")
     assert "given without demonstrations" in refused(*command, "--k", 4)
-    mine = (*command, "--text-column", "text", "--demonstrations")
+    mine = (*command, "--demonstrations")
+    assert "no such file" in refused(*mine, tmp_path / "missing.csv")
     assert "5 different texts" in refused(*mine, colours, "--k", 6)
     assert "no column 'label'" in refused(*mine, _file(tmp_path, "text,class\na,b\n"))
     assert "one label only" in refused(*mine, _file(tmp_path, "text,label\na,b\n"))
@@ -268,6 +309,29 @@ def _file(folder, text):
     return path
 
 
-def test_without_demonstrations_there_is_nothing_to_look_at(bpe, review_data):
-    with pytest.raises(AbftError, match="needs demonstrations"):
-        Predictor(tiny_model("llama"), bpe, review_data.task, [], readout="attention")
+def test_a_class_that_is_not_shown_cannot_be_read(bpe, review_data):
+    model, task = tiny_model("llama"), review_data.task
+    with pytest.raises(AbftError, match="no demonstration is of 'negative', 'positive'"):
+        Predictor(model, bpe, task, [], readout="attention")
+    with pytest.raises(AbftError, match="no demonstration is of 'positive'"):
+        Predictor(model, bpe, task, [Example("bad", 0)], readout="attention")
+    with pytest.raises(AbftError, match="heads goes with readout"):
+        Predictor(model, bpe, task, review_data.demonstrations[:4], heads=CHOSEN)
+
+
+def test_label_words_need_no_known_layout_of_attention(bpe, review_data, monkeypatch):
+    """Models whose Q and K cannot be told apart are scored as before."""
+    monkeypatch.setattr("abft.scoring.votes.qk_modules", None)
+    shown = review_data.demonstrations[:4]
+    assert Predictor(tiny_model("falcon"), bpe, review_data.task, shown).predict(["good"])
+
+
+def test_long_demonstrations_are_cut_as_the_runs_own_are(options, colours, tmp_path):
+    run = tmp_path / "run"
+    result = invoke("train", *arguments(options, max_text_tokens=8, steps=1), "--output", run)
+    assert result.exit_code == 0, result.output
+    task, (first, *others) = load_demonstrations(colours)
+    long = Example("good " * 50, first.label)
+    predictor = Predictor.from_run(run, shown=(task, [long, *others]), device="cpu")
+    assert len(predictor.demonstrations[0].text) < len(long.text)
+    assert predictor.demonstrations[1:] == others

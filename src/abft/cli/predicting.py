@@ -84,8 +84,8 @@ def predict(
 
     `abft predict runs/reader --demonstrations labelled.csv --data new.csv` (a reader: any task)
     """
-    from abft.runs.run_folder import check_predictable, read_task, text_column_of
-    from abft.runs.task_data import load_shown
+    from abft.runs.run_folder import check_predictable, read_heads, read_task
+    from abft.runs.task_data import load_shown, text_column
 
     # Everything that can be refused without a model comes first.
     if text and data:
@@ -101,7 +101,7 @@ def predict(
     table = None
     if data is not None:
         table = open_table(data, tuple(READERS))
-        column = "text" if table.kind == "lines" else settings.text_column or text_column_of(run)
+        column = "text" if table.kind == "lines" else text_column(settings, run)
         task = read_task(run)[0] if shown is None else shown[0]
         check_table(table, column, None if explain else output, task.labels)
         if table.assumed:
@@ -132,7 +132,7 @@ def predict(
         from abft.runs.session import progress_bar
 
         with progress_bar("predict", table.rows, "text") as bar:
-            counts = predict_on_ray(run, table, parts, column, settings, bar.update)
+            counts = predict_on_ray(run, table, parts, column, settings, shown, bar.update)
         parts.join()
         _report(origin, *counts)
         print(f"wrote {output}", file=sys.stderr)
@@ -145,8 +145,10 @@ def predict(
         print(f"{output}: going on after {rows:,} rows", file=sys.stderr)
     quiet()
     from abft.runs.predict_frames import FramePredictor, open_predictor
-    from abft.runs.session import progress_bar
+    from abft.runs.session import heads_read, progress_bar
 
+    if settings.readout == "attention":
+        print(heads_read(read_heads(run)), file=sys.stderr)
     predictor = open_predictor(run, settings, shown)
     frames = table.chunks(CHUNK_ROWS, rows) if table else _frames(texts, rows)
     predicting = FramePredictor(predictor, column, origin, settings)
@@ -231,7 +233,7 @@ def _identity(table: TableFile | None) -> dict[str, object]:
 def _answers(settings: PredictSettings) -> dict[str, object]:
     """Return what tells predictions of the same run and texts from others."""
     answers: dict[str, object] = {name: getattr(settings, name) for name in ANSWERS}
-    if settings.demonstrations is not None and Path(settings.demonstrations).is_file():
+    if settings.demonstrations is not None:
         answers["shown"] = _stamp(Path(settings.demonstrations))
     return answers
 

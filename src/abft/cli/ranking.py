@@ -15,7 +15,6 @@ from abft.method.settings import DATA
 from abft.runs.config import MODEL
 from abft.runs.rank_settings import RankSettings
 from abft.runs.run_folder import check_new_folder
-from abft.settings import changed
 
 
 @with_settings(RankSettings)
@@ -68,7 +67,7 @@ def rank(
         raise AbftError("--query: expected a text that is not empty")
     if run is not None and find_heads is not None:
         raise AbftError("--run has heads already; give it or --find-heads")
-    if run is not None and changed(settings, ["model"]):
+    if run is not None and settings.model is not None:
         raise AbftError("--run names its model itself; leave --model out")
     if find_heads is not None:
         check_new_folder(find_heads)
@@ -94,7 +93,11 @@ def rank(
     said = settings.instruction
     try:
         if run is None:
-            ranker = AttentionRanker(settings.model, instruction=said or "", device=settings.device)
+            ranker = AttentionRanker(
+                settings.model or AttentionRanker.model,
+                instruction=said or "",
+                device=settings.device,
+            )
         else:
             ranker = AttentionRanker.load(run, settings.device, said)
     except ValueError as error:

@@ -122,7 +122,8 @@ def load_demonstrations(
 
     Args:
         source, text_column, label_column, template, strict: as of `load_data`.
-        k: how many to show, the classes in turn; default: all, at most `MOST_SHOWN`.
+        k: how many to show, the classes in turn; default: all, at most `MOST_SHOWN`, or one of
+            every class where there are more.
 
     Returns:
         The task, and the demonstrations in the order of the prompt. Texts that occur twice are
@@ -144,9 +145,14 @@ def load_demonstrations(
     examples = list(by_text.values())
     if k is not None and k > len(examples):
         raise AbftError(f"k = {k}: {origin} holds {len(examples)} different texts")
-    shown = classes_in_turn(examples)[: MOST_SHOWN if k is None else k]
+    most = max(MOST_SHOWN, len(task.labels)) if k is None else k
+    shown = classes_in_turn(examples)[:most]
     if len(shown) < len(examples):
         print(f"{origin}: {len(shown)} of {len(examples)} texts are shown (k)", file=sys.stderr)
+    unseen = sorted(set(range(len(task.labels))) - {example.label for example in shown})
+    if unseen:
+        names = ", ".join(repr(task.labels[label]) for label in unseen)
+        print(f"{origin}: no text of {names} is shown", file=sys.stderr)
     return task, shown
 
 

@@ -12,6 +12,7 @@ from abft.data.encoding import EncodedPrompt
 from abft.data.prompts import write_prompt
 from abft.data.tasks import Example
 from abft.scoring.observer import query_start
+from abft.scoring.votes import SMALLEST
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -85,7 +86,7 @@ def look(prompt: EncodedPrompt, rows_LHS: "Tensor", heads_LH: "Tensor | None" = 
     heads = int(passes_LH.sum())
     if heads:
         on_labels_LHK = on_labels_LHK * passes_LH[:, :, None]
-    shares_K = on_labels_LHK.sum((0, 1)).cpu().numpy()
+    shares_K = on_labels_LHK.sum((0, 1)).double().cpu().numpy() + SMALLEST
     return shares_K / shares_K.sum(), on_text_S, heads
 
 

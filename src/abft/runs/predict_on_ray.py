@@ -15,6 +15,7 @@ from abft.files import atomic_file
 from abft.runs.predict_settings import PredictSettings
 from abft.runs.prediction_files import Parts, prediction_rows
 from abft.runs.ray_cluster import connected
+from abft.runs.task_data import Shown
 
 CHUNKS = "chunks"  # in the folder of the parts
 
@@ -30,14 +31,14 @@ class _Worker:
         chunk_rows: int,
         column: str,
         settings: PredictSettings,
+        shown: Shown | None,
     ) -> None:
         import torch
 
         from abft.runs.predict_frames import FramePredictor, open_predictor
-        from abft.runs.task_data import load_shown
 
         torch.set_num_threads(settings.cpus_per_worker)
-        predictor = open_predictor(run, settings, load_shown(settings, run))
+        predictor = open_predictor(run, settings, shown)
         self.frames = FramePredictor(predictor, column, "the data", settings)
         self.parts = Parts(Path(output), job, chunk_rows)
         self.column, self.labels = column, predictor.task.labels
@@ -69,6 +70,7 @@ def predict_on_ray(
     parts: Parts,
     column: str,
     settings: PredictSettings,
+    shown: Shown | None,
     progress: Callable[[int], object],
 ) -> tuple[int, list[int], int]:
     """Predict every chunk that has no part yet; the parts are not joined.
@@ -77,6 +79,7 @@ def predict_on_ray(
         parts: where predictions go; its folder has to be the same on all nodes.
         column: of the texts.
         settings: `cpus_per_worker` counts without GPUs; with them a worker has one.
+        shown: what `load_shown` returned.
         progress: called with the number of rows of each chunk that is done.
 
     Returns:
@@ -109,6 +112,7 @@ def predict_on_ray(
             "chunk_rows": parts.chunk_rows,
             "column": column,
             "settings": replace(settings, device="cuda" if gpus else "cpu"),
+            "shown": shown,
         }
         empty: list[int] = []
         cut = 0

@@ -10,7 +10,8 @@ from abft.runs.config import OUTPUT, DataSettings, Device, ModelSettings
 from abft.settings import changed, check_settings, default_of, setting, with_default
 
 _OF_DEMONSTRATIONS = ("label_column", "template", "label_words", "k")
-ANSWERS = ("demonstrations", *_OF_DEMONSTRATIONS, "readout")  # the settings that decide labels
+# The settings that decide labels.
+ANSWERS = ("text_column", "demonstrations", *_OF_DEMONSTRATIONS, "readout")
 
 
 @dataclass
@@ -22,11 +23,14 @@ class PredictSettings:
     """
 
     text_column: str | None = setting(
-        None, "Column of the texts.", panel=DATA, follows="as in training"
+        None,
+        "Column of the texts.",
+        panel=DATA,
+        follows="as in training, with --demonstrations text",
     )
     demonstrations: str | None = setting(
         None,
-        "File of labelled texts, of any task, to show before every text.",
+        "File of labelled texts, of any task, to show before every text (formats as of --data).",
         panel=DATA,
         follows="those of the run's own task",
         path=True,
@@ -49,7 +53,8 @@ class PredictSettings:
     )
     strict: bool = setting(
         False,
-        "Refuse rows with an empty text instead of leaving them without a label.",
+        "Refuse rows with an empty text instead of leaving them without a label, or not showing "
+        "them.",
         panel=DATA,
     )
     device: Device = with_default(ModelSettings, "device", "auto")

@@ -68,9 +68,18 @@ class Predictor:
         self.label_tokens = label_tokens(tokenizer, task, prompt_style)
         self.score = LabelScorer(model, self.label_tokens)
         self.readout = readout
-        self.heads_LH = head_mask(model, heads)
-        if readout == "attention" and not self.demonstrations:
-            raise AbftError("readout = 'attention' needs demonstrations, whose labels are read")
+        self.heads_LH: Tensor | None = None
+        if readout == "attention":
+            shown = {example.label for example in self.demonstrations}
+            unseen = [label for c, label in enumerate(task.labels) if c not in shown]
+            if unseen:
+                raise AbftError(
+                    "readout = 'attention' predicts classes that are shown only: no demonstration "
+                    f"is of {', '.join(map(repr, unseen))}"
+                )
+            self.heads_LH = head_mask(model, heads)
+        elif heads is not None:
+            raise AbftError("heads goes with readout = 'attention'")
 
         limit = context_length(model)
         room = text_room(
@@ -81,7 +90,7 @@ class Predictor:
         if room is not None and room < 1:
             raise AbftError(
                 f"the demonstrations leave no room for a text: the model reads at most {limit} "
-                "tokens"
+                "tokens. Show fewer, or shorter ones."
             )
 
     @classmethod
@@ -105,42 +114,31 @@ class Predictor:
             readout: "attention" reads the heads that the run's training chose, or all heads.
 
         Raises:
-            AbftError: neither of the two.
+            AbftError: neither of the two, or a read-out of heads that the model does not have, or
+                of classes that no demonstration shows.
         """
         check_predictable(run)
         task, demonstrations, prompt_style = read_task(run)
         if shown is not None:
             task, demonstrations = shown[0], list(shown[1])
-        heads = read_heads(run)
+        heads = read_heads(run) if readout == "attention" else None
+        longest = None
         if is_merged(run):
             model, tokenizer = load_model(
                 str(run), device=device, trust_remote_code=trust_remote_code
             )
-            return cls(
-                model,
-                tokenizer,
-                task,
-                demonstrations,
-                prompt_style,
-                readout=readout,
-                heads=heads,
-            )
-
-        # The run folder may be someone else's: its own consent to remote code is not the user's.
-        config = read_config(run, trust_remote_code=trust_remote_code)
-        config = replace(config, device=device)
-        model, tokenizer = load_run_model(config)
-        model = apply_weights(model, run)
-        return cls(
-            model,
-            tokenizer,
-            task,
-            demonstrations,
-            prompt_style,
-            config.max_text_tokens,
-            readout,
-            heads,
-        )
+        else:
+            # The run folder may be someone else's: its consent to remote code is not the user's.
+            config = read_config(run, trust_remote_code=trust_remote_code)
+            model, tokenizer = load_run_model(replace(config, device=device))
+            model, longest = apply_weights(model, run), config.max_text_tokens
+        if shown is not None and longest is not None:
+            texts = cut_texts(tokenizer, [example.text for example in demonstrations], longest)
+            demonstrations = [
+                replace(example, text=text)
+                for example, text in zip(demonstrations, texts, strict=True)
+            ]
+        return cls(model, tokenizer, task, demonstrations, prompt_style, longest, readout, heads)
 
     def fit(self, texts: Sequence[str]) -> list[str]:
         """Return texts cut to what fits behind the demonstrations; `observe` does it too."""
@@ -201,8 +199,7 @@ class Predictor:
 
     def explain(self, texts: Sequence[str], batch_size: int = 16) -> list[Explanation]:
         """Return for each text its label and where the heads looked; one forward pass."""
-        read_LH = self.heads_LH if self.readout == "attention" else None
-        looking = partial(look, heads_LH=read_LH)
+        looking = partial(look, heads_LH=self.heads_LH)
         probabilities, observer = self.observe(texts, look=looking, batch_size=batch_size)
         return explain(self, texts, probabilities, observer.looks)
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from abft.method.settings import DATA
-from abft.runs.config import OUTPUT, Device, ModelSettings
+from abft.runs.config import MODEL, OUTPUT, Device, ModelSettings
 from abft.settings import check_settings, default_of, setting, with_default
 
 
@@ -15,7 +15,12 @@ class RankSettings:
         AbftError: values out of bounds.
     """
 
-    model: str = with_default(ModelSettings, "model", default_of(ModelSettings, "model"))
+    model: str | None = setting(
+        None,
+        "Hub id, folder or .gguf file.",
+        panel=MODEL,
+        follows=f"that of --run, or {default_of(ModelSettings, 'model')}",
+    )
     text_column: str = setting("text", "Column of the documents.", panel=DATA)
     instruction: str | None = setting(
         None,

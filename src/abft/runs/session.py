@@ -34,7 +34,7 @@ class Session:
         label_tokens: the token, or tokens, of every class.
         written: the test prompts as text.
         prompts: the same as tokens.
-        heads_LH: bool: the heads that the run's training chose; None = all.
+        heads: the (layer, head) pairs that training chose; None = none were chosen.
     """
 
     config: ResolvedConfig
@@ -44,7 +44,7 @@ class Session:
     label_tokens: LabelTokens
     written: Sequence[Prompt]
     prompts: Sequence[EncodedPrompt]
-    heads_LH: Tensor | None = None
+    heads: list[tuple[int, int]] | None = None
 
     @property
     def layers(self) -> list[int]:
@@ -72,7 +72,7 @@ class Session:
             fixed_threshold=self.config.threshold,
             head_gates=head_gates,
             readout=readout,
-            heads_LH=self.heads_LH,
+            heads_LH=head_mask(self.model, self.heads) if readout == "attention" else None,
             progress=bar.update,
         )
 
@@ -85,6 +85,8 @@ class Session:
         self, title: str, readout: Readout = "label_words"
     ) -> tuple[dict[str, float], HeadReport]:
         """Return metrics and head statistics on the test prompts, with a progress bar."""
+        if readout == "attention":
+            print(f"{title}: {heads_read(self.heads)}", file=sys.stderr)
         with progress_bar(title, len(self.prompts)) as bar:
             probabilities, heads = self.evaluate(self.prompts, bar, readout=readout)
         summary = summarize(probabilities, self.prompts, heads)
@@ -141,8 +143,16 @@ def open_session(
     session.prompts = session.encode(written)
     if run is not None:
         session.model = apply_weights(model, run)
-        session.heads_LH = head_mask(session.model, read_heads(run))
+    # A merged run is a model, and has its heads.
+    session.heads = read_heads(config.model if run is None else run)
     return session
+
+
+def heads_read(heads: Sequence[tuple[int, int]] | None) -> str:
+    """Say which heads the attention is read from."""
+    if heads is None:
+        return "read from the attention of all heads (its training chose none)"
+    return f"read from the attention of the {len(heads)} heads that training chose"
 
 
 def load_run_model(config: RunConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

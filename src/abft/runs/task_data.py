@@ -11,9 +11,12 @@ from abft.data.builtin import load_task
 from abft.data.datasets import load_data, load_demonstrations
 from abft.data.splits import TaskData
 from abft.data.tasks import Example, Task
+from abft.errors import AbftError
+from abft.method.settings import PromptSettings
 from abft.runs.config import DEFAULT_TASK, RunConfig
 from abft.runs.predict_settings import PredictSettings
 from abft.runs.run_folder import text_column_of
+from abft.settings import default_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -48,17 +51,28 @@ def load_run_data(config: RunConfig, queries: int = 1) -> TaskData:
     return data
 
 
+def text_column(settings: PredictSettings, run: str | Path) -> str:
+    """Return the column of texts: the run's own, unless other demonstrations are shown."""
+    if settings.text_column is not None:
+        return settings.text_column
+    if settings.demonstrations is not None:
+        return str(default_of(PromptSettings, "text_column"))
+    return text_column_of(run)
+
+
 def load_shown(settings: PredictSettings, run: str | Path) -> Shown | None:
     """Load the demonstrations that the settings name; None where the run's own are shown.
 
     Raises:
-        AbftError: as `load_demonstrations`.
+        AbftError: no such file, or as `load_demonstrations`.
     """
     if settings.demonstrations is None:
         return None
+    if not Path(settings.demonstrations).is_file():
+        raise AbftError(f"no such file: {settings.demonstrations}")
     task, examples = load_demonstrations(
         settings.demonstrations,
-        settings.text_column or text_column_of(run),
+        text_column(settings, run),
         settings.label_column,
         settings.template,
         settings.k,

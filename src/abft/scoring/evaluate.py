@@ -146,7 +146,7 @@ def evaluate(
 
     # A label of several tokens needs the hidden states after each of its beginnings too.
     tree = LabelTree.of(label_tokens)
-    nodes = len(tree.beginnings)
+    nodes = len(tree.beginnings) if readout == "label_words" else 1
     # The beginnings of labels follow a prompt in one sequence where the model packs, and where that
     # changes no rotation.
     limit = rotation_limit(model)
@@ -157,7 +157,7 @@ def evaluate(
     with row_attention(model, implementation):
         for indices in bucketed(prompts, batch_size, limit):
             bucket = [prompts[i] for i in indices]
-            extended = tree.extended(bucket)
+            extended = tree.extended(bucket) if nodes > 1 else bucket
             batch = Batch.of(extended if packed else bucket, nodes if packed else 1, device)
             rows, hidden = read_batch(inner, batch, implementation, **extra)
 

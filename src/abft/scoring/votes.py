@@ -14,6 +14,8 @@ from abft.model.qk_weights import qk_modules
 if TYPE_CHECKING:
     from torch import nn
 
+SMALLEST = float(np.finfo(float).tiny)  # added where a sum of attention may be 0
+
 
 def vote(
     on_labels_LHK: Tensor,
@@ -34,7 +36,7 @@ def vote(
     if heads_LH is not None:
         on_labels_LHK = on_labels_LHK * heads_LH[:, :, None].to(on_labels_LHK.device)
     on_labels_K = on_labels_LHK.sum((0, 1)).double().cpu()
-    votes_C = torch.full((classes,), float(np.finfo(float).tiny), dtype=torch.double)
+    votes_C = torch.full((classes,), SMALLEST, dtype=torch.double)
     votes_C.index_add_(0, torch.tensor(label_classes, dtype=torch.long), on_labels_K)
     return (votes_C / votes_C.sum()).numpy()
 
@@ -51,8 +53,10 @@ def head_mask(model: "nn.Module", heads: Sequence[tuple[int, int]] | None) -> Te
         heads: (layer, head) each; layers by their number in the model; None = all.
 
     Raises:
-        AbftError: a head that the model does not have.
+        AbftError: no heads, or one that the model does not have.
     """
+    if heads is not None and not heads:
+        raise AbftError("no heads to read: expected (layer, head) pairs")
     layers = softmax_layers(model)
     count = causal_lm(model).config.get_text_config().num_attention_heads  # type: ignore[arg-type]
     chosen_LH = torch.full((len(layers), count), heads is None)
