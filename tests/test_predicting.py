@@ -203,8 +203,12 @@ def test_ray_gives_the_same_and_goes_on(finished, tmp_path, monkeypatch):
     rows[6] = ",6"
     source.write_text("review,number\n" + "\n".join(rows) + "\n")
     serial, parallel = tmp_path / "serial.csv", tmp_path / "ray.csv"
-    command = ("predict", finished, "--data", source, "--batch-size", 1, "--output")
+    shown = tmp_path / "shown.csv"  # workers get the demonstrations, not their file
+    shown.write_text("review,label\ngreat,happy\nbad,unhappy\njoy,happy\n")
+    command = ("predict", finished, "--demonstrations", shown, "--text-column", "review")
+    command = (*command, "--readout", "attention", "--data", source, "--batch-size", 1, "--output")
     assert invoke(*command, serial).exit_code == 0
+    assert "probability_unhappy" in serial.read_text()
 
     join = Parts.join
     monkeypatch.setattr(Parts, "join", lambda parts: None)  # as if killed before
