@@ -286,17 +286,21 @@ def picture(options):
             by_seed = list(runs(family, arm).values())
             if not by_seed:
                 continue
-            # Steps that every run measured.
-            by_step = [{point["step"]: point for point in points} for points in by_seed]
-            counts = sorted(set.intersection(*map(set, by_step)))
+            # The line is of the runs that measured most often; of others the end is shown.
+            most = max(map(len, by_seed))
+            often = [points for points in by_seed if len(points) == most]
+            counts = [point["step"] for point in often[0]]
             found = [
-                with_interval([[np.stack([hits(p[step][n]) for p in by_step]) for n in names]])
-                for step in counts
+                with_interval([[np.stack([hits(p[i][n]) for p in often]) for n in names]])
+                for i in range(most)
             ]
             means, low, high = np.array(found).T
             axis.plot(counts, means, line, marker="o", color=color, label=label)
             if line == "-":
                 axis.fill_between(counts, low, high, color=color, alpha=0.15, linewidth=0)
+            ends = [points[-1] for points in by_seed if len(points) < most]
+            means = [100 * np.mean([hits(end[name]) for name in names]) for end in ends]
+            axis.plot([end["step"] for end in ends], means, "x", color=color)
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("steps of 32 prompts")
         axis.set_xticks(counts)
