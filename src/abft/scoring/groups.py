@@ -13,6 +13,7 @@ from abft.data.mixture import Group
 from abft.method.head_statistics import label_attention
 from abft.model.attention import causal_lm, decoder, read_batch, row_attention
 from abft.scoring.label_tree import LabelTree
+from abft.scoring.votes import SMALLEST
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class GroupReading:
         if heads_LH is not None:
             attention_PLHC = attention_PLHC * heads_LH[None, :, :, None]
         votes_PC = attention_PLHC.sum((1, 2), dtype=float)
-        votes_PC += np.finfo(float).tiny
+        votes_PC += SMALLEST
         return votes_PC / votes_PC.sum(1, keepdims=True)
 
 
