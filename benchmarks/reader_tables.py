@@ -244,15 +244,17 @@ def calibrated(options):
         print(f"| {kind} words |", " | ".join(titles), "|\n" + "|---" * 5 + "|")
         rows = []
         for family, tasks in FAMILIES.items():
-            untouched = read(RESULTS / f"{family}_calibrated_untouched.json")["cells"]
-            trained = [
-                read(path)["cells"]
-                for path in sorted(RESULTS.glob(f"{family}_calibrated_seed*.json"))
-            ]
+            untouched, trained = (
+                [read(path)["cells"] for path in sorted(RESULTS.glob(f"{family}_{name}.json"))]
+                for name in ("calibrated_untouched", "calibrated_seed*")
+            )
+            if not untouched:
+                print(f"({family}: not measured)")
+                continue
             for task in tasks:
                 row = [
-                    np.mean([accuracy(cells[f"{task}/{kind}"], way) for cells in several])
-                    for several in ([untouched], trained)
+                    np.mean([accuracy(cells[f"{task}/{kind}"], way) for cells in several] or np.nan)
+                    for several in (untouched, trained)
                     for way in ("label_words", "calibrated")
                 ]
                 rows.append(row)
