@@ -39,6 +39,7 @@ FAMILIES = {
     for family in ("sentiment", "questions", "tweets")
 }
 DEVELOPMENT = ("AGNews",)
+MEASURED = (*(task for tasks in FAMILIES.values() for task in tasks), *DEVELOPMENT)
 WORDS = ("own", "arbitrary", "permuted", "codes")
 QUERIES_OF_A_SET = 16
 READOUTS = ("label_words", "attention", "heads")
@@ -334,7 +335,7 @@ def channel(options):
         return np.array(scores).reshape(len(group.queries), len(words))
 
     found = {}
-    for task in (*(t for names in FAMILIES.values() for t in names), *DEVELOPMENT):
+    for task in MEASURED:
         groups = evaluation_groups(
             load_task(task), tokenizer, options.k, options.sets, options.test_queries, words="own"
         )
@@ -379,7 +380,7 @@ def peers(options):
     _, tokenizer = load_model("SmolLM2-135M-Instruct")
     minilm = MiniLM()
     found = {}
-    for task in (*(t for names in FAMILIES.values() for t in names), *DEVELOPMENT):
+    for task in MEASURED:
         data = load_task(task)
         for k in map(int, str(options.k).split(",")):
             groups = evaluation_groups(
@@ -404,7 +405,7 @@ def probe(options):
 
     _, tokenizer = load_model("SmolLM2-135M-Instruct")
     found = {}
-    for task in (*(t for names in FAMILIES.values() for t in names), *DEVELOPMENT):
+    for task in MEASURED:
         groups = evaluation_groups(
             load_task(task), tokenizer, options.k, options.sets, options.test_queries, words="own"
         )

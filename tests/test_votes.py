@@ -190,9 +190,7 @@ def test_eval_and_predict_read_them(contrastive, options, tmp_path):
     assert record["accuracy"] == pytest.approx(np.mean(expected))
     assert "of the 3 heads that training chose" in said.stderr
     by_words = json.loads(invoke("eval", contrastive, "--json", "--device", "cpu").stdout)
-    assert [by_words[name] for name in ("readout", "ece")] != [
-        record[name] for name in ("readout", "ece")
-    ]
+    assert by_words["ece"] != record["ece"]
 
     command = ("predict", contrastive, "--text", "good and great", "--json", "--device", "cpu")
     by_words, by_heads = (

@@ -62,6 +62,11 @@ def with_default(settings: type, name: str, default: T) -> T:
     return _declared(default, dict(inherited.metadata))
 
 
+def same_as(settings: type, name: str) -> Any:
+    """Declare the setting `name` of another dataclass again, with its default."""
+    return with_default(settings, name, default_of(settings, name))
+
+
 def settings_of(settings: Any) -> dict[str, Setting]:
     """Return the settings of a dataclass, or of an object of it, by name."""
     return _settings_of(settings if isinstance(settings, type) else type(settings))

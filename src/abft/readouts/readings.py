@@ -87,7 +87,7 @@ def read_texts(
         shown: `text_key` of each set's texts, which it does not know; default: it knows all.
     """
     from abft.model.attention import causal_lm
-    from abft.scoring.votes import vote
+    from abft.scoring.votes import voting
 
     config = causal_lm(predictors[0].model).config.get_text_config()
     depth, classes = config.num_hidden_layers, len(predictors[0].task.labels)
@@ -95,15 +95,14 @@ def read_texts(
     pooled += [(1, round(share * depth)) for share in LAST_DEPTHS]
     layers = sorted({layer for _, layer in pooled}) if hidden else []
 
-    def both(prompt: "EncodedPrompt", rows_LHS: "Tensor") -> tuple[np.ndarray, Any]:
-        on_labels_LHK = rows_LHS[:, :, list(prompt.label_positions)]
-        shares = vote(on_labels_LHK, prompt.label_classes, classes)
-        return shares, look(prompt, rows_LHS) if look else None
-
     words, votes, views, looks = [], [], [], []
     for predictor in predictors:
         probabilities, observer = predictor.observe(
-            texts, layers, both if attention or look else None, batch_size, progress
+            texts,
+            layers,
+            voting(classes, look) if attention or look else None,
+            batch_size,
+            progress,
         )
         words.append(probabilities)
         votes.append(np.zeros_like(probabilities))

@@ -7,7 +7,7 @@ from abft.data.datasets import MOST_SHOWN
 from abft.errors import AbftError
 from abft.method.settings import DATA, PromptSettings, Readout
 from abft.runs.config import OUTPUT, DataSettings, Device, ModelSettings
-from abft.settings import changed, check_settings, default_of, setting, with_default
+from abft.settings import changed, check_settings, same_as, setting
 
 _OF_DEMONSTRATIONS = ("label_column", "template", "label_words", "k")
 # The settings that decide labels.
@@ -35,9 +35,9 @@ class PredictSettings:
         follows="those of the run's own task",
         path=True,
     )
-    label_column: str = with_default(PromptSettings, "label_column", "label")
-    template: str = with_default(PromptSettings, "template", default_of(PromptSettings, "template"))
-    label_words: dict[str, str] = with_default(DataSettings, "label_words", {})
+    label_column: str = same_as(PromptSettings, "label_column")
+    template: str = same_as(PromptSettings, "template")
+    label_words: dict[str, str] = same_as(DataSettings, "label_words")
     k: int | None = setting(
         None,
         "How many of them are shown, the classes in turn.",
@@ -57,8 +57,8 @@ class PredictSettings:
         "them.",
         panel=DATA,
     )
-    device: Device = with_default(ModelSettings, "device", "auto")
-    trust_remote_code: bool = with_default(ModelSettings, "trust_remote_code", False)
+    device: Device = same_as(ModelSettings, "device")
+    trust_remote_code: bool = same_as(ModelSettings, "trust_remote_code")
     batch_size: int = setting(16, "Texts in a forward pass.", panel=OUTPUT, at_least=1)
     engine: Literal["serial", "ray"] = setting(
         "serial",

@@ -4,11 +4,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from abft.data.encoding import EncodedPrompt, encode, label_tokens
+from abft.data.encoding import encode, label_tokens
 from abft.data.lengths import cut_texts, text_room
 from abft.data.prompts import write_prompt
 from abft.data.tasks import Example, PromptStyle, Task
@@ -28,7 +28,7 @@ from abft.runs.run_folder import (
 from abft.runs.session import load_run_model
 from abft.scoring.observer import Look, Observer
 from abft.scoring.scorer import LabelScorer
-from abft.scoring.votes import head_mask, vote
+from abft.scoring.votes import head_mask, voting
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -185,13 +185,7 @@ class Predictor:
             return self.score.observe(observer, shared, batch_size, progress), observer
 
         classes = len(self.task.labels)
-
-        def both(prompt: EncodedPrompt, rows_LHS: "Tensor") -> tuple[np.ndarray, Any]:
-            on_labels_LHK = rows_LHS[:, :, list(prompt.label_positions)]
-            votes_C = vote(on_labels_LHK, prompt.label_classes, classes, self.heads_LH)
-            return votes_C, look(prompt, rows_LHS) if look else None
-
-        observer = Observer(encoded, layers, both)
+        observer = Observer(encoded, layers, voting(classes, look, self.heads_LH))
         self.score.observe(observer, shared, batch_size, progress)
         votes = [votes_C for votes_C, _ in observer.looks]
         observer.looks = [seen for _, seen in observer.looks]

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from abft.method.settings import DATA
 from abft.runs.config import MODEL, OUTPUT, Device, ModelSettings
-from abft.settings import check_settings, default_of, setting, with_default
+from abft.settings import check_settings, default_of, same_as, setting
 
 
 @dataclass
@@ -30,7 +30,7 @@ class RankSettings:
         follows="that of --run, or none",
     )
     top: int = setting(10, "How many documents to show.", panel=OUTPUT, at_least=1)
-    device: Device = with_default(ModelSettings, "device", "auto")
+    device: Device = same_as(ModelSettings, "device")
 
     def __post_init__(self) -> None:
         check_settings(self)

@@ -1,15 +1,17 @@
 """Read the answer from attention: which class has the labels that few heads look at?"""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from abft.data.encoding import EncodedPrompt
 from abft.errors import AbftError
 from abft.model.attention import causal_lm
 from abft.model.qk_weights import qk_modules
+from abft.scoring.observer import Look
 
 if TYPE_CHECKING:
     from torch import nn
@@ -39,6 +41,17 @@ def vote(
     votes_C = torch.full((classes,), SMALLEST, dtype=torch.double)
     votes_C.index_add_(0, torch.tensor(label_classes, dtype=torch.long), on_labels_K)
     return (votes_C / votes_C.sum()).numpy()
+
+
+def voting(classes: int, look: Look | None, heads_LH: Tensor | None = None) -> Look:
+    """Return what an `Observer` calls for a prompt: its vote, and what `look` returns of it."""
+
+    def both(prompt: EncodedPrompt, rows_LHS: Tensor) -> tuple[np.ndarray, Any]:
+        on_labels_LHK = rows_LHS[:, :, list(prompt.label_positions)]
+        votes_C = vote(on_labels_LHK, prompt.label_classes, classes, heads_LH)
+        return votes_C, look(prompt, rows_LHS) if look else None
+
+    return both
 
 
 def softmax_layers(model: "nn.Module") -> list[int]:
