@@ -2,7 +2,6 @@
 
     python benchmarks/reader.py train nce16 --held-out questions --output results/reader/FILE.json
     python benchmarks/reader.py evaluate WEIGHTS RESULT.json --factor 0.5 --output FILE.json
-    python benchmarks/reader.py calibrated --held-out questions --output FILE.json
     python benchmarks/reader.py channel --output results/reader/channel.json
     python benchmarks/reader.py peers --output results/reader/peers.json
     python benchmarks/reader.py probe --output results/reader/probe.json
@@ -11,12 +10,11 @@
 the label words, of all heads' attention and, with a contrastive arm, of the trained heads'.
 `evaluate` measures kept weights in more cells; reader_tables.py expects them in
 {family}_cells_factor{factor}_seed{seed}.json and {family}_cells_untouched.json. `channel` measures
-MetaICL's noisy channel. `calibrated` divides by what the model says of texts without content,
-untouched or (--weights) trained; reader_tables.py expects {family}_calibrated_untouched.json and
-{family}_calibrated_seed{seed}.json. `peers` fits MiniLM with a logistic regression, and its nearest
-neighbour, on the same k texts that the prompts show, and `probe` an `ABFTClassifier` of the
-untouched model: with so few texts a linear probe of its hidden states. AGNews is the task on which
-choices are made: no family is held out for it and no mixture trains on it.
+MetaICL's noisy channel. `peers` fits MiniLM with a logistic regression, and its nearest neighbour,
+on the same k texts that the prompts show, and `probe` an `ABFTClassifier` of the untouched model:
+with so few texts a linear probe of its hidden states. AGNews is the task on which choices are made:
+no family is held out for it and no mixture trains on it. Other ways to read the same prompts:
+reader_readouts.py.
 
 Arms: ce (cross-entropy of the label word, as symbol tuning, arXiv 2305.08298), vote, eq1, nce16
 (InfoNCE of 16 heads), ncelayer; "+ce" adds cross-entropy with weight 1. `--kl 3` adds the
@@ -255,39 +253,6 @@ def evaluate(options):
     write(options.output, {"settings": settings, "cells": found})
 
 
-def calibrated(options):
-    """Contextual calibration (arXiv 2102.09690): divide by the answers to texts without content.
-
-    These follow the same demonstrations, so that it needs no other texts.
-    """
-    from abft import Example, apply_weights, load_model, load_task
-    from abft.bench.calibration import CONTENT_FREE, prior
-    from abft.bench.calibration import calibrated as divided
-    from abft.data.mixture import asking_group, evaluation_groups
-    from abft.scoring.groups import read_groups
-
-    model, tokenizer = load_model("SmolLM2-135M-Instruct")
-    if options.weights:
-        model = apply_weights(model, options.weights)
-    empty = [Example(text, 0) for text in CONTENT_FREE]
-    found = {}
-    for task, kind in cells(options.held_out, ("own", "arbitrary", "permuted")):
-        said = {"targets": "", "label_words": "", "calibrated": ""}
-        for group in evaluation_groups(
-            load_task(task), tokenizer, options.k, options.sets, options.test_queries, words=kind
-        ):
-            without = asking_group(group.task, tokenizer, group.demonstrations, empty)
-            asked, answers = (each.label_words for each in read_groups(model, [group, without]))
-            said["targets"] += digits(prompt.target for prompt in group.prompts)
-            said["label_words"] += digits(asked.argmax(1))
-            said["calibrated"] += digits(divided(asked, prior(answers)).argmax(1))
-        found[f"{task}/{kind}"] = said
-        shares = [round(100 * accuracy(said, name), 1) for name in ("label_words", "calibrated")]
-        print(task, kind, *shares, flush=True)
-    weights = options.weights and options.weights.name
-    write(options.output, {"settings": {**recorded(options), "weights": weights}, "cells": found})
-
-
 def channel(options):
     """The noisy channel of MetaICL, untouched: the class whose label makes the text most probable.
 
@@ -430,7 +395,6 @@ def main():
     for name, run in (
         ("train", train),
         ("evaluate", evaluate),
-        ("calibrated", calibrated),
         ("channel", channel),
         ("peers", peers),
         ("probe", probe),
@@ -444,9 +408,6 @@ def main():
         )
         if name != "evaluate":
             command.add_argument("--k", type=str if name == "peers" else int, default=16)
-        if name == "calibrated":
-            command.add_argument("--held-out", choices=FAMILIES, required=True)
-            command.add_argument("--weights", type=Path, help="default: the untouched model")
         if name == "evaluate":
             command.add_argument("weights", type=Path, help="folder that train --save wrote")
             command.add_argument("result", type=Path, help="file that train --output wrote")

@@ -5,7 +5,6 @@
     python benchmarks/reader_tables.py keeps      # news and AGNews, recipe and arms
     python benchmarks/reader_tables.py compare nce16 ce  # one arm minus another
     python benchmarks/reader_tables.py cells      # other numbers of demonstrations, order, news
-    python benchmarks/reader_tables.py calibrated # contextual calibration
     python benchmarks/reader_tables.py channel    # the noisy channel, untouched
     python benchmarks/reader_tables.py picture    # docs/reader.svg
 
@@ -237,31 +236,6 @@ def deviation(cell):
     return np.std(hits_of(cell, "label_words").reshape(SETS, -1).mean(1))
 
 
-def calibrated(options):
-    """Contextual calibration of the untouched model, and of trained ones (means over seeds)."""
-    titles = [f"{when}{how}" for when in ("untouched", "trained") for how in ("", ", calibrated")]
-    for kind in ("own", "arbitrary"):
-        print(f"| {kind} words |", " | ".join(titles), "|\n" + "|---" * 5 + "|")
-        rows = []
-        for family, tasks in FAMILIES.items():
-            untouched, trained = (
-                [read(path)["cells"] for path in sorted(RESULTS.glob(f"{family}_{name}.json"))]
-                for name in ("calibrated_untouched", "calibrated_seed*")
-            )
-            if not untouched:
-                print(f"({family}: not measured)")
-                continue
-            for task in tasks:
-                row = [
-                    np.mean([accuracy(cells[f"{task}/{kind}"], way) for cells in several] or np.nan)
-                    for several in (untouched, trained)
-                    for way in ("label_words", "calibrated")
-                ]
-                rows.append(row)
-                print(f"| {task} |", " | ".join(f"{100 * x:.1f}" for x in row), "|")
-        print("| mean |", " | ".join(f"{100 * x:.1f}" for x in np.mean(rows, 0)), "|")
-
-
 def channel(options):
     """The noisy channel next to the direct way, untouched."""
     for task, cell in read(RESULTS / "channel.json")["cells"].items():
@@ -317,7 +291,7 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(required=True)
-    for run in (steps, summary, compare, keeps, cells, calibrated, channel, picture):
+    for run in (steps, summary, compare, keeps, cells, channel, picture):
         command = commands.add_parser(run.__name__, description=run.__doc__)
         command.set_defaults(run=run)
         if run is compare:

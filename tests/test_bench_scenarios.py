@@ -9,7 +9,7 @@ import pytest
 from sklearn.metrics import f1_score
 
 import abft.data.builtin
-from abft.bench.calibration import calibrated, calibration_prompts, prior
+from abft.bench.calibration import calibration_prompts
 from abft.bench.rewrites import alternate_templates, renamed
 from abft.bench.scenarios import PAPER_TASKS, SCENARIOS, Setting
 from abft.data.builtin import TASKS, load_task
@@ -19,6 +19,7 @@ from abft.data.prompts import training_prompts
 from abft.data.splits import text_key
 from abft.data.tasks import Example, Task, Template
 from abft.errors import AbftError
+from abft.scoring.calibration import calibrated, prior
 from tiny import staicc_loader
 
 

@@ -295,6 +295,29 @@ def test_kept_demonstrations_change_no_probability(bpe, review_data, family, imp
     assert predictor.predict([]) == []
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
+def test_calibration_divides_by_what_the_model_says_of_nothing(bpe, review_data, family):
+    """Against one forward pass for each prompt, with the arithmetic written out."""
+    model, task = tiny_model(family), review_data.task
+    shown = review_data.demonstrations[:4]
+    texts = ["good and great", "bad", "x"]
+    written = [
+        write_prompt(task, shown, Example(text, 0)) for text in (*texts, "N/A", "[MASK]", "")
+    ]
+    every = full_model_probabilities(model, encode(bpe, written), label_tokens(bpe, task))
+    ratios = every[:3] / every[3:].mean(0)
+    expected = ratios / ratios.sum(1, keepdims=True)
+
+    predictor = Predictor(model, bpe, task, shown, calibrate=True)
+    np.testing.assert_allclose(predictor.probabilities(texts), expected, atol=1e-5)
+    assert np.abs(expected - every[:3]).max() > 1e-3
+    assert predictor.probabilities([]).shape == (0, 2)
+
+    # A text is classified in the same way alone, and its explanation says the same.
+    (alone,) = predictor.explain(texts[:1])
+    np.testing.assert_allclose(list(alone.probabilities.values()), expected[0], atol=1e-5)
+
+
 def test_demonstrations_are_run_again_after_the_weights_changed(bpe, review_data):
     model = tiny_model("gpt2")  # has dropout, too
     task, demonstrations = review_data.task, review_data.demonstrations[:4]

@@ -206,7 +206,17 @@ def test_ray_gives_the_same_and_goes_on(finished, tmp_path, monkeypatch):
     shown = tmp_path / "shown.csv"  # workers get the demonstrations, not their file
     shown.write_text("review,label\ngreat,happy\nbad,unhappy\njoy,happy\n")
     command = ("predict", finished, "--demonstrations", shown, "--text-column", "review")
-    command = (*command, "--readout", "attention", "--data", source, "--batch-size", 1, "--output")
+    command = (
+        *command,
+        "--readout",
+        "attention",
+        "--calibrate",
+        "--data",
+        source,
+        "--batch-size",
+        1,
+        "--output",
+    )
     assert invoke(*command, serial).exit_code == 0
     assert "probability_unhappy" in serial.read_text()
 

@@ -248,6 +248,14 @@ def test_demonstrations_of_another_task(finished, colours, tmp_path, capsys):
     assert list(record["probabilities"]) == ["blue", "green", "red"]
     assert list(record["probabilities"].values()) == pytest.approx(expected.tolist(), abs=1e-4)
 
+    said = invoke(*command, "--calibrate", "--readout", "attention", "--text", "good", "--json")
+    twin = Predictor.from_run(
+        finished, shown=(task, shown), device="cpu", readout="attention", calibrate=True
+    )
+    (expected,) = twin.probabilities(["good"])
+    probabilities = json.loads(said.stdout)["probabilities"]
+    assert list(probabilities.values()) == pytest.approx(expected.tolist(), abs=1e-4)
+
     # A file's columns are those of the other labels.
     texts, out = tmp_path / "new.csv", tmp_path / "out.csv"
     texts.write_text("text\ngood\n")
@@ -266,6 +274,7 @@ def test_a_stopped_job_goes_on_with_the_same_demonstrations_only(
         assert isinstance(invoke(*command).exception, ZeroDivisionError)
 
     assert "parts of another job" in refused(*command, "--readout", "attention")
+    assert "parts of another job" in refused(*command, "--calibrate")
     before = colours.read_text()
     colours.write_text(before + "rose,red\n")
     assert "parts of another job" in refused(*command)

@@ -1,20 +1,16 @@
-"""Calibration of label probabilities: divide by a prior, the mean prediction on neutral prompts.
+"""Write the prompts whose mean prediction is the prior of a calibration (scoring/calibration.py).
 
-The methods differ in the queries that the prior is estimated on. All of them come from the training
-pool.
+The methods differ in the queries. All of them come from the training pool.
 """
 
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from abft.data.prompts import Prompt, write_prompt
 from abft.data.splits import TaskData
 from abft.data.tasks import Example, PromptStyle
-
-CONTENT_FREE = ("N/A", "[MASK]", "")
+from abft.scoring.calibration import CONTENT_FREE
 
 
 @dataclass(frozen=True)
@@ -102,15 +98,3 @@ def calibration_prompts(
         query = Example(CALIBRATIONS[name].query(draw), example.label)
         prompts.append(write_prompt(data.task, demonstrations, query, prompt_style))
     return prompts
-
-
-def prior(probabilities_NC: np.ndarray) -> np.ndarray:
-    """Return the mean prediction, (C,)."""
-    return np.asarray(probabilities_NC).mean(0)
-
-
-def calibrated(probabilities_NC: np.ndarray, prior_C: np.ndarray | Sequence[float]) -> np.ndarray:
-    """Return p / prior, normalised, (N, C): a prediction that equals the prior becomes uniform."""
-    # A prior of 0 would divide by zero.
-    ratios_NC = np.asarray(probabilities_NC) / np.maximum(np.asarray(prior_C), 1e-12)
-    return ratios_NC / ratios_NC.sum(1, keepdims=True)

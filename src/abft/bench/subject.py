@@ -12,7 +12,7 @@ import numpy as np
 from filelock import FileLock
 from tqdm import tqdm
 
-from abft.bench.calibration import calibrated, calibration_prompts, prior
+from abft.bench.calibration import calibration_prompts
 from abft.bench.grid import Cell
 from abft.bench.methods import METHODS
 from abft.bench.scenarios import SCENARIOS, PromptSet, Setting
@@ -28,6 +28,7 @@ from abft.runs.run_folder import CONFIG, METRICS, check_same_settings, read_metr
 from abft.runs.session import load_run_model
 from abft.runs.task_data import load_run_data
 from abft.runs.train import train_run
+from abft.scoring.calibration import calibrated, prior
 from abft.scoring.evaluate import evaluate
 from abft.scoring.perplexity import perplexity
 from abft.scoring.scorer import label_probabilities

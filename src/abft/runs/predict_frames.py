@@ -23,6 +23,7 @@ def open_predictor(run: str | Path, settings: PredictSettings, shown: Shown | No
         trust_remote_code=settings.trust_remote_code,
         shown=shown,
         readout=settings.readout,
+        calibrate=settings.calibrate,
     )
 
 

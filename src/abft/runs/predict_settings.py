@@ -11,7 +11,7 @@ from abft.settings import changed, check_settings, same_as, setting
 
 _OF_DEMONSTRATIONS = ("label_column", "template", "label_words", "k")
 # The settings that decide labels.
-ANSWERS = ("text_column", "demonstrations", *_OF_DEMONSTRATIONS, "readout")
+ANSWERS = ("text_column", "demonstrations", *_OF_DEMONSTRATIONS, "readout", "calibrate")
 
 
 @dataclass
@@ -49,6 +49,12 @@ class PredictSettings:
         "label_words",
         "What labels are read from: label_words: their probability; attention: which "
         "demonstrations' labels the heads look at that training chose, or all heads.",
+        panel=OUTPUT,
+    )
+    calibrate: bool = setting(
+        False,
+        "Divide probabilities by those of texts without content (N/A, [MASK], empty), so that no "
+        "label is favoured from the start.",
         panel=OUTPUT,
     )
     strict: bool = setting(

@@ -26,6 +26,7 @@ from abft.runs.run_folder import (
     read_task,
 )
 from abft.runs.session import load_run_model
+from abft.scoring.calibration import CONTENT_FREE, calibrated, prior
 from abft.scoring.observer import Look, Observer
 from abft.scoring.scorer import LabelScorer
 from abft.scoring.votes import head_mask, voting
@@ -47,6 +48,8 @@ class Predictor:
         readout: "attention": a label's probability is its share of the attention on the
             demonstrations' labels.
         heads: (layer, head) pairs whose attention that is; default: all.
+        calibrate: probabilities are divided by those of texts without content, which follow the
+            same demonstrations (contextual calibration, arXiv 2102.09690).
 
     Raises:
         AbftError: no room for a text, or heads that the model does not have.
@@ -62,12 +65,13 @@ class Predictor:
         max_text_tokens: int | None = None,
         readout: Readout = "label_words",
         heads: Sequence[tuple[int, int]] | None = None,
+        calibrate: bool = False,
     ) -> None:
         self.model, self.tokenizer, self.task = model, tokenizer, task
         self.demonstrations, self.prompt_style = list(demonstrations), prompt_style
         self.label_tokens = label_tokens(tokenizer, task, prompt_style)
         self.score = LabelScorer(model, self.label_tokens)
-        self.readout = readout
+        self.readout, self.calibrate = readout, calibrate
         self.heads_LH: Tensor | None = None
         if readout == "attention":
             shown = {example.label for example in self.demonstrations}
@@ -102,6 +106,7 @@ class Predictor:
         trust_remote_code: bool = False,
         shown: tuple[Task, Sequence[Example]] | None = None,
         readout: Readout = "label_words",
+        calibrate: bool = False,
     ) -> "Predictor":
         """Load base model, weights, task and demonstrations of a finished run folder.
 
@@ -112,6 +117,7 @@ class Predictor:
             shown: another task and its demonstrations in the place of the run's, such as those of
                 `load_demonstrations`: a reader (docs/reader.md) needs no training for it.
             readout: "attention" reads the heads that the run's training chose, or all heads.
+            calibrate: as of the class.
 
         Raises:
             AbftError: neither of the two, or a read-out of heads that the model does not have, or
@@ -138,7 +144,17 @@ class Predictor:
                 replace(example, text=text)
                 for example, text in zip(demonstrations, texts, strict=True)
             ]
-        return cls(model, tokenizer, task, demonstrations, prompt_style, longest, readout, heads)
+        return cls(
+            model,
+            tokenizer,
+            task,
+            demonstrations,
+            prompt_style,
+            longest,
+            readout,
+            heads,
+            calibrate,
+        )
 
     def fit(self, texts: Sequence[str]) -> list[str]:
         """Return texts cut to what fits behind the demonstrations; `observe` does it too."""
@@ -169,6 +185,21 @@ class Predictor:
         progress: Callable[[int], object] | None = None,
     ) -> tuple[np.ndarray, Observer]:
         """Return the same, and what an `Observer` collected of the texts' prompts."""
+        probabilities_NC, observer = self._observe(texts, layers, look, batch_size, progress)
+        if self.calibrate and len(texts):
+            without_NC, _ = self._observe(CONTENT_FREE, batch_size=batch_size)
+            probabilities_NC = calibrated(probabilities_NC, prior(without_NC))
+        return probabilities_NC, observer
+
+    def _observe(
+        self,
+        texts: Sequence[str],
+        layers: Sequence[int] = (),
+        look: Look | None = None,
+        batch_size: int = 16,
+        progress: Callable[[int], object] | None = None,
+    ) -> tuple[np.ndarray, Observer]:
+        """Return what `observe` does, not calibrated."""
         # The query's class is not known; 0 is not read.
         prompts = [
             write_prompt(self.task, self.demonstrations, Example(text, 0), self.prompt_style)

@@ -1,0 +1,180 @@
+"""Read the same prompts in several ways, untouched and with a reader's weights.
+
+    python benchmarks/reader_readouts.py measure RESULT.json --output FILE.json
+    python benchmarks/reader_readouts.py measure RESULT.json --weights WEIGHTS --output FILE.json
+    python benchmarks/reader_readouts.py tables
+
+RESULT.json is of `reader.py train` with a contrastive arm: it says which family is held out and
+which heads were chosen, before any step and on training prompts, so that the untouched model can
+be read from the same heads. `tables` expects {family}_readouts_untouched.json and
+{family}_readouts_seed{seed}.json in results/reader.
+
+For every sequence of demonstrations, one forward pass reads at three kinds of places: its queries;
+texts without content (contextual calibration, arXiv 2102.09690); and the demonstrations
+themselves, each as a query after those before it. The last two cost next to nothing, and need no
+labelled text that the prompt does not show.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from measured_training import recorded
+from reader import DEVELOPMENT, FAMILIES, QUERIES_OF_A_SET, cells
+from reader_tables import RESULTS, read, with_interval
+from reader_tables import shown as interval
+from record import write
+
+KINDS = ("own", "arbitrary", "permuted")
+SOURCES = ("label_words", "heads")
+SMALLEST = 1e-4  # of a probability
+
+
+def logs(shares_PC):
+    """Log-probabilities with three decimals, as lists: they are kept in a file."""
+    shares_PC = shares_PC / shares_PC.sum(1, keepdims=True)
+    return np.log(np.maximum(shares_PC, SMALLEST)).round(3).tolist()
+
+
+def normalised(logs_NC):
+    """Log-probabilities that sum to 1."""
+    return logs_NC - np.logaddexp.reduce(logs_NC, axis=1, keepdims=True)
+
+
+def read_by_way(shown):
+    """Log-probabilities of the queries after one sequence of demonstrations, by way to read."""
+    words_NC, heads_NC = (normalised(np.array(shown["queries"][name])) for name in SOURCES)
+    without_NC = normalised(np.array(shown["content_free"]["label_words"]))
+    prior_C = np.logaddexp.reduce(without_NC, axis=0)
+    return {
+        "label words": words_NC,
+        "heads": heads_NC,
+        "calibrated": normalised(words_NC - prior_C),
+        "calibrated and heads": normalised(words_NC - prior_C + heads_NC),
+    }
+
+
+def hits_by_way(cell):
+    """Which queries are answered correctly, (sets, queries) for each way to read."""
+    found = {}
+    for shown in cell:
+        for way, logs_NC in read_by_way(shown).items():
+            found.setdefault(way, []).append(logs_NC.argmax(1) == np.array(shown["targets"]))
+    return {way: np.array(hits, float) for way, hits in found.items()}
+
+
+def measure(options):
+    """Log-probabilities of every cell of `reader.py train`, set by set of demonstrations."""
+    from abft import Example, apply_weights, load_model, load_task
+    from abft.data.encoding import encode, with_answers
+    from abft.data.mixture import Group, evaluation_groups
+    from abft.data.prompts import write_prompt
+    from abft.scoring.calibration import CONTENT_FREE
+    from abft.scoring.groups import read_groups
+
+    trained = read(options.result)
+    held_out = trained["settings"]["held_out"]
+    model, tokenizer = load_model("SmolLM2-135M-Instruct")
+    shape = model.config.num_hidden_layers, model.config.num_attention_heads
+    heads_LH = np.zeros(shape, bool)
+    heads_LH[tuple(np.array(trained["heads"]).T)] = True
+    if options.weights:
+        model = apply_weights(model, options.weights)
+
+    def with_more(group):
+        """The group's prompts, then texts without content, then the demonstrations as queries."""
+        shown = group.demonstrations
+        more = [write_prompt(group.task, shown, Example(text, 0)) for text in CONTENT_FREE]
+        more += [write_prompt(group.task, shown[:i], shown[i]) for i in range(1, len(shown))]
+        encoded = with_answers(
+            encode(tokenizer, more, scored=group.label_tokens), group.label_tokens
+        )
+        return Group((*group.prompts, *encoded), group.task, group.label_tokens, group.words)
+
+    found = {}
+    for task, kind in cells(held_out, KINDS):
+        groups = evaluation_groups(
+            load_task(task), tokenizer, options.k, options.sets, options.test_queries, words=kind
+        )
+        cell = []
+        for group in groups:
+            (reading,) = read_groups(model, [with_more(group)])
+            asked = len(group.prompts)
+            places = {
+                "queries": slice(asked),
+                "content_free": slice(asked, asked + len(CONTENT_FREE)),
+                "prefixes": slice(asked + len(CONTENT_FREE), None),
+            }
+            shares = (reading.label_words, reading.votes(heads_LH))
+            kept = {
+                place: {name: logs(each[at]) for name, each in zip(SOURCES, shares, strict=True)}
+                for place, at in places.items()
+            }
+            shown = [example.label for example in group.demonstrations]
+            cell.append({"targets": reading.targets[:asked].tolist(), "shown": shown, **kept})
+        found[f"{task}/{kind}"] = cell
+        said = {way: f"{hits.mean():.1%}" for way, hits in hits_by_way(cell).items()}
+        print(task, kind, said, flush=True)
+    settings = {**recorded(options), "result": options.result.name, "held_out": held_out}
+    settings["weights"] = options.weights and options.weights.name
+    write(options.output, {"settings": settings, "cells": found})
+
+
+def tables(options):
+    """Accuracy by way to read, untouched and trained (a mean over seeds), and intervals."""
+    for kind in KINDS:
+        rows, differences = [], {}
+        for family, tasks in FAMILIES.items():
+            untouched = read(RESULTS / f"{family}_readouts_untouched.json")["cells"]
+            paths = sorted(RESULTS.glob(f"{family}_readouts_seed*.json"))
+            trained = [read(path)["cells"] for path in paths]
+            for task in (*tasks, *DEVELOPMENT):
+                name = f"{task}/{kind}"
+                if name not in untouched or not trained:
+                    continue
+                before = hits_by_way(untouched[name])
+                after = [hits_by_way(cells[name]) for cells in trained]
+                if not rows:
+                    titles = [
+                        f"{when}, {way}" for when in ("untouched", "reader") for way in before
+                    ]
+                    print(f"| {kind} words | seeds |", " | ".join(titles), "|")
+                    print("|---" * (2 + len(titles)) + "|")
+                row = [before[way].mean() for way in before]
+                row += [np.mean([hits[way] for hits in after]) for way in before]
+                title = f"{task} ({family} held out)" if task in DEVELOPMENT else task
+                print(f"| {title} | {len(after)} |", " | ".join(f"{100 * x:.1f}" for x in row), "|")
+                if task in DEVELOPMENT:
+                    continue
+                rows.append(row)
+                for way, hits in before.items():
+                    by_family = differences.setdefault(way, {})
+                    by_family.setdefault(family, []).append(
+                        np.stack([each[way] - hits for each in after])
+                    )
+        print("| mean | |", " | ".join(f"{100 * x:.1f}" for x in np.mean(rows, 0)), "|")
+        for way, by_family in differences.items():
+            print(f"reader minus untouched, {way}:", interval(with_interval(by_family.values())))
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True)
+    command = commands.add_parser("measure", description=measure.__doc__)
+    command.set_defaults(run=measure)
+    command.add_argument("result", type=Path, help="file that reader.py train --output wrote")
+    command.add_argument("--weights", type=Path, help="that --save wrote; default: untouched")
+    command.add_argument("--output", type=Path, required=True)
+    command.add_argument("--k", type=int, default=16)
+    command.add_argument("--sets", type=int, default=8, help="sets of demonstrations a cell")
+    command.add_argument("--test-queries", type=int, default=QUERIES_OF_A_SET)
+    commands.add_parser("tables", description=tables.__doc__).set_defaults(run=tables)
+    options = parser.parse_args()
+    options.run(options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,23 @@
+"""Calibrate label probabilities: divide by a prior, so that no label is favoured from the start.
+
+The prior is what the model predicts after the same demonstrations where there is nothing to
+classify (Zhao et al. 2021, arXiv 2102.09690).
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+CONTENT_FREE = ("N/A", "[MASK]", "")  # the paper's queries
+
+
+def prior(probabilities_NC: np.ndarray) -> np.ndarray:
+    """Return the mean prediction, (C,)."""
+    return np.asarray(probabilities_NC).mean(0)
+
+
+def calibrated(probabilities_NC: np.ndarray, prior_C: np.ndarray | Sequence[float]) -> np.ndarray:
+    """Return p / prior, normalised, (N, C): a prediction that equals the prior becomes uniform."""
+    # A prior of 0 would divide by zero.
+    ratios_NC = np.asarray(probabilities_NC) / np.maximum(np.asarray(prior_C), 1e-12)
+    return ratios_NC / ratios_NC.sum(1, keepdims=True)
