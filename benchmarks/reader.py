@@ -4,17 +4,16 @@
     python benchmarks/reader.py evaluate WEIGHTS RESULT.json --factor 0.5 --output FILE.json
     python benchmarks/reader.py channel --output results/reader/channel.json
     python benchmarks/reader.py peers --output results/reader/peers.json
-    python benchmarks/reader.py probe --output results/reader/probe.json
+    python benchmarks/reader.py classifier --output results/reader/classifier.json
 
 `train` measures while it trains: for every held-out task and kind of label words the predictions of
 the label words, of all heads' attention and, with a contrastive arm, of the trained heads'.
 `evaluate` measures kept weights in more cells; reader_tables.py expects them in
 {family}_cells_factor{factor}_seed{seed}.json and {family}_cells_untouched.json. `channel` measures
 MetaICL's noisy channel. `peers` fits MiniLM with a logistic regression, and its nearest neighbour,
-on the same k texts that the prompts show, and `probe` an `ABFTClassifier` of the untouched model:
-with so few texts a linear probe of its hidden states. AGNews is the task on which choices are made:
-no family is held out for it and no mixture trains on it. Other ways to read the same prompts:
-reader_readouts.py.
+on the same k texts that the prompts show, and `classifier` an `ABFTClassifier`. AGNews is the task
+on which choices are made: no family is held out for it and no mixture trains on it. Other ways to
+read the same prompts: reader_readouts.py.
 
 Arms: ce (cross-entropy of the label word, as symbol tuning, arXiv 2305.08298), vote, eq1, nce16
 (InfoNCE of 16 heads), ncelayer; "+ce" adds cross-entropy with weight 1. `--kl 3` adds the
@@ -363,27 +362,49 @@ def peers(options):
     write(options.output, {"cells": found})
 
 
-def probe(options):
-    """An `ABFTClassifier` of the untouched model on the k texts that the prompts show."""
-    from abft import ABFTClassifier, load_model, load_task
+def classifier(options):
+    """An `ABFTClassifier` of the k texts that the prompts show, with the same template and words.
+
+    Of the untouched model on all tasks, or of a reader (`--weights`) on the family that it was not
+    trained on.
+    """
+    import tempfile
+
+    from abft import ABFTClassifier, apply_weights, load_model, load_task
     from abft.data.mixture import evaluation_groups
 
-    _, tokenizer = load_model("SmolLM2-135M-Instruct")
-    found = {}
-    for task in MEASURED:
-        groups = evaluation_groups(
-            load_task(task), tokenizer, options.k, options.sets, options.test_queries, words="own"
-        )
-        said = {"targets": "", "probe": ""}
-        for group in groups:
-            classifier = ABFTClassifier(random_state=0, progress=False)
-            shown = group.demonstrations
-            classifier.fit([e.text for e in shown], [e.label for e in shown])
-            said["targets"] += digits(example.label for example in group.queries)
-            said["probe"] += digits(classifier.predict([e.text for e in group.queries]))
-        found[f"{task}/{options.k}"] = said
-        print(task, f"{accuracy(said, 'probe'):.1%}", flush=True)
-    write(options.output, {"settings": recorded(options), "cells": found})
+    model, tokenizer = load_model("SmolLM2-135M-Instruct")
+    cells = {}
+    with tempfile.TemporaryDirectory() as folder:
+        if options.weights:
+            apply_weights(model, options.weights).save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+        for task in FAMILIES[options.held_out] if options.weights else MEASURED:
+            for kind in ("own", "arbitrary"):
+                predictions = {"targets": "", "classifier": ""}
+                for group in evaluation_groups(
+                    load_task(task),
+                    tokenizer,
+                    options.k,
+                    options.sets,
+                    options.test_queries,
+                    words=kind,
+                ):
+                    fitted = ABFTClassifier(
+                        folder if options.weights else "SmolLM2-135M-Instruct",
+                        template=group.task.template.pattern,
+                        label_words=dict(enumerate(group.task.label_words)),
+                        random_state=0,
+                        progress=False,
+                    ).fit(*zip(*((e.text, e.label) for e in group.demonstrations), strict=True))
+                    predictions["targets"] += digits(example.label for example in group.queries)
+                    predictions["classifier"] += digits(
+                        fitted.predict([example.text for example in group.queries])
+                    )
+                cells[f"{task}/{kind}"] = predictions
+                print(task, kind, f"{accuracy(predictions, 'classifier'):.1%}", flush=True)
+    settings = {**recorded(options), "weights": options.weights and options.weights.name}
+    write(options.output, {"settings": settings, "cells": cells})
 
 
 def main():
@@ -397,7 +418,7 @@ def main():
         ("evaluate", evaluate),
         ("channel", channel),
         ("peers", peers),
-        ("probe", probe),
+        ("classifier", classifier),
     ):
         command = commands.add_parser(name)
         command.set_defaults(run=run)
@@ -408,6 +429,9 @@ def main():
         )
         if name != "evaluate":
             command.add_argument("--k", type=str if name == "peers" else int, default=16)
+        if name == "classifier":
+            command.add_argument("--held-out", choices=FAMILIES, help="that the weights never saw")
+            command.add_argument("--weights", type=Path, help="default: the untouched model")
         if name == "evaluate":
             command.add_argument("weights", type=Path, help="folder that train --save wrote")
             command.add_argument("result", type=Path, help="file that train --output wrote")
