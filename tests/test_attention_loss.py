@@ -84,6 +84,51 @@ def test_the_loss_of_a_trainer_has_the_attentions_added(objective, at, tmp_path)
     torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-6)
 
 
+def test_rows_of_a_loss_that_failed_are_not_read_again(tmp_path):
+    """A batch that ran out of memory after its forward pass, and the next one, which is smaller."""
+    model, made = tiny_model("llama"), rows()
+    trainer = trainer_of(model, made, tmp_path)
+    real, calls = trainer.compute_loss, []
+
+    def failing(*arguments, **options):
+        result = real(*arguments, **options)
+        calls.append(result)
+        if len(calls) == 1:
+            raise RuntimeError("out of memory")
+        return result
+
+    trainer.compute_loss = failing
+    expected = model(**padded(made[:4])).loss + own_loss(model, VoteObjective(), made[:4])
+    with attention_loss(trainer, VoteObjective()):
+        with pytest.raises(RuntimeError, match="out of memory"):
+            trainer.compute_loss(model, trainer.data_collator(made))
+        loss = trainer.compute_loss(model, trainer.data_collator(made[:4]))
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("at", SPANS)
+def test_rows_of_a_data_set_in_torchs_format(at):
+    def lists(features):
+        return padded([{k: list(map(int, v)) for k, v in each.items()} for each in features])
+
+    made = rows(4, at)
+    tensors = [{name: torch.tensor(value) for name, value in row.items()} for row in made]
+    # Spans of different rows are lists of tensors.
+    tensors[1]["looks_at"] = list(tensors[1]["looks_at"])
+    expected = AttentionCollator(padded)(made)
+    batch = AttentionCollator(lists)(tensors)
+    assert batch.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(batch[name], tensor), name
+
+
+def test_positions_next_to_spans_are_refused():
+    mixed = [*rows(1, SPANS[0]), *rows(1, SPANS[1])]
+    for made in (mixed, mixed[::-1]):
+        with pytest.raises(ValueError, match="give spans in all"):
+            AttentionCollator(padded)(made)
+
+
 def trained(made, folder, weight, **arguments):
     model = tiny_model("llama")
     trainer = trainer_of(model, made, folder, **arguments)

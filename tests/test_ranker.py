@@ -1,7 +1,10 @@
 """`AttentionRanker`: documents that are kept, training, ranking in rounds, files, wrong input."""
 
 import json
+import pickle
 import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +19,7 @@ from abft.ranker import AttentionRanker
 from abft.ranker.attribution import deletion_curve
 from abft.ranker.beir import load_beir
 from abft.ranker.documents import DocumentReader
-from abft.ranker.peers import bm25, tfidf
+from abft.ranker.peers import PEERS, bm25, peers, tfidf
 from abft.ranker.queries import (
     RankingQuery,
     measured_queries,
@@ -26,6 +29,7 @@ from abft.ranker.queries import (
     training_prompts,
 )
 from abft.ranker.ranker import _split
+from abft.ranker.training import train_heads
 from abft.scoring.inspect import attention_rows
 from command_line import arguments, invoke, refused
 from tiny import tiny_model
@@ -250,6 +254,102 @@ def test_a_second_fit_begins_with_the_untrained_model(settings, tmp_path):
     assert other.rank("a sad thing", documents) == again.rank("a sad thing", documents)
 
 
+def test_a_shared_corpus_is_counted_once(settings, monkeypatch):
+    """Words of N queries' corpus, not of N copies of it."""
+    seen = []
+    monkeypatch.setattr("abft.ranker.ranker.peers", lambda corpus: seen.append(list(corpus)) or {})
+    corpus = [f"document {i}" for i in range(30)]
+    queries = [f"query {i}" for i in range(12)]
+    AttentionRanker(**settings, steps=0).fit(queries, corpus, list(range(12)))
+    assert seen == [corpus]
+    assert list(peers(["a film", "a life", "a film"])) == list(PEERS)
+    twice = tfidf(["a film", "a life"])(["a film"], ["a film", "a life"])
+    made = peers(["a film", "a life", "a film"])["TF-IDF"](["a film"], ["a film", "a life"])
+    assert made == pytest.approx(twice)
+
+
+def test_nothing_is_left_of_a_fit_that_was_interrupted(settings, monkeypatch, tmp_path):
+    """Neither half-trained weights, nor documents that were read with other ones."""
+    documents = data(24)[1][0]
+    untrained = AttentionRanker(**settings).scores(["x"], documents)
+
+    def interrupted(*arguments, **options):
+        train_heads(*arguments, **options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("abft.ranker.training.train_heads", interrupted)
+    ranker = AttentionRanker(**settings, steps=20, learning_rate=1e-2)
+    with pytest.raises(KeyboardInterrupt):
+        ranker.fit(*data(24))
+    assert (ranker.heads_, ranker.validation_) == (None, {})
+    np.testing.assert_array_equal(ranker.scores(["x"], documents), untrained)
+    with pytest.raises(ValueError, match="nothing to save"):
+        ranker.save(tmp_path / "ranker")
+
+
+def test_settings_of_other_types_are_saved(settings, tmp_path, monkeypatch):
+    """Numbers of numpy, and a path that holds from every folder."""
+    folder = Path(settings["model"])
+    monkeypatch.chdir(folder.parent)
+    numbers = {"steps": np.int64(0), "heads": np.int64(3), "random_state": np.int64(1)}
+    changes = {**numbers, "model": Path(folder.name), "temperature": np.float32(0.5)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        ranker = AttentionRanker(**{**settings, **changes}).fit(*data(24))
+    ranker.save(tmp_path / "ranker")
+    monkeypatch.chdir(tmp_path)
+    loaded = AttentionRanker.load("ranker", "cpu")
+    assert loaded.model == str(folder.resolve())
+    documents = ["this is sad", "great joy"]
+    assert loaded.rank("a sad thing", documents) == ranker.rank("a sad thing", documents)
+
+
+def test_heads_belong_to_their_model(settings, bpe, tmp_path):
+    """Another model under the same name is refused, also where nothing was trained."""
+    base = tmp_path / "base"
+    tiny_model("llama").save_pretrained(base)
+    bpe.save_pretrained(base)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        ranker = AttentionRanker(**{**settings, "model": base}, steps=0).fit(*data(24))
+    ranker.save(tmp_path / "ranker")
+    tiny_model("llama", seed=1).save_pretrained(base)
+    with pytest.raises(AbftError, match="heads were found in another model"):
+        AttentionRanker.load(tmp_path / "ranker", "cpu")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"instruction": "which is sad?"}, {"looking": "last"}, {"max_document_tokens": 1}],
+)
+def test_settings_that_change_later_hold(settings, change):
+    documents, query = ["a sad film", "great joy"], ["a sad thing"]
+    ranker = AttentionRanker(**settings)
+    before = ranker.scores(query, documents)
+    ((name, value),) = change.items()
+    setattr(ranker, name, value)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fresh = AttentionRanker(**{**settings, **change}).scores(query, documents)
+        np.testing.assert_array_equal(ranker.scores(query, documents), fresh)
+    assert np.abs(fresh - before).max() > 1e-6
+    ranker.model = "another"
+    with pytest.raises(ValueError, match="make a new one"):
+        ranker.scores(query, documents)
+
+
+def test_threads_get_their_own_scores(settings):
+    ranker = AttentionRanker(**settings)
+    sets = [["a sad film", "great joy"], ["a poor life", "a good film"]]
+    expected = [ranker.scores(["x"], some) for some in sets]
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda some: ranker.scores(["x"], some), sets * 20))
+    for found, right in zip(results, expected * 20, strict=True):
+        np.testing.assert_array_equal(found, right)
+    again = pickle.loads(pickle.dumps(AttentionRanker(**settings)))
+    np.testing.assert_array_equal(again.scores(["x"], sets[0]), expected[0])
+
+
 def test_heads_are_found_without_labels(settings):
     """The same as from queries whose relevant documents are known, of the documents' halves."""
     words = [f"{a} {b} {c}" for a in WORDS for b in WORDS[:4] for c in "xyz"]
@@ -335,8 +435,22 @@ def test_documents_are_ranked_in_rounds(settings):
     assert sorted(each.index for each in ranked) == list(range(len(documents)))
     assert [documents[each.index] for each in ranked] == [each.document for each in ranked]
 
-    # 24 documents in groups of 4 leave 12, then 6, then 3, which are compared in the end.
-    finalists = [each.document for each in ranked[:3]]
+    # Those that the first round leaves behind: first the third of each group, then the fourth.
+    groups = [documents[number::6] for number in range(6)]
+    behind = [[r.document for r in ranker.rank("joy and joy", group)][2:] for group in groups]
+    left = [each.document for each in ranked[12:]]
+    assert set(left[:6]) == {third for third, _ in behind}
+    assert set(left[6:]) == {fourth for _, fourth in behind}
+
+    # No group is much smaller than the others, where scores are on another scale.
+    sizes, scores = [], ranker.scores
+    ranker.scores = lambda queries, some: sizes.append(len(some)) or scores(queries, some)
+    ranker.rank("joy and joy", documents[:5])
+    assert sizes == [3, 2, 3]
+    del ranker.scores
+
+    # 24 documents in groups of 4 leave 12, then 6, in groups of 3 then 4, which are compared.
+    finalists = [each.document for each in ranked[:4]]
     again = [each.document for each in ranker.rank("joy and joy", finalists)]
     assert again == finalists
     assert ranker.rank("joy and joy", documents, top=3) == ranked[:3]
@@ -356,8 +470,18 @@ def test_the_order_and_equal_documents_do_not_matter(settings):
 def test_long_texts_are_cut(settings):
     ranker = AttentionRanker(**settings)
     beginning = "great joy " * 40
-    first, second = ranker.scores(["x"], [f"{beginning} one", f"{beginning} two"])[0]
+    long = [f"{beginning} one", f"{beginning} two"]
+    with pytest.warns(UserWarning, match="max_document_tokens = 40"):
+        first, second = ranker.scores(["x"], long)[0]
     assert first == pytest.approx(second, abs=1e-6)
+    assert ranker.too_long([*long, "great joy"]) == 2
+
+    # What comes before a text does not count: one token of the text itself is always read.
+    ranker = AttentionRanker(**{**settings, "max_query_tokens": 1, "max_document_tokens": 1})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        scores = ranker.scores(["sad", "great joy", "great"], ["sad", "great joy"])
+    assert np.abs(scores).min() > 0
 
 
 def test_training_prompts_show_relevant_documents(settings):
@@ -391,6 +515,12 @@ def test_training_prompts_show_relevant_documents(settings):
         (["a", "b"], [2], "relevant \\[2\\], of 2 candidates"),
         (["a", "b"], [0, 1], "relevant documents for 2"),
         (["a", "b"], ["0"], "expected numbers of documents"),
+        # A mask is no list of numbers, though Python takes True for 1.
+        (["a", "b", "c"], [[False, False, True]], "flatnonzero"),
+        (["a", "b", "c"], np.array([[0, 0, 1]]), "flatnonzero"),
+        (["a", "b"], [True], "flatnonzero"),
+        (["a", "b"], [[1.7]], "flatnonzero"),
+        ({"a": 0, "b": 1}, [0], "got a dict"),
         ([5], [0], "expected a list of candidates, got 5"),
         ([["a", "b"], ["c", "d"]], [0], "2 lists of candidates"),
         ("ab", [0], "got one text"),
@@ -415,6 +545,12 @@ def test_wrong_settings_and_calls(settings):
         (lambda: ranker.rank("", ["a"]), "query 0 is ''"),
         (lambda: ranker.rank(["q"], ["a"]), "one query"),
         (lambda: ranker.scores("q", ["a"]), "one text"),
+        (lambda: ranker.rank("q", "a text"), "one text"),
+        (lambda: ranker.rank("q", {"a": 1}), "got a dict"),
+        (lambda: ranker.rank("q", np.array([["a"]])), "got a ndarray"),
+        (lambda: ranker.rank("q", 5), "got 5"),
+        (lambda: AttentionRanker(heads=True), "heads = True"),
+        (lambda: AttentionRanker(steps=2.5), "steps = 2.5: expected a whole number"),
         (lambda: ranker.rank("q", ["a"], top=0), "top = 0"),
         (lambda: ranker.save("somewhere"), "call fit or find_heads first"),
         (
@@ -458,6 +594,10 @@ def test_the_command_ranks_a_file(fitted, tmp_path):
     assert [each["text"] for each in found] == [each.document for each in expected]
     assert sorted(each["row"] for each in found) == [1, 3, 4]
     assert "rows 2" in done.stderr or "row 2" in done.stderr
+
+    cut = invoke(*command, "--query", "a sad thing", "--max-document-tokens", 2, "--json")
+    assert "3 of 3 documents have more than 2 tokens" in cut.stderr
+    assert cut.stdout != done.stdout
 
     lines = invoke(*command, "--query", "a sad thing", "--top", 1).stdout.splitlines()
     assert [line.split("\t")[2] for line in lines] == [" ".join(expected[0].document.split())]

@@ -103,6 +103,8 @@ def rank(
     except ValueError as error:
         raise AbftError(str(error)) from None
     texts = [text for _, text in kept]
+    if settings.max_document_tokens is not None:
+        ranker.max_document_tokens = settings.max_document_tokens
     if find_heads is not None:
         print("finding heads ...", file=sys.stderr)
         try:
@@ -114,6 +116,14 @@ def rank(
         print(
             "no --run: all heads of the untrained model are read; --find-heads FOLDER chooses "
             "better ones",
+            file=sys.stderr,
+        )
+    cut = ranker.too_long(texts)
+    if cut:
+        print(
+            f"{origin}: {cut} of {len(texts)} documents have more than "
+            f"{ranker.max_document_tokens} tokens; only their beginning is read "
+            "(--max-document-tokens)",
             file=sys.stderr,
         )
     for each in query:

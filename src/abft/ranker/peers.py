@@ -70,9 +70,13 @@ PEERS: dict[str, tuple[Callable[[Sequence[str]], Scorer], tuple[str, ...]]] = {
 
 
 def peers(corpus: Sequence[str]) -> dict[str, Scorer]:
-    """Return the peers whose modules are installed, by name."""
+    """Return the peers whose modules are installed, by name.
+
+    Words are counted once in equal documents.
+    """
+    distinct = list(dict.fromkeys(corpus))
     return {
-        name: make(corpus)
+        name: make(distinct)
         for name, (make, modules) in PEERS.items()
         if all(importlib.util.find_spec(module) is not None for module in modules)
     }

@@ -35,7 +35,7 @@ class RankingPrompts:
     Args:
         tokenizer: any that transformers loads.
         looking: which tokens look.
-        max_document_tokens, max_query_tokens: longer ones are cut.
+        max_document_tokens, max_query_tokens: longer ones are cut; of the text alone.
         instruction: says what all queries look for; documents and queries see it.
     """
 
@@ -55,19 +55,28 @@ class RankingPrompts:
 
     def documents(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
         """Return the tokens of each document."""
-        return self._around(BEFORE_DOCUMENT, texts, AFTER_DOCUMENT, self.max_document_tokens)
+        ids, most = self._begun(BEFORE_DOCUMENT, texts, self.max_document_tokens)
+        return self._ended(ids, most, AFTER_DOCUMENT)
+
+    def too_long(self, texts: Sequence[str]) -> int:
+        """Return how many documents are cut."""
+        ids, most = self._begun(BEFORE_DOCUMENT, texts, self.max_document_tokens)
+        return sum(len(each) > most for each in ids)
 
     def queries(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
         """Return the tokens of each query, to the end of the prompt."""
-        return self._around(BEFORE_QUERY, texts, AFTER_QUERY, self.max_query_tokens)
+        ids, most = self._begun(BEFORE_QUERY, texts, self.max_query_tokens)
+        return self._ended(ids, most, AFTER_QUERY)
 
-    def _around(
-        self, before: str, texts: Sequence[str], after: str, most: int
-    ) -> list[tuple[int, ...]]:
+    def _begun(self, before: str, texts: Sequence[str], most: int) -> tuple[list[list[int]], int]:
+        """Return the tokens of texts with what comes before them, and how many are kept."""
+        own = [before + " ".join(text.split()) for text in texts]
+        begins, *ids = self.tokenizer([before, *own], add_special_tokens=False)["input_ids"]
+        return ids, len(begins) + most
+
+    def _ended(self, ids: list[list[int]], most: int, after: str) -> list[tuple[int, ...]]:
         ends = self.tokenizer(after, add_special_tokens=False)["input_ids"]
-        texts = [before + " ".join(text.split()) for text in texts]
-        encoded = self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
-        return [(*ids[:most], *ends) for ids in encoded]
+        return [(*each[:most], *ends) for each in ids]
 
     def prompt(
         self,

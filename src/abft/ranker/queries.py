@@ -1,7 +1,7 @@
 """Check queries, their candidates and which of these are relevant; draw training prompts."""
 
 import random
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 
@@ -32,6 +32,22 @@ def text_of(value: object, what: str) -> str:
     return value
 
 
+def texts_of(values: object, what: str) -> list[str]:
+    """Return texts as a list.
+
+    Raises:
+        ValueError: one text, a table, or what `text_of` refuses.
+    """
+    if isinstance(values, str):
+        raise ValueError(f"expected a list of texts ({what}s), got one text")
+    if isinstance(values, Mapping) or getattr(values, "ndim", 1) != 1:
+        kind = type(values).__name__
+        raise ValueError(f"expected a list of texts ({what}s), got a {kind}; give its texts")
+    if not isinstance(values, Iterable):
+        raise ValueError(f"expected a list of texts ({what}s), got {values!r}")
+    return [text_of(text, f"{what} {i}") for i, text in enumerate(values)]
+
+
 def ranking_queries(
     queries: Sequence[str],
     candidates: Sequence[str] | Sequence[Sequence[str]],
@@ -47,9 +63,12 @@ def ranking_queries(
     Raises:
         ValueError: what makes no sense, with the number of the query.
     """
-    if isinstance(queries, str) or isinstance(candidates, str):
-        raise ValueError("expected lists of texts, got one text")
-    asked, lists = list(queries), list(candidates)
+    if isinstance(candidates, str):
+        raise ValueError("expected lists of candidates, got one text")
+    if isinstance(candidates, Mapping) or hasattr(candidates, "columns"):
+        kind = type(candidates).__name__
+        raise ValueError(f"expected lists of candidates, got a {kind}; give its texts")
+    asked, lists = texts_of(queries, "query"), list(candidates)
     right = [_numbers(each) for each in relevant]
     if not asked or len(right) != len(asked):
         raise ValueError(
@@ -71,7 +90,7 @@ def ranking_queries(
                 raise ValueError(f"{where}: expected a list of candidates, got {lists[i]!r}")
             documents = _Candidates.of(list(lists[i]), where)
         found = documents.relevant(numbers, where)
-        checked.append(RankingQuery(text_of(query, where), documents.texts, found))
+        checked.append(RankingQuery(query, documents.texts, found))
     return checked
 
 
@@ -148,11 +167,20 @@ def queries_without_labels(documents: Sequence[str], shown: int, seed: int) -> l
 
 def _numbers(relevant: object) -> frozenset[int]:
     """Return one number, or several, as a set."""
+    numbers = relevant
     if isinstance(relevant, Integral):
-        return frozenset([int(relevant)])
-    if isinstance(relevant, str) or not isinstance(relevant, Iterable):
+        numbers = [relevant]
+    if isinstance(numbers, str) or not isinstance(numbers, Iterable):
         raise ValueError(f"relevant: expected numbers of documents, got {relevant!r}")
-    return frozenset(int(number) for number in relevant)
+    given = list(numbers)
+    found = frozenset(int(n) for n in given if isinstance(n, Integral) and not isinstance(n, bool))
+    # As a rule these are a value for each candidate, 0 or 1.
+    if len(found) < len(given):
+        raise ValueError(
+            f"relevant: expected numbers of documents, each once, got {relevant!r}; a mask says "
+            "where they are: numpy.flatnonzero(mask)"
+        )
+    return found
 
 
 def training_prompts(

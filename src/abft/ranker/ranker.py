@@ -1,12 +1,16 @@
 """`AttentionRanker`: which documents do a query's tokens look at?"""
 
+import functools
 import json
+import operator
 import random
 import sys
-from collections.abc import Collection, Sequence
+import threading
+import warnings
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import KW_ONLY, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, get_args
 
 import numpy as np
 
@@ -22,7 +26,7 @@ from abft.ranker.queries import (
     most_together,
     queries_without_labels,
     ranking_queries,
-    text_of,
+    texts_of,
     training_prompts,
 )
 from abft.runs.config import Device
@@ -41,6 +45,30 @@ HELD_OUT, MOST_HELD_OUT, FEWEST_HELD_OUT = 0.2, 128, 4
 TEMPLATE_TOKENS = 32  # about what a prompt has besides beginning, document and query
 CLEARLY_BETTER = 0.02  # a peer's recall above ours, of which `fit` warns
 
+# Settings that are whole numbers, and the least that each may be.
+_COUNTS = {
+    "shown": 2,
+    "documents_per_pass": 2,
+    "together": 1,
+    "steps": 0,
+    "max_document_tokens": 1,
+    "max_query_tokens": 1,
+}
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _one_at_a_time(method: Callable[P, T]) -> Callable[P, T]:
+    """Let other threads wait while a method reads or trains the ranker's model."""
+
+    @functools.wraps(method)
+    def locked(*args: P.args, **kwargs: P.kwargs) -> T:
+        with args[0]._lock:  # type: ignore[attr-defined]
+            return method(*args, **kwargs)
+
+    return locked
+
 
 @dataclass(frozen=True)
 class Ranked:
@@ -49,7 +77,8 @@ class Ranked:
     Attributes:
         index: its number among the documents that were given.
         score: the heads' attention on it minus that of an empty query; higher is better among
-            documents that were read together, which are those of one round.
+            documents that were read together: all, or the first `documents_per_pass` of a ranking
+            in rounds and those that another round left behind.
         document: the text.
     """
 
@@ -75,7 +104,7 @@ class AttentionRanker:
         looking: which tokens look: all of the "query", or the "last" one.
         shown: documents of a training prompt at most.
         together: queries that are asked of the same documents at once, where they share them.
-        max_document_tokens, max_query_tokens: longer texts are cut.
+        max_document_tokens, max_query_tokens: longer texts are cut, with a warning of documents.
         instruction: says what all queries look for, such as "Which document has the same sentiment
             as the query?"; documents see it too.
         documents_per_pass: more documents than that are ranked in rounds.
@@ -102,12 +131,16 @@ class AttentionRanker:
     progress: bool = True
 
     def __post_init__(self) -> None:
-        least = {"shown": 2, "documents_per_pass": 2, "together": 1, "steps": 0}
-        for name, low in {**least, "max_document_tokens": 1, "max_query_tokens": 1}.items():
-            if getattr(self, name) < low:
-                raise ValueError(f"{name} = {getattr(self, name)}: expected at least {low}")
-        if not (self.heads == LAYER or (isinstance(self.heads, int) and self.heads > 0)):
-            raise ValueError(f"heads = {self.heads!r}: expected a number, or {LAYER!r}")
+        # The plain types of Python, which `save` writes: numpy's numbers and paths are as good.
+        self.model = str(Path(self.model).resolve() if Path(self.model).exists() else self.model)
+        for name, least in _COUNTS.items():
+            setattr(self, name, _whole(name, getattr(self, name), least))
+        self.random_state = _whole("random_state", self.random_state, 0)
+        if self.heads != LAYER:
+            self.heads = _whole("heads", self.heads, 1, f"a number, or {LAYER!r}")
+        self.temperature = float(self.temperature)
+        if self.learning_rate is not None:
+            self.learning_rate = float(self.learning_rate)
         if self.temperature <= 0:
             raise ValueError(f"temperature = {self.temperature}: expected more than 0")
         if not isinstance(self.instruction, str):
@@ -120,12 +153,23 @@ class AttentionRanker:
         self._changed = False  # whether the model's weights are no longer the base model's
         self._model: PreTrainedModel | None = None
         self._tokenizer: PreTrainedTokenizerBase | None = None
-        self._samples: dict[str, list[float]] = {}
+        self._opened: tuple[str, str] | None = None  # the model and device that were loaded
+        self._samples: dict[str, list[float]] = {}  # by which the base model is recognised
         self._reader: DocumentReader | None = None
+        self._read_as: RankingPrompts | None = None  # how the reader's texts are written
         self._kept: tuple[tuple[str, ...], KeptDocuments, np.ndarray] | None = None
+        self._lock = threading.RLock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = threading.RLock()
 
     # Fit
 
+    @_one_at_a_time
     def fit(
         self,
         queries: Sequence[str],
@@ -134,9 +178,10 @@ class AttentionRanker:
     ) -> "AttentionRanker":
         """Find heads, and train them, on queries whose relevant documents are known.
 
-        A fifth of the queries is held out, each with up to `shown` candidates: `validation_` says
-        how often the first document is a relevant one (recall@1) for TF-IDF, BM25 and MiniLM (where
-        they are installed), the untrained heads and the trained ones.
+        A fifth of the queries, between 4 and 128 texts, is held out, each with up to `shown`
+        candidates: `validation_` says how often the first document is a relevant one (recall@1)
+        for TF-IDF, BM25 and MiniLM (where they are installed), the untrained heads and the trained
+        ones.
 
         Args:
             queries: N texts.
@@ -160,7 +205,7 @@ class AttentionRanker:
 
         self.validation_ = {}
         # Words are counted in all candidates, as a search engine counts them.
-        corpus = [text for query in checked for text in query.candidates]
+        corpus = [text for candidates_of in by_candidates(checked) for text in candidates_of]
         for name, scorer in peers(corpus).items():
             self._say(name, self._recall(held_out, scorer))
 
@@ -175,6 +220,7 @@ class AttentionRanker:
         self._compare()
         return self
 
+    @_one_at_a_time
     def find_heads(self, documents: Sequence[str]) -> "AttentionRanker":
         """Find heads without labels: those that look from the end of a text at its beginning.
 
@@ -187,9 +233,7 @@ class AttentionRanker:
             ValueError: fewer than 4 texts of 10 words or more, between spaces.
             AbftError: a model family that cannot be used.
         """
-        if isinstance(documents, str):
-            raise ValueError("expected a list of texts, got one text")
-        texts = [text_of(text, f"document {i}") for i, text in enumerate(documents)]
+        texts = texts_of(documents, "document")
         queries = queries_without_labels(texts, self.shown, self.random_state)
         self.validation_ = {}
         self._untouched()
@@ -198,8 +242,8 @@ class AttentionRanker:
 
     def _untouched(self) -> None:
         """Load the untrained model, without heads that were found."""
-        # An earlier fit may have changed the weights.
-        if self._changed:
+        # An earlier fit may have changed the weights, and its caller the model's name.
+        if self._changed or self._opened != (self.model, self.device):
             self._model = None
         self.heads_, self._changed = None, False
         self._forget()
@@ -212,8 +256,6 @@ class AttentionRanker:
 
     def _compare(self) -> None:
         """Warn where something simpler ranks better."""
-        import warnings
-
         ours = list(self.validation_.values())[-1]
         theirs = {name: self.validation_[name] for name in PEERS if name in self.validation_}
         best = max(theirs, key=theirs.__getitem__, default=None)
@@ -221,7 +263,7 @@ class AttentionRanker:
             warnings.warn(
                 f"on held-out queries {best} finds a relevant document first more often "
                 f"({theirs[best]:.1%} against {ours:.1%}): it is the better choice here",
-                stacklevel=3,
+                stacklevel=4,
             )
 
     def _recall(self, queries: Sequence[RankingQuery], scorer: Any) -> float:
@@ -250,8 +292,6 @@ class AttentionRanker:
     def _train(
         self, queries: Sequence[RankingQuery], objective: "ContrastiveObjective", seed: int
     ) -> None:
-        from abft.model.checkpoints import base_samples
-        from abft.model.qk_weights import qk_modules
         from abft.ranker.training import GROUPS, train_heads
 
         together = most_together(queries, self.together)
@@ -260,23 +300,30 @@ class AttentionRanker:
         )
         assert self._model is not None
         assert self._tokenizer is not None
-        self._samples = base_samples(self._model, qk_modules(self._model))
-        self._changed = True
-        train_heads(
-            self._model,
-            self._tokenizer,
-            prompts,
-            objective,
-            steps=self.steps,
-            together=together,
-            learning_rate=self.learning_rate,
-            seed=seed,
-            progress=self.progress,
-        )
+        # What was read with the weights of before serves no longer.
         self._forget()
+        self._changed = True
+        try:
+            train_heads(
+                self._model,
+                self._tokenizer,
+                prompts,
+                objective,
+                steps=self.steps,
+                together=together,
+                learning_rate=self.learning_rate,
+                seed=seed,
+                progress=self.progress,
+            )
+        except BaseException:
+            # Half-trained weights are nobody's: the next call loads the untrained ones.
+            self._model, self.heads_, self.validation_ = None, None, {}
+            self._changed = False
+            raise
 
     # Rank
 
+    @_one_at_a_time
     def scores(self, queries: Sequence[str], documents: Sequence[str]) -> np.ndarray:
         """Return how much each query looks at each document, (N, D); higher is better.
 
@@ -287,10 +334,7 @@ class AttentionRanker:
         Raises:
             ValueError: no documents, or an empty text.
         """
-        if isinstance(queries, str) or isinstance(documents, str):
-            raise ValueError("expected lists of texts, got one text")
-        documents = [text_of(text, f"document {i}") for i, text in enumerate(documents)]
-        queries = [text_of(text, f"query {i}") for i, text in enumerate(queries)]
+        documents, queries = texts_of(documents, "document"), texts_of(queries, "query")
         if not documents:
             raise ValueError("no documents to rank")
         kept, empty_D = self._keep(tuple(documents))
@@ -299,10 +343,15 @@ class AttentionRanker:
             len(queries), len(documents)
         )
 
+    def too_long(self, documents: Sequence[str]) -> int:
+        """Return how many documents have more than `max_document_tokens`: the rest is not read."""
+        return self._prompts().too_long(documents)
+
     def rank(self, query: str, documents: Sequence[str], top: int | None = None) -> list[Ranked]:
         """Return the documents, best first; equal ones share their score.
 
-        More than `documents_per_pass` are ranked in rounds: the better half of every group goes on.
+        More than `documents_per_pass` are ranked in rounds: the better half of every group goes
+        on. Those that a round leaves behind are ordered by their places in their groups.
 
         Args:
             top: how many; None = all.
@@ -310,7 +359,7 @@ class AttentionRanker:
         Raises:
             ValueError: as `scores`.
         """
-        documents = list(documents)
+        documents = texts_of(documents, "document")
         if top is not None and top < 1:
             raise ValueError(f"top = {top}: expected at least 1")
         if isinstance(query, list | tuple):
@@ -319,20 +368,22 @@ class AttentionRanker:
         # Equal documents are read once.
         places: dict[str, list[int]] = {}
         for i, document in enumerate(documents):
-            places.setdefault(text_of(document, f"document {i}"), []).append(i)
+            places.setdefault(document, []).append(i)
         left: list[str] = list(places)
         order: list[tuple[str, float]] = []
         most = self.documents_per_pass
         while len(left) > most:
-            groups = [left[i : i + most] for i in range(0, len(left), most)]
+            # Groups of about the same size: their documents share the attention.
+            count = -(-len(left) // most)
             staying: list[str] = []
-            leaving: list[tuple[str, float]] = []
-            for group in groups:
-                ranked = self._sorted(query, group)
-                half = -(-len(ranked) // 2) if len(group) > 1 else 1
+            leaving: list[tuple[int, str, float]] = []
+            for number in range(count):
+                ranked = self._sorted(query, left[number::count])
+                half = -(-len(ranked) // 2)
                 staying += [document for document, _ in ranked[:half]]
-                leaving += ranked[half:]
-            order = [*sorted(leaving, key=lambda pair: -pair[1]), *order]
+                leaving += [(place, *pair) for place, pair in enumerate(ranked[half:])]
+            leaving.sort(key=lambda each: (each[0], -each[2]))
+            order = [*((document, score) for _, document, score in leaving), *order]
             left = staying
         order = [*self._sorted(query, left), *order] if left else order
         if not order:
@@ -347,11 +398,17 @@ class AttentionRanker:
 
     def _keep(self, documents: tuple[str, ...]) -> "tuple[KeptDocuments, np.ndarray]":
         """Return documents that were read, and what an empty query looks at."""
+        prompts = self._prompts()
         if self._kept is None or self._kept[0] != documents:
-            self._load()
             assert self._reader is not None
-            kept = self._reader.read(self._prompts().documents(documents))
-            (empty,) = self._prompts().queries([EMPTY_QUERY])
+            if prompts.too_long(documents):
+                warnings.warn(
+                    f"some documents have more than max_document_tokens = "
+                    f"{self.max_document_tokens} tokens; only their beginning is read",
+                    stacklevel=4,
+                )
+            kept = self._reader.read(prompts.documents(documents))
+            (empty,) = prompts.queries([EMPTY_QUERY])
             self._kept = (documents, kept, self._attention(kept, empty))
         return self._kept[1], self._kept[2]
 
@@ -367,6 +424,7 @@ class AttentionRanker:
         values = [attention_LHD[read.index(layer), head] for layer, head in self.heads_]
         return np.mean(values, 0, dtype=float)
 
+    @_one_at_a_time
     def attribute(self, prompt: str, spans: Sequence[tuple[int, int]]) -> np.ndarray:
         """Return the share of each span of a prompt in the heads' attention on spans, (K,).
 
@@ -386,6 +444,7 @@ class AttentionRanker:
         assert self._tokenizer is not None
         return attribute(self._model, self._tokenizer, prompt, spans, self.heads_)
 
+    @_one_at_a_time
     def deletion_curve(self, prompt: str, spans: Sequence[tuple[int, int]]) -> "DeletionCurve":
         """Remove spans of a prompt, those that the heads look at most first; see `DeletionCurve`.
 
@@ -415,11 +474,21 @@ class AttentionRanker:
         )
 
     def _load(self) -> None:
-        """Load the model, unless it was, and check that it can be used."""
+        """Load the model, unless it was, and check that it can be used.
+
+        Settings may have changed since; what was read with others is dropped.
+        """
         from abft.model.capabilities import capabilities
+        from abft.model.checkpoints import base_samples
         from abft.model.loading import context_length, load_model
+        from abft.model.qk_weights import qk_modules
         from abft.ranker.documents import DocumentReader
 
+        if self._model is not None and self._opened != (self.model, self.device):
+            raise ValueError(
+                f"this ranker has read with {self._opened}; for {(self.model, self.device)} fit "
+                "again, or make a new one"
+            )
         if self._model is None:
             model, tokenizer = load_model(self.model, device=self.device)
             kinds = set(getattr(model.config, "layer_types", None) or ["full_attention"])
@@ -429,22 +498,27 @@ class AttentionRanker:
                     f"model family {model.config.model_type!r} cannot read documents side by "
                     "side: every layer has to attend to all tokens before"
                 )
-            limit = context_length(model)
-            beginning = len(self._writer(tokenizer).beginning)
-            longest = beginning + self.max_document_tokens + self.max_query_tokens + TEMPLATE_TOKENS
-            if limit is not None and longest > limit:
+            self._model, self._tokenizer = model.eval(), tokenizer
+            self._opened = (self.model, self.device)
+            self._samples = base_samples(model, qk_modules(model))
+            self._forget()
+
+        assert self._tokenizer is not None
+        writer = self._writer(self._tokenizer)
+        if self._reader is None or self._read_as != writer:
+            beginning = writer.beginning
+            limit = context_length(self._model)
+            texts = self.max_document_tokens + self.max_query_tokens
+            if limit is not None and len(beginning) + texts + TEMPLATE_TOKENS > limit:
                 raise AbftError(
                     f"documents of {self.max_document_tokens} and queries of "
-                    f"{self.max_query_tokens} tokens, after {beginning} of the beginning, do not "
-                    f"fit: the model reads at most {limit}"
+                    f"{self.max_query_tokens} tokens, after {len(beginning)} of the beginning, do "
+                    f"not fit: the model reads at most {limit}"
                 )
-            self._model, self._tokenizer = model.eval(), tokenizer
-            self._reader = None
-        if self._reader is None:
             layers = None if self.heads_ is None else sorted({layer for layer, _ in self.heads_})
-            assert self._tokenizer is not None
-            beginning_ids = self._writer(self._tokenizer).beginning
-            self._reader = DocumentReader(self._model.eval(), beginning_ids, layers)
+            self._forget()
+            self._reader = DocumentReader(self._model.eval(), beginning, layers)
+            self._read_as = writer
 
     def _forget(self) -> None:
         """Drop what was read with other weights, or for other heads."""
@@ -469,6 +543,7 @@ class AttentionRanker:
             "format": FORMAT,
             "settings": {name: getattr(self, name) for name in SAVED},
             "heads": self.heads_,
+            "base": self._samples,
             "validation": self.validation_,
             "trained": self._changed,
         }
@@ -491,8 +566,8 @@ class AttentionRanker:
             ValueError: no such folder, a damaged one, or one of a newer version.
             AbftError: weights of another base model.
         """
-        from abft.model.checkpoints import base_samples, load_full_rank
-        from abft.model.qk_weights import qk_modules, train_full_rank
+        from abft.model.checkpoints import check_base_weights, load_full_rank
+        from abft.model.qk_weights import train_full_rank
 
         path = Path(folder) / FILE
         if not path.is_file():
@@ -505,15 +580,17 @@ class AttentionRanker:
             ranker = cls(**{**record["settings"], "device": device, **said})
             heads = [(int(layer), int(head)) for layer, head in record["heads"]]
             ranker.validation_ = dict(record["validation"])
-            trained = bool(record["trained"])
+            trained, base = bool(record["trained"]), dict(record.get("base", {}))
         except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(f"{path} is damaged ({type(error).__name__}: {error})") from None
         ranker._load()
         model = ranker._model
         assert model is not None
+        # Rankers of older versions say what their base was only where they are trained.
+        found_in = f"{path}: heads were found in another model than {ranker.model!r}"
+        check_base_weights(model, base, found_in)
         if trained:
             train_full_rank(model)
-            ranker._samples = base_samples(model, qk_modules(model))
             load_full_rank(model, folder)
         ranker.heads_, ranker._changed = heads, trained
         ranker._forget()
@@ -521,6 +598,19 @@ class AttentionRanker:
 
 
 SAVED = tuple(f.name for f in fields(AttentionRanker) if f.name not in ("device", "progress"))
+
+
+def _whole(name: str, value: object, least: int, expected: str = "a whole number") -> int:
+    """Return a setting as an int. Raises ValueError where it is none, or below `least`."""
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise ValueError(f"{name} = {value!r}: expected {expected}") from None
+    if isinstance(value, bool):
+        raise ValueError(f"{name} = {value!r}: expected {expected}")
+    if number < least:
+        raise ValueError(f"{name} = {number}: expected at least {least}")
+    return number
 
 
 def _split(

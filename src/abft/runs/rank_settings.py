@@ -20,6 +20,7 @@ class RankSettings:
         "Hub id, folder or .gguf file.",
         panel=MODEL,
         follows=f"that of --run, or {default_of(ModelSettings, 'model')}",
+        path=True,
     )
     text_column: str = setting("text", "Column of the documents.", panel=DATA)
     instruction: str | None = setting(
@@ -28,6 +29,13 @@ class RankSettings:
         "documents see it too.",
         panel=DATA,
         follows="that of --run, or none",
+    )
+    max_document_tokens: int | None = setting(
+        None,
+        "Longer documents are cut: so many tokens of their beginning are read.",
+        panel=DATA,
+        follows="that of --run, or 128",
+        at_least=1,
     )
     top: int = setting(10, "How many documents to show.", panel=OUTPUT, at_least=1)
     device: Device = same_as(ModelSettings, "device")

@@ -47,13 +47,19 @@ class AttentionCollator:
 
         Raises:
             ValueError: columns that are missing, positions outside of a row, as where it was cut
-                after they were counted, or a collator that moves tokens, as padding on the left.
+                after they were counted, positions next to spans, or a collator that moves tokens,
+                as padding on the left.
         """
         prompts = [_target(row) for row in rows]
+        if len({bool(prompt.label_ends) for prompt in prompts}) > 1:
+            raise ValueError(
+                f"{LOOKS_AT} holds positions in some rows and spans in others; give spans in all: "
+                "(i, i + 1) is position i"
+            )
         others = [{k: v for k, v in row.items() if k not in _COLUMNS} for row in rows]
         batch = dict(self.collator(others))
         for ids, row in zip(batch["input_ids"].tolist(), rows, strict=True):
-            own = list(row["input_ids"])
+            own = list(map(int, row["input_ids"]))
             if ids[: len(own)] != own:
                 raise ValueError(
                     "the collator moved tokens: pad on the right, without packing or cutting"
@@ -68,12 +74,16 @@ def _target(row: Mapping[str, Any]) -> EncodedPrompt:
     missing = [name for name in _COLUMNS if name not in row]
     if missing:
         raise ValueError(f"rows have no column {missing[0]!r}: expected {', '.join(_COLUMNS)}")
-    ids, start = list(row["input_ids"]), operator.index(row[LOOKS_FROM])
+    ids, start = list(map(int, row["input_ids"])), operator.index(row[LOOKS_FROM])
     if not 0 <= start < len(ids):
         raise ValueError(
             f"{LOOKS_FROM} = {start}: the row has {len(ids)} tokens; was it cut (max_length)?"
         )
-    at = [list(each) if isinstance(each, Iterable) else each for each in row[LOOKS_AT]]
+    given = row[LOOKS_AT]
+    given = given.tolist() if isinstance(given, Tensor) else given
+    # Of a data set in torch's format also a list of tensors, those of positions without dimensions.
+    given = [each.tolist() if isinstance(each, Tensor) else each for each in given]
+    at = [list(each) if isinstance(each, Iterable) else each for each in given]
     candidates: list[Any] = [
         (int(each[0]), int(each[1])) if isinstance(each, list) else int(each) for each in at
     ]
@@ -152,9 +162,10 @@ def attention_loss(
                 num_items_in_batch=num_items_in_batch,
             )
         finally:
-            batch = targets.pop()
-        rows = tuple(_rows(each, batch) for each in read[0])
-        read.clear()
+            # Also where the loss failed after the decoder: its rows are of no later batch.
+            batch, found = targets.pop(), read[:1]
+            read.clear()
+        rows = tuple(_rows(each, batch) for each in found[0])
         added, _ = objective.from_rows(rows, rows[0], batch)
 
         if torch.is_grad_enabled() and model.training and not added.requires_grad:
