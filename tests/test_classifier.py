@@ -7,6 +7,8 @@ import random
 import shutil
 import warnings
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -28,6 +30,7 @@ from abft.data.splits import TaskData, text_key
 from abft.data.tasks import Example, Task, Template
 from abft.errors import AbftError
 from abft.training.trainer import ABFTTrainer
+from tiny import tiny_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:training did not help")
 
@@ -563,3 +566,132 @@ def test_weights_decide_how_often_a_text_is_asked():
         training_prompts(data, 8, 2, seed=0, sampling="balanced")
     left = data.without({text_key("text 0")})
     assert left.weights == weights[1:]
+
+
+def test_rare_classes_keep_texts_to_fit_on(new, texts):
+    """With two texts, and with as many as two sets of demonstrations show."""
+    for rare, k in ((2, 4), (4, 8)):
+        labels = ["rare"] * rare + ["common"] * (len(texts) - rare)
+        fitted = new(k=k, readout="label_words").fit(texts, labels)
+        shown = [{text for text, _ in some} for some in fitted.demonstrations_]
+        both = set.intersection(*shown)
+        assert not both & set(texts[:rare])
+        for some in fitted.demonstrations_:  # balanced all the same
+            assert sum(name == "rare" for _, name in some) == k // 2
+
+    # One set shows half of them at most.
+    labels = ["rare"] * 6 + ["common"] * (len(texts) - 6)
+    fitted = new(k=12, demonstration_sets=1, readout="label_words").fit(texts, labels)
+    assert len({text for text, name in fitted.demonstrations_[0] if name == "rare"}) == 3
+
+
+def test_no_set_shows_more_than_half_of_a_class():
+    """However many demonstrations there are; the classes stay balanced."""
+    examples = [Example(f"text {i}", int(i < 8)) for i in range(60)]
+    for count in (1, 2, 3):
+        sets = demonstration_sets(examples, 16, count, random.Random(0), spare=True)
+        rare = [[e.text for e in shown if e.label] for shown in sets]
+        assert [len(texts) for texts in rare] == [8] * count
+        assert [len(set(texts)) for texts in rare] == [4] * count
+        if count > 1:
+            assert not set(rare[0]) & set(rare[1])
+    # With enough texts they are those that are drawn without it.
+    plain = demonstration_sets(examples[:8] * 4, 4, 3, random.Random(0))
+    assert plain == demonstration_sets(examples[:8] * 4, 4, 3, random.Random(0), spare=True)
+
+
+def test_another_base_model_is_noticed(new, texts, labels, bpe, tmp_path):
+    """Also where nothing was trained, from a folder and from a pickle."""
+    base = tmp_path / "base"
+    tiny_model("llama").save_pretrained(base)
+    bpe.save_pretrained(base)
+    fitted = new(model=str(base)).fit(texts, labels)
+    fitted.save(tmp_path / "saved")
+    kept = pickle.dumps(fitted)
+    expected = fitted.predict_proba(texts[:3])
+    np.testing.assert_allclose(pickle.loads(kept).predict_proba(texts[:3]), expected, atol=1e-6)
+
+    # A model that cannot be loaded now may be loaded later.
+    again = pickle.loads(kept)
+    base.rename(tmp_path / "away")
+    with pytest.raises(ValueError, match="no model|no such"):
+        again.predict(texts[:3])
+    (tmp_path / "away").rename(base)
+    np.testing.assert_allclose(again.predict_proba(texts[:3]), expected, atol=1e-6)
+
+    tiny_model("llama", seed=1).save_pretrained(base)
+    with pytest.raises(ValueError, match="fitted with another model"):
+        ABFTClassifier.load(tmp_path / "saved")
+    with pytest.raises(ValueError, match="fitted with another model"):
+        pickle.loads(kept).predict(texts[:3])
+
+
+def test_settings_of_later_do_not_change_what_was_fitted(new, texts, labels, tmp_path):
+    fitted = new().fit(texts, labels)
+    expected = fitted.predict_proba(texts[:4])
+    fitted.set_params(template="quite: {text} different: {label}\n", k=7)
+    fitted.save(tmp_path / "saved")
+    for other in (pickle.loads(pickle.dumps(fitted)), ABFTClassifier.load(tmp_path / "saved")):
+        np.testing.assert_allclose(other.predict_proba(texts[:4]), expected, atol=1e-6)
+
+
+def test_numbers_of_numpy_and_paths_are_saved(new, texts, tmp_path, model_folder):
+    classes = np.array([1, 5] * (len(texts) // 2))
+    words = dict(zip(np.unique(classes), ["bad", "good"], strict=True))
+    fitted = new(model=model_folder, label_words=words, k=np.int64(4)).fit(texts, classes)
+    fitted.save(tmp_path / "saved")
+    loaded = ABFTClassifier.load(tmp_path / "saved", device="cpu")
+    np.testing.assert_allclose(
+        loaded.predict_proba(texts[:3]), fitted.predict_proba(texts[:3]), atol=1e-6
+    )
+    # An empty class has a word that is none.
+    odd = ["", "x"] * (len(texts) // 2)
+    assert set(new(label_words={"": "none"}).fit(texts, odd).predict(texts[:3])) <= {"", "x"}
+
+
+def test_texts_are_read_in_parts(new, texts, labels, monkeypatch):
+    fitted = new().fit(texts, labels)
+    expected = fitted.predict_proba(texts[:5])
+    explained = fitted.explain(texts[:5])
+    monkeypatch.setattr("abft.classifier.estimator.PART", 2)
+    np.testing.assert_allclose(fitted.predict_proba(texts[:5]), expected, atol=1e-6)
+    every = fitted.readout_probabilities(texts[:5])
+    np.testing.assert_allclose(every[fitted.readout_], expected, atol=1e-6)
+    assert [each.label for each in fitted.explain(texts[:5])] == [e.label for e in explained]
+    assert fitted.predict_proba([]).shape == (0, 2)
+    assert fitted.explain([]) == []
+
+
+def test_threads_that_share_a_model_get_their_own_answers(new, texts, labels):
+    fitted = new().fit(texts, labels)
+    expected = [fitted.predict_proba([text])[0] for text in texts[:6]]
+    with ThreadPoolExecutor(4) as pool:
+        rows = list(pool.map(lambda text: fitted.predict_proba([text])[0], texts[:6] * 3))
+    for row, right in zip(rows, expected * 3, strict=True):
+        np.testing.assert_allclose(row, right, atol=1e-6)
+
+
+def test_the_scale_of_weights_does_not_matter(review_data):
+    """Not even where u^(1 / w) would be 0."""
+    data = [
+        replace(review_data, weights=tuple([weight] * len(review_data.train)))
+        for weight in (1.0, 1e-8, 1e12)
+    ]
+    prompts = [training_prompts(each, 24, 3, seed=0) for each in data]
+    assert prompts[0] == prompts[1] == prompts[2]
+
+
+def test_every_class_is_held_out_where_there_is_room():
+    for counts in ([400, *[2] * 19], [200] * 4 + [3] * 10):
+        examples = [Example(f"{c} {i}", c) for c, n in enumerate(counts) for i in range(n)]
+        _, held_out = split_held_out(examples, 0.2, random.Random(0))
+        assert {example.label for example in held_out} == set(range(len(counts)))
+
+
+def test_one_text_is_no_list(new, texts, labels):
+    fitted = new(readout="label_words").fit(texts, labels)
+    with pytest.raises(AbftError, match="got one text"):
+        fitted._predictors[0].predict("good")
+    for changes in ({"demonstration_sets": "auto"}, {"batch_size": None}, {"steps": None}):
+        with pytest.raises(ValueError, match="expected at least"):
+            new(**changes).fit(texts, labels)

@@ -49,6 +49,33 @@ def test_characters_of_several_tokens_are_shown_once(predictor):
     assert explanation.token_shares.sum() == pytest.approx(1)
 
 
+def test_a_text_that_follows_it_too(predictor, review_data):
+    """A text that is also what the template says after it."""
+    after = review_data.task.template.pattern.split("{text}")[1].split("{label}")[0].strip()
+    for text in (after, after.rstrip(":")):
+        (explanation,) = predictor.explain([text])
+        assert "".join(explanation.tokens) == text
+
+
+def test_long_texts_are_explained_as_far_as_they_are_read(predictor, review_data):
+    """The beginning of a text that is cut, with the shares of its own tokens."""
+    short = Predictor(
+        predictor.model,
+        predictor.tokenizer,
+        review_data.task,
+        predictor.demonstrations,
+        max_text_tokens=6,
+    )
+    long = "good and great and bad and poor and sad and great again"
+    (explanation,) = short.explain([long])
+    (read,) = short.fit([long])
+    assert read != long
+    (expected,) = predictor.explain([read])
+    assert explanation.text == read
+    assert explanation.tokens == expected.tokens
+    np.testing.assert_allclose(explanation.token_shares, expected.token_shares, rtol=1e-4)
+
+
 def test_a_text_that_a_demonstration_repeats(predictor, review_data):
     (explanation,) = predictor.explain([review_data.train[0].text])
     assert "".join(explanation.tokens) == review_data.train[0].text

@@ -4,7 +4,7 @@ from abft.data.builtin import TASKS, load_task
 from abft.data.encoding import label_tokens
 from abft.data.other_tasks import other_prompts
 from abft.errors import AbftError
-from abft.runs.config import RunConfig
+from abft.runs.config import RunConfig, check_effect
 
 
 def test_every_other_task_gives_its_share(bpe):
@@ -26,7 +26,7 @@ def test_every_other_task_gives_its_share(bpe):
 
 def test_own_data_has_no_other_tasks():
     with pytest.raises(AbftError, match="built-in task"):
-        RunConfig(data="reviews.csv", train_on="others")
+        check_effect(RunConfig(data="reviews.csv", train_on="others"))
     with pytest.raises(AbftError, match="lora_targets"):
         RunConfig(lora_targets="all-linear", lora_r=4)
     with pytest.raises(AbftError, match="lora_targets"):

@@ -7,17 +7,23 @@ import numpy as np
 import pytest
 import torch
 
+import abft.runs.train
 from abft.data.builtin import BUILTIN, load_task
+from abft.data.datasets import load_data
 from abft.data.encoding import encode, first_tokens, label_tokens
 from abft.data.label_words import single_token_words, written_as
 from abft.data.mixture import evaluation_groups, training_groups
 from abft.data.mixture_settings import mixed_words, shot_range, task_list
 from abft.data.other_tasks import mixture_tasks
 from abft.data.packing import pack
-from abft.data.splits import text_key
+from abft.data.splits import TaskData, text_key
+from abft.data.tasks import Example, Task, Template
 from abft.errors import AbftError
 from abft.model.attention import row_attention
-from abft.runs.config import RunConfig, resolve
+from abft.runs.config import RunConfig, check_effect, resolve
+from abft.runs.run_folder import read_config
+from abft.runs.session import open_session
+from abft.runs.train import make_trainer
 from abft.scoring.groups import read_groups
 from abft.scoring.scorer import label_probabilities
 from command_line import invoke
@@ -166,12 +172,25 @@ def test_settings_of_a_mixture_are_checked():
         ({"train_on": "mixture", "shots": "1-4"}, "at least 2"),
         ({"train_on": "mixture", "shots": "many"}, "2-32"),
         ({"train_on": "mixture", "tasks": "TREK"}, "did you mean TREC"),
-        ({"train_on": "mixture", "tasks": "none.csv"}, "no such file"),
         ({"train_on": "mixture", "tasks": ","}, "names no task"),
-        ({"train_on": "mixture", "prompt_style": "staicc"}, "prompt_style"),
+        ({"train_on": "mixture", "tasks": "none.csv", "test_data": "x.csv"}, "test_data goes"),
     ):
         with pytest.raises(AbftError, match=message):
             RunConfig(**values)
+    # What training needs, and measuring a finished run does not.
+    alone = {"objective": "contrastive", "cross_entropy": 0.0}
+    for values, message in (
+        ({"train_on": "mixture", "tasks": "none.csv"}, "no such file"),
+        ({"train_on": "mixture", "prompt_style": "staicc"}, "prompt_style"),
+        ({"train_on": "mixture", "sampling": "balanced"}, "draws classes itself"),
+        ({"train_on": "others", "data": "x.csv"}, "own data has no others"),
+        ({"k": 1, **alone}, "k = 1"),
+    ):
+        with pytest.raises(AbftError, match=message):
+            check_effect(RunConfig(**values))
+    check_effect(
+        RunConfig(train_on="mixture", k=1, **alone)
+    )  # a prompt of a mixture has its own number
     assert resolve(RunConfig(train_on="mixture")).queries == 8
     assert resolve(RunConfig(train_on="mixture", nb=4, batch_size=4)).queries == 1
 
@@ -183,6 +202,116 @@ def test_labels_that_begin_alike_are_written_as_other_words(bpe, review_data):
     groups = training_groups([data], bpe, 4, 4, 0, words=("own",))
     for group in groups:
         assert len(set(first_tokens(group.label_tokens))) == 2
+        assert group.words == "arbitrary"
+
+    # A loss on attention alone does not read the first token.
+    (group,) = training_groups([data], bpe, 1, 4, 0, words=("own",), distinct_first_tokens=False)
+    assert group.words == "own"
+    assert set(group.task.label_words) == {"Q7", "Q8"}
+
+
+@pytest.mark.parametrize(("classes", "each", "usable"), [(20, 2, 20), (10, 5, 10), (3, 1, 0)])
+def test_small_classes_have_a_text_to_ask(bpe, classes, each, usable):
+    """However many demonstrations are drawn, and with a class of one text that is left out."""
+    names = tuple(f"class{c}" for c in range(classes + 1))
+    examples = [Example(f"text {c} {i}", c) for c in range(classes) for i in range(each)]
+    examples.append(Example("the only one", classes))
+    data = TaskData(Task("mine", Template("{text} => {label}\n"), names, names), examples, (), ())
+    if not usable:
+        with pytest.raises(AbftError, match="mine cannot be part of a mixture"):
+            training_groups([data], bpe, 1, 4, 0)
+        return
+    groups = training_groups([data], bpe, 40, 16, 0, shots=(32, 32))
+    for group in groups:
+        assert len(group.prompts) == 16
+        assert not any("the only one" in bpe.decode(p.input_ids) for p in group.prompts)
+        assert all(p.target in p.label_classes for p in group.prompts)
+
+
+def test_the_built_in_mixture_can_be_drawn_with_many_demonstrations(bpe):
+    sources = mixture_tasks(load_task("SST2"))
+    assert len(training_groups(sources, bpe, 60, 16, 0, shots=(32, 32), max_tokens=4096)) == 60
+
+
+def test_fewer_demonstrations_where_the_context_is_short(bpe):
+    sources = [load_task("AGNews")]
+    free = training_groups(sources, bpe, 12, 8, 0)
+    fitted = training_groups(sources, bpe, 12, 8, 0, max_length=600)
+    assert max(len(p.input_ids) for group in free for p in group.prompts) > 600
+    assert max(len(p.input_ids) for group in fitted for p in group.prompts) <= 600
+    for before, after in zip(free, fitted, strict=True):
+        if max(len(p.input_ids) for p in before.prompts) <= 600:
+            assert before == after
+
+
+def test_cut_texts_of_the_measured_task_are_not_trained_on(
+    model_folder, bpe, monkeypatch, tmp_path
+):
+    """Texts are compared whole: a session keeps them, and cuts those that it measures."""
+    target = load_task("SST2")
+    keys = {text_key(e.text) for e in (*target.train, *target.demonstrations, *target.test)}
+    config = RunConfig(
+        model=str(model_folder),
+        device="cpu",
+        task="SST2",
+        train_on="mixture",
+        tasks="SST5",
+        max_text_tokens=16,
+        test_prompts=2,
+        nd=16,
+        nb=8,
+    )
+    session = open_session(config)
+    assert session.data.train != session.whole.train
+    trained_on = []
+    real = abft.runs.train.training_groups
+    monkeypatch.setattr(
+        abft.runs.train,
+        "training_groups",
+        lambda s, *a, **k: trained_on.extend(s) or real(s, *a, **k),
+    )
+    make_trainer(session, tmp_path)
+    (other,) = trained_on
+    assert not any(text_key(example.text) in keys for example in other.train)
+    (leaking,) = mixture_tasks(session.data, ["SST5"])
+    assert any(text_key(example.text) in keys for example in leaking.train)
+
+
+def test_files_are_told_apart_by_their_path(tmp_path):
+    """A file called like the measured one, or like a built-in task, is a task of its own."""
+    for folder, word in (("mine", "good"), ("hers", "blue")):
+        (tmp_path / folder).mkdir()
+        rows = [f"{word} {i},{'ab'[i % 2]}" for i in range(12)]
+        for name in ("train.csv", "SST2.csv"):
+            (tmp_path / folder / name).write_text("\n".join(["text,label", *rows]))
+    mine, hers = tmp_path / "mine" / "train.csv", tmp_path / "hers" / "train.csv"
+    target = load_data(str(mine))
+    (own, other) = mixture_tasks(target, [str(mine), str(hers)], target_file=str(mine))
+    assert own is target
+    assert all(example.text.startswith("blue") for example in other.train)
+
+    (file,) = mixture_tasks(load_task("SST2"), [str(tmp_path / "hers" / "SST2.csv")])
+    assert file.train[0].text.startswith("blue")
+    named = load_data(str(tmp_path / "mine" / "SST2.csv"))
+    names = [each.task.name for each in mixture_tasks(named, target_file="SST2.csv")]
+    assert names == list(BUILTIN)
+
+
+def test_a_run_does_not_need_the_files_that_it_was_trained_on(tmp_path, monkeypatch, model_folder):
+    monkeypatch.chdir(tmp_path)
+    rows = [f"text {i},{'ab'[i % 2]}" for i in range(40)]
+    (tmp_path / "mine.csv").write_text("\n".join(["text,label", *rows]))
+    result = invoke(
+        "train",
+        *("--model", model_folder, "--task", "TREC", "--train-on", "mixture"),
+        *("--tasks", "SST2,mine.csv", "--shots", "2-4", "--objective", "contrastive"),
+        *("--nd", 16, "--nb", 8, "--steps", 1, "--test-prompts", 4, "--output", "run"),
+    )
+    assert result.exit_code == 0, result.output
+    assert read_config("run").tasks == f"SST2,{tmp_path / 'mine.csv'}"
+    (tmp_path / "mine.csv").rename(tmp_path / "other.csv")
+    measured = invoke("eval", "run", "--data", "other.csv", "--test-prompts", 2)
+    assert measured.exit_code == 0, measured.output
 
 
 def test_prompts_too_long_for_the_model_are_refused(bpe):

@@ -337,6 +337,46 @@ def test_bad_settings(tmp_path, changes, message):
         config(tmp_path, **changes)
 
 
+def test_settings_that_train_nothing_are_refused(tmp_path, review_data, bpe):
+    """As `abft train` does: a single demonstration gives the vote nothing to compare."""
+    for changes, message in (
+        ({"objective": "vote", "k": 1, "threshold": None}, "k = 1"),
+        ({"objective": "vote", "A0": 5.0, "threshold": None}, "A0 goes with"),
+    ):
+        with pytest.raises(AbftError, match=message):
+            run(tmp_path, review_data, bpe, **changes)
+
+
+def test_an_interrupted_step_leaves_nothing_to_the_next_training(tmp_path, review_data, bpe):
+    trainer = ABFTTrainer(tiny_model("llama"), config(tmp_path), review_data, bpe)
+    real, calls = trainer.compute_loss, []
+
+    def failing(*arguments, **options):
+        calls.append(1)
+        if len(calls) == 2:
+            raise RuntimeError("out of memory")
+        return real(*arguments, **options)
+
+    trainer.compute_loss = failing
+    with pytest.raises(RuntimeError, match="out of memory"):
+        trainer.train()
+    trainer.compute_loss = real
+    trainer.train()
+    fresh = run(tmp_path, review_data, bpe)
+    assert logs(trainer)[0]["A"] == logs(fresh)[0]["A"]
+    assert logs(trainer)[0]["correct_mass"] == pytest.approx(logs(fresh)[0]["correct_mass"])
+
+
+def test_contrastive_heads_are_those_that_training_reaches(tmp_path, review_data, bpe):
+    model = tiny_model("llama", num_hidden_layers=6)
+    changes = {"objective": "contrastive", "cross_entropy": 0.0, "threshold": None}
+    trainer = run(tmp_path, review_data, bpe, model, layers="3-5", heads="4", **changes)
+    assert not trainer.objective.chosen_LH[:3].any()
+    assert int(trainer.objective.chosen_LH.sum()) == 4
+    with pytest.raises(AbftError, match="all of them are below"):
+        run(tmp_path, review_data, bpe, model, layers="5", heads="layer", **changes)
+
+
 def test_bad_arguments(tmp_path, review_data, bpe):
     with pytest.raises(AbftError, match="got nothing"):
         ABFTTrainer(tiny_model("llama"), config(tmp_path), [], bpe)

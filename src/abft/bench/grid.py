@@ -13,6 +13,7 @@ from typing import Any
 from abft.bench.methods import METHODS, Named
 from abft.bench.scenarios import SCENARIOS
 from abft.data.builtin import TASKS, task_named
+from abft.data.mixture_settings import absolute_tasks, is_file, task_list
 from abft.errors import AbftError
 from abft.method.settings import PAPER
 from abft.runs.config import MODEL, ResolvedConfig, RunConfig, check_effect, resolve
@@ -148,6 +149,8 @@ def _changed(config: RunConfig, chosen: Sequence[str] | None = None) -> dict[str
 
     # A file that was edited keeps its name.
     contents = {name: _content(values[name]) for name in _path_names() if values.get(name)}
+    files = [name for name in task_list(values.get("tasks")) or () if is_file(name)]
+    contents |= {f"task {i}": _content(name) for i, name in enumerate(files)}
     by_content = {f"content of {name}": content for name, content in contents.items() if content}
     return {**changes, **by_content}
 
@@ -423,6 +426,8 @@ def _absolute(settings: Mapping[str, Any]) -> dict[str, Any]:
         for name in _path_names()
         if isinstance(value := settings.get(name), str) and value and Path(value).exists()
     }
+    if isinstance(tasks := settings.get("tasks"), str):
+        local["tasks"] = absolute_tasks(tasks)
     return {**settings, **local}
 
 

@@ -3,6 +3,7 @@
 import math
 import random
 import sys
+import threading
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 # Below it no text is spared as a demonstration. Of 16 and 64 texts, 16 were better without
 # demonstrations, 64 with them (results/readouts/few_texts.txt).
 FEW_TEXTS = 32
+PART = 1024  # texts that are read at once: what is read of more need not fit into the memory
 
 _SHARED = {
     "model": "model",
@@ -55,6 +57,9 @@ _SHARED = {
     "learning_rate": "lr",
     "device": "device",
 }
+
+
+_OPENING = threading.RLock()  # one thread loads the base model of what was unpickled
 
 
 @document_settings(RunConfig, _SHARED)
@@ -165,6 +170,8 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
         """
         before = dict(vars(self))
         try:
+            # What predictions and `save` go by, whatever is set later.
+            self._fitted = self._settings()
             return self._fit(X, y, sample_weight)
         except BaseException:
             self.__dict__ = before
@@ -194,7 +201,7 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
         if self.steps:
             training, held_out = split_held_out(examples, self.held_out, generator)
         k = self._choose_k(training)
-        model, tokenizer = base_model(self.model, self.device, own=bool(self.steps))
+        model, tokenizer = base_model(str(self.model), self.device, own=bool(self.steps))
         weights_N = np.array([weight_of[example] for example in (*training, *held_out)])
         data = TaskData(task, tuple(training), (), tuple(held_out))
         data = self._cut(data, model, tokenizer, k)
@@ -206,7 +213,7 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
         elif count is None:
             # As many as it takes to show every class once.
             count = max(2, math.ceil(len(self.classes_) / k))
-        sets = demonstration_sets(training, k, count, generator)
+        sets = demonstration_sets(training, k, count, generator, spare=True)
         seed = generator.randrange(2**31)
 
         names = self.classes_.tolist()
@@ -258,6 +265,13 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
         known = np.flatnonzero(readings.known.any(0))
         is_held_out = known >= len(data.train)
         labels_N = np.array([examples[i].label for i in known])
+        missing = set(range(len(self.classes_))) - set(labels_N.tolist())
+        if missing:
+            rare = self.classes_[sorted(missing)[:5]].tolist()
+            raise ValueError(
+                f"k = {k} demonstrations show every text of the classes {rare}, so that none is "
+                "left to fit on; give more texts of these classes, or a smaller k"
+            )
         readings = readings.of(known)
 
         def fit(readings: Readings, folds: Folds) -> FittedReadout:
@@ -279,7 +293,7 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
                 if after.log_loss < before.log_loss:
                     self._readout = after
                     return
-                self._set_weights(untouched)
+                _write(self._predictors[0].model, untouched)
                 self.best_step_ = 0
             warnings.warn(
                 f"training did not help on {len(data.test)} held-out texts (log loss "
@@ -341,19 +355,23 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
         """
         from abft.runs.explain import explain, look, together
 
-        check_is_fitted(self)
-        texts = texts_of(X)
-        readings = self._read(texts, self._used, look=look)
-        probabilities_NC = self._probabilities(readings)
-        by_set = [
-            explain(predictor, texts, readings.label_words[s], readings.looks[s])
-            for s, predictor in enumerate(self._opened())
-        ]
+        explanations = []
         labels = self._opened()[0].task.labels
-        return [
-            together(of_text, dict(zip(labels, row.tolist(), strict=True)))
-            for row, *of_text in zip(probabilities_NC, *by_set, strict=True)
-        ]
+        for part in _parts(texts_of(X)):
+            # All sets read as much of a text, so that their tokens are the same.
+            texts = part
+            for predictor in self._opened():
+                texts = predictor.fit(texts)
+            readings = self._read(texts, self._used, look=look)
+            by_set = [
+                explain(predictor, texts, readings.label_words[s], readings.looks[s])
+                for s, predictor in enumerate(self._opened())
+            ]
+            explanations += [
+                together(of_text, dict(zip(labels, row.tolist(), strict=True)))
+                for row, *of_text in zip(self._probabilities(readings), *by_set, strict=True)
+            ]
+        return explanations
 
     def predict_proba(self, X: Sequence[str]) -> np.ndarray:
         """Return probabilities (N, C), calibrated on the texts of `fit`.
@@ -361,16 +379,21 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
         Columns are in the order of `classes_`; a row sums to 1.
         """
         check_is_fitted(self)
-        return self._probabilities(self._read(texts_of(X), self._used))
+        parts = [self._probabilities(self._read(part, self._used)) for part in _parts(texts_of(X))]
+        return np.concatenate([np.zeros((0, len(self.classes_))), *parts])
 
     def readout_probabilities(self, X: Sequence[str]) -> dict[str, np.ndarray]:
         """Return the probabilities (N, C) of every read-out in `readouts_`, read at once."""
         check_is_fitted(self)
-        texts, names = texts_of(X), list(self.readouts_)
-        if self._readout is None:
+        readout, names = self._readout, list(self.readouts_)
+        if readout is None:
             return {}
-        readings = self._read(texts, names)
-        return {name: self._readout.probabilities(readings, name) for name in names}
+        parts = []
+        for part in _parts(texts_of(X)):
+            readings = self._read(part, names)
+            parts.append({name: readout.probabilities(readings, name) for name in names})
+        none = np.zeros((0, len(self.classes_)))
+        return {name: np.concatenate([none, *(part[name] for part in parts)]) for name in names}
 
     @property
     def _used(self) -> list[str]:
@@ -398,11 +421,15 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
 
     def _check_settings(self) -> None:
         """Raise ValueError for settings that mean nothing."""
-        for name, least in (("demonstration_sets", 1), ("batch_size", 1), ("steps", 0)):
+        for name, least, other in (
+            ("demonstration_sets", 1, None),
+            ("batch_size", 1, 1),
+            ("steps", 0, AUTO),
+        ):
             value = getattr(self, name)
-            if value in (None, AUTO) and name != "batch_size":
+            if value == other:
                 continue
-            if isinstance(value, str) or value < least:
+            if isinstance(value, str) or value is None or value < least:
                 raise AbftError(f"{name} = {value!r}: expected at least {least}")
         if self.max_minutes is not None and self.max_minutes <= 0:
             raise AbftError(f"max_minutes = {self.max_minutes}: expected more than 0")
@@ -424,6 +451,7 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
         """Return the training's settings; those that follow from others are open."""
         numbers = (self.cross_entropy, self.learning_rate)
         weight, rate = (None if number is None else float(number) for number in numbers)
+        k = int(k) if isinstance(k, np.integer) else k
         return RunConfig(objective=self.objective, k=k, cross_entropy=weight, lr=rate)
 
     def _check_classes(self, examples: Sequence[Example]) -> None:
@@ -444,14 +472,30 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
 
     def _task(self) -> Task:
         """Return a task whose labels are the classes as text."""
-        names = [str(name) for name in self.classes_.tolist()]
-        words = {str(name): word for name, word in (self.label_words or {}).items()}
-        task = Task("texts", Template(self.template), tuple(names), tuple(names))
-        return task.with_words(words)
+        names = tuple(str(name) for name in self.classes_.tolist())
+        words = {str(name): word for name, word in self._fitted["label_words"].items()}
+        # A class may be a bad word itself, such as an empty text.
+        first = tuple(words.get(name, name) for name in names)
+        return Task("texts", Template(self._fitted["template"]), names, first).with_words(words)
+
+    def _settings(self) -> dict[str, Any]:
+        """Return the settings in plain types, as `save` writes them."""
+        settings = {
+            name: value.item() if isinstance(value, np.generic) else value
+            for name, value in self.get_params().items()
+        }
+        # A RandomState is no JSON, and nothing is drawn after `fit`.
+        settings["random_state"] = None
+        settings["model"] = str(self.model)
+        settings["label_words"] = {
+            key.item() if isinstance(key, np.generic) else key: word
+            for key, word in (self.label_words or {}).items()
+        }
+        return settings
 
     def _choose_k(self, training: Sequence[Example]) -> int:
         """Return k, the demonstrations in a prompt. Raises ValueError for too few texts."""
-        k = self.k
+        k = int(self.k) if isinstance(self.k, np.integer) else self.k
         if k is None:
             few = len(training) < FEW_TEXTS and not self.steps
             k = 0 if few else min(max(4, len(self.classes_)), 16)
@@ -468,7 +512,7 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
         from abft.model.qk_weights import qk_modules
         from abft.runs.predictor import Predictor
 
-        # `save` writes them next to the weights, so that these are loaded into this base only.
+        # By them `load` and pickles recognise the base model.
         self._base_samples = base_samples(model, qk_modules(model))
         labels = {name: i for i, name in enumerate(self.classes_.tolist())}
         task = self._task()
@@ -496,15 +540,6 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
             for kind, parameter in model.get_submodule(qk.name).named_parameters()
         }
 
-    def _set_weights(self, weights: dict[str, Any]) -> None:
-        """Write tensors into the model's parameters of the same names."""
-        import torch
-
-        model = self._predictors[0].model
-        with torch.no_grad():
-            for name, tensor in weights.items():
-                model.get_parameter(name).copy_(tensor)
-
     def save(self, folder: str | Path) -> None:
         """Write what `load` needs: settings, demonstrations, the trained W_Q and W_K (safetensors).
 
@@ -525,16 +560,11 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
 
     def _record(self) -> dict[str, Any]:
         """Return what `load` needs besides the weights, JSON-ready."""
-        settings = {
-            name: value.item() if isinstance(value, np.generic) else value
-            for name, value in self.get_params().items()
-        }
-        # A RandomState is no JSON, and nothing is drawn after `fit`.
-        settings["random_state"] = None
         # As keys of JSON, integer classes would turn into text.
-        settings["label_words"] = list((self.label_words or {}).items())
+        words = list(self._fitted["label_words"].items())
         return {
-            "settings": settings,
+            "settings": {**self._fitted, "label_words": words},
+            "base": self._base_samples,
             "classes": self.classes_.tolist(),
             "demonstrations": self.demonstrations_,
             "validation": list(self.validation_.items()),
@@ -544,14 +574,17 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
         }
 
     @classmethod
-    def load(cls, folder: str | Path) -> "ABFTClassifier":
+    def load(cls, folder: str | Path, device: str | None = None) -> "ABFTClassifier":
         """Load a classifier that `save` wrote, and its base model.
+
+        Args:
+            device: in the place of the one that it was fitted on.
 
         Raises:
             ValueError: no such folder, one of a newer version, a base model that is missing or
                 another one.
         """
-        from abft.model.checkpoints import load_full_rank
+        from abft.model.checkpoints import check_base_weights, load_full_rank
         from abft.model.qk_weights import train_full_rank
 
         record = read_record(folder)
@@ -561,6 +594,9 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
             settings = record["settings"]
             label_words = dict(settings["label_words"]) or None
             classifier = cls(**{**settings, "label_words": label_words})
+            if device is not None:
+                classifier.device = device
+            classifier._fitted = classifier._settings()
             classifier.classes_ = np.array(record["classes"])
             classifier.demonstrations_ = [
                 [(text, name) for text, name in demonstrations]
@@ -569,6 +605,7 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
             classifier.validation_ = dict(record["validation"])
             classifier.best_step_ = record["best_step"]
             weights = weights_of(folder, record)
+            base = dict(record.get("base", {}))  # older versions: with trained weights only
             # Formats 1 and 2 read label words, without calibration.
             classifier._readout = None
             if written > 2:
@@ -580,6 +617,7 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
 
         own = bool(classifier.best_step_)
         model, tokenizer = base_model(classifier.model, classifier.device, own=own)
+        check_base_weights(model, base, _made_for(folder, classifier.model))
         classifier._attach(model, tokenizer)
         if classifier.best_step_:
             load_full_rank(model, weights)
@@ -591,23 +629,33 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
         """Return the state for pickles, which hold the trained tensors, not the base model."""
         state = dict(super().__getstate__())
         if "_predictors" in state:
-            state["_weights"] = self._trained_tensors()
+            state["_weights_of_pickle"] = self._trained_tensors()
             del state["_predictors"]
         return state
 
     def _opened(self) -> "list[Predictor]":
         """Return the predictors; an unpickled classifier loads its base model first."""
         check_is_fitted(self)
-        if not hasattr(self, "_predictors"):
-            from abft.model.qk_weights import train_full_rank
-
-            weights = self.__dict__.pop("_weights")
-            model, tokenizer = base_model(self.model, self.device, own=bool(weights))
-            self._attach(model, tokenizer)
-            if weights:
-                train_full_rank(model)
-                self._set_weights(weights)
+        with _OPENING:
+            if not hasattr(self, "_predictors"):
+                self._open()
         return self._predictors
+
+    def _open(self) -> None:
+        """Load the base model; where that fails, the next call tries again."""
+        from abft.model.checkpoints import check_base_weights
+        from abft.model.qk_weights import train_full_rank
+
+        weights, name = self._weights_of_pickle, self._fitted["model"]
+        model, tokenizer = base_model(name, self._fitted["device"], own=bool(weights))
+        check_base_weights(model, self._base_samples, _made_for("this classifier", name))
+        samples = self._base_samples
+        if weights:
+            train_full_rank(model)
+            _write(model, weights)
+        self._attach(model, tokenizer)
+        self._base_samples = samples
+        del self._weights_of_pickle
 
     def _train(self, data: TaskData, k: int, seed: int) -> None:
         """Train the model, in which the weights of the best validation remain."""
@@ -636,3 +684,20 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
             step: {"accuracy": accuracy, "log_loss": -log_probability}
             for step, (log_probability, accuracy) in scores.items()
         }
+
+
+def _parts(texts: list[str]) -> list[list[str]]:
+    return [texts[i : i + PART] for i in range(0, len(texts), PART)]
+
+
+def _made_for(what: object, model: str) -> str:
+    return f"{what} was fitted with another model than {model!r} is now"
+
+
+def _write(model: Any, weights: dict[str, Any]) -> None:
+    """Write tensors into the model's parameters of the same names."""
+    import torch
+
+    with torch.no_grad():
+        for name, tensor in weights.items():
+            model.get_parameter(name).copy_(tensor)

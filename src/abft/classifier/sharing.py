@@ -17,8 +17,13 @@ def base_model(
     Args:
         own: give a copy, whose weights may change; else the model that others read too.
     """
+    from abft.model.attention import lock_of
+
     model, tokenizer = _loaded(name, device, _stamp(name))
-    return (copy.deepcopy(model) if own else model), tokenizer
+    if not own:
+        return model, tokenizer
+    with lock_of(model):  # another thread may be reading it
+        return copy.deepcopy(model), tokenizer
 
 
 def forget_base_model() -> None:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, TypeVar, get_origin
 
 import typer
 
+from abft.data.mixture_settings import absolute_tasks
 from abft.errors import AbftError
 from abft.method.settings import TRAINING
 from abft.runs.config import MODEL, OUTPUT, RECIPES, RUNS, RunConfig, current_values, is_whole
@@ -324,4 +325,6 @@ def _with_absolute_paths(settings: type, values: dict[str, object]) -> dict[str,
         value = values.get(name)
         if isinstance(value, str) and value and Path(value).exists():
             values[name] = str(Path(value).resolve())
+    if isinstance(tasks := values.get("tasks"), str):
+        values["tasks"] = absolute_tasks(tasks)
     return values

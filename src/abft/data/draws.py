@@ -13,7 +13,12 @@ LARGEST_HELD_OUT = 256
 
 
 def demonstration_sets(
-    examples: Sequence[Example], k: int, count: int, generator: random.Random
+    examples: Sequence[Example],
+    k: int,
+    count: int,
+    generator: random.Random,
+    *,
+    spare: bool = False,
 ) -> list[list[Example]]:
     """Return `count` sets of k demonstrations, balanced over classes.
 
@@ -21,6 +26,9 @@ def demonstration_sets(
     class at which the last one stopped, and every class goes through its texts in shuffled order,
     from the start when they are used up. Within a set the order is shuffled, so that no class
     always comes last.
+
+    `spare`: no set shows more than half of a class's texts, so that every class of two texts or
+    more has some that a set does not show; those of a small class are shown more than once.
     """
     by_class: dict[int, list[Example]] = {}
     for example in generator.sample(list(examples), len(examples)):
@@ -32,7 +40,13 @@ def demonstration_sets(
     example_turns = {label: itertools.cycle(of_class) for label, of_class in by_class.items()}
     sets = []
     for _ in range(count):
-        demonstrations = [next(example_turns[next(class_turns)]) for _ in range(k)]
+        labels = [next(class_turns) for _ in range(k)]
+        texts = {}
+        for label, needed in Counter(labels).items():
+            most = max(1, len(by_class[label]) // 2) if spare else needed
+            some = [next(example_turns[label]) for _ in range(min(needed, most))]
+            texts[label] = itertools.cycle(some)
+        demonstrations = [next(texts[label]) for label in labels]
         generator.shuffle(demonstrations)
         sets.append(demonstrations)
     return sets
@@ -69,14 +83,21 @@ def split_held_out(
     for example in generator.sample(list(examples), len(examples)):
         by_text.setdefault(text_key(example.text), []).append(example)
 
-    training: list[Example] = []
-    held_out: list[Example] = []
-    for equal_texts in by_text.values():
-        needed = Counter(example.label for example in equal_texts)
-        fits = all(quotas[label] >= count for label, count in needed.items())
-        if fits and len(held_out) + len(equal_texts) <= size:
-            held_out += equal_texts
-            quotas = {label: quota - needed[label] for label, quota in quotas.items()}
-        else:
-            training += equal_texts
+    # First a text of each class, then others: frequent classes would leave rare ones no room.
+    chosen: set[str] = set()
+    seen: set[int] = set()
+    count = 0
+    for first in (True, False):
+        for key, equal_texts in by_text.items():
+            needed = Counter(example.label for example in equal_texts)
+            wanted = key not in chosen and not (first and needed.keys() <= seen)
+            fits = all(quotas[label] >= number for label, number in needed.items())
+            if wanted and fits and count + len(equal_texts) <= size:
+                chosen.add(key)
+                seen |= needed.keys()
+                count += len(equal_texts)
+                quotas = {label: quota - needed[label] for label, quota in quotas.items()}
+
+    training = [e for key, texts in by_text.items() if key not in chosen for e in texts]
+    held_out = [e for key, texts in by_text.items() if key in chosen for e in texts]
     return training, held_out

@@ -8,6 +8,7 @@ draws label words; here both also train the attention.
 
 import math
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -26,6 +27,7 @@ from abft.data.lengths import fit_texts
 from abft.data.prompts import Prompt, write_prompt
 from abft.data.splits import TaskData
 from abft.data.tasks import Example, Task, Template
+from abft.errors import AbftError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -43,6 +45,7 @@ NEUTRAL_TEMPLATES = (
 
 
 TEXT_TOKENS = 64  # a longer text is cut
+FEWEST_TEXTS = 2  # of a class: one to show and one to ask
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,7 @@ def training_groups(
     pool: Pool = "train",
     max_tokens: int = 1024,
     max_length: int | None = None,
+    distinct_first_tokens: bool = True,
 ) -> list[Group]:
     """Draw groups of training prompts, each of a task, classes, words and template drawn anew.
 
@@ -88,9 +92,20 @@ def training_groups(
         shots: fewest and most demonstrations; drawn so that every doubling is equally likely.
         pool: where arbitrary words come from.
         max_tokens: about the longest sequence; longer texts get fewer demonstrations.
-        max_length: the model's context in tokens; None = unlimited.
+        max_length: the model's context in tokens, which takes away more of them; None = unlimited.
+        distinct_first_tokens: give classes whose words begin with the same token arbitrary ones:
+            cross-entropy is taken of the first token.
+
+    Raises:
+        AbftError: a task without two classes of two texts; prompts that do not fit.
     """
     sources = [fit_texts(data, tokenizer, TEXT_TOKENS)[0] for data in sources]
+    for data in sources:
+        if len(_usable_classes(data)) < 2:
+            raise AbftError(
+                f"{data.task.name} cannot be part of a mixture: it needs two classes with "
+                f"{FEWEST_TEXTS} training texts each that the measured task does not have"
+            )
     low, high = (math.log2(bound) for bound in shots)
 
     groups = []
@@ -105,16 +120,31 @@ def training_groups(
 
         # Cross-entropy is taken of a label's first token, which has to tell the classes apart.
         tokens = label_tokens(tokenizer, task)
-        if len(set(first_tokens(tokens))) < len(tokens):
-            task = written_as(task, "arbitrary", tokenizer, pool, generator)
+        if distinct_first_tokens and len(set(first_tokens(tokens))) < len(tokens):
+            kind = "arbitrary"
+            task = written_as(task, kind, tokenizer, pool, generator)
             tokens = label_tokens(tokenizer, task)
 
         # Half of a small pool is left to ask.
         k = round(2 ** generator.uniform(low, high))
         fits = min(len(data.train) // 2, int(max_tokens / _tokens_each(tokenizer, data, task)))
-        prompts = _prompts(task, data.train, max(shots[0], min(k, fits)), queries, generator)
-        encoded = with_answers(encode(tokenizer, prompts, max_length=max_length), tokens)
-        groups.append(Group(tuple(encoded), task, tokens, kind))
+        k = max(shots[0], min(k, fits))
+        state = generator.getstate()
+        while True:
+            prompts = _prompts(task, data.train, k, queries, generator)
+            encoded = encode(tokenizer, prompts)
+            longest = max(len(prompt.input_ids) for prompt in encoded)
+            if max_length is None or longest <= max_length:
+                break
+            if k == shots[0]:
+                raise AbftError(
+                    f"{k} demonstrations of {data.task.name} and a query have {longest} tokens, "
+                    f"the model reads at most {max_length}; give fewer (--shots)"
+                )
+            # Fewer, in proportion; each attempt draws the same texts in the same order.
+            k = max(shots[0], min(k - 1, k * max_length // longest))
+            generator.setstate(state)
+        groups.append(Group(tuple(with_answers(encoded, tokens)), task, tokens, kind))
     return groups
 
 
@@ -170,11 +200,17 @@ def asking_group(
     return Group(answered, task, tokens, words, tuple(demonstrations), tuple(queries))
 
 
+def _usable_classes(data: TaskData) -> list[int]:
+    """Return the classes with enough training texts, ascending."""
+    counts = Counter(example.label for example in data.train)
+    return [label for label in range(len(data.task.labels)) if counts[label] >= FEWEST_TEXTS]
+
+
 def _some_classes(data: TaskData, generator: random.Random) -> TaskData:
-    """Return the task with two or more of its classes."""
-    labels = range(len(data.task.labels))
+    """Return the task with two or more of its classes, each with a text to show and one to ask."""
+    labels = _usable_classes(data)
     chosen = sorted(generator.sample(labels, generator.randint(2, len(labels))))
-    if len(chosen) == len(labels):
+    if len(chosen) == len(data.task.labels):
         return data
 
     task = replace(
@@ -199,19 +235,21 @@ def _prompts(
 ) -> list[Prompt]:
     """Write `queries` prompts around one sequence of k demonstrations.
 
-    Every demonstration whose label was shown before is a query too: it costs no token, because its
-    prompt is the beginning of the others. The other queries follow all k demonstrations; their
-    labels are shown.
+    Demonstrations whose label was shown before are queries too, `queries` - 1 of them at most: they
+    cost no token, because their prompts are beginnings of the others. The other queries follow all
+    k demonstrations; their labels are shown.
     """
     by_class: dict[int, list[Example]] = {}
     for example in generator.sample(list(examples), len(examples)):
         by_class.setdefault(example.label, []).append(example)
 
-    def draw(labels: Sequence[int]) -> Example | None:
-        left = [label for label in labels if by_class[label]]
+    def draw(labels: Sequence[int], kept: int = 0) -> Example | None:
+        left = [label for label in labels if len(by_class[label]) > kept]
         return by_class[generator.choice(left)].pop() if left else None
 
-    demonstrations = [e for e in (draw(sorted(by_class)) for _ in range(k)) if e is not None]
+    # One text of each class is left to ask.
+    drawn = (draw(sorted(by_class), kept=1) for _ in range(k))
+    demonstrations = [example for example in drawn if example is not None]
     shown = [
         i
         for i in range(1, len(demonstrations))

@@ -46,8 +46,17 @@ def is_file(name: str) -> bool:
     return is_table(Path(name))
 
 
+def absolute_tasks(tasks: str) -> str:
+    """Return tasks of a mixture with the paths of files that exist resolved."""
+    found = [
+        str(Path(name).resolve()) if is_file(name) and Path(name).is_file() else name
+        for name in task_list(tasks) or ()
+    ]
+    return ",".join(found)
+
+
 def check_tasks(tasks: Sequence[str] | None) -> None:
-    """Raise AbftError for a task that is neither built in nor a file."""
+    """Raise AbftError for no task, or for one that is neither built in nor called like a file."""
     if tasks is None:
         return
     if not tasks:
@@ -55,5 +64,10 @@ def check_tasks(tasks: Sequence[str] | None) -> None:
     for name in tasks:
         if not is_file(name):
             task_named(name)
-        elif not Path(name).is_file():
+
+
+def check_files(tasks: Sequence[str] | None) -> None:
+    """Raise AbftError for a file that does not exist. A finished run does not need its files."""
+    for name in tasks or ():
+        if is_file(name) and not Path(name).is_file():
             raise AbftError(f"tasks: no such file: {name}")

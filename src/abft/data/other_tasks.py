@@ -5,6 +5,7 @@ not like it, or those that the user names.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from abft.data.builtin import BUILTIN, TASKS, load_task, task_named
@@ -32,16 +33,22 @@ def mixture_tasks(
     text_column: str = "text",
     label_column: str = "label",
     template: str = "text: {text} label: {label}\n",
+    *,
+    strict: bool = False,
+    target_file: str | None = None,
 ) -> list[TaskData]:
     """Return the tasks of a mixture, without the texts of `target`.
 
     Args:
-        target: the task that is measured; it is trained on, too, if it is named.
+        target: the task that is measured, with texts that are not cut: others are recognised by
+            them. It is trained on, too, if it is named.
         names: built-in tasks, and data files with these columns and this template; None = the
             built-in tasks of other families than the target's.
+        strict: as of `load_data`.
+        target_file: where the target is from; None = it is built in.
     """
     if names is None:
-        record = BUILTIN.get(target.task.name)
+        record = BUILTIN.get(target.task.name) if target_file is None else None
         family = record.family if record is not None else None
         names = [name for name, other in BUILTIN.items() if other.family != family]
 
@@ -50,10 +57,13 @@ def mixture_tasks(
     tasks = []
     for name in names:
         if is_file(name):
-            data = load_data(name, text_column, label_column, template=template)
+            same = target_file is not None and Path(name).resolve() == Path(target_file).resolve()
+            columns = (text_column, label_column)
+            read = None if same else load_data(name, *columns, template=template, strict=strict)
         else:
-            data = load_task(task_named(name).name)
-        tasks.append(target if data.task.name == target.task.name else data.without(texts))
+            same = target_file is None and task_named(name).name == target.task.name
+            read = None if same else load_task(task_named(name).name)
+        tasks.append(target if read is None else read.without(texts))
     return tasks
 
 

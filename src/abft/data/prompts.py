@@ -4,7 +4,9 @@ Training prompts can share demonstrations: several queries after the same ones, 
 into one sequence.
 """
 
+import math
 import random
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -90,8 +92,9 @@ def _draw(
     """Draw k demonstrations, then queries, all different."""
     pool = data.train
     if data.weights is not None:
-        # Efraimidis and Spirakis (2006): the largest of u^(1 / w) are a weighted sample.
-        keys = [generator.random() ** (1 / weight) for weight in data.weights]
+        # Efraimidis and Spirakis (2006): the largest of u^(1 / w) are a weighted sample; as
+        # logarithms, so that weights of any scale give the same one.
+        keys = [math.log(generator.random() or sys.float_info.min) / w for w in data.weights]
         order = sorted(range(len(pool)), key=lambda i: -keys[i])
         rest = [pool[i] for i in order[queries:]]
         return [*generator.sample(rest, k), *(pool[i] for i in order[:queries])]

@@ -6,6 +6,8 @@ is SDPA's; in addition it returns the softmax rows of chosen query positions onl
 transformers collects into `outputs.attentions`.
 """
 
+import threading
+import weakref
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -170,6 +172,19 @@ def _forward(
 
 AttentionInterface.register(IMPLEMENTATION, _forward)
 AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)
+
+
+_LOCKS: "weakref.WeakKeyDictionary[nn.Module, threading.RLock]" = weakref.WeakKeyDictionary()
+_MAKING = threading.Lock()
+
+
+def lock_of(model: nn.Module) -> "threading.RLock":
+    """Return the lock of a model: `row_attention` changes it, so that one thread at a time reads.
+
+    Wrappers of the same causal LM have one lock.
+    """
+    with _MAKING:
+        return _LOCKS.setdefault(causal_lm(model), threading.RLock())
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from abft.data.builtin import task_named
 from abft.data.mixture_settings import (
     MIXED_WORDS,
+    check_files,
     check_tasks,
     is_file,
     mixed_words,
@@ -336,8 +337,8 @@ class RunConfig(TrainingSettings, DataSettings, ModelSettings):
                     f"{', '.join(without)} given without data; these describe your own data "
                     "(--data FILE)"
                 )
-        if self.train_on == "others" and self.data is not None:
-            raise AbftError("train_on = 'others' needs a built-in task; own data has no others")
+        if self.data is None and self.test_data is not None:
+            raise AbftError("test_data goes with data (--data FILE)")
         self._check_mixture()
 
     def _check_mixture(self) -> None:
@@ -346,8 +347,6 @@ class RunConfig(TrainingSettings, DataSettings, ModelSettings):
             if given:
                 raise AbftError(f"{', '.join(given)} given without train_on = 'mixture'")
             return
-        if self.prompt_style != "consistent":
-            raise AbftError("train_on = 'mixture' needs prompt_style = 'consistent'")
         mixed_words(self.words)
         shot_range(self.shots)
         check_tasks(task_list(self.tasks))
@@ -419,7 +418,17 @@ def default_learning_rate(parameters: int, lora: bool, objective: str) -> float:
 
 def check_effect(config: RunConfig) -> None:
     """Raise AbftError for settings that training would ignore, or with which it cannot run."""
-    check_objective(config, config.k)
+    k = config.k
+    if config.train_on == "others" and config.data is not None:
+        raise AbftError("train_on = 'others' needs a built-in task; own data has no others")
+    if config.train_on == "mixture":
+        if config.prompt_style != "consistent":
+            raise AbftError("train_on = 'mixture' needs prompt_style = 'consistent'")
+        if config.sampling != "natural":
+            raise AbftError("sampling goes with train_on = 'task'; a mixture draws classes itself")
+        check_files(task_list(config.tasks))
+        k, _ = shot_range(config.shots)
+    check_objective(config, k)
     if config.load_in_4bit and config.lora_r is None:
         raise AbftError("4-bit weights train through LoRA only: give lora_r as well (--lora-r 16)")
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from abft.runs.predictor import Predictor
 
+_MARK = "\0"  # a text that no template holds
+
 Look = tuple[np.ndarray, np.ndarray, int]  # shares (K,), attention on the query's tokens, heads
 
 
@@ -29,7 +31,7 @@ class Explanation:
     It describes attention. Whether a prediction follows it is measured in docs/interpretability.md.
 
     Attributes:
-        text: the text.
+        text: the text, as far as it was read.
         label: the predicted label.
         probabilities: of every label; they sum to 1.
         demonstrations: (text, label) of each, in the order of the prompt, K.
@@ -94,14 +96,23 @@ def explain(
     predictor: "Predictor", texts: Sequence[str], probabilities: np.ndarray, looks: Sequence[Look]
 ) -> list[Explanation]:
     """Return an explanation of every text, from what `look` returned for its prompt."""
+    # What was read: longer texts were cut.
+    texts = predictor.fit(texts)
     task, labels = predictor.task, predictor.task.labels
     shown = tuple((example.text, labels[example.label]) for example in predictor.demonstrations)
     explanations = []
     for text, row, (shares_K, on_text_S, heads) in zip(texts, probabilities, looks, strict=True):
-        prompt = write_prompt(
-            task, predictor.demonstrations, Example(text, 0), predictor.prompt_style
+        prompt, marked = (
+            write_prompt(
+                task, predictor.demonstrations, Example(each, 0), predictor.prompt_style
+            ).text
+            for each in (text, _MARK)
         )
-        tokens, token_shares = _text_tokens(predictor.tokenizer, prompt.text, text, on_text_S)
+        # The text may be a part of what follows it, such as "label".
+        start = marked.rindex(_MARK)
+        tokens, token_shares = _text_tokens(
+            predictor.tokenizer, prompt, start, start + len(text), on_text_S
+        )
         explanations.append(
             Explanation(
                 text,
@@ -134,26 +145,26 @@ def together(explanations: Sequence[Explanation], probabilities: dict[str, float
 
 
 def _text_tokens(
-    tokenizer: Any, prompt: str, text: str, on_query_S: np.ndarray
+    tokenizer: Any, prompt: str, start: int, end: int, on_query_S: np.ndarray
 ) -> tuple[tuple[str, ...], np.ndarray]:
-    """Return the text's pieces as the tokenizer cuts them, and the share of attention of each."""
+    """Return the pieces of the text prompt[start:end] as the tokenizer cuts them, and the share of
+    attention of each.
+    """
     offsets = tokenizer(prompt, return_offsets_mapping=True)["offset_mapping"]
     # The rows end at the query position, before special tokens at the end.
     while offsets and offsets[-1][0] == offsets[-1][1]:
         offsets.pop()
     offsets = offsets[len(offsets) - len(on_query_S) :]
 
-    # The query comes last in a prompt.
-    start = prompt.rindex(text)
     attention: dict[tuple[int, int], float] = {}
     for (a, b), value in zip(offsets, on_query_S.tolist(), strict=True):
-        span = max(a, start), min(b, start + len(text))
+        span = max(a, start), min(b, end)
         # A character of several tokens is shown once.
         if span[0] < span[1]:
             attention[span] = attention.get(span, 0.0) + value
 
     # Tokenizers leave spaces out of offsets: each belongs to the token after it.
     ends = [start, *(b for _, b in attention)]
-    ends[-1] = start + len(text)
+    ends[-1] = end
     values = np.array(list(attention.values()))
     return tuple(prompt[a:b] for a, b in pairwise(ends)), values / values.sum()

@@ -157,7 +157,13 @@ class Predictor:
         )
 
     def fit(self, texts: Sequence[str]) -> list[str]:
-        """Return texts cut to what fits behind the demonstrations; `observe` does it too."""
+        """Return texts cut to what fits behind the demonstrations; `observe` does it too.
+
+        Raises:
+            AbftError: one text in the place of a list.
+        """
+        if isinstance(texts, str):
+            raise AbftError("expected a list of texts, got one text: give [text]")
         if self.max_text_tokens is None:
             return list(texts)
         return cut_texts(self.tokenizer, texts, self.max_text_tokens)

@@ -34,6 +34,7 @@ class Session:
         label_tokens: the token, or tokens, of every class.
         written: the test prompts as text.
         prompts: the same as tokens.
+        whole: the data before long texts were cut; other tasks' texts are compared with them.
         heads: the (layer, head) pairs that training chose; None = none were chosen.
     """
 
@@ -44,6 +45,7 @@ class Session:
     label_tokens: LabelTokens
     written: Sequence[Prompt]
     prompts: Sequence[EncodedPrompt]
+    whole: TaskData
     heads: list[tuple[int, int]] | None = None
 
     @property
@@ -130,6 +132,7 @@ def open_session(
     longest = config.max_text_tokens
     if longest is None:
         longest = longest_that_fits(data, tokenizer, config.k, limit, tokens, style)
+    whole = data
     data, cut = fit_texts(data, tokenizer, longest)
     if cut:
         print(
@@ -139,7 +142,7 @@ def open_session(
         )
 
     written = evaluation_prompts(data, config.test_prompts, config.k, config.prompt_style)
-    session = Session(config, data, model, tokenizer, tokens, written, ())
+    session = Session(config, data, model, tokenizer, tokens, written, (), whole)
     session.prompts = session.encode(written)
     if run is not None:
         session.model = apply_weights(model, run)

@@ -205,7 +205,7 @@ def make_trainer(session: Session, output: Path) -> ABFTTrainer:
     if config.train_on == "others":
         limit = context_length(session.model)
         examples = other_prompts(
-            session.data,
+            session.whole,
             session.tokenizer,
             config.nd,
             config.k,
@@ -232,11 +232,13 @@ def make_trainer(session: Session, output: Path) -> ABFTTrainer:
 def _mixture(session: Session, config: ResolvedConfig) -> list[EncodedPrompt]:
     """Draw the training prompts of a mixture of tasks."""
     sources = mixture_tasks(
-        session.data,
+        session.whole,
         task_list(config.tasks),
         config.text_column,
         config.label_column,
         config.template,
+        strict=config.strict,
+        target_file=config.data,
     )
     groups = training_groups(
         sources,
@@ -247,6 +249,7 @@ def _mixture(session: Session, config: ResolvedConfig) -> list[EncodedPrompt]:
         words=mixed_words(config.words),
         shots=shot_range(config.shots),
         max_length=context_length(session.model),
+        distinct_first_tokens=config.cross_entropy > 0,
     )
     return [prompt for group in groups for prompt in group.prompts]
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import threading
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -12,7 +11,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from abft.data.encoding import EncodedPrompt, LabelTokens
 from abft.data.packing import branch_mask, pack
-from abft.model.attention import causal_lm, decoder, read_output, row_attention
+from abft.model.attention import causal_lm, decoder, lock_of, read_output, row_attention
 from abft.model.capabilities import capabilities, check_lengths, rotation_limit
 from abft.scoring.evaluate import bucketed, check_finite, last_hidden
 from abft.scoring.label_tree import LabelTree
@@ -40,7 +39,7 @@ class LabelScorer:
         self.model, self.labels = model, LabelTree.of(label_tokens)
         self.inner, self.whole = decoder(model), causal_lm(model)
         capabilities(model).check_lm_head()
-        self._lock = threading.Lock()
+        self._lock = lock_of(model)
         # The tokens that are kept, and a fingerprint of the weights that they were run with.
         self._kept: tuple[object, ...] = ()
         # Their keys and values, (1, Hkv, S, D) each, layer by layer.
@@ -88,7 +87,7 @@ class LabelScorer:
         check_lengths(self.model, longest)
         worth = shared >= max(MIN_SHARED_TOKENS, longest // 4)
 
-        # The kept keys and values belong to one call at a time.
+        # The kept keys and values, and the model's attention, belong to one call at a time.
         with self._lock:
             self.model.eval()
             cached = worth and capabilities(self.model).keeps_prefix

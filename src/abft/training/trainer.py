@@ -35,7 +35,13 @@ from abft.data.prompts import training_prompts
 from abft.data.splits import TaskData
 from abft.errors import AbftError
 from abft.files import atomic_files, write_text
-from abft.method.objectives import OBJECTIVES, AnchoredObjective, Objective, make_objective
+from abft.method.objectives import (
+    OBJECTIVES,
+    AnchoredObjective,
+    Objective,
+    check_objective,
+    make_objective,
+)
 from abft.method.objectives.anchored import ANCHOR_TOKENS
 from abft.method.settings import layer_numbers
 from abft.model.attention import IMPLEMENTATION, causal_lm, decoder, row_attention
@@ -124,6 +130,8 @@ class ABFTTrainer(Trainer):
             )
         self.task = train_dataset.task if isinstance(train_dataset, TaskData) else None
         if isinstance(train_dataset, TaskData):
+            if objective is None:
+                check_objective(args, args.k)
             tokens = label_tokens(processing_class, train_dataset.task, args.prompt_style)
             reads_attention = OBJECTIVES[args.objective].reads_attention
             if not reads_attention and len(set(first_tokens(tokens))) < len(tokens):
@@ -400,6 +408,8 @@ class _Step(TrainerCallback, ExportableState):
         return {"args": {}, "attributes": {"objective": self.trainer.objective.state()}}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # A training that ended within a step leaves the sums of its micro-batches.
+        self.trainer._sums, self.trainer._micro_batches = {}, 0
         if state.global_step > 0:
             restore_objective(self.trainer.objective, state)
 

@@ -1,5 +1,6 @@
 """InfoNCE over the demonstrations' labels: which of them do a few heads look at?"""
 
+import math
 from typing import TYPE_CHECKING
 
 from abft.errors import AbftError
@@ -106,10 +107,16 @@ class ContrastiveObjective(RowObjective):
 
         some = prompts[: max(FINDER_PROMPTS // queries, 1) * queries]
         scores_LH = head_scores(model, some, self.implementation, queries)
+        # What heads below the first layer that trains look at does not change.
+        scores_LH[: _untrained_rows(model)] = -math.inf
         by_layer = self.heads == LAYER
-        self.chosen_LH = (
-            best_layer(scores_LH) if by_layer else best_heads(scores_LH, int(self.heads))
-        )
+        chosen_LH = best_layer(scores_LH) if by_layer else best_heads(scores_LH, int(self.heads))
+        self.chosen_LH = chosen_LH & scores_LH.isfinite()
+        if not self.chosen_LH.any():
+            raise AbftError(
+                f"heads = {LAYER!r} takes one of the middle layers, and all of them are below "
+                "those that train (layers); give a number of heads"
+            )
 
         # Some families have layers without attention, which are not counted here. Eager attention
         # returns all rows.
@@ -142,3 +149,22 @@ class ContrastiveObjective(RowObjective):
             scores_PK, batch.correct.to(device), batch.incorrect.to(device), self.temperature
         )
         return loss, mass_metrics(heads, counted_LPH)
+
+
+def _untrained_rows(model: "PreTrainedModel") -> int:
+    """Return how many layers with attention come before the first whose Q and K train.
+
+    0 where none trains: then heads are chosen to be read.
+    """
+    from abft.model.attention import causal_lm
+    from abft.model.qk_weights import qk_modules
+
+    whole = causal_lm(model)
+    modules = qk_modules(whole)
+    layers = sorted({qk.layer for qk in modules})
+    trained = [
+        layers.index(qk.layer)
+        for qk in modules
+        if any(p.requires_grad for p in whole.get_submodule(qk.name).parameters())
+    ]
+    return min(trained, default=0)
