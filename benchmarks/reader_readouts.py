@@ -9,10 +9,8 @@ which heads were chosen, before any step and on training prompts, so that the un
 be read from the same heads. `tables` expects {family}_readouts_untouched.json and
 {family}_readouts_seed{seed}.json in results/reader.
 
-For every sequence of demonstrations, one forward pass reads at three kinds of places: its queries;
-texts without content (contextual calibration, arXiv 2102.09690); and the demonstrations
-themselves, each as a query after those before it. The last two cost next to nothing, and need no
-labelled text that the prompt does not show.
+After every sequence of demonstrations, one forward pass reads the label words and the heads at its
+queries, and at texts without content (contextual calibration, arXiv 2102.09690).
 """
 
 import argparse
@@ -21,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from measured_training import recorded
-from reader import DEVELOPMENT, FAMILIES, QUERIES_OF_A_SET, cells
+from reader import DEVELOPMENT, FAMILIES, QUERIES_OF_A_SET, cells, digits
 from reader_tables import RESULTS, read, with_interval
 from reader_tables import shown as interval
 from record import write
@@ -32,9 +30,15 @@ SMALLEST = 1e-4  # of a probability
 
 
 def logs(shares_PC):
-    """Log-probabilities with three decimals, as lists: they are kept in a file."""
+    """Log-probabilities with three decimals, a text for each row: they are kept in a file."""
     shares_PC = shares_PC / shares_PC.sum(1, keepdims=True)
-    return np.log(np.maximum(shares_PC, SMALLEST)).round(3).tolist()
+    rows = np.log(np.maximum(shares_PC, SMALLEST)).round(3).tolist()
+    return [" ".join(map(str, row)) for row in rows]
+
+
+def numbers(rows):
+    """What `logs` wrote, as log-probabilities that sum to 1."""
+    return normalised(np.array([row.split() for row in rows], float))
 
 
 def normalised(logs_NC):
@@ -44,8 +48,8 @@ def normalised(logs_NC):
 
 def read_by_way(shown):
     """Log-probabilities of the queries after one sequence of demonstrations, by way to read."""
-    words_NC, heads_NC = (normalised(np.array(shown["queries"][name])) for name in SOURCES)
-    without_NC = normalised(np.array(shown["content_free"]["label_words"]))
+    words_NC, heads_NC = (numbers(shown["queries"][name]) for name in SOURCES)
+    without_NC = numbers(shown["content_free"]["label_words"])
     prior_C = np.logaddexp.reduce(without_NC, axis=0)
     return {
         "label words": words_NC,
@@ -60,7 +64,9 @@ def hits_by_way(cell):
     found = {}
     for shown in cell:
         for way, logs_NC in read_by_way(shown).items():
-            found.setdefault(way, []).append(logs_NC.argmax(1) == np.array(shown["targets"]))
+            found.setdefault(way, []).append(
+                logs_NC.argmax(1) == np.array(list(shown["targets"]), int)
+            )
     return {way: np.array(hits, float) for way, hits in found.items()}
 
 
@@ -83,10 +89,9 @@ def measure(options):
         model = apply_weights(model, options.weights)
 
     def with_more(group):
-        """The group's prompts, then texts without content, then the demonstrations as queries."""
+        """The group's prompts, then texts without content."""
         shown = group.demonstrations
         more = [write_prompt(group.task, shown, Example(text, 0)) for text in CONTENT_FREE]
-        more += [write_prompt(group.task, shown[:i], shown[i]) for i in range(1, len(shown))]
         encoded = with_answers(
             encode(tokenizer, more, scored=group.label_tokens), group.label_tokens
         )
@@ -103,16 +108,14 @@ def measure(options):
             asked = len(group.prompts)
             places = {
                 "queries": slice(asked),
-                "content_free": slice(asked, asked + len(CONTENT_FREE)),
-                "prefixes": slice(asked + len(CONTENT_FREE), None),
+                "content_free": slice(asked, None),
             }
             shares = (reading.label_words, reading.votes(heads_LH))
             kept = {
                 place: {name: logs(each[at]) for name, each in zip(SOURCES, shares, strict=True)}
                 for place, at in places.items()
             }
-            shown = [example.label for example in group.demonstrations]
-            cell.append({"targets": reading.targets[:asked].tolist(), "shown": shown, **kept})
+            cell.append({"targets": digits(reading.targets[:asked]), **kept})
         found[f"{task}/{kind}"] = cell
         said = {way: f"{hits.mean():.1%}" for way, hits in hits_by_way(cell).items()}
         print(task, kind, said, flush=True)

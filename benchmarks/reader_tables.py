@@ -29,7 +29,8 @@ OURS = "nce16_kl3"  # the recipe
 LINES = {  # title, colour and line of each arm in the picture
     OURS: ("contrastive, anchored", "#c0392b", "-"),
     "nce16": ("contrastive", "#c0392b", ":"),
-    "ce": ("cross-entropy", "#57606a", "-"),
+    "ce_kl3": ("cross-entropy, anchored", "#57606a", "-"),
+    "ce": ("cross-entropy", "#57606a", ":"),
 }
 SETS = 8
 DRAWS = 4000
@@ -117,12 +118,12 @@ def steps(options):
 
 def summary(options):
     """The recipe: every held-out task before and after, next to MiniLM."""
-    peers, probes = (read(RESULTS / f"{name}.json")["cells"] for name in ("peers", "probe"))
+    peers, fitted = (read(RESULTS / f"{name}.json")["cells"] for name in ("peers", "classifier"))
     rows, gains = [], {"own": [], "arbitrary": []}
     from_heads = {"own": {}, "arbitrary": {}}
     titles = ("own words", "arbitrary words", "swapped words", "swapped, read from heads")
     titles = ("", "seeds", *titles, "MiniLM + LR, the same 16 texts", "MiniLM, nearest text")
-    titles = (*titles, "probe, the same 16 texts")
+    titles = (*titles, "`ABFTClassifier`, the same texts, own words", "the same, arbitrary words")
     print("| " + " | ".join(titles) + " |\n" + "|---" * len(titles) + "|")
     for family, tasks in FAMILIES.items():
         by_seed = list(runs(family, OURS).values())
@@ -134,7 +135,7 @@ def summary(options):
             return np.mean([accuracy(points[-1][cell], readout) for points in runs_of])
 
         for task in tasks:
-            peer = peers[f"{task}/16"] | probes[f"{task}/16"]
+            peer = peers[f"{task}/16"]
             own, arbitrary, swapped = (f"{task}/{k}" for k in ("own", "arbitrary", "permuted"))
             assert peer["targets"] == first[own]["targets"]
             row = []
@@ -145,7 +146,8 @@ def summary(options):
                 row += [before, mean_of(swapped), mean_of(swapped, "heads")]
             else:
                 row += [np.nan] * 3
-            row += [accuracy(peer, name) for name in ("minilm", "minilm_nearest", "probe")]
+            row += [accuracy(peer, name) for name in ("minilm", "minilm_nearest")]
+            row += [accuracy(fitted[cell], "classifier") for cell in (own, arbitrary)]
             rows.append(row)
             print(f"| {task} | {len(by_seed)} | {before_and_after(row)} |")
         for kind, found in gains.items():
