@@ -121,9 +121,9 @@ def summary(options):
     peers, fitted = (read(RESULTS / f"{name}.json")["cells"] for name in ("peers", "classifier"))
     rows, gains = [], {"own": [], "arbitrary": []}
     from_heads = {"own": {}, "arbitrary": {}}
-    titles = ("own words", "arbitrary words", "swapped words", "swapped, read from heads")
-    titles = ("", "seeds", *titles, "MiniLM + LR, the same 16 texts", "MiniLM, nearest text")
-    titles = (*titles, "`ABFTClassifier`, the same texts, own words", "the same, arbitrary words")
+    titles = ("", "own words", "arbitrary words", "swapped words", "swapped, read from heads")
+    titles = (*titles, "MiniLM + LR", "MiniLM, nearest text")
+    titles = (*titles, "`ABFTClassifier`, own words", "arbitrary words")
     print("| " + " | ".join(titles) + " |\n" + "|---" * len(titles) + "|")
     for family, tasks in FAMILIES.items():
         by_seed = list(runs(family, OURS).values())
@@ -149,14 +149,14 @@ def summary(options):
             row += [accuracy(peer, name) for name in ("minilm", "minilm_nearest")]
             row += [accuracy(fitted[cell], "classifier") for cell in (own, arbitrary)]
             rows.append(row)
-            print(f"| {task} | {len(by_seed)} | {before_and_after(row)} |")
+            print(f"| {task} | {before_and_after(row)} |")
         for kind, found in gains.items():
             cells = [f"{task}/{kind}" for task in tasks]
             from_heads[kind] |= {cell: mean_of(cell, "heads") - mean_of(cell) for cell in cells}
             found.append(
                 [np.stack([hits(p[-1][c]) - hits(p[0][c]) for p in by_seed]) for c in cells]
             )
-    print(f"| mean | | {before_and_after(np.nanmean(rows, 0))} |")
+    print(f"| mean | {before_and_after(np.nanmean(rows, 0))} |")
     for kind, found in gains.items():
         print(f"gain, {kind} words:", shown(with_interval(found)))
     for kind, found in from_heads.items():

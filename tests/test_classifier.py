@@ -619,6 +619,11 @@ def test_another_base_model_is_noticed(new, texts, labels, bpe, tmp_path):
     (tmp_path / "away").rename(base)
     np.testing.assert_allclose(again.predict_proba(texts[:3]), expected, atol=1e-6)
 
+    # Where it is may have changed too.
+    moved = pickle.loads(kept).set_params(model=str(tmp_path / "elsewhere"))
+    shutil.copytree(base, tmp_path / "elsewhere")
+    np.testing.assert_allclose(moved.predict_proba(texts[:3]), expected, atol=1e-6)
+
     tiny_model("llama", seed=1).save_pretrained(base)
     with pytest.raises(ValueError, match="fitted with another model"):
         ABFTClassifier.load(tmp_path / "saved")

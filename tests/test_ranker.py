@@ -1,5 +1,6 @@
 """`AttentionRanker`: documents that are kept, training, ranking in rounds, files, wrong input."""
 
+import copy
 import json
 import pickle
 import warnings
@@ -304,6 +305,16 @@ def test_settings_of_other_types_are_saved(settings, tmp_path, monkeypatch):
     assert loaded.rank("a sad thing", documents) == ranker.rank("a sad thing", documents)
 
 
+def test_the_name_of_a_model_is_not_a_folder_that_lies_here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("SmolLM2-135M-Instruct", "mine"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "gpt2").write_text("notes")
+    assert AttentionRanker().model == "SmolLM2-135M-Instruct"
+    assert AttentionRanker("gpt2").model == "gpt2"
+    assert AttentionRanker("mine").model == str(tmp_path / "mine")
+
+
 def test_heads_belong_to_their_model(settings, bpe, tmp_path):
     """Another model under the same name is refused, also where nothing was trained."""
     base = tmp_path / "base"
@@ -346,6 +357,8 @@ def test_threads_get_their_own_scores(settings):
         results = list(pool.map(lambda some: ranker.scores(["x"], some), sets * 20))
     for found, right in zip(results, expected * 20, strict=True):
         np.testing.assert_array_equal(found, right)
+    again = copy.deepcopy(ranker)
+    np.testing.assert_array_equal(again.scores(["x"], sets[0]), expected[0])
     again = pickle.loads(pickle.dumps(AttentionRanker(**settings)))
     np.testing.assert_array_equal(again.scores(["x"], sets[0]), expected[0])
 
@@ -519,7 +532,7 @@ def test_training_prompts_show_relevant_documents(settings):
         (["a", "b", "c"], [[False, False, True]], "flatnonzero"),
         (["a", "b", "c"], np.array([[0, 0, 1]]), "flatnonzero"),
         (["a", "b"], [True], "flatnonzero"),
-        (["a", "b"], [[1.7]], "flatnonzero"),
+        (["a", "b"], [[1.7]], "each once"),
         ({"a": 0, "b": 1}, [0], "got a dict"),
         ([5], [0], "expected a list of candidates, got 5"),
         ([["a", "b"], ["c", "d"]], [0], "2 lists of candidates"),

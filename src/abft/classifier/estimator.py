@@ -646,8 +646,10 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
         from abft.model.checkpoints import check_base_weights
         from abft.model.qk_weights import train_full_rank
 
-        weights, name = self._weights_of_pickle, self._fitted["model"]
-        model, tokenizer = base_model(name, self._fitted["device"], own=bool(weights))
+        # Where the base model is, and where it runs, may differ from where it was fitted; that it
+        # is the same is checked.
+        weights, name = self._weights_of_pickle, str(self.model)
+        model, tokenizer = base_model(name, self.device, own=bool(weights))
         check_base_weights(model, self._base_samples, _made_for("this classifier", name))
         samples = self._base_samples
         if weights:

@@ -48,11 +48,13 @@ def is_file(name: str) -> bool:
 
 def absolute_tasks(tasks: str) -> str:
     """Return tasks of a mixture with the paths of files that exist resolved."""
-    found = [
+    names = task_list(tasks) or []
+    resolved = [
         str(Path(name).resolve()) if is_file(name) and Path(name).is_file() else name
-        for name in task_list(tasks) or ()
+        for name in names
     ]
-    return ",".join(found)
+    # Without files they stay as they are written: older runs have them so.
+    return tasks if resolved == names else ",".join(resolved)
 
 
 def check_tasks(tasks: Sequence[str] | None) -> None:

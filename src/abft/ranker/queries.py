@@ -172,13 +172,14 @@ def _numbers(relevant: object) -> frozenset[int]:
         numbers = [relevant]
     if isinstance(numbers, str) or not isinstance(numbers, Iterable):
         raise ValueError(f"relevant: expected numbers of documents, got {relevant!r}")
-    given = list(numbers)
+    given = numbers.tolist() if hasattr(numbers, "tolist") else list(numbers)
     found = frozenset(int(n) for n in given if isinstance(n, Integral) and not isinstance(n, bool))
-    # As a rule these are a value for each candidate, 0 or 1.
     if len(found) < len(given):
+        # As a rule these are a value for each candidate.
+        mask = all(n in (0, 1) for n in given)
+        remedy = "; numpy.flatnonzero(mask) gives those of a mask" if mask else ""
         raise ValueError(
-            f"relevant: expected numbers of documents, each once, got {relevant!r}; a mask says "
-            "where they are: numpy.flatnonzero(mask)"
+            f"relevant: expected whole numbers of documents, each once, got {relevant!r}{remedy}"
         )
     return found
 

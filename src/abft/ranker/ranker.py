@@ -17,6 +17,7 @@ import numpy as np
 from abft.errors import AbftError
 from abft.files import atomic_folder
 from abft.method.objectives.contrastive import LAYER
+from abft.model.loading import EMBEDDED
 from abft.ranker.peers import PEERS, peers
 from abft.ranker.prompts import Looking, RankingPrompts
 from abft.ranker.queries import (
@@ -132,7 +133,10 @@ class AttentionRanker:
 
     def __post_init__(self) -> None:
         # The plain types of Python, which `save` writes: numpy's numbers and paths are as good.
-        self.model = str(Path(self.model).resolve() if Path(self.model).exists() else self.model)
+        # The name of a hub stays one, whatever lies in this folder.
+        place = Path(self.model)
+        local = str(self.model) != EMBEDDED and (place.is_dir() or place.suffix == ".gguf")
+        self.model = str(place.resolve() if local else self.model)
         for name, least in _COUNTS.items():
             setattr(self, name, _whole(name, getattr(self, name), least))
         self.random_state = _whole("random_state", self.random_state, 0)
@@ -186,7 +190,8 @@ class AttentionRanker:
         Args:
             queries: N texts.
             candidates: documents that all queries share, or N lists of them.
-            relevant: for each query the number of the document that answers it, or several.
+            relevant: for each query the number of the document that answers it, or several, each
+                once.
 
         Raises:
             ValueError: queries without relevant candidates, or with relevant ones only; empty
@@ -343,10 +348,12 @@ class AttentionRanker:
             len(queries), len(documents)
         )
 
+    @_one_at_a_time
     def too_long(self, documents: Sequence[str]) -> int:
         """Return how many documents have more than `max_document_tokens`: the rest is not read."""
-        return self._prompts().too_long(documents)
+        return self._prompts().too_long(texts_of(documents, "document"))
 
+    @_one_at_a_time
     def rank(self, query: str, documents: Sequence[str], top: int | None = None) -> list[Ranked]:
         """Return the documents, best first; equal ones share their score.
 

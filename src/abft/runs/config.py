@@ -425,7 +425,9 @@ def check_effect(config: RunConfig) -> None:
         if config.prompt_style != "consistent":
             raise AbftError("train_on = 'mixture' needs prompt_style = 'consistent'")
         if config.sampling != "natural":
-            raise AbftError("sampling goes with train_on = 'task'; a mixture draws classes itself")
+            raise AbftError(
+                "sampling goes with train_on = 'task' or 'others'; a mixture draws classes itself"
+            )
         check_files(task_list(config.tasks))
         k, _ = shot_range(config.shots)
     check_objective(config, k)

@@ -240,6 +240,8 @@ def _mixture(session: Session, config: ResolvedConfig) -> list[EncodedPrompt]:
         strict=config.strict,
         target_file=config.data,
     )
+    # Where the task itself is one of them, its texts are those that are measured.
+    sources = [session.data if data is session.whole else data for data in sources]
     groups = training_groups(
         sources,
         session.tokenizer,
