@@ -370,7 +370,8 @@ def classifier(options):
     """
     import tempfile
 
-    from abft import ABFTClassifier, apply_weights, load_model, load_task
+    from abft import apply_weights, load_model, load_task
+    from abft.bench.classifiers import CLASSIFIERS, Fitting
     from abft.data.mixture import evaluation_groups
 
     model, tokenizer = load_model("SmolLM2-135M-Instruct")
@@ -379,6 +380,7 @@ def classifier(options):
         if options.weights:
             apply_weights(model, options.weights).save_pretrained(folder)
             tokenizer.save_pretrained(folder)
+        base = folder if options.weights else "SmolLM2-135M-Instruct"
         for task in FAMILIES[options.held_out] if options.weights else MEASURED:
             for kind in ("own", "arbitrary"):
                 predictions = {"targets": "", "classifier": ""}
@@ -390,13 +392,11 @@ def classifier(options):
                     options.test_queries,
                     words=kind,
                 ):
-                    fitted = ABFTClassifier(
-                        folder if options.weights else "SmolLM2-135M-Instruct",
-                        template=group.task.template.pattern,
-                        label_words=dict(enumerate(group.task.label_words)),
-                        random_state=0,
-                        progress=False,
-                    ).fit(*zip(*((e.text, e.label) for e in group.demonstrations), strict=True))
+                    texts, labels = zip(
+                        *((e.text, e.label) for e in group.demonstrations), strict=True
+                    )
+                    fitting = Fitting(len(texts), 2, 0, group.task, base)
+                    fitted = CLASSIFIERS["untrained"](fitting).fit(texts, labels)
                     predictions["targets"] += digits(example.label for example in group.queries)
                     predictions["classifier"] += digits(
                         fitted.predict([example.text for example in group.queries])

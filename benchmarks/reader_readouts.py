@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from abft.scoring.calibration import CONTENT_FREE, calibrated, prior
 from measured_training import recorded
 from reader import DEVELOPMENT, FAMILIES, QUERIES_OF_A_SET, cells, digits
 from reader_tables import RESULTS, read, with_interval
@@ -36,26 +37,22 @@ def logs(shares_PC):
     return [" ".join(map(str, row)) for row in rows]
 
 
-def numbers(rows):
-    """What `logs` wrote, as log-probabilities that sum to 1."""
-    return normalised(np.array([row.split() for row in rows], float))
-
-
-def normalised(logs_NC):
-    """Log-probabilities that sum to 1."""
-    return logs_NC - np.logaddexp.reduce(logs_NC, axis=1, keepdims=True)
+def shares(rows):
+    """What `logs` wrote, as probabilities."""
+    shares_NC = np.exp(np.array([row.split() for row in rows], float))
+    return shares_NC / shares_NC.sum(1, keepdims=True)
 
 
 def read_by_way(shown):
-    """Log-probabilities of the queries after one sequence of demonstrations, by way to read."""
-    words_NC, heads_NC = (numbers(shown["queries"][name]) for name in SOURCES)
-    without_NC = numbers(shown["content_free"]["label_words"])
-    prior_C = np.logaddexp.reduce(without_NC, axis=0)
+    """Probabilities of the queries after one sequence of demonstrations, by way to read."""
+    words_NC, heads_NC = (shares(shown["queries"][name]) for name in SOURCES)
+    without_NC = shares(shown["content_free"]["label_words"])
+    calibrated_NC = calibrated(words_NC, prior(without_NC))
     return {
         "label words": words_NC,
         "heads": heads_NC,
-        "calibrated": normalised(words_NC - prior_C),
-        "calibrated and heads": normalised(words_NC - prior_C + heads_NC),
+        "calibrated": calibrated_NC,
+        "calibrated and heads": calibrated_NC * heads_NC,
     }
 
 
@@ -63,20 +60,16 @@ def hits_by_way(cell):
     """Which queries are answered correctly, (sets, queries) for each way to read."""
     found = {}
     for shown in cell:
-        for way, logs_NC in read_by_way(shown).items():
-            found.setdefault(way, []).append(
-                logs_NC.argmax(1) == np.array(list(shown["targets"]), int)
-            )
+        targets_N = np.array(list(shown["targets"]), int)
+        for way, shares_NC in read_by_way(shown).items():
+            found.setdefault(way, []).append(shares_NC.argmax(1) == targets_N)
     return {way: np.array(hits, float) for way, hits in found.items()}
 
 
 def measure(options):
     """Log-probabilities of every cell of `reader.py train`, set by set of demonstrations."""
     from abft import Example, apply_weights, load_model, load_task
-    from abft.data.encoding import encode, with_answers
-    from abft.data.mixture import Group, evaluation_groups
-    from abft.data.prompts import write_prompt
-    from abft.scoring.calibration import CONTENT_FREE
+    from abft.data.mixture import asking_group, evaluation_groups
     from abft.scoring.groups import read_groups
 
     trained = read(options.result)
@@ -88,15 +81,7 @@ def measure(options):
     if options.weights:
         model = apply_weights(model, options.weights)
 
-    def with_more(group):
-        """The group's prompts, then texts without content."""
-        shown = group.demonstrations
-        more = [write_prompt(group.task, shown, Example(text, 0)) for text in CONTENT_FREE]
-        encoded = with_answers(
-            encode(tokenizer, more, scored=group.label_tokens), group.label_tokens
-        )
-        return Group((*group.prompts, *encoded), group.task, group.label_tokens, group.words)
-
+    empty = [Example(text, 0) for text in CONTENT_FREE]
     found = {}
     for task, kind in cells(held_out, KINDS):
         groups = evaluation_groups(
@@ -104,15 +89,14 @@ def measure(options):
         )
         cell = []
         for group in groups:
-            (reading,) = read_groups(model, [with_more(group)])
-            asked = len(group.prompts)
-            places = {
-                "queries": slice(asked),
-                "content_free": slice(asked, None),
-            }
-            shares = (reading.label_words, reading.votes(heads_LH))
+            texts = [*group.queries, *empty]
+            both = asking_group(group.task, tokenizer, group.demonstrations, texts)
+            (reading,) = read_groups(model, [both])
+            asked = len(group.queries)
+            places = {"queries": slice(asked), "content_free": slice(asked, None)}
+            read_out = (reading.label_words, reading.votes(heads_LH))
             kept = {
-                place: {name: logs(each[at]) for name, each in zip(SOURCES, shares, strict=True)}
+                place: {name: logs(each[at]) for name, each in zip(SOURCES, read_out, strict=True)}
                 for place, at in places.items()
             }
             cell.append({"targets": digits(reading.targets[:asked]), **kept})

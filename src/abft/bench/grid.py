@@ -13,10 +13,10 @@ from typing import Any
 from abft.bench.methods import METHODS, Named
 from abft.bench.scenarios import SCENARIOS
 from abft.data.builtin import TASKS, task_named
-from abft.data.mixture_settings import absolute_tasks, is_file, task_list
+from abft.data.mixture_settings import is_file, task_list
 from abft.errors import AbftError
 from abft.method.settings import PAPER
-from abft.runs.config import MODEL, ResolvedConfig, RunConfig, check_effect, resolve
+from abft.runs.config import MODEL, ResolvedConfig, RunConfig, absolute_paths, check_effect, resolve
 from abft.settings import (
     Setting,
     check_keys,
@@ -362,7 +362,7 @@ def read_grid(path: str | Path) -> Grid:
         "tasks": [_task(entry, f"{origin}, tasks") for entry in axes["tasks"]],
         "methods": [_method(entry, f"{origin}, methods") for entry in axes["methods"]],
         "scenarios": [_known(e, SCENARIOS, "scenario", origin) for e in axes["scenarios"]],
-        "settings": _absolute(settings),
+        "settings": absolute_paths(RunConfig, settings),
     }
 
     try:
@@ -413,22 +413,7 @@ def _named(entry: object, origin: str) -> Named:
     if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
         raise AbftError(f"{origin}: got {entry!r}, expected a name, or `name: ...` with settings")
     settings = {key: value for key, value in entry.items() if key != "name"}
-    return Named(entry["name"], _absolute(settings))
-
-
-def _absolute(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings whose paths of local files are absolute.
-
-    Workers elsewhere and later runs use the same files.
-    """
-    local = {
-        name: str(Path(value).resolve())
-        for name in _path_names()
-        if isinstance(value := settings.get(name), str) and value and Path(value).exists()
-    }
-    if isinstance(tasks := settings.get("tasks"), str):
-        local["tasks"] = absolute_tasks(tasks)
-    return {**settings, **local}
+    return Named(entry["name"], absolute_paths(RunConfig, settings))
 
 
 def _model(entry: object, origin: str) -> Named:
@@ -436,7 +421,7 @@ def _model(entry: object, origin: str) -> Named:
     _check_names(named.settings, f"{origin}, {named.name}", "model", of_methods=False)
     if "model" in named.settings:
         return named
-    return Named(named.name, _absolute({**named.settings, "model": named.name}))
+    return Named(named.name, absolute_paths(RunConfig, {**named.settings, "model": named.name}))
 
 
 def _task(entry: object, origin: str) -> Named:

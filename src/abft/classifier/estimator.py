@@ -201,7 +201,7 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
         if self.steps:
             training, held_out = split_held_out(examples, self.held_out, generator)
         k = self._choose_k(training)
-        model, tokenizer = base_model(str(self.model), self.device, own=bool(self.steps))
+        model, tokenizer = base_model(self._fitted["model"], self.device, own=bool(self.steps))
         weights_N = np.array([weight_of[example] for example in (*training, *held_out)])
         data = TaskData(task, tuple(training), (), tuple(held_out))
         data = self._cut(data, model, tokenizer, k)
@@ -221,6 +221,7 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
             [(example.text, names[example.label]) for example in demonstrations]
             for demonstrations in sets
         ]
+        self._base_samples = _samples(model)
         self._attach(model, tokenizer)
 
         self.validation_: dict[int, dict[str, float]] = {}
@@ -445,13 +446,12 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
                 raise AbftError("k = 0: without demonstrations nothing is trained; give steps=0")
         # The data decide an open k only later; here, and without training, the default takes its
         # place.
-        check_effect(self._config(self.k or RunConfig.k))
+        check_effect(self._config(self._fitted["k"] or RunConfig.k))
 
     def _config(self, k: int) -> RunConfig:
         """Return the training's settings; those that follow from others are open."""
         numbers = (self.cross_entropy, self.learning_rate)
         weight, rate = (None if number is None else float(number) for number in numbers)
-        k = int(k) if isinstance(k, np.integer) else k
         return RunConfig(objective=self.objective, k=k, cross_entropy=weight, lr=rate)
 
     def _check_classes(self, examples: Sequence[Example]) -> None:
@@ -495,7 +495,7 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
 
     def _choose_k(self, training: Sequence[Example]) -> int:
         """Return k, the demonstrations in a prompt. Raises ValueError for too few texts."""
-        k = int(self.k) if isinstance(self.k, np.integer) else self.k
+        k: int | None = self._fitted["k"]
         if k is None:
             few = len(training) < FEW_TEXTS and not self.steps
             k = 0 if few else min(max(4, len(self.classes_)), 16)
@@ -508,12 +508,8 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
 
     def _attach(self, model: Any, tokenizer: Any) -> None:
         """Open a predictor for every set of demonstrations."""
-        from abft.model.checkpoints import base_samples
-        from abft.model.qk_weights import qk_modules
         from abft.runs.predictor import Predictor
 
-        # By them `load` and pickles recognise the base model.
-        self._base_samples = base_samples(model, qk_modules(model))
         labels = {name: i for i, name in enumerate(self.classes_.tolist())}
         task = self._task()
         predictors = []
@@ -618,6 +614,7 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
         own = bool(classifier.best_step_)
         model, tokenizer = base_model(classifier.model, classifier.device, own=own)
         check_base_weights(model, base, _made_for(folder, classifier.model))
+        classifier._base_samples = _samples(model)
         classifier._attach(model, tokenizer)
         if classifier.best_step_:
             load_full_rank(model, weights)
@@ -651,12 +648,10 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
         weights, name = self._weights_of_pickle, str(self.model)
         model, tokenizer = base_model(name, self.device, own=bool(weights))
         check_base_weights(model, self._base_samples, _made_for("this classifier", name))
-        samples = self._base_samples
         if weights:
             train_full_rank(model)
             _write(model, weights)
         self._attach(model, tokenizer)
-        self._base_samples = samples
         del self._weights_of_pickle
 
     def _train(self, data: TaskData, k: int, seed: int) -> None:
@@ -690,6 +685,14 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
 
 def _parts(texts: list[str]) -> list[list[str]]:
     return [texts[i : i + PART] for i in range(0, len(texts), PART)]
+
+
+def _samples(model: Any) -> dict[str, list[float]]:
+    """Return that by which `load` and pickles recognise an untrained base model."""
+    from abft.model.checkpoints import base_samples
+    from abft.model.qk_weights import qk_modules
+
+    return base_samples(model, qk_modules(model))
 
 
 def _made_for(what: object, model: str) -> str:

@@ -10,10 +10,18 @@ from typing import Annotated, Any, TypeVar, get_origin
 
 import typer
 
-from abft.data.mixture_settings import absolute_tasks
 from abft.errors import AbftError
 from abft.method.settings import TRAINING
-from abft.runs.config import MODEL, OUTPUT, RECIPES, RUNS, RunConfig, current_values, is_whole
+from abft.runs.config import (
+    MODEL,
+    OUTPUT,
+    RECIPES,
+    RUNS,
+    RunConfig,
+    absolute_paths,
+    current_values,
+    is_whole,
+)
 from abft.settings import (
     Setting,
     check_keys,
@@ -224,7 +232,7 @@ def with_settings(settings: type[S]) -> Callable[..., Any]:
         @functools.wraps(command)
         def run(**arguments: Any) -> None:
             given = _parsed({option.name: arguments[option.name] for option in options})
-            given = _with_absolute_paths(settings, given)
+            given = absolute_paths(settings, given)
             chosen = from_mapping(settings, given, "the command line")
             command(chosen, **{parameter.name: arguments[parameter.name] for parameter in own})
 
@@ -275,7 +283,7 @@ def _file_settings(ctx: typer.Context) -> dict[str, object]:
     words = values.get("label_words")
     if isinstance(words, dict):
         values["label_words"] = {_text(label): _text(word) for label, word in words.items()}
-    return _with_absolute_paths(RunConfig, values)
+    return absolute_paths(RunConfig, values)
 
 
 def _text(value: object) -> object:
@@ -298,7 +306,7 @@ def _check_recipe(recipe: str | None, file: Mapping[str, object]) -> None:
 
 def _given_settings(arguments: Mapping[str, object]) -> dict[str, object]:
     """Return the settings that the user gave, as `RunConfig` takes them."""
-    return _with_absolute_paths(RunConfig, _parsed(arguments))
+    return absolute_paths(RunConfig, _parsed(arguments))
 
 
 def _parsed(arguments: Mapping[str, object]) -> dict[str, object]:
@@ -317,14 +325,3 @@ def _parsed(arguments: Mapping[str, object]) -> dict[str, object]:
     if isinstance(template, str):
         given["template"] = template.replace("\\n", "\n").replace("\\t", "\t")
     return given
-
-
-def _with_absolute_paths(settings: type, values: dict[str, object]) -> dict[str, object]:
-    """Resolve files and folders, so that they are right from every folder."""
-    for name in names(settings, lambda known: known.path):
-        value = values.get(name)
-        if isinstance(value, str) and value and Path(value).exists():
-            values[name] = str(Path(value).resolve())
-    if isinstance(tasks := values.get("tasks"), str):
-        values["tasks"] = absolute_tasks(tasks)
-    return values

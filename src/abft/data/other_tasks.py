@@ -36,16 +36,18 @@ def mixture_tasks(
     *,
     strict: bool = False,
     target_file: str | None = None,
+    whole: TaskData | None = None,
 ) -> list[TaskData]:
     """Return the tasks of a mixture, without the texts of `target`.
 
     Args:
-        target: the task that is measured, with texts that are not cut: others are recognised by
-            them. It is trained on, too, if it is named.
+        target: the task that is measured; it is trained on, too, if it is named.
         names: built-in tasks, and data files with these columns and this template; None = the
             built-in tasks of other families than the target's.
         strict: as of `load_data`.
         target_file: where the target is from; None = it is built in.
+        whole: the target before its texts were cut, by which others are recognised; None = they
+            were not.
     """
     if names is None:
         record = BUILTIN.get(target.task.name) if target_file is None else None
@@ -53,7 +55,7 @@ def mixture_tasks(
         names = [name for name, other in BUILTIN.items() if other.family != family]
 
     # The target's own training pool stays whole: no text of it is demonstrated or asked.
-    texts = _texts(target)
+    texts = _texts(target if whole is None else whole)
     tasks = []
     for name in names:
         if is_file(name):

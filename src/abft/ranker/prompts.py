@@ -55,28 +55,26 @@ class RankingPrompts:
 
     def documents(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
         """Return the tokens of each document."""
-        ids, most = self._begun(BEFORE_DOCUMENT, texts, self.max_document_tokens)
-        return self._ended(ids, most, AFTER_DOCUMENT)
+        return self.cut_documents(texts)[0]
 
-    def too_long(self, texts: Sequence[str]) -> int:
-        """Return how many documents are cut."""
-        ids, most = self._begun(BEFORE_DOCUMENT, texts, self.max_document_tokens)
-        return sum(len(each) > most for each in ids)
+    def cut_documents(self, texts: Sequence[str]) -> tuple[list[tuple[int, ...]], int]:
+        """Return the tokens of each document, and how many documents are cut."""
+        return self._around(BEFORE_DOCUMENT, texts, AFTER_DOCUMENT, self.max_document_tokens)
 
     def queries(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
         """Return the tokens of each query, to the end of the prompt."""
-        ids, most = self._begun(BEFORE_QUERY, texts, self.max_query_tokens)
-        return self._ended(ids, most, AFTER_QUERY)
+        return self._around(BEFORE_QUERY, texts, AFTER_QUERY, self.max_query_tokens)[0]
 
-    def _begun(self, before: str, texts: Sequence[str], most: int) -> tuple[list[list[int]], int]:
-        """Return the tokens of texts with what comes before them, and how many are kept."""
+    def _around(
+        self, before: str, texts: Sequence[str], after: str, most: int
+    ) -> tuple[list[tuple[int, ...]], int]:
         own = [before + " ".join(text.split()) for text in texts]
-        begins, *ids = self.tokenizer([before, *own], add_special_tokens=False)["input_ids"]
-        return ids, len(begins) + most
-
-    def _ended(self, ids: list[list[int]], most: int, after: str) -> list[tuple[int, ...]]:
-        ends = self.tokenizer(after, add_special_tokens=False)["input_ids"]
-        return [(*each[:most], *ends) for each in ids]
+        begins, ends, *ids = self.tokenizer([before, after, *own], add_special_tokens=False)[
+            "input_ids"
+        ]
+        # What comes before a text does not count.
+        most += len(begins)
+        return [(*each[:most], *ends) for each in ids], sum(len(each) > most for each in ids)
 
     def prompt(
         self,

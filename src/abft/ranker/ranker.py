@@ -351,7 +351,7 @@ class AttentionRanker:
     @_one_at_a_time
     def too_long(self, documents: Sequence[str]) -> int:
         """Return how many documents have more than `max_document_tokens`: the rest is not read."""
-        return self._prompts().too_long(texts_of(documents, "document"))
+        return self._prompts().cut_documents(texts_of(documents, "document"))[1]
 
     @_one_at_a_time
     def rank(self, query: str, documents: Sequence[str], top: int | None = None) -> list[Ranked]:
@@ -408,13 +408,14 @@ class AttentionRanker:
         prompts = self._prompts()
         if self._kept is None or self._kept[0] != documents:
             assert self._reader is not None
-            if prompts.too_long(documents):
+            ids, cut = prompts.cut_documents(documents)
+            if cut:
                 warnings.warn(
                     f"some documents have more than max_document_tokens = "
                     f"{self.max_document_tokens} tokens; only their beginning is read",
                     stacklevel=4,
                 )
-            kept = self._reader.read(prompts.documents(documents))
+            kept = self._reader.read(ids)
             (empty,) = prompts.queries([EMPTY_QUERY])
             self._kept = (documents, kept, self._attention(kept, empty))
         return self._kept[1], self._kept[2]

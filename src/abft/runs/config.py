@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from abft.data.builtin import task_named
 from abft.data.mixture_settings import (
     MIXED_WORDS,
+    absolute_tasks,
     check_files,
     check_tasks,
     is_file,
@@ -414,6 +415,21 @@ def default_learning_rate(parameters: int, lora: bool, objective: str) -> float:
     if parameters >= SMALL_MODEL:
         return PAPER["lr"]
     return OBJECTIVES[objective].small_model_rate
+
+
+def absolute_paths(settings: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values whose files and folders are absolute, so that they are right from everywhere.
+
+    `settings` says which values may be paths; names of hubs, which do not exist here, stay.
+    """
+    local = {
+        name: str(Path(value).resolve())
+        for name in names(settings, lambda known: known.path)
+        if isinstance(value := values.get(name), str) and value and Path(value).exists()
+    }
+    if isinstance(tasks := values.get("tasks"), str):
+        local["tasks"] = absolute_tasks(tasks)
+    return {**values, **local}
 
 
 def check_effect(config: RunConfig) -> None:

@@ -100,18 +100,18 @@ def explain(
     texts = predictor.fit(texts)
     task, labels = predictor.task, predictor.task.labels
     shown = tuple((example.text, labels[example.label]) for example in predictor.demonstrations)
+    style = predictor.prompt_style
+
+    def written(text: str) -> str:
+        return write_prompt(task, predictor.demonstrations, Example(text, 0), style).text
+
+    # All texts begin at the same place. It is not searched for: a text may be a part of what
+    # follows it, such as "label".
+    start = written(_MARK).rindex(_MARK)
     explanations = []
     for text, row, (shares_K, on_text_S, heads) in zip(texts, probabilities, looks, strict=True):
-        prompt, marked = (
-            write_prompt(
-                task, predictor.demonstrations, Example(each, 0), predictor.prompt_style
-            ).text
-            for each in (text, _MARK)
-        )
-        # The text may be a part of what follows it, such as "label".
-        start = marked.rindex(_MARK)
         tokens, token_shares = _text_tokens(
-            predictor.tokenizer, prompt, start, start + len(text), on_text_S
+            predictor.tokenizer, written(text), start, start + len(text), on_text_S
         )
         explanations.append(
             Explanation(

@@ -193,17 +193,17 @@ class Predictor:
         """Return the same, and what an `Observer` collected of the texts' prompts."""
         probabilities_NC, observer = self._observe(texts, layers, look, batch_size, progress)
         if self.calibrate and len(texts):
-            without_NC, _ = self._observe(CONTENT_FREE, batch_size=batch_size)
+            without_NC, _ = self._observe(CONTENT_FREE, (), None, batch_size, None)
             probabilities_NC = calibrated(probabilities_NC, prior(without_NC))
         return probabilities_NC, observer
 
     def _observe(
         self,
         texts: Sequence[str],
-        layers: Sequence[int] = (),
-        look: Look | None = None,
-        batch_size: int = 16,
-        progress: Callable[[int], object] | None = None,
+        layers: Sequence[int],
+        look: Look | None,
+        batch_size: int,
+        progress: Callable[[int], object] | None,
     ) -> tuple[np.ndarray, Observer]:
         """Return what `observe` does, not calibrated."""
         # The query's class is not known; 0 is not read.

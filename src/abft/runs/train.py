@@ -232,16 +232,15 @@ def make_trainer(session: Session, output: Path) -> ABFTTrainer:
 def _mixture(session: Session, config: ResolvedConfig) -> list[EncodedPrompt]:
     """Draw the training prompts of a mixture of tasks."""
     sources = mixture_tasks(
-        session.whole,
+        session.data,
         task_list(config.tasks),
         config.text_column,
         config.label_column,
         config.template,
         strict=config.strict,
         target_file=config.data,
+        whole=session.whole,
     )
-    # Where the task itself is one of them, its texts are those that are measured.
-    sources = [session.data if data is session.whole else data for data in sources]
     groups = training_groups(
         sources,
         session.tokenizer,
