@@ -354,6 +354,8 @@ def test_calibrated_priors_are_uniform():
     assert (after.argmax(1) == 0).mean() < (seen.argmax(1) == 0).mean()
     assert calibrated(seen, [1 / 3] * 3) == pytest.approx(seen)
     assert np.isfinite(calibrated(np.array([[1.0, 0.0]]), [1.0, 0.0])).all()
+    # Labels of many tokens are improbable: ratios 0.3 / 0.6 and 4e-41 / 8e-41.
+    assert calibrated([[0.3, 4e-41]], [0.6, 8e-41])[0] == pytest.approx([0.5, 0.5])
 
 
 def test_calibration_prompts_differ_in_their_queries_only():

@@ -71,3 +71,13 @@ def test_texts_are_cut_at_tokens(bpe):
         assert len(result) < len(text)
         assert len(bpe(result, add_special_tokens=False)["input_ids"]) <= 6
     assert cut_texts(bpe, texts, 1000) == texts
+
+
+@pytest.mark.parametrize("longest", range(6, 12))
+def test_characters_of_several_tokens_are_cut_as_a_whole(bpe, longest):
+    text = "ab" + "😀" * 30
+    assert len(bpe("😀", add_special_tokens=False)["input_ids"]) > 1
+    (cut,) = cut_texts(bpe, [text], longest)
+    assert text.startswith(cut)
+    kept = len(bpe(cut, add_special_tokens=False)["input_ids"])
+    assert longest - len(bpe("😀", add_special_tokens=False)["input_ids"]) < kept <= longest

@@ -78,9 +78,69 @@ def test_an_interrupted_command_goes_on(finished, source, tmp_path, monkeypatch)
 
     result = invoke(*command)
     assert result.exit_code == 0, result.output
-    assert "going on after 8 rows" in result.stderr
+    assert "going on, 8 rows were labelled before" in result.stderr
     assert calls[3:] == [TEXTS[8:]]
     assert list(pandas.read_csv(out)["predicted_label"]) == labels(finished)
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_parts_may_have_gaps_but_belong_to_one_job(finished, source, tmp_path, monkeypatch):
+    """As Ray's workers leave them when they are stopped; and the run may be another by now."""
+    out, whole = tmp_path / "scored.csv", tmp_path / "whole.csv"
+    command = ("predict", finished, "--data", source, "--batch-size", 1, "--output")
+    assert invoke(*command, whole).exit_code == 0
+    with monkeypatch.context() as patched:
+        patched.setattr(Parts, "join", lambda parts: None)
+        assert invoke(*command, out).exit_code == 0
+    (tmp_path / "scored.csv.parts" / "000001.csv").unlink()
+    assert "another job" in refused(*command, out, "--strict")
+
+    before = (finished / "metrics.json").stat()
+    os.utime(finished / "metrics.json")
+    assert "another job" in refused(*command, out)
+    os.utime(finished / "metrics.json", ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert invoke(*command, out).exit_code == 0
+    assert out.read_bytes() == whole.read_bytes()
+
+
+def test_texts_of_stdin_are_a_job(finished, tmp_path, monkeypatch):
+    out = tmp_path / "scored.csv"
+    with monkeypatch.context() as patched:
+        patched.setattr(Parts, "join", lambda parts: None)
+        assert invoke("predict", finished, "--text", "great", "--output", out).exit_code == 0
+    assert "another job" in refused("predict", finished, "--text", "bad", "--output", out)
+    assert invoke("predict", finished, "--text", "great", "--output", out).exit_code == 0
+
+
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("ending", ["csv", "parquet", "jsonl"])
+def test_rows_of_unequal_columns_and_types(finished, tmp_path, ending):
+    """Columns that some rows lack or that hold several types; names as those of predictions."""
+    path, out = tmp_path / "rows.jsonl", tmp_path / f"out.{ending}"
+    rows = [{"review": text, "id": i} for i, text in enumerate(TEXTS)]
+    rows[1]["note"], rows[6]["id"], rows[9]["probability_of_rain"] = "x", "six", 0.9
+    path.write_text("\n".join(map(json.dumps, rows)))
+    result = invoke("predict", finished, "--data", path, "--batch-size", 1, "--output", out)
+    assert result.exit_code == 0, result.output
+    if ending == "jsonl":
+        written = [json.loads(line) for line in out.read_text().splitlines()]
+        assert [row["label"] for row in written] == labels(finished)
+        assert {tuple(row["probabilities"]) for row in written} == {("negative", "positive")}
+        return
+    frame = pandas.read_csv(out) if ending == "csv" else pandas.read_parquet(out)
+    assert list(frame.columns[:4]) == ["review", "id", "note", "probability_of_rain"]
+    assert list(frame["predicted_label"]) == labels(finished)
+    assert list(frame["id"]) == ["0", "1", "2", "3", "4", "5", "six", "7", "8", "9", "10"]
+
+
+def test_files_without_a_text(finished, tmp_path):
+    path, out = tmp_path / "none.csv", tmp_path / "out.csv"
+    command = ("predict", finished, "--data", path, "--output", out)
+    path.write_text("review,id\n")
+    assert "no rows" in refused(*command)
+    path.write_text("review,id\n,1\n,2\n")
+    assert "all 2 rows have an empty text" in refused(*command)
+    assert not out.exists()
 
 
 def test_rows_without_a_text_keep_their_place(finished, tmp_path):
@@ -120,6 +180,11 @@ def test_stdin_of_any_encoding(finished, monkeypatch):
         stdin = io.TextIOWrapper(io.BytesIO(content.encode(encoding)))
         monkeypatch.setattr(sys, "stdin", stdin)
         assert predicting._stdin_lines() == content.splitlines()
+
+    # As of a file of plain lines: blank lines keep their place, and only line ends part texts.
+    stdin = io.TextIOWrapper(io.BytesIO("one\x85still one\u2028and\r\n\ntwo\n".encode()))
+    monkeypatch.setattr(sys, "stdin", stdin)
+    assert predicting._stdin_lines() == ["one\x85still one\u2028and", "", "two"]
 
 
 @pytest.mark.parametrize("factor", [1, 2])

@@ -98,3 +98,9 @@ def _share(folder: Path) -> None:
     for path in folder.iterdir():
         if path.is_file():
             path.chmod(mode)
+
+
+def stamp_of_file(path: Path) -> dict[str, int]:
+    """Return what changes when a file is written anew: its size, and when it was written."""
+    status = path.stat()
+    return {"bytes": status.st_size, "time": status.st_mtime_ns}

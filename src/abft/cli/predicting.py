@@ -1,5 +1,7 @@
 """`abft predict`: texts come in chunks, so that a file may be larger than the memory."""
 
+import hashlib
+import io
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -20,6 +22,7 @@ from abft.cli.predictions import (
 from abft.cli.quiet import quiet
 from abft.data.tables import READERS, TableFile, batches, decoded, open_table
 from abft.errors import AbftError, RunInterrupted
+from abft.files import stamp_of_file
 from abft.method.settings import DATA
 from abft.runs.config import OUTPUT
 from abft.runs.predict_settings import ANSWERS, PredictSettings
@@ -84,7 +87,7 @@ def predict(
 
     `abft predict runs/reader --demonstrations labelled.csv --data new.csv` (a reader: any task)
     """
-    from abft.runs.run_folder import check_predictable, read_heads, read_task
+    from abft.runs.run_folder import check_predictable, read_heads, read_task, stamp
     from abft.runs.task_data import load_shown, text_column
 
     # Everything that can be refused without a model comes first.
@@ -98,7 +101,7 @@ def predict(
     check_predictable(run)
 
     shown = load_shown(settings, run)
-    table = None
+    table, texts = None, []
     if data is not None:
         table = open_table(data, tuple(READERS))
         column = "text" if table.kind == "lines" else text_column(settings, run)
@@ -109,7 +112,7 @@ def predict(
     else:
         texts = list(text) if text else _stdin_lines()
         column = "text"
-        if not texts or not all(each.strip() for each in texts):
+        if not any(each.strip() for each in texts) or (text and not all(map(str.strip, texts))):
             raise AbftError(
                 "no text, or an empty one, to classify; give --text, --data or stdin lines"
             )
@@ -119,8 +122,9 @@ def predict(
     if output is not None and not explain:
         job = {
             "run": str(run.resolve()),
+            "files": stamp(run),
             "column": column,
-            **_identity(table),
+            **_identity(table, texts),
             **_answers(settings),
         }
         parts = Parts(output, job, CHUNK_ROWS)
@@ -133,16 +137,15 @@ def predict(
 
         with progress_bar("predict", table.rows, "text") as bar:
             counts = predict_on_ray(run, table, parts, column, settings, shown, bar.update)
-        parts.join()
-        _report(origin, *counts)
+        _finish(parts, origin, *counts)
         print(f"wrote {output}", file=sys.stderr)
         return
 
-    # Parts follow each other: those that are there are the first.
-    first = len(parts.done) if parts else 0
-    rows = first * CHUNK_ROWS
-    if rows:
-        print(f"{output}: going on after {rows:,} rows", file=sys.stderr)
+    # Workers of --engine ray leave gaps between the parts that they finished.
+    done = set(parts.done) if parts else set()
+    if done:
+        kept = len(done) * CHUNK_ROWS
+        print(f"{output}: going on, {kept:,} rows were labelled before", file=sys.stderr)
     quiet()
     from abft.runs.predict_frames import FramePredictor, open_predictor
     from abft.runs.session import heads_read, progress_bar
@@ -150,7 +153,7 @@ def predict(
     if settings.readout == "attention":
         print(heads_read(read_heads(run)), file=sys.stderr)
     predictor = open_predictor(run, settings, shown)
-    frames = table.chunks(CHUNK_ROWS, rows) if table else _frames(texts, rows)
+    frames = table.chunks(CHUNK_ROWS) if table else _frames(texts)
     predicting = FramePredictor(predictor, column, origin, settings)
     explanations = []
     if parts:
@@ -158,10 +161,13 @@ def predict(
     total = table.rows if table else len(texts)
     title = "explain" if explain else "predict"
     quietly = not explain and parts is None  # predictions themselves are shown as they come
-    with progress_bar(title, total, "text", rows, disable=quietly) as bar:
+    rows = 0
+    with progress_bar(title, total, "text", disable=quietly) as bar:
         try:
-            for number, frame in enumerate(frames, start=first):
-                if explain:
+            for number, frame in enumerate(frames):
+                if number in done:
+                    pass
+                elif explain:
                     explanations += predicting.explain(frame, rows)
                 else:
                     predictions = predicting.predict(frame, rows)
@@ -173,9 +179,10 @@ def predict(
                 rows += len(frame)
                 bar.update(len(frame))
         except KeyboardInterrupt:
-            done = f"{rows:,} rows are kept; the same command goes on" if parts else "stopped"
-            raise RunInterrupted(done) from None
+            said = f"{rows:,} rows are kept; the same command goes on" if parts else "stopped"
+            raise RunInterrupted(said) from None
 
+    _finish(parts, origin, rows, predicting.empty, predicting.cut)
     if explain and output is not None:
         write_explanations(output, explanations)
     elif explain:
@@ -184,9 +191,6 @@ def predict(
                 print(json_line(explanation), end="")
             else:
                 print_explanation(explanation)
-    elif parts:
-        parts.join()
-    _report(origin, rows, predicting.empty, predicting.cut)
     if output is not None:
         print(f"wrote {output}", file=sys.stderr)
 
@@ -197,11 +201,23 @@ def _print(cells: Iterable, predictions: "Sequence[Prediction | None]", as_json:
             print(prediction_line(str(cell), prediction, as_json), flush=True)
 
 
-def _report(origin: str, rows: int, empty: Sequence[int], cut: int) -> None:
-    """Say on stderr what was left out and what was cut."""
+def _finish(parts: Parts | None, origin: str, rows: int, empty: Sequence[int], cut: int) -> None:
+    """Join the parts, and say on stderr what was left out and what was cut.
+
+    Raises AbftError, and deletes the parts, if there is no text.
+    """
     from abft.data.datasets import check_empty
 
-    check_empty(empty, rows, origin, "text", strict=False)
+    try:
+        if not rows:
+            raise AbftError(f"{origin}: no rows")
+        check_empty(empty, rows, origin, "text", strict=False)
+    except AbftError:
+        if parts:
+            parts.drop()
+        raise
+    if parts:
+        parts.join()
     if cut:
         print(
             f"{origin}: {cut} texts are longer than fits into the model's context; only their "
@@ -211,33 +227,28 @@ def _report(origin: str, rows: int, empty: Sequence[int], cut: int) -> None:
 
 
 def _stdin_lines() -> list[str]:
-    """Return the lines of stdin that are not blank, of any encoding."""
-    lines = decoded(sys.stdin.buffer.read()).splitlines()
-    return [line for line in lines if line.strip()]
+    """Return the lines of stdin, of any encoding; blank ones keep their place."""
+    return [line.rstrip("\n") for line in io.StringIO(decoded(sys.stdin.buffer.read()), None)]
 
 
-def _frames(texts: Sequence[str], skip: int) -> "Iterator[pandas.DataFrame]":
+def _frames(texts: Sequence[str]) -> "Iterator[pandas.DataFrame]":
     import pandas
 
-    for chunk in batches(iter(texts[skip:]), CHUNK_ROWS):
+    for chunk in batches(iter(texts), CHUNK_ROWS):
         yield pandas.DataFrame({"text": chunk}, dtype=object)
 
 
-def _identity(table: TableFile | None) -> dict[str, object]:
+def _identity(table: TableFile | None, texts: Sequence[str]) -> dict[str, object]:
     """Return what tells one source of rows from another."""
     if table is None:
-        return {}
-    return {"data": str(table.path.resolve()), **_stamp(table.path)}
+        content = "\n".join(texts).encode("utf-8", errors="replace")
+        return {"texts": hashlib.sha256(content).hexdigest()}
+    return {"data": str(table.path.resolve()), **stamp_of_file(table.path)}
 
 
 def _answers(settings: PredictSettings) -> dict[str, object]:
     """Return what tells predictions of the same run and texts from others."""
     answers: dict[str, object] = {name: getattr(settings, name) for name in ANSWERS}
     if settings.demonstrations is not None:
-        answers["shown"] = _stamp(Path(settings.demonstrations))
+        answers["shown"] = stamp_of_file(Path(settings.demonstrations))
     return answers
-
-
-def _stamp(path: Path) -> dict[str, object]:
-    status = path.stat()
-    return {"bytes": status.st_size, "time": status.st_mtime_ns}

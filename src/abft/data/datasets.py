@@ -325,7 +325,13 @@ def _strings(table: "Table", column: str, origin: str, what: str) -> list[str | 
         if classes is not None:
             known = cell is not None and 0 <= cell < len(classes)
             cell = classes[cell] if known else None
-        missing = cell is None or (pandas.api.types.is_scalar(cell) and pandas.isna(cell))
-        text = "" if missing else str(cell)
+        if cell is not None and not pandas.api.types.is_scalar(cell):
+            raise AbftError(
+                f"{origin}: column {column!r} holds a {type(cell).__name__}, expected plain values"
+            )
+        # Some writers of Parquet keep texts as bytes.
+        if isinstance(cell, bytes):
+            cell = cell.decode("utf-8", errors="replace")
+        text = "" if pandas.isna(cell) else str(cell)
         values.append(text if text.strip() else None)
     return values

@@ -31,7 +31,9 @@ def cut_texts(
     ends = {}
     for text, offsets in zip(long, encoding["offset_mapping"], strict=True):
         if len(offsets) > max_tokens:
-            ends[text] = text[: offsets[max_tokens - 1][1]].rstrip()
+            # Where the next token begins inside a character, the character goes as a whole.
+            end = min(offsets[max_tokens - 1][1], offsets[max_tokens][0])
+            ends[text] = text[:end].rstrip()
     return [ends.get(text, text) for text in texts]
 
 

@@ -12,7 +12,8 @@ import io
 import itertools
 import json
 import lzma
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -52,7 +53,11 @@ _MARKS = {
     codecs.BOM_UTF16_BE: "utf-16",
 }
 _BLOCK = 2**20
+_LONE_SURROGATES = re.compile("[\ud800-\udfff]")  # half a character, which only JSON can write
+_QUOTED = re.compile(r'"(?:[^"]|"")*"')  # a quoted cell, marks inside it doubled
+_INDEX = re.compile(r"__index_level_\d+__")  # a column of Parquet files, of a table without names
 _SAMPLE = 2**16  # bytes of lines beyond ASCII, from which an encoding is guessed
+_MOSTLY = 0.9  # of these lines valid UTF-8: the others are damaged, not of another encoding
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,9 @@ class TableFile:
         path: the file.
         kind: a value of `READERS`.
         encoding: of a text file.
+        damaged: a text file in UTF-8 in which some bytes are not; they are replaced.
         separator: of a CSV file.
+        quoted: whether quotation marks around a cell of a CSV file are no part of it.
         columns: their names, in order.
         objects: the rows of a JSON file, which has to be read whole to be understood.
     """
@@ -71,7 +78,9 @@ class TableFile:
     path: Path
     kind: str
     encoding: str = "utf-8"
+    damaged: bool = False
     separator: str = ","
+    quoted: bool = True
     columns: tuple[str, ...] = field(default=(), compare=False)
     objects: Sequence[dict[str, Any]] = field(default=(), compare=False, repr=False)
 
@@ -82,8 +91,12 @@ class TableFile:
         parts = []
         if self.encoding not in ("utf-8", "utf-8-sig"):
             parts.append(f"encoding {self.encoding}")
+        if self.damaged:
+            parts.append("UTF-8, with bytes that are not; these are replaced")
         if self.kind == "csv" and self.separator != usual:
             parts.append(f"columns separated by {_SEPARATORS[self.separator]}")
+        if not self.quoted:
+            parts.append("quotation marks are part of the cells")
         return f"{self.path}: {', '.join(parts)} (detected)" if parts else None
 
     @property
@@ -104,8 +117,8 @@ class TableFile:
             raise AbftError(f"{self.path}: no rows")
         return pandas.concat(frames, ignore_index=True)
 
-    def chunks(self, rows: int = CHUNK_ROWS, skip: int = 0) -> "Iterator[pandas.DataFrame]":
-        """Yield the rows in order, at most `rows` at a time, without the first `skip`.
+    def chunks(self, rows: int = CHUNK_ROWS) -> "Iterator[pandas.DataFrame]":
+        """Yield the rows in order, `rows` at a time; the last of what is left.
 
         Cells of text files are as they are written; those of others keep their types.
         """
@@ -119,11 +132,8 @@ class TableFile:
         }
         try:
             for frame in readers[self.kind](rows):
-                if skip >= len(frame):
-                    skip -= len(frame)
-                    continue
-                yield frame.iloc[skip:].reset_index(drop=True)
-                skip = 0
+                if len(frame):
+                    yield frame.reset_index(drop=True)
         except AbftError:
             raise
         except Exception as error:
@@ -134,13 +144,26 @@ class TableFile:
 
         # Cells as they are written: 007 is no number, and NA is a text.
         with self._text() as file:
+            # Blank lines before the header; later ones are rows where there is one column only.
+            start = 0
+            while (line := file.readline()) and not line.strip():
+                start = file.tell()
+            file.seek(start)
             reader = pandas.read_csv(
-                file, sep=self.separator, dtype=str, keep_default_na=False, chunksize=rows
+                file,
+                sep=self.separator,
+                quoting=csv.QUOTE_MINIMAL if self.quoted else csv.QUOTE_NONE,
+                dtype=str,
+                keep_default_na=False,
+                skip_blank_lines=len(self.columns) > 1,
+                chunksize=rows,
             )
             for frame in reader:
                 # pandas makes an index of the first cells where rows are longer than the header.
                 if not isinstance(frame.index, pandas.RangeIndex):
                     raise AbftError(f"{self.path}: rows have more cells than the header")
+                if self.separator == "\t":
+                    _check_rows_inside_cells(frame, self.path)
                 yield frame
 
     def _lines(self, rows: int) -> "Iterator[pandas.DataFrame]":
@@ -163,9 +186,8 @@ class TableFile:
     def _frame(self, rows: list[dict[str, Any]]) -> "pandas.DataFrame":
         import pandas
 
-        # A column that later rows have too; pandas would make floats of whole numbers with gaps.
-        names = list(dict.fromkeys([*self.columns, *(name for row in rows for name in row)]))
-        columns = {name: [row.get(name) for row in rows] for name in names}
+        # Of objects, because pandas would make floats of whole numbers with gaps.
+        columns = {name: [_writable(row.get(name)) for row in rows] for name in self.columns}
         return pandas.DataFrame(columns, dtype=object)
 
     def _parquet(self, rows: int) -> "Iterator[pandas.DataFrame]":
@@ -175,7 +197,9 @@ class TableFile:
         with parquet.ParquetFile(self.path) as file:
             names = class_names(file.schema_arrow)
             for batch in file.iter_batches(batch_size=rows):
-                frame = batch.to_pandas(types_mapper=pandas.ArrowDtype)
+                # An index is a column like any other.
+                frame = batch.to_pandas(types_mapper=pandas.ArrowDtype, ignore_metadata=True)
+                frame = frame[list(self.columns)]
                 for column, classes in names.items():
                     cells = [_name_of(cell, classes) for cell in frame[column]]
                     frame[column] = pandas.Series(cells, dtype=object)
@@ -185,6 +209,7 @@ class TableFile:
         import pandas
 
         frame = pandas.read_excel(self.path, dtype=object, keep_default_na=False)
+        frame.columns = [str(name) for name in frame.columns]  # a year is a number
         for start in range(0, len(frame), rows):
             yield frame.iloc[start : start + rows].reset_index(drop=True)
 
@@ -245,7 +270,8 @@ def _opened(path: Path, kind: str, suffix: str) -> TableFile:
     if kind == "parquet":
         from pyarrow import parquet
 
-        return TableFile(path, kind, columns=tuple(parquet.read_schema(path).names))
+        names = (name for name in parquet.read_schema(path).names if not _INDEX.fullmatch(name))
+        return TableFile(path, kind, columns=tuple(names))
     if kind == "excel":
         import openpyxl
 
@@ -254,18 +280,16 @@ def _opened(path: Path, kind: str, suffix: str) -> TableFile:
         book.close()
         return TableFile(path, kind, columns=tuple(str(name) for name in header))
 
-    file = TableFile(path, kind, detect_encoding(path))
+    encoding, damaged = detect_encoding(path)
+    file = TableFile(path, kind, encoding, damaged)
     if kind == "lines":
         return replace(file, columns=(_LINES,))
-    if kind == "json":
-        with file._text() as text:
-            objects = _json_objects(text.read())
-        names = tuple(dict.fromkeys(name for row in objects for name in row))
-        return replace(file, columns=names, objects=objects)
     with file._text() as text:
+        if kind == "json":
+            objects = _json_objects(text.read())
+            return replace(file, columns=_names_of(objects), objects=objects)
         if kind == "json lines":
-            first = next(_json_rows(text), {})
-            return replace(file, columns=tuple(first))
+            return replace(file, columns=_names_of(_json_rows(text)))
         # The first line that is not blank, as pandas takes it; a cell may hold line ends.
         lines = itertools.dropwhile(lambda line: not line.strip(), text)
         start = list(itertools.islice(lines, 64))
@@ -273,7 +297,8 @@ def _opened(path: Path, kind: str, suffix: str) -> TableFile:
     usual = "\t" if suffix == ".tsv" else ","
     separator = _separator(start[0] if start else "", usual)
     header = next(csv.reader(start, delimiter=separator), [])
-    return replace(file, separator=separator, columns=tuple(header))
+    file = replace(file, separator=separator, columns=tuple(header))
+    return replace(file, quoted=separator != "\t" or not _has_plain_quotes(file))
 
 
 def _separator(header: str, usual: str) -> str:
@@ -283,16 +308,62 @@ def _separator(header: str, usual: str) -> str:
     return usual if counts[usual] == most else max(counts, key=lambda mark: counts[mark])
 
 
-def detect_encoding(path: Path) -> str:
+def _names_of(rows: Iterable[dict[str, Any]]) -> tuple[str, ...]:
+    """Return the columns of JSON objects, which leave out what they have no value for."""
+    return tuple(dict.fromkeys(name for row in rows for name in row))
+
+
+def _has_plain_quotes(file: TableFile) -> bool:
+    """Whether quotation marks of a tab-separated file are characters like any other.
+
+    They are if no row needs them, every line having all cells, and one opens a cell that does not
+    end as quoted cells do: `"Great" film`.
+    """
+    plain = False
+    with file._text() as lines:
+        for line in lines:
+            cells = line.rstrip("\r\n").split(file.separator)
+            if line.strip() and len(cells) != len(file.columns):
+                return False
+            plain = plain or any(
+                cell.startswith('"') and not _QUOTED.fullmatch(cell) for cell in cells
+            )
+    return plain
+
+
+def _check_rows_inside_cells(frame: "pandas.DataFrame", path: Path) -> None:
+    """Raise AbftError where a cell seems to hold rows, as after a quotation mark left open."""
+    for column in frame:
+        cells = frame[column].dropna()
+        swallowed = cells[
+            cells.str.contains("\n", regex=False) & cells.str.contains("\t", regex=False)
+        ]
+        if len(swallowed):
+            raise AbftError(
+                f"{path}: row {swallowed.index[0] + 1} holds further rows in column {column!r}: "
+                'a cell begins with " and is not closed. Remove the mark, or write the cell as '
+                '"..." with marks inside doubled.'
+            )
+
+
+def _writable(cell: Any) -> Any:
+    """Return a cell without halves of characters, which JSON's escapes can write."""
+    if isinstance(cell, str) and _LONE_SURROGATES.search(cell):
+        return _LONE_SURROGATES.sub("\ufffd", cell)
+    return cell
+
+
+def detect_encoding(path: Path) -> tuple[str, bool]:
     """Return the encoding of a text file: by its mark, UTF-8 if it is valid, or guessed.
 
-    Reads the whole file where it is UTF-8.
+    Reads the whole file where it is UTF-8. The second value says whether it is UTF-8 in most
+    lines only.
     """
     with _open(path) as file:
         start = file.read(4)
         for mark, name in _MARKS.items():
             if start.startswith(mark):
-                return name
+                return name, False
 
         decoder = codecs.getincrementaldecoder("utf-8")()
         try:
@@ -303,7 +374,7 @@ def detect_encoding(path: Path) -> str:
         except UnicodeDecodeError:
             pass
         else:
-            return "utf-8"
+            return "utf-8", False
 
     # Only lines beyond ASCII tell encodings apart; they may come late.
     sample = b""
@@ -313,12 +384,25 @@ def detect_encoding(path: Path) -> str:
                 sample += line
             if len(sample) > _SAMPLE:
                 break
-    return guess_encoding(sample)
+    guess = guess_encoding(sample)
+    return guess, guess == "utf-8"
+
+
+def _is_utf8(line: bytes) -> bool:
+    try:
+        line.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def guess_encoding(sample: bytes) -> str:
-    """Guess the encoding of bytes that are not UTF-8; of equal guesses the first of ours."""
+    """Guess the encoding of lines that are not all UTF-8; of equal guesses the first of ours."""
     import charset_normalizer
+
+    lines = sample.splitlines()
+    if sum(map(_is_utf8, lines)) >= _MOSTLY * len(lines):
+        return "utf-8"
 
     matches = charset_normalizer.from_bytes(sample, cp_isolation=list(_ENCODINGS))
     guesses = [

@@ -11,9 +11,8 @@ from typing import Any
 
 from abft.data.tables import TableFile
 from abft.errors import AbftError
-from abft.files import atomic_file
 from abft.runs.predict_settings import PredictSettings
-from abft.runs.prediction_files import Parts, prediction_rows
+from abft.runs.prediction_files import Parts, prediction_rows, write_parquet
 from abft.runs.ray_cluster import connected
 from abft.runs.task_data import Shown
 
@@ -101,7 +100,7 @@ def predict_on_ray(
         progress(rows - sum(_rows_of(number, rows, parts.chunk_rows) for number in todo))
 
         # One worker for each GPU, or for so many cores.
-        gpus = int(totals.get("GPU", 0))
+        gpus = 0 if settings.device == "cpu" else int(totals.get("GPU", 0))
         most = gpus or max(int(totals.get("CPU", 1)) // cpus_per_worker, 1)
         resources: dict[str, Any] = {"num_gpus": 1} if gpus else {"num_cpus": cpus_per_worker}
         ray.data.DataContext.get_current().enable_progress_bars = False
@@ -151,7 +150,6 @@ def _split(table: TableFile, parts: Parts) -> int:
     for number, frame in enumerate(table.chunks(parts.chunk_rows)):
         path = chunk_path(parts, number)
         if not path.is_file():
-            with atomic_file(path) as partial:
-                frame.to_parquet(partial, index=False)
+            write_parquet(path, frame)
         rows += len(frame)
     return rows

@@ -32,7 +32,7 @@ def prediction_rows(
         values = [None if each is None else each[1][label] for each in predictions]
         new[PROBABILITY + label] = pandas.Series(values, dtype=float)
     frame = frame.assign(**new)
-    frame.attrs["column"] = column
+    frame.attrs |= {"column": column, "labels": tuple(labels)}
     return frame
 
 
@@ -78,8 +78,7 @@ class Parts:
         """Write a part, at once or not at all."""
         path = self.folder / f"{number:06d}{self.kind}"
         if self.kind == ".parquet":
-            with atomic_file(path) as partial:
-                frame.to_parquet(partial, index=False)
+            write_parquet(path, frame)
         elif self.kind == ".jsonl":
             write_text(path, _json_lines(frame))
         else:
@@ -96,6 +95,10 @@ class Parts:
                     for part in parts:
                         with part.open("rb") as content:
                             shutil.copyfileobj(content, file)
+        self.drop()
+
+    def drop(self) -> None:
+        """Delete all parts."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
@@ -103,11 +106,11 @@ def _json_lines(frame: "pandas.DataFrame") -> str:
     """Return one JSON object in a line for each row: text, label, probabilities."""
     import pandas
 
-    columns = [name for name in frame.columns if name.startswith(PROBABILITY)]
+    labels = frame.attrs["labels"]  # the source may have columns that are named alike
     lines = []
     for _, row in frame.iterrows():
         label = None if pandas.isna(row[LABEL]) else row[LABEL]
-        probabilities = {name.removeprefix(PROBABILITY): row[name] for name in columns}
+        probabilities = {name: row[PROBABILITY + name] for name in labels}
         text = row[frame.attrs["column"]]
         record = {
             "text": text if isinstance(text, str) else None if pandas.isna(text) else str(text),
@@ -129,14 +132,39 @@ def _csv(frame: "pandas.DataFrame", separator: str, header: bool) -> str:
     return text
 
 
+def write_parquet(path: Path, frame: "pandas.DataFrame") -> None:
+    """Write a frame as Parquet, at once or not at all; columns of several types become texts."""
+    import pyarrow
+
+    def is_mixed(name: str) -> bool:
+        try:
+            pyarrow.array(frame[name], from_pandas=True)
+        except pyarrow.ArrowException:
+            return True
+        return False
+
+    mixed = [name for name in frame.columns if frame[name].dtype == object and is_mixed(name)]
+    texts = {name: frame[name].map(str, na_action="ignore") for name in mixed}
+    with atomic_file(path) as partial:
+        frame.assign(**texts).to_parquet(partial, index=False)
+
+
 def _join_parquet(parts: Sequence[Path], output: Path) -> None:
     """Write parts into one Parquet file; columns may have become other types in some."""
     import pyarrow
     from pyarrow import parquet
 
-    # A column without values in one part has no type there.
+    def common(name: str) -> "pyarrow.Field":
+        """A column without values in one part has no type there; several types become texts."""
+        fields = [schema.field(name) for schema in schemas]
+        try:
+            one_each = [pyarrow.schema([field]) for field in fields]
+            return pyarrow.unify_schemas(one_each, promote_options="permissive").field(name)
+        except pyarrow.ArrowException:
+            return pyarrow.field(name, pyarrow.string())
+
     schemas = [parquet.read_schema(part).remove_metadata() for part in parts]
-    schema = pyarrow.unify_schemas(schemas, promote_options="permissive")
+    schema = pyarrow.schema([common(name) for name in schemas[0].names])
     with parquet.ParquetWriter(output, schema) as writer:
         for part in parts:
             writer.write_table(parquet.read_table(part).cast(schema))

@@ -16,7 +16,7 @@ import yaml
 
 from abft.data.tasks import Example, PromptStyle, Task, Template
 from abft.errors import AbftError
-from abft.files import remove_partials, write_text
+from abft.files import remove_partials, stamp_of_file, write_text
 from abft.model.weight_files import ADAPTER_FILE, BASE_FILE, FULL_RANK_FILE
 from abft.runs.config import (
     ResolvedConfig,
@@ -191,6 +191,12 @@ def is_merged(folder: str | Path) -> bool:
     """Whether `abft merge` wrote a folder: a plain checkpoint with the run's task."""
     files = (Path(folder) / name for name in (TASK, "config.json"))
     return all(path.is_file() for path in files) and not (Path(folder) / CONFIG).is_file()
+
+
+def stamp(folder: str | Path) -> dict[str, Any]:
+    """Return what changes when another run, or another merged one, takes a folder's place."""
+    files = [Path(folder) / name for name in (TASK, METRICS, "config.json")]
+    return {path.name: stamp_of_file(path) for path in files if path.is_file()}
 
 
 def text_column_of(folder: str | Path) -> str:

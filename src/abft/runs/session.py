@@ -189,7 +189,7 @@ def summarize(
 
 
 def progress_bar(
-    title: str, total: int | None, unit: str = "prompt", initial: int = 0, disable: bool = False
+    title: str, total: int | None, unit: str = "prompt", disable: bool = False
 ) -> tqdm:
     """Open a progress bar on stderr; `total` None = unknown."""
     return tqdm(
@@ -198,6 +198,5 @@ def progress_bar(
         unit=unit,
         file=sys.stderr,
         mininterval=1,
-        initial=initial,
         disable=disable,
     )

@@ -18,6 +18,7 @@ def prior(probabilities_NC: np.ndarray) -> np.ndarray:
 
 def calibrated(probabilities_NC: np.ndarray, prior_C: np.ndarray | Sequence[float]) -> np.ndarray:
     """Return p / prior, normalised, (N, C): a prediction that equals the prior becomes uniform."""
-    # A prior of 0 would divide by zero.
-    ratios_NC = np.asarray(probabilities_NC) / np.maximum(np.asarray(prior_C), 1e-12)
+    # A prior of 0 would divide by zero; labels of many tokens have small ones, but none of 0.
+    smallest = np.finfo(float).tiny
+    ratios_NC = np.asarray(probabilities_NC) / np.maximum(np.asarray(prior_C, float), smallest)
     return ratios_NC / ratios_NC.sum(1, keepdims=True)
