@@ -1,5 +1,6 @@
 """The main job through the command line: what a user does, with wrong input too."""
 
+import errno
 import json
 import os
 import shutil
@@ -23,7 +24,7 @@ from abft.cli.tables import print_result
 from abft.method.objectives import DEFAULT_OBJECTIVE
 from abft.method.settings import layer_numbers
 from abft.runs.config import RunConfig, config_values, default_learning_rate, resolve
-from abft.runs.run_folder import read_config
+from abft.runs.run_folder import _set_aside, read_config
 from abft.runs.session import Session
 from abft.runs.train import TrainedRun
 from command_line import arguments, invoke, refused
@@ -484,6 +485,20 @@ def test_lora_run_merges(options, tmp_path):
     assert invoke("merge", tmp_path / "lora", tmp_path / "merged").exit_code == 0
     AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     assert invoke("predict", "--run", tmp_path / "lora", "--text", "good").exit_code == 0
+    assert "lora_alpha = 8 goes with lora_r" in refused(
+        "train", *arguments(options, lora_alpha=8), "--output", tmp_path / "x"
+    )
+
+
+def test_half_precision_with_lora_is_measured_and_merged_as_trained(options, tmp_path):
+    settings = arguments(options, lora_r=4, dtype="bfloat16", lr=0.01)
+    run, merged = tmp_path / "run", tmp_path / "merged"
+    assert invoke("train", *settings, "--output", run).exit_code == 0
+    after = json.loads((run / "metrics.json").read_text())["after"]
+    measured = invoke("eval", run, "--json")
+    assert json.loads(measured.stdout)["ece"] == after["ece"]
+    assert invoke("merge", run, merged).exit_code == 0
+    assert AutoModelForCausalLM.from_pretrained(merged, dtype="auto").dtype == torch.float32
 
 
 def start(options, output, *more):
@@ -576,6 +591,43 @@ def test_overwriting_keeps_the_old_run_until_the_new_one_is_finished(
     assert invoke(*train, "--overwrite", "--seed", "1").exit_code == 0
     assert read_config(output).seed == 1
     assert not kept.exists()
+
+
+def test_a_full_disk_leaves_the_run_that_was_to_be_replaced(options, tmp_path, monkeypatch):
+    output = tmp_path / "run"
+    train = ("train", *arguments(options, test_prompts=0, steps=1), "--output", output)
+    assert invoke(*train).exit_code == 0
+    old = {path.name: path.read_bytes() for path in output.iterdir()}
+
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("abft.runs.run_folder.write_text", full)
+        assert "No space left" in refused(*train, "--overwrite")
+    assert {path.name: path.read_bytes() for path in output.iterdir()} == old
+
+    # Killed between setting it aside and writing the new configuration.
+    _set_aside(output)
+    assert [path.name for path in output.iterdir()] == [".replaced"]
+    assert "use --overwrite" in refused(*train)
+    assert invoke(*train, "--overwrite", "--seed", "1").exit_code == 0
+    assert read_config(output).seed == 1
+    assert not (output / ".replaced").exists()
+
+
+def test_settings_without_an_effect_on_the_result_may_change(options, tmp_path, monkeypatch):
+    output = tmp_path / "run"
+    train = ("train", *arguments(options, steps=1), "--output", output)
+
+    def stopped(*arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("abft.runs.train._record", stopped)
+        assert "smaller --eval-batch-size" in refused(*train)
+    assert "seed" in refused(*train, "--resume", "--seed", "1")
+    assert invoke(*train, "--resume", "--eval-batch-size", "2").exit_code == 0
 
 
 def test_ctrl_c_saves_a_checkpoint_and_says_how_to_go_on(options, uninterrupted, tmp_path):

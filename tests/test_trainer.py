@@ -159,6 +159,81 @@ def test_resuming_a_finished_training_adds_no_step(tmp_path, review_data, bpe):
         )
 
 
+@pytest.mark.parametrize("lora", [None, LoraConfig(r=4)], ids=["full rank", "lora"])
+def test_checkpoints_of_another_base_or_damaged_ones_are_refused(tmp_path, review_data, bpe, lora):
+    def trainer(model, **changes):
+        settings = config(tmp_path, save_strategy="steps", save_steps=2, **changes)
+        return ABFTTrainer(model, settings, review_data, bpe, peft_config=lora)
+
+    first = trainer(tiny_model("llama"), max_steps=2)
+    first.train()
+    checkpoint = tmp_path / "checkpoint-2"
+    with pytest.raises(AbftError, match="other values there"):
+        trainer(tiny_model("llama", seed=1)).train(resume_from_checkpoint=True)
+
+    # The first trainer's model is another base by now, but not for itself.
+    trained = first.model.get_base_model() if lora else first.model
+    if lora is None:
+        with pytest.raises(AbftError, match="other values there"):
+            trainer(trained).train(resume_from_checkpoint=True)
+    first.train(resume_from_checkpoint=True)
+    assert first.state.global_step == 2
+
+    name = "adapter_model.safetensors" if lora else "qk_weights.safetensors"
+    content = (checkpoint / name).read_bytes()
+    (checkpoint / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(AbftError, match="damaged"):
+        trainer(tiny_model("llama")).train(resume_from_checkpoint=True)
+    (checkpoint / name).write_bytes(content[:-100])
+    with pytest.raises(AbftError, match="could not be read"):
+        trainer(tiny_model("llama")).train(resume_from_checkpoint=True)
+
+
+def test_saved_weights_replace_those_of_another_kind(tmp_path, review_data, bpe):
+    """Full-rank weights of an earlier training would be loaded instead of the adapter."""
+    chosen = {"objective": "contrastive", "heads": "3", "cross_entropy": 0.0, "threshold": None}
+    run(tmp_path / "a", review_data, bpe, **chosen).save_model(str(tmp_path / "out"))
+    heads = json.loads((tmp_path / "out/heads.json").read_text())["heads"]
+    assert len(heads) == 3
+    assert all(layer in (0, 1) and 0 <= head < 4 for layer, head in heads)
+
+    lora = LoraConfig(r=4)
+    later = ABFTTrainer(
+        tiny_model("llama"), config(tmp_path / "b"), review_data, bpe, peft_config=lora
+    )
+    later.train()
+    later.save_model(str(tmp_path / "out"))
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert "adapter_model.safetensors" in names
+    assert not {"qk_weights.safetensors", "heads.json"} & names
+    ids = torch.arange(5, 20)[None]
+    loaded = apply_weights(tiny_model("llama"), tmp_path / "out")
+    torch.testing.assert_close(loaded(ids).logits, later.model.eval()(ids).logits)
+
+
+def test_chosen_heads_go_through_checkpoints(tmp_path, review_data, bpe):
+    changes = {"objective": "contrastive", "heads": "2", "threshold": None, "kl": 0.5}
+    done = run(tmp_path, review_data, bpe, save_strategy="steps", save_steps=4, **changes)
+    heads = done.objective.chosen_LH
+    again = ABFTTrainer(tiny_model("llama"), config(tmp_path, **changes), review_data, bpe)
+    again.objective.restore({"heads": [[0, 0]]})  # others than training chose
+    assert not torch.equal(again.objective.chosen_LH, heads)
+    again.train(resume_from_checkpoint=True)
+    assert torch.equal(again.objective.chosen_LH, heads)
+
+
+def test_heads_are_counted_only_where_all_are_read(tmp_path, review_data, bpe):
+    model = tiny_model("llama", num_hidden_layers=4)
+    changes = {"objective": "contrastive", "heads": "1", "threshold": None}
+    alone = run(tmp_path, review_data, bpe, model, cross_entropy=0.0, **changes)
+    steps = [entry for entry in alone.state.log_history if "loss" in entry]
+    assert len(steps) == 4
+    assert "correct_mass" in steps[0]
+    assert "heads" not in steps[0]
+    both = run(tmp_path, review_data, bpe, cross_entropy=1.0, **changes)
+    assert "heads" in both.state.log_history[0]
+
+
 def test_the_seed_decides_lora_too(tmp_path, review_data, bpe):
     def initial(seed):
         lora = LoraConfig(r=4)
@@ -330,6 +405,7 @@ def test_no_heads_is_refused_in_the_first_step(tmp_path, review_data, bpe):
         ({"objective": "Vote"}, "objective = 'Vote': expected one of vote, contrastive, abft, e2e"),
         ({"prompt_style": "Staicc"}, "prompt_style = 'Staicc'"),
         ({"weight_decay": 0.1}, "weight_decay = 0.1"),
+        ({"restore_callback_states_from_checkpoint": True}, "restored in any case"),
     ],
 )
 def test_bad_settings(tmp_path, changes, message):
@@ -365,6 +441,15 @@ def test_an_interrupted_step_leaves_nothing_to_the_next_training(tmp_path, revie
     fresh = run(tmp_path, review_data, bpe)
     assert logs(trainer)[0]["A"] == logs(fresh)[0]["A"]
     assert logs(trainer)[0]["correct_mass"] == pytest.approx(logs(fresh)[0]["correct_mass"])
+
+
+def test_settings_that_would_be_ignored_are_refused(tmp_path, review_data, bpe):
+    e2e = {"objective": "e2e", "threshold": None, "lora_targets": "all-linear"}
+    with pytest.raises(AbftError, match="goes with peft_config"):
+        run(tmp_path, review_data, bpe, **e2e)
+    own = get_peft_model(tiny_model("llama"), LoraConfig(target_modules=["q_proj", "k_proj"]))
+    with pytest.raises(AbftError, match="has its adapter already"):
+        run(tmp_path, review_data, bpe, own, layers="1")
 
 
 def test_contrastive_heads_are_those_that_training_reaches(tmp_path, review_data, bpe):

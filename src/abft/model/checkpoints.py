@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,19 +46,29 @@ def base_samples(model: "PreTrainedModel", modules: Collection[QKModule]) -> dic
 
 
 def check_base_weights(
-    model: "PreTrainedModel", samples: dict[str, list[float]], made_for: str
+    model: "PreTrainedModel", samples: Mapping[str, Sequence[float]], made_for: str
 ) -> None:
     """Raise AbftError unless `model` has the weights of which `base_samples` took `samples`.
 
     Half precision of them passes. `made_for` begins the message.
     """
-    modules = {qk.name: qk for qk in qk_modules(model)}
-    for name, expected in samples.items():
-        if name not in modules:
-            raise AbftError(f"{made_for}: {name} is missing there")
-        entries = base_samples(model, [modules[name]]).get(name)
-        if entries is None:  # quantised
-            continue
+    modules = [qk for qk in qk_modules(model) if qk.name in samples]
+    for name in samples.keys() - {qk.name for qk in modules}:
+        raise AbftError(f"{made_for}: {name} is missing there")
+    check_samples(base_samples(model, modules), samples, made_for)
+
+
+def check_samples(
+    samples: Mapping[str, Sequence[float]],
+    expected_samples: Mapping[str, Sequence[float]],
+    made_for: str,
+) -> None:
+    """Raise AbftError unless two `base_samples` are of the same base, in any precision.
+
+    What one of them lacks, because it was quantised there, is not compared.
+    """
+    for name in samples.keys() & expected_samples.keys():
+        entries, expected = samples[name], expected_samples[name]
         if len(entries) != len(expected):
             raise AbftError(f"{made_for}: {name} is of another shape there")
 
@@ -117,14 +127,15 @@ def save_adapter(
 
 
 def read_full_rank(
-    model: "PreTrainedModel", folder: str | Path, check_base: bool = True
+    model: "PreTrainedModel",
+    folder: str | Path,
+    samples: Mapping[str, Sequence[float]] | None = None,
 ) -> dict[str, Tensor]:
     """Read the tensors that a run saved, theta of W_Q and W_K by parameter name.
 
     Args:
         model: the base model, which they have to fit.
-        check_base: compare the model's own tensors with those that training began with; off when
-            resuming.
+        samples: its `base_samples` before training; default: those of now.
 
     Raises:
         AbftError: not such a file, or one that was trained on another model.
@@ -150,8 +161,11 @@ def read_full_rank(
             raise AbftError(f"{made_for}: {name} is missing there")
         if parameters[name].shape != tensor.shape:
             raise AbftError(f"{made_for}: {name} is of another shape there")
-    if check_base:
-        check_base_weights(model, json.loads(metadata["base_samples"]), made_for)
+    expected = json.loads(metadata["base_samples"])
+    if samples is None:
+        check_base_weights(model, expected, made_for)
+    else:
+        check_samples(samples, expected, made_for)
     return saved
 
 
@@ -163,14 +177,17 @@ def _check_digest(path: Path, tensors: Mapping[str, Tensor], digest: str | None)
 
 @torch.no_grad()
 def load_full_rank(
-    model: "PreTrainedModel", folder: str | Path, factor: float = 1.0, check_base: bool = True
+    model: "PreTrainedModel",
+    folder: str | Path,
+    factor: float = 1.0,
+    samples: Mapping[str, Sequence[float]] | None = None,
 ) -> None:
     """Changes `model`, the base model: theta0 + factor * (theta - theta0) for every saved tensor.
 
     See `read_full_rank` for the arguments and errors.
     """
     parameters = dict(model.named_parameters())
-    for name, tensor in read_full_rank(model, folder, check_base).items():
+    for name, tensor in read_full_rank(model, folder, samples).items():
         theta0 = parameters[name]
         theta = tensor.to(theta0.device)
         if factor != 1.0:  # 1 copies the saved tensor, without rounding
@@ -197,6 +214,39 @@ def is_full_rank(folder: str | Path) -> bool:
     return (Path(folder) / FULL_RANK_FILE).is_file()
 
 
+def read_adapter(folder: str | Path, samples: Mapping[str, Sequence[float]]) -> dict[str, Tensor]:
+    """Read the tensors of a run's LoRA adapter, by PEFT's names.
+
+    `samples`: the `base_samples` of the base model that it is for.
+
+    Raises:
+        AbftError: an adapter of another model, or damaged files.
+    """
+    folder = Path(folder)
+
+    # Adapters that others made have no samples: nothing can be compared.
+    base: dict[str, Any] = {}
+    base_file, path = folder / BASE_FILE, folder / ADAPTER_FILE
+    try:
+        if base_file.is_file():
+            base = json.loads(base_file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise AbftError(f"{base_file} is damaged: {error}") from None
+    try:
+        saved = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise AbftError(f"{path} could not be read: {error}. Was writing it cut short?") from None
+    _check_digest(path, saved, base.get("digest"))
+
+    # Version 0.1 wrote the samples alone.
+    expected = base.get("base_samples", base)
+    made_for = f"the adapter in {folder} was trained on another model"
+    for name in expected.keys() - samples.keys() if samples else ():
+        raise AbftError(f"{made_for}: {name} is missing there")
+    check_samples(samples, expected, made_for)
+    return saved
+
+
 def load_adapter(
     model: "PreTrainedModel | PeftModel", folder: str | Path, name: str = "default"
 ) -> "PeftModel":
@@ -207,19 +257,9 @@ def load_adapter(
     """
     from peft import PeftModel, get_peft_model_state_dict
 
-    folder = Path(folder)
     made_for = f"the adapter in {folder} was trained on another model"
-
-    # Adapters that others made have no samples: nothing can be compared.
-    base: dict[str, Any] = {}
-    base_file = folder / BASE_FILE
-    try:
-        if base_file.is_file():
-            base = json.loads(base_file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise AbftError(f"{base_file} is damaged: {error}") from None
-    # Version 0.1 wrote the samples alone.
-    check_base_weights(causal_lm(model), base.get("base_samples", base), made_for)
+    base = causal_lm(model)
+    saved = read_adapter(folder, base_samples(base, qk_modules(base)))
 
     # PEFT raises RuntimeError for tensors of another shape.
     try:
@@ -227,20 +267,14 @@ def load_adapter(
             model.load_adapter(str(folder), name)
         else:
             model = PeftModel.from_pretrained(model, str(folder), name)
-    except SafetensorError as error:
-        raise AbftError(
-            f"{folder / ADAPTER_FILE} could not be read: {error}. Was writing it cut short?"
-        ) from None
     except (RuntimeError, ValueError) as error:
         raise AbftError(f"{made_for}: {str(error).strip().splitlines()[0][:160]}") from None
 
     # PEFT does not refuse an adapter with tensors too few or too many.
-    saved = load_file(folder / ADAPTER_FILE)
     loaded = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
     differing = set(saved) ^ set(loaded)
     if differing:
         raise AbftError(f"{made_for}: {min(differing)} occurs in one of them only")
-    _check_digest(folder / ADAPTER_FILE, saved, base.get("digest"))
     return model
 
 
@@ -250,8 +284,8 @@ def apply_weights(
     """Changes `model`, the base model: merge a run's weights into it, extrapolated by `factor`.
 
     Returns:
-        The plain model; a quantised base keeps its adapter (merging would round it away) and comes
-        back as a PEFT model.
+        The plain model; a base that is quantised or in half precision keeps its adapter (merging
+        would round much of it away) and comes back as a PEFT model.
 
     Raises:
         AbftError: no weights in `folder`, or weights of another model.
@@ -285,7 +319,9 @@ def scale_adapter(model: "PeftModel", factor: float, name: str = "default") -> N
 
 
 def plain_model(model: "PreTrainedModel | PeftModel") -> "PreTrainedModel":
-    """Changes `model`: merge its adapter, if it has one and its base is not quantised."""
-    if not hasattr(model, "get_base_model") or getattr(causal_lm(model), "is_quantized", False):
+    """Changes `model`: merge its adapter, if it has one and its base is in float32."""
+    base = causal_lm(model)
+    rounds = getattr(base, "is_quantized", False) or base.dtype != torch.float32
+    if not hasattr(model, "get_base_model") or rounds:
         return model  # type: ignore[return-value]
     return model.merge_and_unload()

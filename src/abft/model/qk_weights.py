@@ -4,6 +4,7 @@ Where a family fuses Q, K and V into one weight, gradients of the other rows are
 they stay bit-equal.
 """
 
+import copy
 import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -239,15 +240,21 @@ def train_full_rank(model: "PreTrainedModel", layers: Collection[int] | None = N
     _mask_fused(model, modules)
 
 
+def softmax_layers(model: nn.Module) -> list[int]:
+    """Return the number in the model of every layer with softmax attention, ascending."""
+    return sorted({qk.layer for qk in qk_modules(model)})
+
+
 def add_lora(
     model: "PreTrainedModel", config: "LoraConfig", layers: Collection[int] | None = None
 ) -> "PeftModel":
     """Changes `model` into a PEFT model with LoRA on W_Q and W_K.
 
-    Fused V outputs keep a zero update. `config.target_modules` and `layers_to_transform` are filled
-    in where they are not set.
+    Fused V outputs keep a zero update. `target_modules` and `layers_to_transform` are filled in
+    where they are not set, in a copy of `config`.
     """
     modules = qk_modules(model, layers)
+    config = copy.copy(config)
 
     # PEFT finds modules by the last part of their name.
     if config.target_modules is None:
@@ -265,6 +272,7 @@ def add_lora_everywhere(model: "PreTrainedModel", config: "LoraConfig") -> "Peft
 
     It is a baseline, not ABFT.
     """
+    config = copy.copy(config)
     config.target_modules = "all-linear"
     return _peft_model(model, config)
 

@@ -299,6 +299,8 @@ class RunConfig(TrainingSettings, DataSettings, ModelSettings):
                 f"lora_targets = {self.lora_targets!r} goes with lora_r and objective e2e; ABFT "
                 "trains W_Q and W_K only"
             )
+        if self.lora_alpha is not None and self.lora_r is None:
+            raise AbftError(f"lora_alpha = {self.lora_alpha} goes with lora_r (--lora-r 16)")
         if self.lora_targets != "qk" and self.layers is not None:
             raise AbftError("layers goes with lora_targets = 'qk'; all-linear adapts every layer")
         OBJECTIVES[self.objective].check(self)

@@ -9,11 +9,11 @@ from safetensors import SafetensorError
 
 from abft.errors import AbftError
 from abft.files import atomic_folder, write_text
-from abft.model.checkpoints import apply_weights
+from abft.model.checkpoints import apply_weights, is_full_rank
+from abft.model.weight_files import HEADS_FILE
 from abft.runs.config import RunConfig
 from abft.runs.run_folder import (
     CARD,
-    HEADS,
     METRICS,
     TASK,
     check_new_folder,
@@ -42,7 +42,8 @@ def merge(
         output: a new or empty folder. It gets a model card if factor is 1.
         factor: 1 = the trained model, 0 = the base model, above 1 = extrapolation (the paper finds
             it often better).
-        model: the base model; default: the one the run was trained on. It is loaded unquantised.
+        model: the base model; default: the one the run was trained on. That of a LoRA adapter is
+            loaded in float32, in which the result is written.
         trust_remote_code: run Python code of the base model's repository.
 
     Raises:
@@ -60,7 +61,10 @@ def merge(
     measured = factor == 1 and (run / METRICS).is_file()  # other factors were not measured
     card = _card(run, config.model) if measured else None
 
-    base, tokenizer = load_run_model(replace(config, load_in_4bit=False))
+    # In half precision much of an adapter's change would be rounded away.
+    if not is_full_rank(run):
+        config = replace(config, load_in_4bit=False, dtype="float32")
+    base, tokenizer = load_run_model(config)
     merged = apply_weights(base, run, factor)
     try:
         with atomic_folder(output) as partial:
@@ -69,7 +73,7 @@ def merge(
             if card is not None:
                 write_text(partial / CARD, card)
             # For `abft predict`.
-            for name in (TASK, HEADS):
+            for name in (TASK, HEADS_FILE):
                 if (run / name).is_file():
                     shutil.copyfile(run / name, partial / name)
     except (OSError, SafetensorError) as error:

@@ -8,7 +8,7 @@ is a finished run), the weights, a card.
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import yaml
 from abft.data.tasks import Example, PromptStyle, Task, Template
 from abft.errors import AbftError
 from abft.files import remove_partials, stamp_of_file, write_text
-from abft.model.weight_files import ADAPTER_FILE, BASE_FILE, FULL_RANK_FILE
+from abft.model.weight_files import HEADS_FILE, WEIGHT_FILES
 from abft.runs.config import (
     ResolvedConfig,
     RunConfig,
@@ -25,11 +25,10 @@ from abft.runs.config import (
     current_values,
     resolve,
 )
-from abft.settings import read_yaml
+from abft.settings import read_yaml, settings_of
 
 CONFIG, TASK, LOG, METRICS = "config.yaml", "task.json", "log.jsonl", "metrics.json"
 BEFORE = "vanilla.json"  # the untouched model's metrics, until the run is finished
-HEADS = "heads.json"  # of the objectives that choose few
 CARD = "README.md"
 PREVIOUS = ".replaced"  # holds the run that --overwrite replaces, until the new one is finished
 VERSION = 2  # of metrics.json
@@ -40,7 +39,6 @@ _TOKENIZER_FILES = (
     "special_tokens_map.json",
     "chat_template.jinja",
 )
-_WEIGHT_FILES = (FULL_RANK_FILE, ADAPTER_FILE, BASE_FILE, "adapter_config.json")
 
 # What version 1 called the quantities of metrics.json and log.jsonl.
 _RENAMED = {
@@ -128,7 +126,7 @@ def read_metrics(run: str | Path) -> dict[str, Any]:
 
 def read_heads(folder: str | Path) -> list[tuple[int, int]] | None:
     """Read the (layer, head) pairs that training chose; None where it chose none."""
-    path = Path(folder) / HEADS
+    path = Path(folder) / HEADS_FILE
     if not path.is_file():
         return None
     try:
@@ -222,12 +220,14 @@ def newest_run(folder: Path) -> Path:
 
 def check_free(output: Path, overwrite: bool = False) -> None:
     """Raise AbftError if `output` cannot become a new run folder; `overwrite`: a run may go."""
-    if overwrite and (output / CONFIG).is_file():
+    # A command that was killed may have set the run aside already.
+    runs = [path for path in (output / CONFIG, output / PREVIOUS / CONFIG) if path.is_file()]
+    if overwrite and runs:
         return
     file = next((path for path in (output, *output.parents) if path.is_file()), None)
     if file is not None:
         raise AbftError(f"output {output}: {file} is a file; give a folder")
-    if (output / CONFIG).is_file():
+    if runs:
         raise AbftError(
             f"output folder {output} holds another run; use --overwrite to replace it or --resume "
             "to go on with it"
@@ -248,14 +248,15 @@ def check_new_folder(output: Path) -> None:
 def check_same_settings(output: Path, config: ResolvedConfig) -> None:
     """Raise AbftError unless the run in `output` was started with `config`.
 
-    Its learning rate may be open (None).
+    Its learning rate may be open (None), and settings without an effect on the result may differ.
     """
     before = read_config(output, trust_remote_code=config.trust_remote_code)
     differing = [
-        f.name
-        for f in fields(config)
-        if getattr(config, f.name) != getattr(before, f.name)
-        and not (f.name == "lr" and config.lr is None)
+        name
+        for name, each in settings_of(type(config)).items()
+        if each.affects_result
+        and getattr(config, name) != getattr(before, name)
+        and not (name == "lr" and config.lr is None)
     ]
     if differing:
         raise AbftError(
@@ -284,6 +285,7 @@ def create_run(output: Path, config: ResolvedConfig, overwrite: bool) -> None:
         text = yaml.safe_dump(config_values(config), sort_keys=False, allow_unicode=True)
         write_text(output / CONFIG, text)
     except OSError as error:
+        drop_run(output)
         raise AbftError(
             f"output folder {output} cannot be written: {error.strerror or error}"
         ) from None
@@ -330,7 +332,7 @@ def _remove_run(output: Path) -> None:
 
 def _run_files(output: Path) -> list[Path]:
     """Return what a run wrote into its folder, with what a killed process was writing."""
-    names = (CONFIG, TASK, LOG, HEADS, METRICS, BEFORE, CARD, *_TOKENIZER_FILES, *_WEIGHT_FILES)
+    names = (CONFIG, TASK, LOG, METRICS, BEFORE, CARD, *_TOKENIZER_FILES, *WEIGHT_FILES)
     files = [output / name for name in names if (output / name).is_file()]
     return [*output.glob("checkpoint-*"), *output.glob("*.partial"), *files]
 

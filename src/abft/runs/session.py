@@ -17,12 +17,13 @@ from abft.data.splits import TaskData
 from abft.method.settings import Readout
 from abft.model.checkpoints import apply_weights
 from abft.model.loading import context_length, four_bit, load_model
+from abft.model.qk_weights import softmax_layers
 from abft.runs.config import ResolvedConfig, RunConfig, resolve
 from abft.runs.run_folder import read_heads
 from abft.runs.task_data import load_run_data
 from abft.scoring import metrics
 from abft.scoring.evaluate import HeadReport, check_finite, evaluate
-from abft.scoring.votes import head_mask, softmax_layers
+from abft.scoring.votes import head_mask
 
 
 @dataclass

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +36,6 @@ from abft.runs.config import ResolvedConfig, RunConfig, check_effect, resolve
 from abft.runs.run_folder import (
     BEFORE,
     CARD,
-    HEADS,
     LOG,
     METRICS,
     TASK,
@@ -112,6 +112,9 @@ def train_run(
     output = Path(output)
     config = resolve(config)
 
+    # The first process measures while others wait.
+    PartialState(timeout=timedelta(days=1))
+
     # Everything that can be refused without a model comes first.
     if resume:
         check_same_settings(output, config)
@@ -153,6 +156,12 @@ def train_run(
         if last_checkpoint(output) is None and process.is_main_process:
             drop_run(output)
         raise
+    except torch.OutOfMemoryError as error:
+        raise AbftError(
+            f"out of memory ({str(error).splitlines()[0][:160]}). Measuring takes less with a "
+            "smaller --eval-batch-size, training with --activation-checkpointing 1; go on with: "
+            f"abft train --resume --output {output}"
+        ) from None
     except Exception as error:  # safetensors and torch raise their own types on a full disk
         if _is_full(output, error):
             raise _disk_error(output, error) from error
@@ -180,9 +189,6 @@ def _train_and_measure(
     session.model = trainer.model
     if not process.is_main_process:
         return {}, session.model
-    if (chosen_LH := getattr(trainer.objective, "chosen_LH", None)) is not None:
-        heads = [[session.layers[layer], head] for layer, head in chosen_LH.nonzero().tolist()]
-        write_json(output / HEADS, {"heads": heads})
 
     metrics = _record(session, trainer, seconds, peak)
     if measured:
@@ -462,7 +468,7 @@ def _trained_on(config: RunConfig, task: Task) -> str | None:
 
 
 def _is_full(output: Path, error: Exception) -> bool:
-    full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     return full or shutil.disk_usage(output).free < 16 * 2**20
 
 

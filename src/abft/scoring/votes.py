@@ -10,7 +10,7 @@ from torch import Tensor
 from abft.data.encoding import EncodedPrompt
 from abft.errors import AbftError
 from abft.model.attention import causal_lm
-from abft.model.qk_weights import qk_modules
+from abft.model.qk_weights import softmax_layers
 from abft.scoring.observer import Look
 
 if TYPE_CHECKING:
@@ -52,11 +52,6 @@ def voting(classes: int, look: Look | None, heads_LH: Tensor | None = None) -> L
         return votes_C, look(prompt, rows_LHS) if look else None
 
     return both
-
-
-def softmax_layers(model: "nn.Module") -> list[int]:
-    """Return the number in the model of every layer with softmax attention, ascending."""
-    return sorted({qk.layer for qk in qk_modules(model)})
 
 
 def head_mask(model: "nn.Module", heads: Sequence[tuple[int, int]] | None) -> Tensor:

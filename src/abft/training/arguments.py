@@ -83,6 +83,12 @@ class ABFTConfig(MethodSettings, PromptSettings, TrainingArguments):
                 "queries = 1"
             )
 
+        if self.restore_callback_states_from_checkpoint:
+            raise AbftError(
+                "restore_callback_states_from_checkpoint makes callbacks anew, without the trainer "
+                "that abft's needs; the objective's state is restored in any case"
+            )
+
         if self.weight_decay:
             raise AbftError(
                 f"weight_decay = {self.weight_decay}: it would move W_V in fused weights too; use 0"

@@ -65,7 +65,7 @@ class RunLog(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         # The whole history is written again: a resumed run drops the steps after its checkpoint.
         if state.is_world_process_zero:
-            steps = (logged_step(entry) for entry in state.log_history if "heads" in entry)
+            steps = (logged_step(entry) for entry in state.log_history if "loss" in entry)
             write_text(self.path, "".join(json.dumps(step) + "\n" for step in steps))
 
 
@@ -79,7 +79,7 @@ _LEFT_OUT = ("epoch", "learning_rate")  # follow from the step and the settings
 
 
 class StepBar(TrainerCallback):
-    """Draws a progress bar on stderr with loss, heads and A."""
+    """Draws a progress bar on stderr with the loss, heads over the threshold, and A."""
 
     def __init__(self, title: str = "train") -> None:
         self.title = title
@@ -98,10 +98,11 @@ class StepBar(TrainerCallback):
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict | None = None, **kwargs: Any
     ) -> None:
-        if self.bar is not None and logs and "heads" in logs:
-            # Only objectives with a PID controller have A.
-            factor = f", A {logs['A']:.2f}" if "A" in logs else ""
-            self.bar.set_postfix_str(f"loss {logs['loss']:.2f}, heads {logs['heads']:.1f}{factor}")
+        if self.bar is not None and logs and "loss" in logs:
+            # Only objectives with a PID controller have A, and some read few layers.
+            shown = {"loss": "loss {:.2f}", "heads": "heads {:.1f}", "A": "A {:.2f}"}
+            parts = [text.format(logs[name]) for name, text in shown.items() if name in logs]
+            self.bar.set_postfix_str(", ".join(parts))
             self.bar.update(state.global_step - self.bar.n)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -34,7 +34,7 @@ from abft.data.packing import pack
 from abft.data.prompts import training_prompts
 from abft.data.splits import TaskData
 from abft.errors import AbftError
-from abft.files import atomic_files, write_text
+from abft.files import atomic_files, write_json, write_text
 from abft.method.objectives import (
     OBJECTIVES,
     AnchoredObjective,
@@ -46,16 +46,23 @@ from abft.method.objectives.anchored import ANCHOR_TOKENS
 from abft.method.settings import layer_numbers
 from abft.model.attention import IMPLEMENTATION, causal_lm, decoder, row_attention
 from abft.model.capabilities import capabilities
-from abft.model.checkpoints import base_samples, load_full_rank, save_adapter, save_full_rank
+from abft.model.checkpoints import (
+    base_samples,
+    load_full_rank,
+    read_adapter,
+    save_adapter,
+    save_full_rank,
+)
 from abft.model.loading import context_length, load_model
 from abft.model.qk_weights import (
     add_lora,
     add_lora_everywhere,
     mask_lora,
     qk_modules,
+    softmax_layers,
     train_full_rank,
 )
-from abft.model.weight_files import FULL_RANK_FILE
+from abft.model.weight_files import FULL_RANK_FILE, HEADS_FILE, WEIGHT_FILES
 from abft.training.arguments import ABFTConfig
 from abft.training.model_card import card_settings, model_card
 from abft.training.sharding import check_sharding, with_used_output
@@ -251,6 +258,8 @@ class ABFTTrainer(Trainer):
             zero = torch.zeros((), device=value.device)
             self._sums[name] = self._sums.get(name, zero) + value.float()
         self._micro_batches += 1
+        # A model on several GPUs leaves the loss where its last part is.
+        loss = loss.to(self.args.device)
         return (loss, {}) if return_outputs else loss
 
     def _wrapped(self, model: nn.Module) -> Any:
@@ -340,8 +349,18 @@ class ABFTTrainer(Trainer):
                 save_adapter(model, staging, self._base_samples, state_dict)
             else:
                 save_full_rank(model, staging, self._base_samples)
+            chosen_LH = getattr(self.objective, "chosen_LH", None)
+            if chosen_LH is not None:
+                layers = softmax_layers(causal_lm(model))
+                heads = [[layers[layer], head] for layer, head in chosen_LH.nonzero().tolist()]
+                write_json(staging / HEADS_FILE, {"heads": heads})
             if self.processing_class is not None:
                 self.processing_class.save_pretrained(staging)
+
+            # Weights that another training left here would be taken for these.
+            for name in WEIGHT_FILES:
+                if not (staging / name).is_file():
+                    (folder / name).unlink(missing_ok=True)
 
             # PEFT leaves an unfilled form as the card. A card that the folder has stays.
             card = staging / "README.md"
@@ -351,13 +370,17 @@ class ABFTTrainer(Trainer):
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
     ) -> None:
-        """Load the weights of a checkpoint, an adapter as `Trainer` does."""
+        """Load the weights of a checkpoint, an adapter as `Trainer` does.
+
+        The model may have been trained already, so that its weights are not the base's.
+        """
         target = self.model if model is None else model
         if hasattr(target, "get_base_model"):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            read_adapter(resume_from_checkpoint, self._base_samples)
+            with _readable(resume_from_checkpoint):
+                super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:
-            # The model may have been trained already, so that its weights are not the base's.
-            load_full_rank(target, resume_from_checkpoint, check_base=False)
+            load_full_rank(target, resume_from_checkpoint, samples=self._base_samples)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         with _readable(checkpoint):
@@ -448,6 +471,8 @@ def _readable(checkpoint: str | None) -> Iterator[None]:
     """Raise AbftError for a part of a checkpoint that is damaged, or that torch refuses as code."""
     try:
         yield
+    except torch.OutOfMemoryError:  # a RuntimeError too
+        raise
     except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, OSError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise AbftError(
@@ -466,14 +491,20 @@ def _select_weights(
     model: PreTrainedModel, args: ABFTConfig, peft_config: "LoraConfig | None"
 ) -> PreTrainedModel:
     """Changes `model`: leaves W_Q and W_K trainable, at full rank or through LoRA."""
+    everywhere, layers = args.lora_targets == "all-linear", layer_numbers(args.layers)
+    if everywhere and (peft_config is None or layers is not None):
+        raise AbftError("lora_targets = 'all-linear' goes with peft_config, without layers")
+
     # A baseline, which trains more than W_Q and W_K.
-    if peft_config is not None and args.lora_targets == "all-linear":
+    if peft_config is not None and everywhere:
         return add_lora_everywhere(model, peft_config)  # type: ignore[return-value]
     if peft_config is not None:
-        return add_lora(model, peft_config, layer_numbers(args.layers))  # type: ignore[return-value]
+        return add_lora(model, peft_config, layers)  # type: ignore[return-value]
 
     # The model is the caller's own PEFT model.
     if hasattr(model, "get_base_model"):
+        if layers is not None:
+            raise AbftError("layers goes with peft_config; this model has its adapter already")
         mask_lora(model)  # type: ignore[arg-type]
         return model
 
@@ -481,7 +512,7 @@ def _select_weights(
         raise AbftError(
             "a quantised model trains through LoRA only: give peft_config (--lora-r 16)"
         )
-    train_full_rank(model, layer_numbers(args.layers))
+    train_full_rank(model, layers)
     return model
 
 

@@ -134,6 +134,7 @@ class AnchoredObjective:
 
     def restore(self, state: dict) -> None:
         self.loss.restore(state)
+        self.chosen_LH = getattr(self.loss, "chosen_LH", None)
 
 
 def anchor_text(batch: "Batch") -> "tuple[Tensor, Tensor]":

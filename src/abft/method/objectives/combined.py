@@ -54,3 +54,4 @@ class CombinedObjective(RowObjective):
 
     def restore(self, state: dict) -> None:
         self.attention.restore(state)
+        self.chosen_LH = self.attention.chosen_LH

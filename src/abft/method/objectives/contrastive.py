@@ -111,8 +111,8 @@ class ContrastiveObjective(RowObjective):
         scores_LH[: _untrained_rows(model)] = -math.inf
         by_layer = self.heads == LAYER
         chosen_LH = best_layer(scores_LH) if by_layer else best_heads(scores_LH, int(self.heads))
-        self.chosen_LH = chosen_LH & scores_LH.isfinite()
-        if not self.chosen_LH.any():
+        chosen_LH = chosen_LH & scores_LH.isfinite()
+        if not chosen_LH.any():
             raise AbftError(
                 f"heads = {LAYER!r} takes one of the middle layers, and all of them are below "
                 "those that train (layers); give a number of heads"
@@ -122,7 +122,13 @@ class ContrastiveObjective(RowObjective):
         # returns all rows.
         every = len(getattr(decoder(model), "layers", ())) == len(scores_LH)
         if every and self.implementation == IMPLEMENTATION:
-            self.layers = tuple(self.chosen_LH.any(1).nonzero().flatten().tolist())
+            self.layers = tuple(range(len(scores_LH)))
+        self._choose(chosen_LH)
+
+    def _choose(self, chosen_LH: "Tensor") -> None:
+        self.chosen_LH = chosen_LH
+        if self.layers is not None:
+            self.layers = tuple(chosen_LH.any(1).nonzero().flatten().tolist())
 
     def from_rows(
         self, rows: "tuple[Tensor, ...]", hidden_BSD: "Tensor", batch: "Batch"
@@ -134,10 +140,11 @@ class ContrastiveObjective(RowObjective):
 
         heads = head_statistics(rows, batch, self.fixed_threshold)
         counted_LPH = torch.ones_like(heads.correct)
+        reads_all = True
         if self.chosen_LH is not None:
             chosen_LH = self.chosen_LH.to(counted_LPH.device)
             if self.layers is not None and len(counted_LPH) < len(chosen_LH):
-                chosen_LH = chosen_LH[list(self.layers)]
+                chosen_LH, reads_all = chosen_LH[list(self.layers)], False
             counted_LPH = counted_LPH * chosen_LH[:, None, :]
 
         # Mean over the chosen heads; multiplying keeps every layer that was run in the graph, as
@@ -148,7 +155,22 @@ class ContrastiveObjective(RowObjective):
         loss = contrastive_loss(
             scores_PK, batch.correct.to(device), batch.incorrect.to(device), self.temperature
         )
-        return loss, mass_metrics(heads, counted_LPH)
+        metrics = mass_metrics(heads, counted_LPH)
+        # Heads of layers that are not read cannot be counted.
+        if not reads_all:
+            del metrics["heads"]
+        return loss, metrics
+
+    def state(self) -> dict:
+        return {} if self.chosen_LH is None else {"heads": self.chosen_LH.nonzero().tolist()}
+
+    def restore(self, state: dict) -> None:
+        # Training has changed the model by which `prepare` chose again.
+        if self.chosen_LH is not None and "heads" in state:
+            chosen_LH = self.chosen_LH.new_zeros(self.chosen_LH.shape)
+            for layer, head in state["heads"]:
+                chosen_LH[layer, head] = True
+            self._choose(chosen_LH)
 
 
 def _untrained_rows(model: "PreTrainedModel") -> int:
