@@ -490,6 +490,16 @@ def test_a_run_without_a_task_is_one_of_the_default_task(e2e, tmp_path):
     check_e2e_run(ours, run_of("same", task="SST2", objective="e2e"))
     with pytest.raises(AbftError, match="has task 'SST2'.* has 'TREC'"):
         check_e2e_run(ours, run_of("other-task", task="TREC", objective="e2e"))
+    # With another test file the same texts are parted otherwise: its training may hold our test.
+    for name, value in (("test_data", "t.csv"), ("template", "{text} {label}\n")):
+        theirs = run_of(f"other-{name}", data="a.csv", objective="e2e", **{name: value})
+        with pytest.raises(AbftError, match=f"has {name} "):
+            check_e2e_run(run_of(f"ours-{name}", data="a.csv"), theirs)
+    changed = run_of("changed", task="SST2", objective="e2e")
+    record = json.loads((changed / "task.json").read_text())
+    (changed / "task.json").write_text(json.dumps({**record, "data": "0"}))
+    with pytest.raises(AbftError, match="was another file"):
+        check_e2e_run(ours, changed)
 
 
 def test_bad_input(options, run, e2e, tmp_path):

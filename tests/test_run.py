@@ -25,7 +25,7 @@ from abft.method.objectives import DEFAULT_OBJECTIVE
 from abft.method.settings import layer_numbers
 from abft.runs.config import RunConfig, config_values, default_learning_rate, resolve
 from abft.runs.run_folder import _set_aside, read_config
-from abft.runs.session import Session
+from abft.runs.session import Session, open_session
 from abft.runs.train import TrainedRun
 from command_line import arguments, invoke, refused
 from tiny import tiny_model
@@ -628,6 +628,45 @@ def test_settings_without_an_effect_on_the_result_may_change(options, tmp_path, 
         assert "smaller --eval-batch-size" in refused(*train)
     assert "seed" in refused(*train, "--resume", "--seed", "1")
     assert invoke(*train, "--resume", "--eval-batch-size", "2").exit_code == 0
+
+
+def test_data_that_changed_since_the_training(options, reviews, tmp_path, monkeypatch):
+    """Other rows part the texts otherwise: test texts may have been trained on."""
+    data, output = tmp_path / "mine.csv", tmp_path / "run"
+    shutil.copy(reviews, data)
+    train = ("train", *arguments(options, steps=1, data=data), "--output", output)
+
+    def stopped(*arguments):
+        raise RuntimeError("stopped")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("abft.runs.train._record", stopped)
+        invoke(*train)
+    with data.open("a") as file:
+        file.write("one more text,positive\n")
+    assert "holds other texts than when it was started" in refused(*train, "--resume")
+    assert invoke(*train, "--overwrite").exit_code == 0
+    assert "may be among those" not in invoke("eval", output).stderr
+
+    with data.open("a") as file:
+        file.write("yet another text,negative\n")
+    assert "may be among those" in invoke("eval", output).stderr
+    columns = ("--text-column", "review", "--label-column", "stars")
+    assert "may be among those" in invoke("eval", output, "--data", data, *columns).stderr
+    assert "may be among those" not in invoke("eval", output, "--task", "SST2").stderr
+
+
+def test_texts_that_begin_alike_are_in_one_part(options, tmp_path):
+    path = tmp_path / "mails.csv"
+    rows = [f"dear customer we thank you for text {i},{'ab'[i % 2]}" for i in range(80)]
+    rows += [f"{i} is another one,{'ab'[i % 2]}" for i in range(80)]
+    path.write_text("text,label\n" + "\n".join(rows))
+    config = RunConfig(model=str(options["model"]), data=str(path), max_text_tokens=8, k=2)
+    session = open_session(replace(config, device="cpu"))
+    parts = (session.data.train, session.data.demonstrations, session.data.test)
+    texts = [example.text for part in parts for example in part]
+    assert len(texts) == len(set(texts))
+    assert len(session.data.test) == len(set(session.data.test)) > 10
 
 
 def test_ctrl_c_saves_a_checkpoint_and_says_how_to_go_on(options, uninterrupted, tmp_path):

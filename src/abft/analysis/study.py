@@ -14,7 +14,7 @@ from abft.data.encoding import EncodedPrompt
 from abft.errors import AbftError
 from abft.model.capabilities import capabilities
 from abft.runs.config import MODEL, RunConfig
-from abft.runs.run_folder import check_finished, read_config
+from abft.runs.run_folder import check_finished, read_config, read_digest
 from abft.runs.session import Session, open_session
 from abft.scoring import metrics
 from abft.scoring.evaluate import HeadReport
@@ -108,10 +108,13 @@ def check_e2e_run(run: Path, e2e: Path) -> None:
 
     # Settings of the model that do not affect the result may differ.
     model_settings = names(RunConfig, lambda entry: entry.panel == MODEL and entry.affects_result)
-    for name in (*model_settings, "task_name", "data"):
+    of_task = {*names(RunConfig, lambda entry: entry.of_task)} - {"task", "strict"}
+    for name in (*model_settings, "task_name", *sorted(of_task), "prompt_style"):
         value, e2e_value = getattr(config, name), getattr(e2e_config, name)
         if value != e2e_value:
             raise AbftError(
                 f"{run} has {name.removesuffix('_name')} {value!r}, {e2e} has {e2e_value!r}: "
                 "base model and data have to be the same"
             )
+    if None not in (digests := {read_digest(run), read_digest(e2e)}) and len(digests) > 1:
+        raise AbftError(f"{config.data} was another file when {e2e} was trained than for {run}")

@@ -1,5 +1,7 @@
 """Hold a task's examples in three disjoint parts: training, demonstrations and test queries."""
 
+import hashlib
+import json
 import unicodedata
 from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass, field, replace
@@ -54,6 +56,38 @@ class TaskData:
             test=kept(self.test),
             weights=weights,
         )
+
+    def distinct(self) -> "TaskData":
+        """Return the same data with every text once and in one part, the test first."""
+        seen: set[str] = set()
+
+        def first(examples: Sequence[Example]) -> list[int]:
+            kept = []
+            for i, example in enumerate(examples):
+                key = text_key(example.text)
+                if key not in seen:
+                    seen.add(key)
+                    kept.append(i)
+            return kept
+
+        test, train, shown = first(self.test), first(self.train), first(self.demonstrations)
+        return replace(
+            self,
+            train=tuple(self.train[i] for i in train),
+            demonstrations=tuple(self.demonstrations[i] for i in shown),
+            test=tuple(self.test[i] for i in test),
+            weights=self.weights and tuple(self.weights[i] for i in train),
+        )
+
+    @property
+    def digest(self) -> str:
+        """Return the SHA-256 of all texts with their labels and parts."""
+        labels = self.task.labels
+        parts = [
+            [(example.text, labels[example.label]) for example in part]
+            for part in (self.train, self.demonstrations, self.test)
+        ]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def check(self, k: int, queries: int = 1) -> None:
         """Raise AbftError unless prompts of k demonstrations can be drawn from every part.

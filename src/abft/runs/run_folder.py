@@ -72,10 +72,14 @@ def _config_path(folder: str | Path) -> Path:
 
 
 def task_record(
-    task: Task, demonstrations: Sequence[Example], prompt_style: PromptStyle
+    task: Task, demonstrations: Sequence[Example], prompt_style: PromptStyle, digest: str
 ) -> dict[str, Any]:
-    """Return what prediction needs besides the weights, JSON-ready."""
+    """Return what prediction needs besides the weights, JSON-ready.
+
+    `digest`: that of the data, which measuring again has to find as they were.
+    """
     return {
+        "data": digest,
         "task": asdict(task),
         "prompt_style": prompt_style,
         "demonstrations": [asdict(example) for example in demonstrations],
@@ -103,6 +107,12 @@ def read_task(folder: str | Path) -> tuple[Task, list[Example], PromptStyle]:
             f"{path} is missing or damaged ({type(error).__name__}); is {folder} the folder of a "
             "run?"
         ) from None
+
+
+def read_digest(folder: str | Path) -> str | None:
+    """Read the digest of the data that a run was trained on; None in older runs."""
+    path = Path(folder) / TASK
+    return _read_record(path).get("data") if path.is_file() else None
 
 
 def read_metrics(run: str | Path) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from abft.model.checkpoints import apply_weights
 from abft.model.loading import context_length, four_bit, load_model
 from abft.model.qk_weights import softmax_layers
 from abft.runs.config import ResolvedConfig, RunConfig, resolve
-from abft.runs.run_folder import read_heads
+from abft.runs.run_folder import read_config, read_digest, read_heads
 from abft.runs.task_data import load_run_data
 from abft.scoring import metrics
 from abft.scoring.evaluate import HeadReport, check_finite, evaluate
@@ -141,12 +141,28 @@ def open_session(
             "is read (--max-text-tokens)",
             file=sys.stderr,
         )
+        # Texts that differ only in what was cut off would be trained on and tested.
+        before = data
+        data = data.distinct()
+        alike = sum(map(len, (before.train, before.demonstrations, before.test)))
+        alike -= sum(map(len, (data.train, data.demonstrations, data.test)))
+        if alike:
+            print(f"{data.task.name}: {alike} texts begin alike and are left out", file=sys.stderr)
+            data.check(config.k)
 
     written = evaluation_prompts(data, config.test_prompts, config.k, config.prompt_style)
     session = Session(config, data, model, tokenizer, tokens, written, (), whole)
     session.prompts = session.encode(written)
     if run is not None:
         session.model = apply_weights(model, run)
+        own = read_config(run)
+        changed = read_digest(run) not in (None, whole.digest)
+        if changed and (config.task_name, config.data) == (own.task_name, own.data):
+            print(
+                f"{config.data or config.task_name} is not what {run} was trained on, or is parted "
+                "otherwise: texts of its training may be among those it is measured on",
+                file=sys.stderr,
+            )
     # A merged run is a model, and has its heads.
     session.heads = read_heads(config.model if run is None else run)
     return session

@@ -48,6 +48,7 @@ from abft.runs.run_folder import (
     make_folder,
     read_before,
     read_config,
+    read_digest,
     read_metrics,
     task_record,
 )
@@ -127,6 +128,11 @@ def train_run(
         check_free(output, overwrite)
 
     data = load_run_data(config, config.task_queries) if data is None else data
+    if resume and read_digest(output) not in (None, data.digest):
+        raise AbftError(
+            f"cannot resume {output}: {config.data or config.task_name} holds other texts than "
+            "when it was started. Start over with --overwrite."
+        )
     session = open_session(config, data=data)
     make_folder(output)  # transformers would end in a traceback
     trainer = make_trainer(session, output)
@@ -145,7 +151,8 @@ def train_run(
     # A run that goes on may have been killed before this was written.
     if process.is_main_process:
         shown = prediction_demonstrations(session.data, config.k)
-        write_json(output / TASK, task_record(session.data.task, shown, config.prompt_style))
+        record = task_record(session.data.task, shown, config.prompt_style, data.digest)
+        write_json(output / TASK, record)
     process.wait_for_everyone()
 
     try:
