@@ -68,6 +68,8 @@ def keep(bench):
             "metrics": _rounded(record["metrics"]),
             "training": record["training"],
             "probabilities": base64.b64encode(whole.tobytes()).decode(),
+            # Probabilities are rounded, so that some are equal.
+            "predicted": "".join(map(str, predictions["predicted"])),
         }
         if "readouts" in record:
             line["readouts"] = {
@@ -119,6 +121,8 @@ class Cells:
                 known = targets[task]
                 raw = np.frombuffer(base64.b64decode(line["probabilities"]), "<u2")
                 predicted = {path.stem: raw.reshape(len(known), -1).argmax(1)}
+                if "predicted" in line:
+                    predicted = {path.stem: np.array(list(line["predicted"]), int)}
                 for name, of_readout in line.get("readouts", {}).items():
                     predicted[f"{path.stem}/{name}"] = np.array(list(of_readout["predicted"]), int)
                 for method, classes in predicted.items():

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from transformers import AutoModelForCausalLM
 from abft.bench.calibration import calibration_prompts
 from abft.bench.grid import read_grid
 from abft.bench.jobs import jobs
+from abft.bench.methods import METHODS
 from abft.bench.report import tables
 from abft.bench.results import Results, difference, mean_over_tasks
 from abft.bench.scenarios import SCENARIOS
@@ -547,6 +549,80 @@ def test_settings_of_the_papers_objective_reach_no_other(grid_values, tmp_path):
     )
 
 
+def test_shared_settings_make_no_method_into_another(grid_values, tmp_path):
+    names = ["abft", "vote", "vote_and_cross_entropy", "e2e"]
+    values = {**grid_values["settings"], "cross_entropy": 1.0, "kl": 2.0}
+    path = write_grid(tmp_path, grid_values, methods=names, scenarios=["standard"], settings=values)
+    cells = {cell.method: cell for cell in read_grid(path).cells()}
+    assert {name: cells[name].config.cross_entropy for name in names} == {
+        "abft": 0,
+        "vote": 0,
+        "vote_and_cross_entropy": 1,
+        "e2e": 0,
+    }
+    assert {cells[name].config.kl for name in names} == {0}
+
+    # Factors of Eq. 1 for a loss that has none.
+    mine = {"name": "mine", "method": "abft", "objective": "vote"}
+    path = write_grid(tmp_path, grid_values, methods=["abft", mine], scenarios=["factors"])
+    assert {cell.method for cell in read_grid(path).cells()} == {"abft"}
+
+
+def test_classifiers_refuse_what_they_would_ignore(grid_values, tmp_path):
+    def message(**changes):
+        path = write_grid(tmp_path, grid_values, scenarios=["labelled_texts"], **changes)
+        return refused("bench", "--config", path, "--output", tmp_path / "out", "--dry-run")
+
+    mine = {"name": "mine", "method": "trained", "steps": 64, "k": 16}
+    assert "trained is fitted on texts and does not have k, steps" in message(methods=[mine])
+    values = {**grid_values["settings"], "dtype": "bfloat16"}
+    assert "does not have dtype" in message(methods=["untrained"], settings=values)
+    path = write_grid(
+        tmp_path, grid_values, scenarios=["labelled_texts"], methods=["tfidf"], settings=values
+    )
+    assert len(read_grid(path).cells()) == 10
+
+
+def test_a_changed_classifier_is_measured_again(grid_values, tmp_path, monkeypatch):
+    path = write_grid(tmp_path, grid_values, scenarios=["labelled_texts"], methods=["untrained"])
+    before = {cell.digest for cell in read_grid(path).cells()}
+    monkeypatch.setitem(METHODS, "untrained", replace(METHODS["untrained"], revision=99))
+    assert not before & {cell.digest for cell in read_grid(path).cells()}
+
+
+def test_long_texts_are_cut_in_training_and_in_measuring(grid_values, tmp_path, bpe):
+    data = setting_of(read_grid(write_grid(tmp_path, grid_values)).cells()[0], bpe).data
+    most = max(len(bpe(example.text)["input_ids"]) for example in data.test) - 1
+    values = {**grid_values["settings"], "max_text_tokens": most}
+    path = write_grid(
+        tmp_path,
+        grid_values,
+        methods=["vanilla", "tfidf"],
+        scenarios=["standard", "labelled_texts"],
+        settings=values,
+    )
+    by_method = {cell.method: setting_of(cell, bpe).data for cell in read_grid(path).cells()}
+    longest = {
+        method: max(len(bpe(e.text)["input_ids"]) for e in data.test)
+        for method, data in by_method.items()
+    }
+    assert longest["vanilla"] == most
+    assert longest["tfidf"] == most + 1
+
+    # More demonstrations than fit: known before anything is trained.
+    values = {**grid_values["settings"], "k": 45, "nd": 8, "queries": 1}
+    path = write_grid(
+        tmp_path,
+        grid_values,
+        methods=["abft"],
+        scenarios=["demonstration_consistency"],
+        settings=values,
+        seeds=[0],
+    )
+    result = invoke("bench", "--config", path, "--output", tmp_path / "long", "--dry-run")
+    assert "would fail" in result.stdout
+
+
 def test_settings_of_training_do_not_change_the_untouched_model(grid_values, tmp_path):
     few, many = (
         {
@@ -575,6 +651,16 @@ def test_training_on_other_tasks_is_not_measured_out_of_domain(tmp_path, grid_va
         cell.method for cell in read_grid(path).cells() if cell.scenario == "out_of_domain"
     } == {"abft"}
 
+    # Nor on news, which are among the other tasks.
+    path = write_grid(
+        tmp_path,
+        grid_values,
+        tasks=["SST2"],
+        methods=["vanilla", "abft", "metaicl"],
+        scenarios=["perplexity"],
+    )
+    assert {cell.method for cell in read_grid(path).cells()} == {"vanilla", "abft"}
+
 
 def test_weights_stay_inside_the_folder(grid_values, tmp_path, reviews):
     task = {**grid_values["tasks"][0], "name": str(reviews)}
@@ -588,7 +674,9 @@ def test_weights_stay_inside_the_folder(grid_values, tmp_path, reviews):
     assert len({cell.name for cell in cells}) == len(cells)
 
 
-@pytest.mark.parametrize("left", ["config", "metrics without weights", "weights without anything"])
+@pytest.mark.parametrize(
+    "left", ["config", "metrics without weights", "weights without anything", "damaged metrics"]
+)
 def test_half_written_weights_are_made_again(grid_values, tmp_path, left):
     path = write_grid(tmp_path, grid_values, methods=["abft"], scenarios=["standard"], seeds=[0])
     out = tmp_path / "out"
@@ -601,6 +689,8 @@ def test_half_written_weights_are_made_again(grid_values, tmp_path, left):
         (folder / ".config.yaml.partial").write_text("model: ")
     elif left == "metrics without weights":
         (folder / "qk_weights.safetensors").unlink()
+    elif left == "damaged metrics":
+        (folder / "metrics.json").write_text("")
     else:
         (folder / "config.yaml").unlink()
         (folder / "metrics.json").unlink()

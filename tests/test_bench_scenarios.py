@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -253,6 +254,15 @@ def test_renamed_labels_change_words_and_nothing_else():
         word = renamed_set.data.task.label_words[renamed_set.prompts[0].label_classes[0]]
         start, end = renamed_set.prompts[0].label_spans[0]
         assert renamed_set.prompts[0].text[start:end] == word
+
+
+def test_alternates_of_own_templates_keep_their_line_ends(review_data):
+    pattern = "Review: {text}\nSentiment: {label}\n\n"
+    task = replace(review_data.task, template=Template(pattern))
+    patterns = [each.template.pattern for each in alternate_templates(task)]
+    assert patterns[0] == pattern
+    assert len(set(patterns)) == 9
+    assert all("{text}\n" in each for each in patterns)
 
 
 def test_own_data_has_no_synonyms(review_data):

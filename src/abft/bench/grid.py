@@ -74,7 +74,9 @@ class Cell:
 
         calibration = self.calibration_prompts if METHODS[self.kind].calibration else None
         variant = dict(self.variant)
-        return _hash([VERSION, changes, self.kind, self.scenario, variant, calibration])
+        revision = METHODS[self.kind].revision
+        parts = [VERSION, changes, self.kind, self.scenario, variant, calibration]
+        return _hash([*parts, revision] if revision else parts)
 
     @property
     def trained(self) -> ResolvedConfig | None:
@@ -304,6 +306,8 @@ class Grid:
         except AbftError as error:
             raise AbftError(f"grid, method {method.name}, task {task.name}: {error}") from None
 
+        if METHODS[kind].classifier is not None:
+            _check_classifier(config, method, kind)
         if config.test_prompts == 0:
             raise AbftError("grid: test_prompts = 0, so nothing would be measured")
         return Cell(
@@ -327,6 +331,19 @@ def _has(objective: str, run_setting: Setting) -> bool:
     return not run_setting.objectives or objective in run_setting.objectives
 
 
+def _check_classifier(config: ResolvedConfig, method: Named, kind: str) -> None:
+    """Raise AbftError for settings that a method fitted on texts does not have."""
+    without = [*method.settings]
+    # Those with a language model load it as `ABFTClassifier` does.
+    if METHODS[kind].classifier in ("untrained_probe", "untrained", "trained"):
+        without += _changed(config, ["dtype", "load_in_4bit", "revision", "prompt_style"])
+    if without:
+        raise AbftError(
+            f"grid, method {method.name}: {kind} is fitted on texts and does not have "
+            f"{', '.join(without)}"
+        )
+
+
 def applies(cell: Cell) -> bool:
     """Return whether the cell's scenario means something for its method."""
     needs, trained = SCENARIOS[cell.scenario].needs, cell.trained
@@ -337,7 +354,7 @@ def applies(cell: Cell) -> bool:
         needs == "any"
         or (needs == "own task" and (trained is None or trained.train_on == "task"))
         or (needs == "training" and trained is not None)
-        or (needs == "abft" and cell.kind == "abft")
+        or (needs == "abft" and cell.kind == "abft" and cell.config.objective == "abft")
     )
 
 

@@ -20,6 +20,7 @@ class Method:
     calibration: str | None = None  # key of CALIBRATIONS; how probabilities are corrected
     classifier: str | None = None  # key of CLASSIFIERS; fitted on labelled texts, without prompts
     ablation: bool = False  # a row of Table 4
+    revision: int = 0  # of a classifier; a change of what it does raises it
 
 
 def _training(objective: str, **values: Any) -> dict[str, Any]:
@@ -27,7 +28,14 @@ def _training(objective: str, **values: Any) -> dict[str, Any]:
 
     LoRA and tasks are as in the paper.
     """
-    return {"objective": objective, "train_on": "task", "lora_targets": "qk", **values}
+    return {
+        "objective": objective,
+        "train_on": "task",
+        "lora_targets": "qk",
+        "cross_entropy": 0.0,
+        "kl": 0.0,
+        **values,
+    }
 
 
 _ABFT = _training("abft", pid=True, head_filter=True)
@@ -70,8 +78,8 @@ METHODS: dict[str, Method] = {
     # A probe of the untouched model without demonstrations; `ABFTClassifier` with the best of all
     # read-outs, without and with training. Their cells also hold what each read-out scores.
     "untrained_probe": Method("probe of the untouched model", classifier="untrained_probe"),
-    "untrained": Method("ABFTClassifier, untrained", classifier="untrained"),
-    "trained": Method("ABFTClassifier, trained", classifier="trained"),
+    "untrained": Method("ABFTClassifier, untrained", classifier="untrained", revision=1),
+    "trained": Method("ABFTClassifier, trained", classifier="trained", revision=1),
 }
 
 

@@ -163,20 +163,19 @@ def _cost(results: Results, model: str) -> Table | None:
         columns,
     )
 
+    shown = common or tasks  # the same ones in every column
     for method in results.methods:
-        in_domain = [
-            results.values(model, task, method, "standard", "accuracy") for task in common or tasks
-        ]
+        in_domain = [results.values(model, task, method, "standard", "accuracy") for task in shown]
         out_of_domain = [
             results.values(model, task, method, "out_of_domain", "mean") for task in common
         ]
         perplexities = [
-            results.values(model, task, method, "perplexity", "perplexity") for task in tasks
+            results.values(model, task, method, "perplexity", "perplexity") for task in shown
         ]
-        perplexity = mean_over_tasks([by_seed for by_seed in perplexities if by_seed])
+        perplexity = mean_over_tasks(perplexities)
 
         # A method without training leaves these columns empty.
-        by_task = results.trainings(model, method)
+        by_task = results.trainings(model, shown, method)
         trainings = [training for by_seed in by_task for training in by_seed.values()]
         seconds = [
             {seed: training["seconds"] for seed, training in by_seed.items()} for by_seed in by_task
@@ -289,7 +288,7 @@ def _ablations(results: Results, model: str) -> Table | None:
         if any(cells):
             seconds = [
                 {seed: training["seconds"] for seed, training in by_seed.items()}
-                for by_seed in results.trainings(model, name)
+                for by_seed in results.trainings(model, results.tasks, name)
             ]
             title, *values = _with_mean(results, results.title(name), cells, percent)
             table.rows.append((title, spread(mean_over_tasks(seconds), digits=0), *values))
@@ -345,17 +344,20 @@ def _labelled_texts(results: Results, model: str) -> Table | None:
             if not any(cells):
                 continue
 
+            # A mean over some of the tasks only would not compare.
             costs = [
                 record["training"]
                 for task in results.tasks
                 for record in results.records(model, task, method, LABELLED_TEXTS, **variant)
             ]
             seconds = [
-                float(np.mean([cost[name] for cost in costs]))
+                float(np.mean([cost[name] for cost in costs])) if all(cells) else None
                 for name in ("cpu_seconds", "cpu_seconds_512")
             ]
             name, *numbers = _with_mean(results, results.title(method), cells, percent)
-            count = str(variant["texts"])
+            # A pool may hold fewer than the variant asks for.
+            counts = sorted({cost["labelled_texts"] for cost in costs})
+            count = "-".join(str(each) for each in dict.fromkeys((counts[0], counts[-1])))
             table.rows.append((name, count, *numbers, *seconds))
     return table
 

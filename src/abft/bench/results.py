@@ -60,16 +60,15 @@ class Results:
         """Return the grid's names of its tasks."""
         return [task.name for task in self.grid.tasks]
 
-    def trainings(self, model: str, method: str) -> list[dict[int, dict[str, Any]]]:
-        """Return what the trainings of the standard cells cost.
-
-        A dict by seed for each task that has any.
-        """
+    def trainings(
+        self, model: str, tasks: Sequence[str], method: str
+    ) -> list[dict[int, dict[str, Any]]]:
+        """Return what the trainings of the standard cells cost: a dict by seed for each task."""
         by_task = []
-        for task in self.tasks:
+        for task in tasks:
             records = self.records(model, task, method, "standard")
             by_task.append({r["seed"]: r["training"] for r in records if r["training"]})
-        return [trainings for trainings in by_task if trainings]
+        return by_task
 
 
 def mean_over_tasks(cells: Sequence[BySeed]) -> BySeed:

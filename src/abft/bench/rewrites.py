@@ -50,8 +50,8 @@ def alternate_templates(task: Task) -> list[Task]:
     third_prefix = f"{record.other_text_name if record else 'input'}: "
     prefixes = (template.before_text, "text: ", third_prefix)
 
-    # The spaces between text and label prefix stay what they are.
-    own_label_prefix = template.before_label.lstrip(" ")
+    # The spaces or line ends between text and label prefix stay what they are.
+    own_label_prefix = template.before_label.lstrip()
     gap = template.before_label[: len(template.before_label) - len(own_label_prefix)]
     label_prefixes = (own_label_prefix, "label: ", "Label: ")
     separators = (template.after_label, " ", "\t")

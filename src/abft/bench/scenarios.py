@@ -385,7 +385,8 @@ SCENARIOS: dict[str, Scenario] = {
         needs="training",
     ),
     "factors": Scenario(_standard, scores, _FACTORS, needs="abft"),
-    "perplexity": Scenario(lambda setting: [], _nothing, texts=_neutral_texts),
+    # A model trained on other tasks may have been trained on such news.
+    "perplexity": Scenario(lambda setting: [], _nothing, texts=_neutral_texts, needs="own task"),
     # The paper's Fig. 2 as a user counts: all texts whose label somebody had to write.
     LABELLED_TEXTS: Scenario(
         _zero_shot,

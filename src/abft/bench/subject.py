@@ -1,5 +1,6 @@
 """Measure a model: it is trained and loaded when first needed, its label probabilities stored."""
 
+import functools
 import shutil
 import sys
 from collections.abc import Sequence
@@ -23,9 +24,9 @@ from abft.data.prompts import Prompt
 from abft.data.splits import TaskData
 from abft.errors import AbftError
 from abft.model.checkpoints import apply_weights, has_weights, plain_model
-from abft.model.loading import context_length, load_tokenizer
-from abft.runs.run_folder import CONFIG, METRICS, check_same_settings, read_metrics
-from abft.runs.session import load_run_model
+from abft.model.loading import load_context_length, load_tokenizer
+from abft.runs.run_folder import CONFIG, METRICS, read_metrics
+from abft.runs.session import cut_to_fit, load_run_model
 from abft.runs.task_data import load_run_data
 from abft.runs.train import train_run
 from abft.scoring.calibration import calibrated, prior
@@ -43,6 +44,12 @@ def setting_of(cell: Cell, tokenizer: "PreTrainedTokenizerBase") -> Setting:
     data = load_run_data(config)
     # Own data has the grid's name, not its file's.
     data = replace(data, task=replace(data.task, name=cell.task))
+
+    # As training cuts them; peers read whole texts, and ABFTClassifier cuts them itself.
+    if METHODS[cell.kind].classifier is None:
+        limit = _context_length(config.model, config.revision, config.trust_remote_code)
+        tokens = label_tokens(tokenizer, data.task, config.prompt_style)
+        data = cut_to_fit(data, config, tokenizer, tokens, limit)
     return Setting(
         data,
         config.k,
@@ -51,6 +58,10 @@ def setting_of(cell: Cell, tokenizer: "PreTrainedTokenizerBase") -> Setting:
         lambda name: load_task(name, config.prompt_style),
         tokenizer,
     )
+
+
+# A grid asks for it in every cell.
+_context_length = functools.cache(load_context_length)
 
 
 def predictions(
@@ -129,9 +140,11 @@ class Subject:
         return float(stored.probabilities[0, 0])
 
     def _scored(self, prompts: Sequence[Prompt], tokens: LabelTokens, k: int, title: str) -> Scores:
+        # Prompts that do not fit are refused before the model is trained.
+        config = self.config
+        limit = _context_length(config.model, config.revision, config.trust_remote_code)
+        encoded = encode(self.tokenizer, prompts, config.prompt_style, limit, tokens)
         model = self.model()
-        style, limit = self.config.prompt_style, context_length(model)
-        encoded = encode(self.tokenizer, prompts, style, limit, tokens)
         progress = tqdm(
             total=len(encoded),
             desc=title,
@@ -217,19 +230,23 @@ class Subject:
         # Two jobs can share a training.
         folder = self.store.weights(self.first)
         with FileLock(folder.with_name(f".{folder.name}.lock")):
-            if (folder / METRICS).is_file() and has_weights(folder):
-                return folder
+            # A damaged one is trained anew.
+            with suppress(AbftError):
+                if (folder / METRICS).is_file() and has_weights(folder):
+                    read_metrics(folder)
+                    return folder
 
-            # A training that was stopped goes on, unless its settings were others.
-            resume = False
+            # A training that was stopped goes on, unless its settings or its data were others, or
+            # its checkpoint is damaged.
+            trained = None
             if (folder / CONFIG).is_file() and not (folder / METRICS).is_file():
-                with suppress(AbftError):
-                    check_same_settings(folder, config)
-                    resume = True
-            if not resume:
+                try:
+                    trained = train_run(config, folder, resume=True).model
+                except AbftError as error:
+                    print(f"{folder}: {error}; it is trained anew", file=sys.stderr)
+            if trained is None:
                 shutil.rmtree(folder, ignore_errors=True)
-
-            trained = train_run(config, folder, resume=resume).model
+                trained = train_run(config, folder).model
             # It is at hand, unless another factor of its change is measured.
             if trained is not None and self.first.factor == 1:
                 self._model = plain_model(trained)

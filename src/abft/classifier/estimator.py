@@ -499,6 +499,7 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
         if k is None:
             few = len(training) < FEW_TEXTS and not self.steps
             k = 0 if few else min(max(4, len(self.classes_)), 16)
+            k = min(k, max(len(training) - QUERIES, 1)) if k else 0
         if len(training) < k + QUERIES:
             raise ValueError(
                 f"{len(training)} texts are left for training, prompts of k = {k} demonstrations "

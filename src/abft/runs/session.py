@@ -129,26 +129,8 @@ def open_session(
     data = load_run_data(config) if data is None else data
     model, tokenizer = load_run_model(config)
     tokens = label_tokens(tokenizer, data.task, config.prompt_style)
-    limit, style = context_length(model), config.prompt_style
-    longest = config.max_text_tokens
-    if longest is None:
-        longest = longest_that_fits(data, tokenizer, config.k, limit, tokens, style)
     whole = data
-    data, cut = fit_texts(data, tokenizer, longest)
-    if cut:
-        print(
-            f"{data.task.name}: {cut} texts have more than {longest} tokens; only their beginning "
-            "is read (--max-text-tokens)",
-            file=sys.stderr,
-        )
-        # Texts that differ only in what was cut off would be trained on and tested.
-        before = data
-        data = data.distinct()
-        alike = sum(map(len, (before.train, before.demonstrations, before.test)))
-        alike -= sum(map(len, (data.train, data.demonstrations, data.test)))
-        if alike:
-            print(f"{data.task.name}: {alike} texts begin alike and are left out", file=sys.stderr)
-            data.check(config.k)
+    data = cut_to_fit(data, config, tokenizer, tokens, context_length(model))
 
     written = evaluation_prompts(data, config.test_prompts, config.k, config.prompt_style)
     session = Session(config, data, model, tokenizer, tokens, written, (), whole)
@@ -166,6 +148,43 @@ def open_session(
     # A merged run is a model, and has its heads.
     session.heads = read_heads(config.model if run is None else run)
     return session
+
+
+def cut_to_fit(
+    data: TaskData,
+    config: RunConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    tokens: LabelTokens,
+    limit: int | None,
+) -> TaskData:
+    """Return the data with long texts cut, so that every prompt fits; what was cut is said.
+
+    Args:
+        limit: the model's context in tokens; None = unlimited.
+
+    Raises:
+        AbftError: too little would be left of the texts, or too few texts that differ.
+    """
+    longest = config.max_text_tokens
+    if longest is None:
+        style = config.prompt_style
+        longest = longest_that_fits(data, tokenizer, config.k, limit, tokens, style)
+    fitted, cut = fit_texts(data, tokenizer, longest)
+    if not cut:
+        return fitted
+    print(
+        f"{data.task.name}: {cut} texts have more than {longest} tokens; only their beginning is "
+        "read (--max-text-tokens)",
+        file=sys.stderr,
+    )
+
+    # Texts that differ only in what was cut off would be trained on and tested.
+    distinct = fitted.distinct()
+    alike = fitted.size - distinct.size
+    if alike:
+        print(f"{data.task.name}: {alike} texts begin alike and are left out", file=sys.stderr)
+        distinct.check(config.k)
+    return distinct
 
 
 def heads_read(heads: Sequence[tuple[int, int]] | None) -> str:
