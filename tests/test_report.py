@@ -12,13 +12,14 @@ import shutil
 import sys
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from playwright import sync_api
 
-from abft.report.inner_charts import deletion
-from abft.report.page import _pieces
+from abft.report.inner_charts import basin, deletion
+from abft.report.page import _pieces, _prompts
 from command_line import arguments, invoke, refused
 from tiny import tiny_model
 
@@ -319,6 +320,12 @@ def test_removed_demonstrations_are_drawn_and_summed_up():
     assert values(at_random["error_y"]["array"]) == pytest.approx([0, 0.1, 0.05])
 
 
+def test_points_without_predictions_are_left_out_of_the_description():
+    accuracy_EA = np.array([[0.5, np.nan], [0.25, 0.75]])
+    plane = {"e_E": np.array([0.0, 1.0]), "a_A": np.array([0.0, 2.0]), "accuracy_EA": accuracy_EA}
+    assert "highest (0.75) at a = 2, e = 1; lowest 0.25" in basin({**plane, "prompts": 8}).alt
+
+
 def values(encoded):
     """Numbers of a figure, which plotly may write as base64."""
     if isinstance(encoded, dict):
@@ -340,6 +347,29 @@ def test_pieces_are_the_text():
     assert "".join(pieces) == text
     assert pieces == ["ab", "😀", "c", " d"]
     assert of_token == [0, 1, 1, 1, 2, 3]
+
+
+def test_the_token_that_heads_look_at_is_marked():
+    """Not the last one of a label that has several."""
+    text = "fine unbelievable end"
+    spans = np.array([(0, 4), (4, 7), (7, 10), (10, 17), (17, 21)])
+    examples = {
+        "texts_P": np.array([text]),
+        "tokens_P": np.array([5]),
+        "spans_T2": spans,
+        "attention_MJT": np.zeros((1, 1, 5)),
+        "label_positions_PK": np.array([[1]]),
+        "label_classes_PK": np.array([[0]]),
+        "targets_P": np.array([0]),
+        "predicted_MP": np.array([[0]]),
+        "prompts_P": np.array([3]),
+        "models_M": np.array(["before"]),
+        "heads_J2": np.array([[0, 0]]),
+    }
+    arrays = {"examples": examples, "evaluation": {"labels_C": np.array(["unbelievable"])}}
+    (prompt,) = _prompts(SimpleNamespace(arrays=arrays))["prompts"]
+    assert [prompt["pieces"][i] for i in prompt["labels"]] == [" un"]
+    assert prompt["labels"] == {1: True}
 
 
 def test_charts_name_their_axes(page_file):

@@ -12,6 +12,7 @@ EXAMPLES = {
     "incorrect to correct, ...",
     "texts_P": "the prompts",
     "label_spans_PK2": "characters [start, end) of every demonstration's label word",
+    "label_positions_PK": "which of a prompt's tokens heads look at of it",
     "label_classes_PK": "class of every demonstration",
     "targets_P": "class of every query",
     "predicted_MP": "class predicted",
@@ -80,6 +81,9 @@ def examples(study: Study, evaluation: dict[str, np.ndarray]) -> dict[str, np.nd
         "prompts_P": np.array(chosen),
         "texts_P": np.array(texts),
         "label_spans_PK2": label_spans.reshape(len(written), -1, 2),
+        "label_positions_PK": np.array([p.label_positions for p in encoded]).reshape(
+            len(written), -1
+        ),
         "label_classes_PK": label_classes.reshape(len(written), -1),
         "targets_P": np.array([prompt.target for prompt in written]),
         "predicted_MP": predicted_MN[:, chosen],

@@ -161,7 +161,7 @@ def extrapolation(line: Arrays) -> Chart:
 
     # Factor 1 is the trained model.
     trained = np.argmin(np.abs(a_A - 1))
-    best = accuracy_A.argmax()
+    best = np.nanargmax(accuracy_A)  # far from both models predictions may not be finite
     return chart(
         "extrapolation",
         "Between and beyond",
@@ -203,14 +203,14 @@ def basin(plane: Arrays) -> Chart:
     figure.update_xaxes(title="factor a of the run's change")
     figure.update_yaxes(title="factor e of E2E's change")
 
-    e, a = np.unravel_index(accuracy_EA.argmax(), accuracy_EA.shape)
+    e, a = np.unravel_index(np.nanargmax(accuracy_EA), accuracy_EA.shape)
     return chart(
         "basin",
         "One basin",
         "Where it stays bright between the three marks, both trainings end in one basin.",
         f"Accuracy on the plane of both changes, {len(e_E)} by {len(a_A)} points, "
         f"{int(plane['prompts'])} prompts each: highest ({accuracy_EA[e, a]:.2f}) at "
-        f"a = {a_A[a]:g}, e = {e_E[e]:g}; lowest {accuracy_EA.min():.2f}.",
+        f"a = {a_A[a]:g}, e = {e_E[e]:g}; lowest {np.nanmin(accuracy_EA):.2f}.",
         figure,
     )
 

@@ -367,18 +367,16 @@ def _prompts(analyses: Analyses) -> dict[str, Any] | None:
         for token, piece in enumerate(piece_of_token):
             attention[..., piece] += examples["attention_MJT"][..., begin + token]
 
-        # A label's piece is the one that holds its last character.
+        # The token that heads are trained to look at, of a label that has several.
         target = int(examples["targets_P"][p])
-        starts = np.cumsum([0, *(len(piece) for piece in pieces)])
-        last_characters = examples["label_spans_PK2"][p][:, 1] - 1
-        label_pieces = np.searchsorted(starts, last_characters, side="right") - 1
+        label_pieces = [piece_of_token[token] for token in examples["label_positions_PK"][p]]
         is_correct = examples["label_classes_PK"][p] == target
 
         predicted_M = examples["predicted_MP"][:, p]
         prompts.append(
             {
                 "pieces": pieces,
-                "labels": dict(zip(label_pieces.tolist(), is_correct.tolist(), strict=True)),
+                "labels": dict(zip(label_pieces, is_correct.tolist(), strict=True)),
                 "right": names[target],
                 "predicted": [names[c] for c in predicted_M],
                 "correct": (predicted_M == target).tolist(),
