@@ -141,8 +141,11 @@ def test_unlabelled_hub_splits_are_passed_over():
 
     train, hidden, validation = split([0, 1] * 4), split([-1] * 4), split([1, 0, 1])
     splits = datasets.DatasetDict({"train": train, "test": hidden, "validation": validation})
-    assert labelled_splits(splits) == [train, validation]
-    assert labelled_splits(datasets.DatasetDict({"train": train, "test": hidden})) == [train]
+    assert labelled_splits(splits, "label") == [train, validation]
+    alone = datasets.DatasetDict({"train": train, "test": hidden})
+    assert labelled_splits(alone, "label") == [train]
+    # What another column says of a row does not matter.
+    assert labelled_splits(alone, "text") == [train, hidden]
     with pytest.raises(AbftError, match="all 4 rows have an empty text or label"):
         load_data(hidden)
 
@@ -179,7 +182,7 @@ def test_splits_of_hub_data_sets(monkeypatch):
     }
     monkeypatch.setattr(datasets, "load_dataset", lambda name: datasets.DatasetDict(hub[name]))
     assert parts(load_data("some/all"))[2] == {*test["text"]}
-    assert labelled_splits(datasets.DatasetDict(hub["some/test"])) == [train]
+    assert labelled_splits(datasets.DatasetDict(hub["some/test"]), "label") == [train]
     assert len(load_data("some/test").test) == 10
     asked = load_data("some/all", test_source="some/other")
     assert parts(asked)[2] == {f"t{400 + i}" for i in range(5)}

@@ -69,6 +69,9 @@ def test_the_query_begins_after_the_last_label():
     (prompt, *_) = prompts()
     assert query_start(prompt) == START
     assert query_start(EncodedPrompt((1, 2, 3), (), (), 0)) == 0
+    # The last label has three tokens, of which heads look at the first.
+    longer = EncodedPrompt(tuple(range(9)), (1, 3), (0, 1), 0, label_words=((3, 6),))
+    assert query_start(longer) == 6
 
 
 def test_prompts_without_a_common_beginning_are_run_once(review_data, model_folder, monkeypatch):

@@ -14,6 +14,7 @@ import abft.cli.predicting as predicting
 from abft.errors import AbftError, RunInterrupted
 from abft.runs.prediction_files import Parts
 from abft.runs.predictor import Predictor
+from abft.runs.run_folder import max_text_tokens_of, text_column_of
 from command_line import invoke, refused
 
 TEXTS = [f"{word} and {other}, text {i}" for i, (word, other) in enumerate([("great", "joy")] * 11)]
@@ -195,6 +196,9 @@ def test_a_merged_folder_predicts_with_the_runs_task(finished, tmp_path, factor)
     assert result.exit_code == 0, result.output
     shares = json.loads(result.stdout)["probabilities"]
     assert set(shares) == {"negative", "positive"}
+    # How the run read its texts.
+    assert max_text_tokens_of(merged) == max_text_tokens_of(finished)
+    assert text_column_of(merged) == text_column_of(finished) == "review"
     if factor == 1:
         ((_, expected),) = Predictor.from_run(finished).predict(["great and joy"])
         assert shares == pytest.approx(expected, abs=1e-6)

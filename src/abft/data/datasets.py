@@ -248,7 +248,7 @@ def _tables(source: "str | Path | datasets.Dataset", columns: Mapping[str, str])
             f"{source!r} is neither a file ({', '.join(TABLES)}) nor a data set that could be "
             f"loaded from the hub: {reason}"
         ) from None
-    return list(labelled_splits(splits))
+    return labelled_splits(splits, columns["label"])
 
 
 def read_table(path: Path, columns: Mapping[str, str] | None = None) -> "pandas.DataFrame":
@@ -275,7 +275,7 @@ def _stem(path: Path) -> str:
     return path.name
 
 
-def labelled_splits(splits: "datasets.DatasetDict") -> "list[datasets.Dataset]":
+def labelled_splits(splits: "datasets.DatasetDict", column: str) -> "list[Table]":
     """Return the training split, then the first labelled one of test and validation, if any.
 
     Class -1 means unlabelled.
@@ -286,11 +286,9 @@ def labelled_splits(splits: "datasets.DatasetDict") -> "list[datasets.Dataset]":
             continue
         table = splits[name]
 
-        # Only columns of classes can be unlabelled.
-        columns = [
-            column for column, feature in table.features.items() if hasattr(feature, "names")
-        ]
-        if not any(label == -1 for column in columns for label in table[column]):
+        # Only a column of classes can be unlabelled.
+        of_classes = hasattr(table.features.get(column), "names")
+        if not (of_classes and -1 in table[column]):
             return [train, table]
     return [train]
 

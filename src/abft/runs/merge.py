@@ -1,5 +1,6 @@
 """A run's weights and its base model -> a plain checkpoint for `AutoModelForCausalLM`."""
 
+import json
 import math
 import shutil
 from dataclasses import replace
@@ -8,13 +9,15 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from abft.errors import AbftError
-from abft.files import atomic_folder, write_text
+from abft.files import atomic_folder, write_json, write_text
 from abft.model.checkpoints import apply_weights, is_full_rank
 from abft.model.weight_files import HEADS_FILE
 from abft.runs.config import RunConfig
 from abft.runs.run_folder import (
     CARD,
+    CONFIG,
     METRICS,
+    READ_AS,
     TASK,
     check_new_folder,
     read_config,
@@ -72,10 +75,15 @@ def merge(
             tokenizer.save_pretrained(partial)
             if card is not None:
                 write_text(partial / CARD, card)
-            # For `abft predict`.
-            for name in (TASK, HEADS_FILE):
-                if (run / name).is_file():
-                    shutil.copyfile(run / name, partial / name)
+            # For `abft predict`, which finds no config.yaml there.
+            if (run / TASK).is_file():
+                record = json.loads((run / TASK).read_text(encoding="utf-8"))
+                if (run / CONFIG).is_file():
+                    own = read_config(run)
+                    record |= {name: getattr(own, name) for name in READ_AS}
+                write_json(partial / TASK, record)
+            if (run / HEADS_FILE).is_file():
+                shutil.copyfile(run / HEADS_FILE, partial / HEADS_FILE)
     except (OSError, SafetensorError) as error:
         raise AbftError(f"writing {output} failed: {error}") from None
     return output

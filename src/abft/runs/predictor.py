@@ -21,6 +21,7 @@ from abft.runs.explain import Explanation, explain, look
 from abft.runs.run_folder import (
     check_predictable,
     is_merged,
+    max_text_tokens_of,
     read_config,
     read_heads,
     read_task,
@@ -128,7 +129,7 @@ class Predictor:
         if shown is not None:
             task, demonstrations = shown[0], list(shown[1])
         heads = read_heads(run) if readout == "attention" else None
-        longest = None
+        longest = max_text_tokens_of(run)
         if is_merged(run):
             model, tokenizer = load_model(
                 str(run), device=device, trust_remote_code=trust_remote_code
@@ -137,7 +138,7 @@ class Predictor:
             # The run folder may be someone else's: its consent to remote code is not the user's.
             config = read_config(run, trust_remote_code=trust_remote_code)
             model, tokenizer = load_run_model(replace(config, device=device))
-            model, longest = apply_weights(model, run), config.max_text_tokens
+            model = apply_weights(model, run)
         if shown is not None and longest is not None:
             texts = cut_texts(tokenizer, [example.text for example in demonstrations], longest)
             demonstrations = [

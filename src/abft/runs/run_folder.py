@@ -32,6 +32,7 @@ BEFORE = "vanilla.json"  # the untouched model's metrics, until the run is finis
 CARD = "README.md"
 PREVIOUS = ".replaced"  # holds the run that --overwrite replaces, until the new one is finished
 VERSION = 2  # of metrics.json
+READ_AS = ("text_column", "max_text_tokens")  # settings of a run that its task.json has once merged
 
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -209,7 +210,16 @@ def stamp(folder: str | Path) -> dict[str, Any]:
 
 def text_column_of(folder: str | Path) -> str:
     """Return the column of texts that a run was trained with."""
-    return "text" if is_merged(folder) else read_config(folder).text_column
+    if is_merged(folder):
+        return _read_record(Path(folder) / TASK).get("text_column", "text")
+    return read_config(folder).text_column
+
+
+def max_text_tokens_of(folder: str | Path) -> int | None:
+    """Return to how many tokens a run cut its texts; None = to what fitted."""
+    if is_merged(folder):
+        return _read_record(Path(folder) / TASK).get("max_text_tokens")
+    return read_config(folder).max_text_tokens
 
 
 def finished_runs(folder: Path) -> list[Path]:

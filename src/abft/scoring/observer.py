@@ -91,4 +91,5 @@ class Observer:
 
 def query_start(prompt: EncodedPrompt) -> int:
     """Return the first of the query's own tokens: after the last demonstration's label."""
-    return max(prompt.label_positions, default=-1) + 1
+    ends = (end for _, end in prompt.label_words)  # of labels of several tokens
+    return max(max(prompt.label_positions, default=-1) + 1, *ends, 0)

@@ -180,7 +180,8 @@ class ABFTTrainer(Trainer):
         model = _select_weights(model, args, peft_config)
         if objective is None:
             made = make_objective(args, model, self.implementation)
-            made.prepare(model, train_dataset, args.queries if self.packed else 1)
+            with _without_dropout(model):
+                made.prepare(model, train_dataset, args.queries if self.packed else 1)
             objective = made
         self.objective = AnchoredObjective(objective, args.kl, model) if args.kl else objective
 
