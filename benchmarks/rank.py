@@ -7,7 +7,8 @@
 
 benchmarks/rank_tables.py shows the results. Data, with 20 candidates (`--candidates`):
 
-halves: the first parts of AGNews texts, the query is the second part of one.
+halves: the first parts of AGNews texts, the query is the second part of one. Choices are made on
+"development", texts that are neither trained on nor tested.
 relations: 12 texts of one task and 8 of others; the query is a text, and the instruction says what
 has to be the same: "Which document has the same sentiment as the query?". Trained on SST2, FP,
 SST5, TEE, TEH and HS18; tested on MR (a relation that was trained), TREC, SUBJ and AGNews
@@ -59,6 +60,7 @@ RELATIONS = {
     "HS18": "hatefulness",
 }
 TESTED = ("MR", "TREC", "SUBJ", "AGNews")
+DEVELOPMENT = 512  # texts
 PACKAGES = ("numpy", "pandas", "torch", "scipy", "scikit-learn", "networkx", "sympy", "matplotlib")
 TESTED_PACKAGES = ("transformers", "datasets", "huggingface-hub", "tokenizers", "accelerate")
 
@@ -156,9 +158,13 @@ def data(options):
     count, tests = options.groups * options.steps, options.tests
     if options.data == "halves":
         news = load_task("AGNews")
+        held, others = news.demonstrations[:DEVELOPMENT], news.demonstrations[DEVELOPMENT:]
         return (
-            halves(news.train, options, count, options.seed),
-            {"AGNews": halves(news.test, options, tests, "test")},
+            halves([*news.train, *others], options, count, options.seed),
+            {
+                "AGNews": halves(news.test, options, tests, "test"),
+                "development": halves(held, options, tests, "development"),
+            },
         )
     if options.data == "relations":
         loaded = {name: load_task(name) for name in RELATIONS}
@@ -326,7 +332,7 @@ def heads(options):
         drawn = argparse.Namespace(**vars(options), data=name, groups=1, steps=options.tests)
         labelled, tested = data(drawn)
         known[f"{name}, labelled"] = labelled
-        (tests[name],) = tested.values()
+        tests[name] = next(iter(tested.values()))
 
     # Without labels: on the documents that are ranked, by the queries of
     # `AttentionRanker.find_heads`.

@@ -9,6 +9,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ from abft.bench.store import Scores, Store
 from abft.bench.subject import Subject, setting_of
 from abft.data.encoding import encode, label_tokens
 from abft.data.prompts import evaluation_prompts
+from abft.errors import CannotResume, RunInterrupted
 from abft.model.checkpoints import apply_weights
 from abft.runs.session import load_run_model
 from abft.runs.train import train_run
@@ -621,6 +623,33 @@ def test_long_texts_are_cut_in_training_and_in_measuring(grid_values, tmp_path, 
     )
     result = invoke("bench", "--config", path, "--output", tmp_path / "long", "--dry-run")
     assert "would fail" in result.stdout
+
+
+def test_a_stopped_training_goes_on_or_is_made_anew(grid_values, tmp_path, monkeypatch):
+    """Anew where what is left cannot be gone on with; Ctrl-C keeps its checkpoint."""
+    path = write_grid(tmp_path, grid_values, methods=["abft"], scenarios=["standard"], seeds=[0])
+    (cell,) = read_grid(path).cells()
+    store = Store(tmp_path / "out")
+    folder = store.weights(cell)
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text("")
+    calls = []
+
+    def training(error):
+        def train_run(config, output, resume=False):
+            calls.append((resume, (output / "config.yaml").is_file()))
+            if resume:
+                raise error
+            return SimpleNamespace(model=None)
+
+        monkeypatch.setattr("abft.bench.subject.train_run", train_run)
+        Subject(store, cell)._trained()
+
+    with pytest.raises(RunInterrupted):
+        training(RunInterrupted("stopped"))
+    assert calls == [(True, True)]
+    training(CannotResume("another base"))
+    assert calls[1:] == [(True, True), (False, False)]
 
 
 def test_settings_of_training_do_not_change_the_untouched_model(grid_values, tmp_path):

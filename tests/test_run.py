@@ -19,6 +19,8 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 import abft
+from abft.analysis.choices import Choices
+from abft.analysis.study import open_study
 from abft.cli.app import app
 from abft.cli.tables import print_result
 from abft.method.objectives import DEFAULT_OBJECTIVE
@@ -607,13 +609,16 @@ def test_a_full_disk_leaves_the_run_that_was_to_be_replaced(options, tmp_path, m
         assert "No space left" in refused(*train, "--overwrite")
     assert {path.name: path.read_bytes() for path in output.iterdir()} == old
 
-    # Killed between setting it aside and writing the new configuration.
+    # Killed between setting it aside and writing the new configuration, or while the unfinished
+    # new one was deleted.
     _set_aside(output)
     assert [path.name for path in output.iterdir()] == [".replaced"]
-    assert "use --overwrite" in refused(*train)
+    (output / "vanilla.json").write_text('{"accuracy": 2}')
+    assert "about to be replaced; use --overwrite" in refused(*train)
     assert invoke(*train, "--overwrite", "--seed", "1").exit_code == 0
     assert read_config(output).seed == 1
     assert not (output / ".replaced").exists()
+    assert not (output / "vanilla.json").exists()
 
 
 def test_settings_without_an_effect_on_the_result_may_change(options, tmp_path, monkeypatch):
@@ -625,12 +630,12 @@ def test_settings_without_an_effect_on_the_result_may_change(options, tmp_path, 
 
     with monkeypatch.context() as patch:
         patch.setattr("abft.runs.train._record", stopped)
-        assert "smaller --eval-batch-size" in refused(*train)
+        assert "--resume --eval-batch-size 4" in refused(*train)
     assert "seed" in refused(*train, "--resume", "--seed", "1")
     assert invoke(*train, "--resume", "--eval-batch-size", "2").exit_code == 0
 
 
-def test_data_that_changed_since_the_training(options, reviews, tmp_path, monkeypatch):
+def test_data_that_changed_since_the_training(options, reviews, tmp_path, monkeypatch, capsys):
     """Other rows part the texts otherwise: test texts may have been trained on."""
     data, output = tmp_path / "mine.csv", tmp_path / "run"
     shutil.copy(reviews, data)
@@ -654,6 +659,8 @@ def test_data_that_changed_since_the_training(options, reviews, tmp_path, monkey
     columns = ("--text-column", "review", "--label-column", "stars")
     assert "may be among those" in invoke("eval", output, "--data", data, *columns).stderr
     assert "may be among those" not in invoke("eval", output, "--task", "SST2").stderr
+    open_study(output, Choices())
+    assert "may be among those" in capsys.readouterr().err
 
 
 def test_texts_that_begin_alike_are_in_one_part(options, tmp_path):

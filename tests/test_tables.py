@@ -166,8 +166,15 @@ def test_plain_quotation_marks_in_files_with_tabs(tmp_path, capsys):
 
     # Both: rows would be lost.
     path.write_text('text\tlabel\n"two\nlines"\ta\n"open\tb\nmore\ta\n"close\tb\n')
-    with pytest.raises(AbftError, match="row 2 holds further rows"):
+    with pytest.raises(AbftError, match="the row that ends in line 6 has a cell that begins"):
         open_table(path).read()
+
+    # Cells of several lines with tabs are fine; so is a header in quotes.
+    code = [("def f():\n\treturn 1", "a"), ("x", "b")]
+    path.write_text('text\tlabel\n"def f():\n\treturn 1"\ta\nx\tb\n')
+    assert read(path) == code
+    path.write_text('"text"\t"label"\n"He said \\"hi\\""\t"a"\n"so"\t"b"\n')
+    assert [label for _, label in read(path)] == ["a", "b"]
 
 
 def test_a_damaged_byte_does_not_change_the_encoding(tmp_path):

@@ -10,6 +10,10 @@ class AbftError(ValueError):
     exit_code = 2
 
 
+class CannotResume(AbftError):
+    """What an earlier command left cannot be gone on with."""
+
+
 class RunInterrupted(AbftError):
     """Ctrl-C: the message says how to go on."""
 

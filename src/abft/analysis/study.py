@@ -15,7 +15,7 @@ from abft.errors import AbftError
 from abft.model.capabilities import capabilities
 from abft.runs.config import MODEL, RunConfig
 from abft.runs.run_folder import check_finished, read_config, read_digest
-from abft.runs.session import Session, open_session
+from abft.runs.session import Session, open_session, say_if_data_changed
 from abft.scoring import metrics
 from abft.scoring.evaluate import HeadReport
 from abft.settings import names
@@ -82,6 +82,7 @@ def open_study(run: Path, choices: Choices) -> Study:
     )
 
     session = open_session(config)
+    say_if_data_changed(run, config, session.whole)
     # Unsupported families are refused now, not in the middle of an analysis.
     capabilities(session.model).implementation  # noqa: B018
     layers = tuple(session.layers)

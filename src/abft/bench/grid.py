@@ -74,9 +74,16 @@ class Cell:
 
         calibration = self.calibration_prompts if METHODS[self.kind].calibration else None
         variant = dict(self.variant)
-        revision = METHODS[self.kind].revision
         parts = [VERSION, changes, self.kind, self.scenario, variant, calibration]
-        return _hash([*parts, revision] if revision else parts)
+
+        # What was changed after cells had been stored; all others keep their digest.
+        if revision := METHODS[self.kind].revision:
+            parts.append(revision)
+        if self.config.max_text_tokens is not None:
+            parts.append("cut in measuring too")
+        if self.scenario == "template_consistency" and self.config.data is not None:
+            parts.append("line ends before labels")
+        return _hash(parts)
 
     @property
     def trained(self) -> ResolvedConfig | None:

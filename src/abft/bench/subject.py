@@ -22,7 +22,7 @@ from abft.data.builtin import load_task
 from abft.data.encoding import LabelTokens, encode, label_tokens
 from abft.data.prompts import Prompt
 from abft.data.splits import TaskData
-from abft.errors import AbftError
+from abft.errors import AbftError, CannotResume
 from abft.model.checkpoints import apply_weights, has_weights, plain_model
 from abft.model.loading import load_context_length, load_tokenizer
 from abft.runs.run_folder import CONFIG, METRICS, read_metrics
@@ -242,7 +242,7 @@ class Subject:
             if (folder / CONFIG).is_file() and not (folder / METRICS).is_file():
                 try:
                     trained = train_run(config, folder, resume=True).model
-                except AbftError as error:
+                except CannotResume as error:
                     print(f"{folder}: {error}; it is trained anew", file=sys.stderr)
             if trained is None:
                 shutil.rmtree(folder, ignore_errors=True)

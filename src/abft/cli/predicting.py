@@ -166,7 +166,7 @@ def predict(
         try:
             for number, frame in enumerate(frames):
                 if number in done:
-                    pass
+                    predicting.texts(frame, rows)  # counts those without a text, or refuses them
                 elif explain:
                     explanations += predicting.explain(frame, rows)
                 else:

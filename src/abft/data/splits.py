@@ -57,15 +57,18 @@ class TaskData:
             weights=weights,
         )
 
-    def distinct(self) -> "TaskData":
-        """Return the same data with every text once and in one part, the test first."""
+    def distinct(self, texts: Collection[str]) -> "TaskData":
+        """Return the same data with each of these texts once and in one part, the test first.
+
+        `texts`: their `text_key`s.
+        """
         seen: set[str] = set()
 
         def first(examples: Sequence[Example]) -> list[int]:
             kept = []
             for i, example in enumerate(examples):
                 key = text_key(example.text)
-                if key not in seen:
+                if key not in seen or key not in texts:
                     seen.add(key)
                     kept.append(i)
             return kept
@@ -80,9 +83,9 @@ class TaskData:
         )
 
     @property
-    def size(self) -> int:
-        """Return the number of examples of all parts."""
-        return len(self.train) + len(self.demonstrations) + len(self.test)
+    def examples(self) -> tuple[Example, ...]:
+        """Return the examples of all parts."""
+        return (*self.train, *self.demonstrations, *self.test)
 
     @property
     def digest(self) -> str:

@@ -158,13 +158,32 @@ class TableFile:
                 skip_blank_lines=len(self.columns) > 1,
                 chunksize=rows,
             )
+            checked = False
             for frame in reader:
                 # pandas makes an index of the first cells where rows are longer than the header.
                 if not isinstance(frame.index, pandas.RangeIndex):
                     raise AbftError(f"{self.path}: rows have more cells than the header")
-                if self.separator == "\t":
-                    _check_rows_inside_cells(frame, self.path)
+                if self.separator == "\t" and not checked and _may_hold_rows(frame):
+                    self._check_quotes()
+                    checked = True
                 yield frame
+
+    def _check_quotes(self) -> None:
+        """Raise AbftError for a cell that is not quoted as cells have to be; pandas guesses."""
+        with self._text() as file:
+            reader = csv.reader(file, delimiter=self.separator, strict=True)
+            limit = csv.field_size_limit(2**31 - 1)
+            try:
+                for _ in reader:
+                    pass
+            except csv.Error:
+                raise AbftError(
+                    f"{self.path}: the row that ends in line {reader.line_num} has a cell that "
+                    'begins with " and is not closed, or goes on after that: remove the mark, or '
+                    'write the cell as "..." with marks inside doubled'
+                ) from None
+            finally:
+                csv.field_size_limit(limit)
 
     def _lines(self, rows: int) -> "Iterator[pandas.DataFrame]":
         import pandas
@@ -316,34 +335,27 @@ def _names_of(rows: Iterable[dict[str, Any]]) -> tuple[str, ...]:
 def _has_plain_quotes(file: TableFile) -> bool:
     """Whether quotation marks of a tab-separated file are characters like any other.
 
-    They are if no row needs them, every line having all cells, and one opens a cell that does not
-    end as quoted cells do: `"Great" film`.
+    They are if no row needs them, every line having all cells, and most of those that open a cell
+    do not end as those of quoted cells do: `"Great" film`.
     """
-    plain = False
+    quoted = plain = 0
     with file._text() as lines:
-        for line in lines:
+        for number, line in enumerate(line for line in lines if line.strip()):
             cells = line.rstrip("\r\n").split(file.separator)
-            if line.strip() and len(cells) != len(file.columns):
+            marked = [cell for cell in cells if cell.startswith('"')]
+            if len(cells) != len(file.columns) or (number == 0 and marked):
                 return False
-            plain = plain or any(
-                cell.startswith('"') and not _QUOTED.fullmatch(cell) for cell in cells
-            )
-    return plain
+            ended = sum(_QUOTED.fullmatch(cell) is not None for cell in marked)
+            quoted, plain = quoted + ended, plain + len(marked) - ended
+    return plain > quoted
 
 
-def _check_rows_inside_cells(frame: "pandas.DataFrame", path: Path) -> None:
-    """Raise AbftError where a cell seems to hold rows, as after a quotation mark left open."""
-    for column in frame:
-        cells = frame[column].dropna()
-        swallowed = cells[
-            cells.str.contains("\n", regex=False) & cells.str.contains("\t", regex=False)
-        ]
-        if len(swallowed):
-            raise AbftError(
-                f"{path}: row {swallowed.index[0] + 1} holds further rows in column {column!r}: "
-                'a cell begins with " and is not closed. Remove the mark, or write the cell as '
-                '"..." with marks inside doubled.'
-            )
+def _may_hold_rows(frame: "pandas.DataFrame") -> bool:
+    """Whether a cell has line ends and tabs, as after a mark that was left open."""
+    return any(
+        (cells.str.contains("\n", regex=False) & cells.str.contains("\t", regex=False)).any()
+        for cells in (frame[column].dropna() for column in frame)
+    )
 
 
 def _writable(cell: Any) -> Any:

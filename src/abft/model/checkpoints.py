@@ -24,6 +24,7 @@ SAMPLES = 16  # entries of each base weight that are remembered
 # Mean relative difference; half precision of the same base passes, another model does not.
 BASE_TOLERANCE = 0.005
 _FORMAT = "abft-qk-1"
+_MADE_FOR = "the adapter in {folder} was trained on another model"
 
 
 def base_samples(model: "PreTrainedModel", modules: Collection[QKModule]) -> dict[str, list[float]]:
@@ -214,10 +215,16 @@ def is_full_rank(folder: str | Path) -> bool:
     return (Path(folder) / FULL_RANK_FILE).is_file()
 
 
-def read_adapter(folder: str | Path, samples: Mapping[str, Sequence[float]]) -> dict[str, Tensor]:
+def read_adapter(
+    model: "PreTrainedModel | PeftModel",
+    folder: str | Path,
+    samples: Mapping[str, Sequence[float]] | None = None,
+) -> dict[str, Tensor]:
     """Read the tensors of a run's LoRA adapter, by PEFT's names.
 
-    `samples`: the `base_samples` of the base model that it is for.
+    Args:
+        model: what the adapter is for; it may have others already.
+        samples: the `base_samples` of its base before training; default: those of now.
 
     Raises:
         AbftError: an adapter of another model, or damaged files.
@@ -240,10 +247,11 @@ def read_adapter(folder: str | Path, samples: Mapping[str, Sequence[float]]) -> 
 
     # Version 0.1 wrote the samples alone.
     expected = base.get("base_samples", base)
-    made_for = f"the adapter in {folder} was trained on another model"
-    for name in expected.keys() - samples.keys() if samples else ():
-        raise AbftError(f"{made_for}: {name} is missing there")
-    check_samples(samples, expected, made_for)
+    made_for = _MADE_FOR.format(folder=folder)
+    if samples is None:
+        check_base_weights(causal_lm(model), expected, made_for)
+    else:
+        check_samples(samples, expected, made_for)
     return saved
 
 
@@ -257,9 +265,8 @@ def load_adapter(
     """
     from peft import PeftModel, get_peft_model_state_dict
 
-    made_for = f"the adapter in {folder} was trained on another model"
-    base = causal_lm(model)
-    saved = read_adapter(folder, base_samples(base, qk_modules(base)))
+    made_for = _MADE_FOR.format(folder=folder)
+    saved = read_adapter(model, folder)
 
     # PEFT raises RuntimeError for tensors of another shape.
     try:

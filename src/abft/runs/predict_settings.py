@@ -10,8 +10,8 @@ from abft.runs.config import OUTPUT, DataSettings, Device, ModelSettings
 from abft.settings import changed, check_settings, same_as, setting
 
 _OF_DEMONSTRATIONS = ("label_column", "template", "label_words", "k")
-# The settings that decide labels, or whether there are any.
-ANSWERS = ("text_column", "demonstrations", *_OF_DEMONSTRATIONS, "readout", "calibrate", "strict")
+# The settings that decide labels.
+ANSWERS = ("text_column", "demonstrations", *_OF_DEMONSTRATIONS, "readout", "calibrate")
 
 
 @dataclass

@@ -133,20 +133,27 @@ def _csv(frame: "pandas.DataFrame", separator: str, header: bool) -> str:
 
 
 def write_parquet(path: Path, frame: "pandas.DataFrame") -> None:
-    """Write a frame as Parquet, at once or not at all; columns of several types become texts."""
+    """Write a frame as Parquet, at once or not at all.
+
+    Columns of several types become texts, and so do objects of JSON, of which each has its own.
+    """
     import pyarrow
 
     def is_mixed(name: str) -> bool:
         try:
-            pyarrow.array(frame[name], from_pandas=True)
-        except pyarrow.ArrowException:
+            cells = pyarrow.array(frame[name], from_pandas=True)
+        except (pyarrow.ArrowException, OverflowError):
             return True
-        return False
+        return pyarrow.types.is_nested(cells.type)
 
     mixed = [name for name in frame.columns if frame[name].dtype == object and is_mixed(name)]
-    texts = {name: frame[name].map(str, na_action="ignore") for name in mixed}
+    texts = {name: frame[name].map(_as_text, na_action="ignore") for name in mixed}
     with atomic_file(path) as partial:
         frame.assign(**texts).to_parquet(partial, index=False)
+
+
+def _as_text(cell: object) -> str:
+    return json.dumps(cell, ensure_ascii=False) if isinstance(cell, list | dict) else str(cell)
 
 
 def _join_parquet(parts: Sequence[Path], output: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from abft.data.tasks import Example, PromptStyle, Task, Template
-from abft.errors import AbftError
+from abft.errors import AbftError, CannotResume
 from abft.files import remove_partials, stamp_of_file, write_text
 from abft.model.weight_files import HEADS_FILE, WEIGHT_FILES
 from abft.runs.config import (
@@ -241,13 +241,17 @@ def newest_run(folder: Path) -> Path:
 def check_free(output: Path, overwrite: bool = False) -> None:
     """Raise AbftError if `output` cannot become a new run folder; `overwrite`: a run may go."""
     # A command that was killed may have set the run aside already.
-    runs = [path for path in (output / CONFIG, output / PREVIOUS / CONFIG) if path.is_file()]
-    if overwrite and runs:
+    set_aside = (output / PREVIOUS / CONFIG).is_file() and not (output / CONFIG).is_file()
+    if overwrite and (set_aside or (output / CONFIG).is_file()):
         return
     file = next((path for path in (output, *output.parents) if path.is_file()), None)
     if file is not None:
         raise AbftError(f"output {output}: {file} is a file; give a folder")
-    if runs:
+    if set_aside:
+        raise AbftError(
+            f"output folder {output} holds a run that was about to be replaced; use --overwrite"
+        )
+    if (output / CONFIG).is_file():
         raise AbftError(
             f"output folder {output} holds another run; use --overwrite to replace it or --resume "
             "to go on with it"
@@ -279,7 +283,7 @@ def check_same_settings(output: Path, config: ResolvedConfig) -> None:
         and not (name == "lr" and config.lr is None)
     ]
     if differing:
-        raise AbftError(
+        raise CannotResume(
             f"cannot resume {output}: {', '.join(differing)} differ from its {CONFIG}. "
             "Resume with the same settings, or start over with --overwrite."
         )
@@ -300,6 +304,8 @@ def create_run(output: Path, config: ResolvedConfig, overwrite: bool) -> None:
     check_free(output, overwrite)
     if (output / CONFIG).is_file():
         _set_aside(output)
+    else:
+        _remove_run(output)  # what is left of one that was being deleted
     make_folder(output)
     try:
         text = yaml.safe_dump(config_values(config), sort_keys=False, allow_unicode=True)
@@ -345,8 +351,8 @@ def _set_aside(output: Path) -> None:
 
 
 def _remove_run(output: Path) -> None:
-    """Delete what a run writes; leave other files alone."""
-    for path in _run_files(output):
+    """Delete what a run writes, its configuration last; leave other files alone."""
+    for path in sorted(_run_files(output), key=lambda path: path.name == CONFIG):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 

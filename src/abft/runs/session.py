@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from abft.data.encoding import EncodedPrompt, LabelTokens, encode, label_tokens
 from abft.data.lengths import fit_texts, longest_that_fits
 from abft.data.prompts import Prompt, evaluation_prompts
-from abft.data.splits import TaskData
+from abft.data.splits import TaskData, text_key
 from abft.method.settings import Readout
 from abft.model.checkpoints import apply_weights
 from abft.model.loading import context_length, four_bit, load_model
@@ -137,14 +137,7 @@ def open_session(
     session.prompts = session.encode(written)
     if run is not None:
         session.model = apply_weights(model, run)
-        own = read_config(run)
-        changed = read_digest(run) not in (None, whole.digest)
-        if changed and (config.task_name, config.data) == (own.task_name, own.data):
-            print(
-                f"{config.data or config.task_name} is not what {run} was trained on, or is parted "
-                "otherwise: texts of its training may be among those it is measured on",
-                file=sys.stderr,
-            )
+        say_if_data_changed(run, config, whole)
     # A merged run is a model, and has its heads.
     session.heads = read_heads(config.model if run is None else run)
     return session
@@ -179,12 +172,26 @@ def cut_to_fit(
     )
 
     # Texts that differ only in what was cut off would be trained on and tested.
-    distinct = fitted.distinct()
-    alike = fitted.size - distinct.size
+    pairs = zip(data.examples, fitted.examples, strict=True)
+    keys = {text_key(after.text) for before, after in pairs if before != after}
+    distinct = fitted.distinct(keys)
+    alike = len(fitted.examples) - len(distinct.examples)
     if alike:
         print(f"{data.task.name}: {alike} texts begin alike and are left out", file=sys.stderr)
         distinct.check(config.k)
     return distinct
+
+
+def say_if_data_changed(run: str | Path, config: RunConfig, data: TaskData) -> None:
+    """Say on stderr that a run's own data, `data` by now, are not those it was trained on."""
+    own = read_config(run)
+    changed = read_digest(run) not in (None, data.digest)
+    if changed and (config.task_name, config.data) == (own.task_name, own.data):
+        print(
+            f"{config.data or config.task_name} is not what {run} was trained on, or is parted "
+            "otherwise: texts of its training may be among those it is measured on",
+            file=sys.stderr,
+        )
 
 
 def heads_read(heads: Sequence[tuple[int, int]] | None) -> str:

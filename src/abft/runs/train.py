@@ -24,7 +24,7 @@ from abft.data.mixture_settings import mixed_words, shot_range, task_list
 from abft.data.other_tasks import mixture_tasks, other_prompts
 from abft.data.splits import TaskData
 from abft.data.tasks import Example, Task
-from abft.errors import AbftError, RunInterrupted
+from abft.errors import AbftError, CannotResume, RunInterrupted
 from abft.files import write_json, write_text
 from abft.method.objectives import AnchoredObjective
 from abft.method.settings import MethodSettings, PromptSettings
@@ -114,7 +114,7 @@ def train_run(
     config = resolve(config)
 
     # The first process measures while others wait.
-    PartialState(timeout=timedelta(days=1))
+    PartialState(cpu=config.device == "cpu", timeout=timedelta(days=1))
 
     # Everything that can be refused without a model comes first.
     if resume:
@@ -129,7 +129,7 @@ def train_run(
 
     data = load_run_data(config, config.task_queries) if data is None else data
     if resume and read_digest(output) not in (None, data.digest):
-        raise AbftError(
+        raise CannotResume(
             f"cannot resume {output}: {config.data or config.task_name} holds other texts than "
             "when it was started. Start over with --overwrite."
         )
@@ -165,9 +165,9 @@ def train_run(
         raise
     except torch.OutOfMemoryError as error:
         raise AbftError(
-            f"out of memory ({str(error).splitlines()[0][:160]}). Measuring takes less with a "
-            "smaller --eval-batch-size, training with --activation-checkpointing 1; go on with: "
-            f"abft train --resume --output {output}"
+            f"out of memory ({str(error).splitlines()[0][:160]}). If this was while measuring, go "
+            f"on with: abft train --resume --eval-batch-size 4 --output {output}; training takes "
+            "less with --activation-checkpointing 1 or a smaller --batch-size (--overwrite)"
         ) from None
     except Exception as error:  # safetensors and torch raise their own types on a full disk
         if _is_full(output, error):

@@ -33,7 +33,7 @@ from abft.data.encoding import EncodedPrompt, encode, first_tokens, label_tokens
 from abft.data.packing import pack
 from abft.data.prompts import training_prompts
 from abft.data.splits import TaskData
-from abft.errors import AbftError
+from abft.errors import AbftError, CannotResume
 from abft.files import atomic_files, write_json, write_text
 from abft.method.objectives import (
     OBJECTIVES,
@@ -376,12 +376,15 @@ class ABFTTrainer(Trainer):
         The model may have been trained already, so that its weights are not the base's.
         """
         target = self.model if model is None else model
-        if hasattr(target, "get_base_model"):
-            read_adapter(resume_from_checkpoint, self._base_samples)
-            with _readable(resume_from_checkpoint):
-                super()._load_from_checkpoint(resume_from_checkpoint, model)
-        else:
-            load_full_rank(target, resume_from_checkpoint, samples=self._base_samples)
+        try:
+            if hasattr(target, "get_base_model"):
+                read_adapter(target, resume_from_checkpoint, self._base_samples)
+                with _readable(resume_from_checkpoint):
+                    super()._load_from_checkpoint(resume_from_checkpoint, model)
+            else:
+                load_full_rank(target, resume_from_checkpoint, samples=self._base_samples)
+        except AbftError as error:
+            raise CannotResume(str(error)) from None
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         with _readable(checkpoint):
@@ -476,7 +479,7 @@ def _readable(checkpoint: str | None) -> Iterator[None]:
         raise
     except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, OSError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise AbftError(
+        raise CannotResume(
             f"{checkpoint} could not be read: {reason[:160]}. Delete it to go on from another"
         ) from None
 
