@@ -219,7 +219,7 @@ def test_a_trained_ranker_is_saved_and_loaded(fitted, tmp_path):
     fitted.save(tmp_path / "ranker")
     other = AttentionRanker.load(tmp_path / "ranker", device="cpu")
     documents = [f"this is {word}" for word in WORDS]
-    assert other.rank("a poor thing", documents) == fitted.rank("a poor thing", documents)
+    assert_same_ranking(other, fitted, "a poor thing", documents)
     assert other.validation_ == fitted.validation_
     with pytest.raises(ValueError, match="not empty"):
         fitted.save(tmp_path / "ranker")
@@ -228,6 +228,13 @@ def test_a_trained_ranker_is_saved_and_loaded(fitted, tmp_path):
     (tmp_path / "ranker" / "ranker.json").write_text("{}")
     with pytest.raises(ValueError, match="damaged"):
         AttentionRanker.load(tmp_path / "ranker")
+
+
+def assert_same_ranking(ranker, other, query, documents):
+    """Documents that were read next to others round differently on some processors."""
+    ranked, again = ranker.rank(query, documents), other.rank(query, documents)
+    assert [each.index for each in ranked] == [each.index for each in again]
+    assert [each.score for each in ranked] == pytest.approx([e.score for e in again], abs=1e-6)
 
 
 def test_a_second_fit_begins_with_the_untrained_model(settings, tmp_path):
@@ -243,7 +250,7 @@ def test_a_second_fit_begins_with_the_untrained_model(settings, tmp_path):
     assert sizes[0] == pytest.approx(sizes[1], rel=0.01)
     documents = ["this is sad", "great joy"]
     same = AttentionRanker.load(tmp_path / "loaded", device="cpu")
-    assert same.rank("a sad thing", documents) == again.rank("a sad thing", documents)
+    assert_same_ranking(same, again, "a sad thing", documents)
     loaded.progress = False
     assert loaded.fit(*data(24)).validation_ == expected
 
@@ -252,7 +259,7 @@ def test_a_second_fit_begins_with_the_untrained_model(settings, tmp_path):
     again.fit(*data(24)).save(tmp_path / "untrained")
     assert [file.name for file in (tmp_path / "untrained").iterdir()] == ["ranker.json"]
     other = AttentionRanker.load(tmp_path / "untrained", device="cpu")
-    assert other.rank("a sad thing", documents) == again.rank("a sad thing", documents)
+    assert_same_ranking(other, again, "a sad thing", documents)
 
 
 def test_a_shared_corpus_is_counted_once(settings, monkeypatch):
@@ -307,7 +314,7 @@ def test_settings_of_other_types_are_saved(settings, tmp_path, monkeypatch):
     loaded = AttentionRanker.load("ranker", "cpu")
     assert loaded.model == str(folder.resolve())
     documents = ["this is sad", "great joy"]
-    assert loaded.rank("a sad thing", documents) == ranker.rank("a sad thing", documents)
+    assert_same_ranking(loaded, ranker, "a sad thing", documents)
 
 
 def test_the_name_of_a_model_is_not_a_folder_that_lies_here(tmp_path, monkeypatch):
