@@ -10,7 +10,9 @@ be read from the same heads. `tables` expects {family}_readouts_untouched.json a
 {family}_readouts_seed{seed}.json in results/reader.
 
 After every sequence of demonstrations, one forward pass reads the label words and the heads at its
-queries, and at texts without content (contextual calibration, arXiv 2102.09690).
+queries, and at texts without content (contextual calibration, arXiv 2102.09690). Batch calibration
+(arXiv 2309.17249) divides by the mean answer to the 16 queries themselves, without their labels;
+texts without content count as 4 of them, as in `Predictor(calibrate="batch")`.
 """
 
 import argparse
@@ -18,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from abft.scoring.calibration import CONTENT_FREE, calibrated, prior
+from abft.scoring.calibration import CONTENT_FREE, batch_prior, calibrated, prior
 from measured_training import recorded
 from reader import DEVELOPMENT, FAMILIES, QUERIES_OF_A_SET, cells, digits
 from reader_tables import RESULTS, read, with_interval
@@ -50,8 +52,9 @@ def read_by_way(shown):
     calibrated_NC = calibrated(words_NC, prior(without_NC))
     return {
         "label words": words_NC,
-        "heads": heads_NC,
         "calibrated": calibrated_NC,
+        "batch-calibrated": calibrated(words_NC, batch_prior(words_NC, without_NC)),
+        "heads": heads_NC,
         "calibrated and heads": calibrated_NC * heads_NC,
     }
 
@@ -141,8 +144,16 @@ def tables(options):
                         np.stack([each[way] - hits for each in after])
                     )
         print("| mean | |", " | ".join(f"{100 * x:.1f}" for x in np.mean(rows, 0)), "|")
+        others = {
+            way: [each for family, each in by_family.items() if family != "questions"]
+            for way, by_family in differences.items()
+        }
         for way, by_family in differences.items():
             print(f"reader minus untouched, {way}:", interval(with_interval(by_family.values())))
+            print(
+                "  without questions, on which the pilot was run:",
+                interval(with_interval(others[way])),
+            )
 
 
 def main():

@@ -308,10 +308,16 @@ def test_calibration_divides_by_what_the_model_says_of_nothing(bpe, review_data,
     ratios = every[:3] / every[3:].mean(0)
     expected = ratios / ratios.sum(1, keepdims=True)
 
-    predictor = Predictor(model, bpe, task, shown, calibrate=True)
+    predictor = Predictor(model, bpe, task, shown, calibrate="content_free")
     np.testing.assert_allclose(predictor.probabilities(texts), expected, atol=1e-5)
     assert np.abs(expected - every[:3]).max() > 1e-3
     assert predictor.probabilities([]).shape == (0, 2)
+
+    # By their own mean too, in which texts without content count as four.
+    ratios = every[:3] / ((every[:3].sum(0) + 4 * every[3:].mean(0)) / 7)
+    in_batch = Predictor(model, bpe, task, shown, calibrate="batch").probabilities(texts)
+    np.testing.assert_allclose(in_batch, ratios / ratios.sum(1, keepdims=True), atol=1e-5)
+    assert np.abs(in_batch - expected).max() > 1e-4
 
     # A text is classified in the same way alone, and its explanation says the same.
     (alone,) = predictor.explain(texts[:1])

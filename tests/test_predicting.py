@@ -281,6 +281,7 @@ def test_ray_gives_the_same_and_goes_on(finished, tmp_path, monkeypatch):
         "--readout",
         "attention",
         "--calibrate",
+        "batch",
         "--data",
         source,
         "--batch-size",

@@ -15,8 +15,9 @@ from abft.data.tasks import Example
 from abft.errors import AbftError
 from abft.method.head_finder import best_heads, head_scores
 from abft.model.loading import load_model
+from abft.model.weight_files import HEADS_FILE
 from abft.runs.predictor import Predictor
-from abft.runs.run_folder import HEADS, read_heads
+from abft.runs.run_folder import read_heads
 from abft.scoring.evaluate import evaluate
 from abft.scoring.votes import head_mask, vote
 from command_line import arguments, invoke, refused
@@ -206,11 +207,11 @@ def test_eval_and_predict_read_them(contrastive, options, tmp_path):
     damaged = tmp_path / "damaged"
     shutil.copytree(contrastive, damaged)
     read_out = ("--readout", "attention")
-    (damaged / HEADS).write_text('{"heads": [[7, 0]]}')
+    (damaged / HEADS_FILE).write_text('{"heads": [[7, 0]]}')
     assert "head 0 of layer 7 is not in this model" in refused("eval", damaged, *read_out)
-    (damaged / HEADS).write_text('{"heads": []}')
+    (damaged / HEADS_FILE).write_text('{"heads": []}')
     assert "no heads to read" in refused("eval", damaged, *read_out)
-    (damaged / HEADS).write_text('{"heads": [7]}')
+    (damaged / HEADS_FILE).write_text('{"heads": [7]}')
     assert "heads.json is damaged" in refused("predict", damaged, "--text", "x", *read_out)
 
 
@@ -248,9 +249,18 @@ def test_demonstrations_of_another_task(finished, colours, tmp_path, capsys):
     assert list(record["probabilities"]) == ["blue", "green", "red"]
     assert list(record["probabilities"].values()) == pytest.approx(expected.tolist(), abs=1e-4)
 
-    said = invoke(*command, "--calibrate", "--readout", "attention", "--text", "good", "--json")
+    said = invoke(
+        *command,
+        "--calibrate",
+        "content_free",
+        "--readout",
+        "attention",
+        "--text",
+        "good",
+        "--json",
+    )
     twin = Predictor.from_run(
-        finished, shown=(task, shown), device="cpu", readout="attention", calibrate=True
+        finished, shown=(task, shown), device="cpu", readout="attention", calibrate="content_free"
     )
     (expected,) = twin.probabilities(["good"])
     probabilities = json.loads(said.stdout)["probabilities"]
@@ -274,7 +284,7 @@ def test_a_stopped_job_goes_on_with_the_same_demonstrations_only(
         assert isinstance(invoke(*command).exception, ZeroDivisionError)
 
     assert "parts of another job" in refused(*command, "--readout", "attention")
-    assert "parts of another job" in refused(*command, "--calibrate")
+    assert "parts of another job" in refused(*command, "--calibrate", "batch")
     before = colours.read_text()
     colours.write_text(before + "rose,red\n")
     assert "parts of another job" in refused(*command)
@@ -328,14 +338,14 @@ def test_a_class_that_is_not_shown_cannot_be_read(bpe, review_data):
 
 def test_label_words_need_no_known_layout_of_attention(bpe, review_data, monkeypatch):
     """Models whose Q and K cannot be told apart are scored as before."""
-    monkeypatch.setattr("abft.scoring.votes.qk_modules", None)
+    monkeypatch.setattr("abft.scoring.votes.softmax_layers", None)
     shown = review_data.demonstrations[:4]
     assert Predictor(tiny_model("falcon"), bpe, review_data.task, shown).predict(["good"])
 
 
 def test_long_demonstrations_are_cut_as_the_runs_own_are(options, colours, tmp_path):
     run = tmp_path / "run"
-    result = invoke("train", *arguments(options, max_text_tokens=8, steps=1), "--output", run)
+    result = invoke("train", *arguments(options, max_text_tokens=22, steps=1), "--output", run)
     assert result.exit_code == 0, result.output
     task, (first, *others) = load_demonstrations(colours)
     long = Example("good " * 50, first.label)

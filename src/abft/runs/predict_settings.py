@@ -7,6 +7,7 @@ from abft.data.datasets import MOST_SHOWN
 from abft.errors import AbftError
 from abft.method.settings import DATA, PromptSettings, Readout
 from abft.runs.config import OUTPUT, DataSettings, Device, ModelSettings
+from abft.scoring.calibration import Calibration
 from abft.settings import changed, check_settings, same_as, setting
 
 _OF_DEMONSTRATIONS = ("label_column", "template", "label_words", "k")
@@ -51,10 +52,11 @@ class PredictSettings:
         "demonstrations' labels the heads look at that training chose, or all heads.",
         panel=OUTPUT,
     )
-    calibrate: bool = setting(
-        False,
-        "Divide probabilities by those of texts without content (N/A, [MASK], empty), so that no "
-        "label is favoured from the start.",
+    calibrate: Calibration = setting(
+        "none",
+        "So that no label is favoured from the start, divide probabilities by those of texts "
+        "without content (content_free: N/A, [MASK], empty), or by their mean over the texts "
+        "(batch, of 1,024 rows at most: better if there are about as many of every class).",
         panel=OUTPUT,
     )
     strict: bool = setting(

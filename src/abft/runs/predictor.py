@@ -27,7 +27,13 @@ from abft.runs.run_folder import (
     read_task,
 )
 from abft.runs.session import load_run_model
-from abft.scoring.calibration import CONTENT_FREE, calibrated, prior
+from abft.scoring.calibration import (
+    CONTENT_FREE,
+    Calibration,
+    batch_prior,
+    calibrated,
+    prior,
+)
 from abft.scoring.observer import Look, Observer
 from abft.scoring.scorer import LabelScorer
 from abft.scoring.votes import head_mask, voting
@@ -49,8 +55,10 @@ class Predictor:
         readout: "attention": a label's probability is its share of the attention on the
             demonstrations' labels.
         heads: (layer, head) pairs whose attention that is; default: all.
-        calibrate: probabilities are divided by those of texts without content, which follow the
-            same demonstrations (contextual calibration, arXiv 2102.09690).
+        calibrate: what probabilities are divided by, after the same demonstrations:
+            "content_free": those of texts without content (contextual calibration, arXiv
+            2102.09690); "batch": their mean over the texts of a call (arXiv 2309.17249), which
+            expects about as many of every class.
 
     Raises:
         AbftError: no room for a text, or heads that the model does not have.
@@ -66,7 +74,7 @@ class Predictor:
         max_text_tokens: int | None = None,
         readout: Readout = "label_words",
         heads: Sequence[tuple[int, int]] | None = None,
-        calibrate: bool = False,
+        calibrate: Calibration = "none",
     ) -> None:
         self.model, self.tokenizer, self.task = model, tokenizer, task
         self.demonstrations, self.prompt_style = list(demonstrations), prompt_style
@@ -107,7 +115,7 @@ class Predictor:
         trust_remote_code: bool = False,
         shown: tuple[Task, Sequence[Example]] | None = None,
         readout: Readout = "label_words",
-        calibrate: bool = False,
+        calibrate: Calibration = "none",
     ) -> "Predictor":
         """Load base model, weights, task and demonstrations of a finished run folder.
 
@@ -193,9 +201,11 @@ class Predictor:
     ) -> tuple[np.ndarray, Observer]:
         """Return the same, and what an `Observer` collected of the texts' prompts."""
         probabilities_NC, observer = self._observe(texts, layers, look, batch_size, progress)
-        if self.calibrate and len(texts):
+        if self.calibrate != "none" and len(texts):
             without_NC, _ = self._observe(CONTENT_FREE, (), None, batch_size, None)
-            probabilities_NC = calibrated(probabilities_NC, prior(without_NC))
+            in_batch = self.calibrate == "batch"
+            prior_C = batch_prior(probabilities_NC, without_NC) if in_batch else prior(without_NC)
+            probabilities_NC = calibrated(probabilities_NC, prior_C)
         return probabilities_NC, observer
 
     def _observe(

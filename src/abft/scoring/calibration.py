@@ -1,19 +1,33 @@
 """Calibrate label probabilities: divide by a prior, so that no label is favoured from the start.
 
 The prior is what the model predicts after the same demonstrations where there is nothing to
-classify (Zhao et al. 2021, arXiv 2102.09690).
+classify (Zhao et al. 2021, arXiv 2102.09690), or on average for the texts that are predicted
+(batch calibration, Zhou et al. 2023, arXiv 2309.17249).
 """
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 
-CONTENT_FREE = ("N/A", "[MASK]", "")  # the paper's queries
+Calibration = Literal["none", "content_free", "batch"]
+CONTENT_FREE = ("N/A", "[MASK]", "")  # the queries of the paper by Zhao et al.
+
+# As how many texts of a batch those without content count, which matters in small ones. Chosen on
+# AGNews (docs/reader.md).
+CONTENT_FREE_WEIGHT = 4
 
 
 def prior(probabilities_NC: np.ndarray) -> np.ndarray:
     """Return the mean prediction, (C,)."""
     return np.asarray(probabilities_NC).mean(0)
+
+
+def batch_prior(probabilities_NC: np.ndarray, content_free_NC: np.ndarray) -> np.ndarray:
+    """Return the mean prediction of a batch and, with the weight of a few texts, of no content."""
+    weighted_C = CONTENT_FREE_WEIGHT * prior(content_free_NC)
+    count = len(probabilities_NC) + CONTENT_FREE_WEIGHT
+    return (np.asarray(probabilities_NC).sum(0) + weighted_C) / count
 
 
 def calibrated(probabilities_NC: np.ndarray, prior_C: np.ndarray | Sequence[float]) -> np.ndarray:
