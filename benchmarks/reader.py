@@ -15,7 +15,8 @@ on the same k texts that the prompts show, and `classifier` an `ABFTClassifier`.
 on which choices are made: no family is held out for it and no mixture trains on it. Other ways to
 read the same prompts: reader_readouts.py.
 
-Arms: ce (cross-entropy of the label word, as symbol tuning, arXiv 2305.08298), vote, eq1, nce16
+Arms: ce (cross-entropy of the label word, as symbol tuning, arXiv 2305.08298), celabels (the same
+among the labels that the demonstrations show, so that nothing else is learned), vote, eq1, nce16
 (InfoNCE of 16 heads), ncelayer; "+ce" adds cross-entropy with weight 1. `--kl 3` adds the
 divergence from the untouched model, as the recipe does; reader_tables.py expects such results in
 {family}_{arm}_kl3_seed{seed}.json, others in {family}_{arm}_seed{seed}.json.
@@ -105,10 +106,10 @@ def arm(text):
     """An arm's name, checked."""
     kind, _, added = text.partition("+")
     heads = kind.removeprefix("nce")
-    known = kind in ("ce", "vote", "eq1") or (
+    known = kind in ("ce", "celabels", "vote", "eq1") or (
         kind != heads and (heads == "layer" or heads.isdigit())
     )
-    if not known or added not in ("", "ce") or text == "ce+ce":
+    if not known or added not in ("", "ce") or text in ("ce+ce", "celabels+ce"):
         raise argparse.ArgumentTypeError(f"no arm is named {text!r}")
     return text
 
@@ -120,7 +121,35 @@ def objective_of(arm, temperature):
     if kind.startswith("nce"):
         heads = {"heads": kind.removeprefix("nce"), "temperature": temperature}
         return {"objective": "contrastive", **heads, **weight}
-    return {"objective": {"ce": "e2e", "vote": "vote", "eq1": "abft"}[kind], **weight}
+    names = {"ce": "e2e", "celabels": "e2e", "vote": "vote", "eq1": "abft"}
+    return {"objective": names[kind], **weight}
+
+
+def among_labels(model):
+    """Cross-entropy over the tokens of the labels that a prompt shows, and of its answer."""
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    from abft.data.batches import at_positions
+    from abft.method.objectives import E2EObjective
+    from abft.model.lm_head import output_logits
+
+    class AmongLabels(E2EObjective):
+        def cross_entropy(self, hidden_BSD, batch):
+            hidden_PD = at_positions(hidden_BSD, batch.query_positions)
+            logits_PV = output_logits(self.model, hidden_PD)
+            prompts = len(batch.answers)
+            ids_PS = batch.input_ids.repeat_interleave(prompts // len(batch.input_ids), 0)
+
+            # Places without a demonstration count as the answer.
+            tokens_PK = ids_PS.gather(1, batch.label_positions)
+            answers_P1 = batch.answers[:, None]
+            tokens_PK = torch.where(batch.correct | batch.incorrect, tokens_PK, answers_P1)
+            others_PV = torch.ones_like(logits_PV, dtype=torch.bool)
+            others_PV.scatter_(1, torch.cat([tokens_PK, answers_P1], 1), False)
+            return cross_entropy(logits_PV.masked_fill(others_PV, -torch.inf), batch.answers)
+
+    return AmongLabels(model)
 
 
 def train(options):
@@ -186,7 +215,8 @@ def train(options):
 
     settings = objective_of(options.arm, options.temperature)
     settings["kl"] = options.kl
-    train_measured(model, tokenizer, prompts, options, prepare, **settings)
+    custom = among_labels(model) if options.arm == "celabels" else None
+    train_measured(model, tokenizer, prompts, options, prepare, custom, **settings)
 
 
 def asked_after(data, tokenizer, sets, queries):

@@ -2,6 +2,7 @@
 
     python benchmarks/reader_tables.py steps      # accuracy over steps, run by run
     python benchmarks/reader_tables.py summary    # before and after the recipe, next to MiniLM
+    python benchmarks/reader_tables.py against    # the recipe minus peers with the same 16 texts
     python benchmarks/reader_tables.py keeps      # news and AGNews, recipe and arms
     python benchmarks/reader_tables.py compare nce16 ce  # one arm minus another
     python benchmarks/reader_tables.py cells      # other numbers of demonstrations, order, news
@@ -10,11 +11,13 @@
 
 Intervals (95%) are bootstrapped over seeds of the training (where there is more than one), and,
 within every task, over sets of demonstrations with their queries: the same ones for all seeds and
-arms. They say nothing about other tasks than these.
+arms. They say nothing about other tasks than these, and, of a family with one seed, nothing about
+other seeds.
 """
 
 import argparse
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -123,7 +126,7 @@ def summary(options):
     from_heads = {"own": {}, "arbitrary": {}}
     titles = ("", "own words", "arbitrary words", "swapped words", "swapped, read from heads")
     titles = (*titles, "MiniLM + LR", "MiniLM, nearest text")
-    titles = (*titles, "`ABFTClassifier`, own words", "arbitrary words")
+    titles = (*titles, "`ABFTClassifier`, own words", "arbitrary words", "largest class")
     print("| " + " | ".join(titles) + " |\n" + "|---" * len(titles) + "|")
     for family, tasks in FAMILIES.items():
         by_seed = list(runs(family, OURS).values())
@@ -148,6 +151,8 @@ def summary(options):
                 row += [np.nan] * 3
             row += [accuracy(peer, name) for name in ("minilm", "minilm_nearest")]
             row += [accuracy(fitted[cell], "classifier") for cell in (own, arbitrary)]
+            counts = Counter(peer["targets"])
+            row.append(max(counts.values()) / counts.total())
             rows.append(row)
             print(f"| {task} | {before_and_after(row)} |")
         for kind, found in gains.items():
@@ -171,27 +176,67 @@ def before_and_after(row):
     return " | ".join([*pairs, *values[6:]])
 
 
-def compare(options):
-    """One arm minus another, where both ran with the same seed."""
+def against(options):
+    """The recipe minus peers that are given the same 16 texts."""
+    minilm, fitted = (read(RESULTS / f"{name}.json")["cells"] for name in ("peers", "classifier"))
     for kind in ("own", "arbitrary"):
+        for name in ("MiniLM", "ABFTClassifier"):
+            found = []
+            for family, tasks in FAMILIES.items():
+                by_seed = runs(family, OURS).values()
+                found.append([])
+                for task in tasks:
+                    cell = f"{task}/{kind}"
+                    theirs = (
+                        hits(minilm[f"{task}/16"], "minilm")
+                        if name == "MiniLM"
+                        else hits(fitted[cell], "classifier")
+                    )
+                    ours = [hits(points[-1][cell]) for points in by_seed]
+                    found[-1].append(np.stack([each - theirs for each in ours]))
+            print(f"{kind} words, minus {name}:", shown(with_interval(found)))
+
+
+def compare(options):
+    """One arm minus another, where both ran with the same seed; and on a task of the mixture."""
+    ways = [("own", "label_words"), ("arbitrary", "label_words")]
+    ways += [("permuted", "label_words"), ("permuted", "attention")]
+    for kind, readout in ways:
         found = []
         for family, tasks in FAMILIES.items():
             ours, others = runs(family, options.arm), runs(family, options.other)
             seeds = sorted(set(ours) & set(others))
             if not seeds:
                 continue
-            cells = [f"{task}/{kind}" for task in tasks]
+            first = ours[seeds[0]][0]
+            cells = [c for task in tasks if (c := f"{task}/{kind}") in first]
             found.append(
                 [
-                    np.stack([hits(ours[s][-1][c]) - hits(others[s][-1][c]) for s in seeds])
+                    np.stack(
+                        [
+                            hits(ours[s][-1][c], readout) - hits(others[s][-1][c], readout)
+                            for s in seeds
+                        ]
+                    )
                     for c in cells
                 ]
             )
-            print(f"{family}, {len(seeds)} seeds, {kind} words:", shown(with_interval(found[-1:])))
+            title = f"{kind} words, {readout}"
+            print(f"{family}, {len(seeds)} seeds, {title}:", shown(with_interval(found[-1:])))
         if not found:
             raise SystemExit(f"no runs of {options.arm} and {options.other} share family and seed")
         if len(found) > 1:
-            print(f"all, {kind} words:", shown(with_interval(found)))
+            print(f"all, {kind} words, {readout}:", shown(with_interval(found)))
+
+    for family, tasks in FAMILIES.items():
+        ours, others = runs(family, options.arm), runs(family, options.other)
+        for seed in sorted(set(ours) & set(others)):
+            (seen,) = {c for c in ours[seed][0] if "/" in c and c.split("/")[0] not in tasks} - {
+                f"{known}/{kind}" for known in DEVELOPMENT for kind in ("own", "arbitrary")
+            }
+            row = [accuracy(ours[seed][0][seen], "label_words")]
+            row += [accuracy(each[seed][-1][seen], "label_words") for each in (ours, others)]
+            print(f"{seen}, trained on, {family} seed {seed}: before, both arms", row_of(row))
 
 
 def keeps(options):
@@ -293,7 +338,7 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(required=True)
-    for run in (steps, summary, compare, keeps, cells, channel, picture):
+    for run in (steps, summary, against, compare, keeps, cells, channel, picture):
         command = commands.add_parser(run.__name__, description=run.__doc__)
         command.set_defaults(run=run)
         if run is compare:
