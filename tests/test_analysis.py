@@ -23,6 +23,7 @@ from abft.analysis.deletion import without
 from abft.analysis.evaluation import evaluation
 from abft.analysis.examples import chosen_prompts, examples, top_heads
 from abft.analysis.study import accuracy_of, check_e2e_run, open_study
+from abft.bench.scenarios import SCENARIOS, Setting
 from abft.data.encoding import label_tokens
 from abft.data.prompts import training_prompts, write_prompt
 from abft.errors import AbftError
@@ -89,10 +90,21 @@ def test_head_map_equals_the_training_log(options, tmp_path):
     assert found["incorrect_mass_MLH"][0].sum() == pytest.approx(logged["incorrect_mass"], abs=1e-4)
 
 
-def test_unseen_labels_are_never_right(analyses, study):
+def test_unseen_labels_are_never_right(analyses, study, model_folder):
+    """Prompts of which no demonstration has the query's label, by a stock model."""
     found = analyses.arrays["unseen"]
     assert found["incorrect_mass_MLH"].max() > 0
     assert found["probabilities_MNC"].shape == (3, 20, 2)
+
+    session = study.session
+    data, config = session.data, session.config
+    setting = Setting(data, config.k, 20, config.prompt_style, None, session.tokenizer)
+    (prompt_set,) = SCENARIOS["unseen_label"].write(setting)
+    prompts = session.encode(prompt_set.prompts)
+    assert all(prompt.target not in prompt.label_classes for prompt in prompts)
+    words = label_tokens(session.tokenizer, data.task)
+    expected = label_shares(moved_by_hand(study, model_folder, {}), prompts, words)
+    np.testing.assert_allclose(found["probabilities_MNC"][0], expected, atol=1e-5)
 
 
 def test_the_basin_holds_the_models(analyses, run, e2e):

@@ -1,13 +1,15 @@
 """Rows equal eager rows, gradients equal eager gradients, for every family and padding."""
 
+import copy
 import gc
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from abft.errors import AbftError
-from abft.model.attention import IMPLEMENTATION, decoder, read_rows, row_attention
+from abft.model.attention import IMPLEMENTATION, decoder, lock_of, read_rows, row_attention
 from abft.model.capabilities import supported_implementation
 from tiny import FAMILIES, LEGACY, USE_IT_NOW, tiny_model
 
@@ -216,3 +218,18 @@ def test_no_square_matrix_is_saved_for_backward():
     assert rows[0].requires_grad
     assert [s for s in squares if s != (700, 32)] == []
     gc.collect()
+
+
+def test_wrappers_share_a_lock_and_every_nested_configuration_is_changed():
+    wrapped = get_peft_model(tiny_model("llama"), LoraConfig(target_modules=["q_proj"]))
+    assert lock_of(wrapped) is lock_of(wrapped.get_base_model())
+
+    # Some families have a configuration of their own for the text model.
+    model = tiny_model("llama")
+    model.model.config = copy.deepcopy(model.config)
+    before = model.config._attn_implementation
+    with row_attention(model):
+        for config in (model.config, model.model.config):
+            assert config._attn_implementation == IMPLEMENTATION
+    for config in (model.config, model.model.config):
+        assert config._attn_implementation == before

@@ -21,6 +21,7 @@ from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import FunctionTransformer
 
+import abft.classifier.estimator
 import abft.model.loading
 from abft import ABFTClassifier
 from abft.classifier.sharing import forget_base_model
@@ -559,6 +560,14 @@ def test_weights_decide_how_often_a_text_is_asked():
             / 2
         )
     assert heavy == pytest.approx(share, abs=0.02)
+
+    # Demonstrations do not follow the weights: of the texts that are not asked, all alike. The
+    # first three are asked more often, and so shown less often.
+    shown = Counter(
+        part.split(" kind")[0] for p in prompts for part in p.text.split("note: ")[1:-1]
+    )
+    light = sum(shown[f"text {i}"] for i in range(3, 12)) / 9
+    assert 0.5 * light < shown["text 0"] < 0.95 * light
     for prompt in prompts[:50]:
         query = prompt.text.rsplit("note: ", 1)[1].split(" kind")[0]
         assert prompt.text.count(f"note: {query} ") == 1
@@ -700,3 +709,51 @@ def test_one_text_is_no_list(new, texts, labels):
     for changes in ({"demonstration_sets": "auto"}, {"batch_size": None}, {"steps": None}):
         with pytest.raises(ValueError, match="expected at least"):
             new(**changes).fit(texts, labels)
+
+
+def test_read_outs_are_fitted_on_texts_that_a_set_does_not_show(new, texts, labels, monkeypatch):
+    """Their labels would be copied."""
+    seen, real = [], abft.classifier.estimator.fit_readout
+
+    def fit_readout(readings, *others):
+        seen.append(readings)
+        return real(readings, *others)
+
+    monkeypatch.setattr("abft.classifier.estimator.fit_readout", fit_readout)
+    shown = [{text for text, _ in each} for each in new().fit(texts, labels).demonstrations_]
+    in_all = set.intersection(*shown)
+    unknown = (~seen[0].known).sum(1).tolist()
+    assert unknown == [len(each - in_all) for each in shown]
+    assert max(unknown) > 0
+
+
+def test_a_training_is_judged_on_texts_that_it_was_not_fitted_on(new, texts, labels, monkeypatch):
+    judged, real = [], abft.classifier.estimator.fit_readout
+
+    def fit_readout(readings, labels_N, classes, names, folds, *others):
+        judged.append(folds)
+        return real(readings, labels_N, classes, names, folds, *others)
+
+    monkeypatch.setattr("abft.classifier.estimator.fit_readout", fit_readout)
+    fitted = new(steps=2).fit(texts, labels)
+    ((fitted_on, scored),) = judged[0]
+    assert not set(fitted_on) & set(scored)
+    assert len(scored) == 8
+    shown = {text for each in fitted.demonstrations_ for text, _ in each}
+    assert len(shown) <= 32
+
+
+def test_sample_weights_decide_what_training_asks(new, texts, labels, monkeypatch):
+    """Of equal texts the first weight counts."""
+    seen = []
+
+    def run(self, model, tokenizer, data, validate):
+        seen.append(data)
+        return 0, {0: (0.0, 0.5)}
+
+    monkeypatch.setattr("abft.classifier.estimator.Training.run", run)
+    weight = {text: 1.0 + i for i, text in enumerate(texts)}
+    twice = ([*texts, texts[0]], [*labels, labels[0]], [*weight.values(), 99.0])
+    new(steps=1).fit(*twice)
+    (data,) = seen
+    assert data.weights == tuple(weight[example.text] for example in data.train)

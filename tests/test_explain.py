@@ -42,6 +42,16 @@ def test_shares_are_those_of_the_rows(predictor, review_data):
         assert "".join(explanation.tokens) == explanation.text
         assert explanation.token_shares.sum() == pytest.approx(1)
 
+        # The mean over all heads, on each token of the text.
+        written = predictor.prompt(explanation.text)
+        start = written.rindex(explanation.text)
+        end = start + len(explanation.text)
+        offsets = predictor.tokenizer(written, return_offsets_mapping=True)["offset_mapping"][:n]
+        inside = [i for i, (a, b) in enumerate(offsets) if max(a, start) < min(b, end)]
+        expected = rows[:, 0].mean((0, 1)).numpy()[inside]
+        expected = expected / expected.sum()
+        np.testing.assert_allclose(explanation.token_shares, expected, rtol=1e-4)
+
 
 def test_characters_of_several_tokens_are_shown_once(predictor):
     (explanation,) = predictor.explain([EMOJI])

@@ -12,7 +12,8 @@ from abft.data.builtin import BUILTIN, load_task
 from abft.data.datasets import load_data
 from abft.data.encoding import encode, first_tokens, label_tokens
 from abft.data.label_words import single_token_words, written_as
-from abft.data.mixture import evaluation_groups, training_groups
+from abft.data.lengths import fit_texts
+from abft.data.mixture import TEXT_TOKENS, evaluation_groups, training_groups
 from abft.data.mixture_settings import mixed_words, shot_range, task_list
 from abft.data.other_tasks import mixture_tasks
 from abft.data.packing import pack
@@ -133,6 +134,13 @@ def test_test_groups_of_other_words_ask_the_same(bpe):
         # Balanced: eight demonstrations of six classes.
         assert sorted(Counter(a.prompts[0].label_classes).values()) == [1, 1, 1, 1, 2, 2]
     assert other[0].task.label_words != other[1].task.label_words
+
+    # Every group asks other test texts, after demonstrations of their own part.
+    fitted, _ = fit_texts(data, bpe, TEXT_TOKENS)
+    asked = [query for group in own for query in group.queries]
+    assert len(set(asked)) == len(asked) == 10
+    assert set(asked) <= set(fitted.test)
+    assert {e for group in own for e in group.demonstrations} <= set(fitted.demonstrations)
 
 
 @pytest.mark.parametrize("words", ["own", "codes"])
@@ -330,3 +338,21 @@ def test_a_mixture_trains_and_says_what_it_trained_on(model_folder, tmp_path):
     assert result.exit_code == 0, result.output
     card = (tmp_path / "run" / "README.md").read_text(encoding="utf-8")
     assert "SST2,TEE" in card
+
+
+def test_numbers_of_demonstrations_and_templates_are_drawn_as_said(bpe):
+    """Every doubling is equally likely, and half of the groups keep their own template."""
+    data = load_task("SST2")
+    drawn = training_groups([data], bpe, 200, 2, 0, words=("own",), max_tokens=10**6)
+    counts = np.array([max(len(p.label_positions) for p in group.prompts) for group in drawn])
+    assert counts.min() >= 2
+    assert counts.max() <= 32
+    assert np.mean(counts < 8) == pytest.approx(0.48, abs=0.1)  # evenly drawn: 0.19
+    own = [group.task.template == data.task.template for group in drawn]
+    assert np.mean(own) == pytest.approx(0.5, abs=0.1)
+
+
+def test_long_texts_get_fewer_demonstrations(bpe):
+    groups = training_groups([load_task("AGNews")], bpe, 12, 2, 0, shots=(2, 32), max_tokens=300)
+    longest = [max(len(prompt.input_ids) for prompt in group.prompts) for group in groups]
+    assert max(longest) < 1.5 * 300

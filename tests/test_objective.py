@@ -229,3 +229,6 @@ def test_a_combined_objective_keeps_the_controller():
     copy = combined()
     copy.restore(objective.state())
     assert copy.after_step({"heads": 9.0}) == plain.after_step({"heads": 9.0})
+
+    # Where no head passes the filter, cross-entropy has something to train.
+    assert combined().after_step({"heads": 0.0})["A"] == 0.5

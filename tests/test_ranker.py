@@ -3,6 +3,7 @@
 import copy
 import json
 import pickle
+import random
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,16 +12,18 @@ import numpy as np
 import pytest
 import torch
 
+import abft.ranker.ranker
 from abft.data.batches import Batch
 from abft.data.encoding import attention_target
 from abft.errors import AbftError
 from abft.method.head_statistics import label_attention
 from abft.model.attention import decoder, read_batch, row_attention, up_to_layer
 from abft.ranker import AttentionRanker
-from abft.ranker.attribution import deletion_curve
+from abft.ranker.attribution import RANDOM_ORDERS, _tokens, deletion_curve
 from abft.ranker.beir import load_beir
 from abft.ranker.documents import DocumentReader
 from abft.ranker.peers import PEERS, bm25, peers, tfidf
+from abft.ranker.prompts import RankingPrompts
 from abft.ranker.queries import (
     RankingQuery,
     measured_queries,
@@ -33,7 +36,7 @@ from abft.ranker.ranker import _split
 from abft.ranker.training import train_heads
 from abft.scoring.inspect import attention_rows
 from command_line import arguments, invoke, refused
-from tiny import tiny_model
+from tiny import tiny_model, tokenizer
 
 WORDS = ("great", "good", "joy", "bad", "poor", "sad", "film", "life")
 
@@ -210,7 +213,9 @@ def test_training_finds_the_documents_of_unseen_queries(fitted):
     assert len(fitted.heads_) == 3
     assert found["chosen heads, trained"] >= found["chosen heads, untrained (QRHead)"] + 0.3
     assert found["chosen heads, trained"] >= 0.6
-    queries, candidates, relevant = data(16, first=100)
+    queries, candidates, relevant = unseen = data(8, first=48)
+    pairs = [set(zip(each[0], map(tuple, each[1]), strict=True)) for each in (unseen, data())]
+    assert not pairs[0] & pairs[1]
     ranked = [fitted.rank(q, c)[0].index for q, c in zip(queries, candidates, strict=True)]
     assert np.mean(np.equal(ranked, relevant)) >= 0.6
 
@@ -788,6 +793,18 @@ def test_the_deletion_curve_removes_what_is_looked_at_first(fitted):
     assert curve.by_attention[:2] == pytest.approx(expected, abs=1e-5)
     assert len(curve.by_attention) == len(curve.at_random) == 4
     assert curve.by_attention[[0, -1]] == pytest.approx(curve.at_random[[0, -1]], abs=1e-5)
+    # The baseline: a mean over random orders.
+    generator = random.Random(0)
+    orders = [generator.sample(range(3), 3) for _ in range(RANDOM_ORDERS)]
+
+    def left(order):
+        kept = prompt
+        for i in sorted(order, reverse=True):
+            kept = kept[: spans[i][0]] + kept[spans[i][1] :]
+        return log_probabilities(kept)[answer].item()
+
+    expected = np.mean([[left(order[:n]) for n in range(4)] for order in orders], 0)
+    assert curve.at_random == pytest.approx(expected, abs=1e-5)
     middle = (curve.at_random - curve.by_attention)[1:3]
     assert curve.faithfulness == pytest.approx(middle.mean())
     same = fitted.deletion_curve(prompt, spans)
@@ -826,3 +843,53 @@ def test_bm25():
     assert not scores[1:].any()
     assert not bm25(["?", "!"])(["x"], ["?", "!"]).any()
     assert scorer([], corpus).shape == (0, 4)
+
+
+def test_held_out_queries_choose_no_heads_and_train_nothing(settings, monkeypatch):
+    given, real = [], abft.ranker.ranker.training_prompts
+
+    def training_prompts(queries, *others):
+        given.append({(query.text, query.candidates) for query in queries})
+        return real(queries, *others)
+
+    monkeypatch.setattr("abft.ranker.ranker.training_prompts", training_prompts)
+    ranker = AttentionRanker(**settings, steps=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        ranker.fit(*data(24))
+    held_out, others = _split(ranking_queries(*data(24)), 0)
+    assert len(given) == 2
+    for queries in given:
+        assert not queries & {(query.text, query.candidates) for query in held_out}
+        assert queries == {(query.text, query.candidates) for query in others}
+
+
+def test_a_peer_has_to_be_clearly_better_to_be_named(settings):
+    ranker = AttentionRanker(**settings)
+    ranker.validation_ = {"TF-IDF": 0.51, "chosen heads, trained": 0.5}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ranker._compare()
+    ranker.validation_["TF-IDF"] = 0.53
+    with pytest.warns(UserWarning, match="TF-IDF finds a relevant document first more often"):
+        ranker._compare()
+
+
+def test_prompts_of_tokenizers_with_special_tokens():
+    """One at the very beginning; documents and queries have none, nor line ends of their own."""
+    fast = tokenizer("sentencepiece")
+    prompts = RankingPrompts(fast, looking="last")
+    assert prompts.beginning[0] == fast.bos_token_id
+    ids = (*prompts.documents(["good"]), *prompts.queries(["bad"]))
+    assert all(fast.bos_token_id not in each for each in ids)
+    assert prompts.documents(["a\nb  c"]) == prompts.documents(["a b c"])
+    documents, (query,) = prompts.documents(["a", "b"]), prompts.queries(["c"])
+    assert prompts.prompt(documents, query, [True, False]).looking == 1
+    looking = RankingPrompts(fast, looking="query").prompt(documents, query, [True, False]).looking
+    assert looking == len(query)
+
+
+def test_tokens_of_a_span_may_begin_with_the_space_before_it():
+    assert _tokens([(0, 4), (4, 9), (9, 12)], (5, 9)) == (1, 2)
+    with pytest.raises(ValueError, match="holds no token"):
+        _tokens([(0, 4), (4, 9)], (5, 7))

@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
+import torch
 from scipy.special import log_softmax as scipy_log_softmax
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from abft.data.splits import text_key
-from abft.model.loading import load_model
 from abft.readouts.blend import Blend
 from abft.readouts.fitted import (
     READOUTS,
@@ -18,10 +18,12 @@ from abft.readouts.fitted import (
     fit_readout,
     stratified_folds,
 )
-from abft.readouts.probe import Probe, log_loss, log_softmax
-from abft.readouts.readings import Readings, read_texts
+from abft.readouts.probe import STRENGTHS, Probe, log_loss, log_softmax
+from abft.readouts.readings import LAST_DEPTHS, MEAN_DEPTHS, Readings, read_texts
 from abft.runs.predictor import Predictor
 from abft.scoring.inspect import attention_rows
+from abft.scoring.observer import query_start
+from tiny import tiny_model
 
 S, N, V, D = 2, 60, 3, 5
 
@@ -195,8 +197,8 @@ def test_saved_numbers_predict_the_same(tmp_path):
     np.testing.assert_array_equal(loaded.probabilities(given), fitted.probabilities(given))
 
 
-def test_texts_are_read_as_the_model_sees_them(review_data, model_folder):
-    model, tokenizer = load_model(str(model_folder), device="cpu")
+def test_texts_are_read_as_the_model_sees_them(review_data, bpe):
+    model, tokenizer = tiny_model("llama", num_hidden_layers=6), bpe
     task, pool = review_data.task, review_data.train
     sets = [list(pool[:3]), list(pool[3:6])]
     predictors = [Predictor(model, tokenizer, task, shown) for shown in sets]
@@ -210,9 +212,17 @@ def test_texts_are_read_as_the_model_sees_them(review_data, model_folder):
     for s, predictor in enumerate(predictors):
         np.testing.assert_allclose(read.label_words[s], predictor.probabilities(texts), atol=1e-6)
 
-    # All heads' attention on the labels of a prompt, by class.
+    # Hidden states: means over the query's tokens, and the last token, at several depths.
     _, observer = predictors[0].observe(texts[6:7])
     (prompt,) = observer.prompts
+    with torch.no_grad():
+        states = model(torch.tensor([prompt.input_ids]), output_hidden_states=True).hidden_states
+    own = query_start(prompt)
+    expected = [states[round(share * 6)][0, own:].mean(0) for share in MEAN_DEPTHS]
+    expected += [states[round(share * 6)][0, -1] for share in LAST_DEPTHS]
+    np.testing.assert_allclose(read.views[0, 6], torch.stack(expected), atol=2e-5)
+
+    # All heads' attention on the labels of a prompt, by class.
     rows = attention_rows(model, [prompt.input_ids])[:, 0].sum((0, 1)).numpy()
     by_class = np.zeros(len(task.labels))
     for at, label in zip(prompt.label_positions, prompt.label_classes, strict=True):
@@ -224,3 +234,22 @@ def test_fewer_texts_than_folds_of_a_class():
     labels_N = np.arange(6)
     folds = stratified_folds(labels_N, 0)
     assert sorted(np.concatenate([held_out for _, held_out in folds])) == list(range(6))
+
+
+def test_the_strength_of_a_probe_is_that_of_the_least_loss():
+    chosen = set()
+    for signal in (0.0, 2.0):
+        given, labels_N = readings(3, signal=signal)
+        folds = stratified_folds(labels_N, 0)
+        losses = {
+            strength: log_loss(
+                _cross_fitted(given, labels_N, np.ones(N), 3, strength, folds), labels_N
+            )
+            for strength in STRENGTHS
+        }
+        best = min(losses, key=losses.get)
+        chosen.add(best)
+        fitted = fit_readout(given, labels_N, 3, ["probe"], folds, 0)
+        expected = Probe.fit(given.views[0], labels_N, 3, best, np.ones(N))
+        np.testing.assert_allclose(fitted.probes[0].weight, expected.weight)
+    assert len(chosen) > 1
