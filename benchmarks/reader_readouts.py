@@ -114,7 +114,7 @@ def measure(options):
 def tables(options):
     """Accuracy by way to read, untouched and trained (a mean over seeds), and intervals."""
     for kind in KINDS:
-        rows, differences = [], {}
+        rows, differences, known = [], {}, {}
         for family, tasks in FAMILIES.items():
             untouched = read(RESULTS / f"{family}_readouts_untouched.json")["cells"]
             paths = sorted(RESULTS.glob(f"{family}_readouts_seed*.json"))
@@ -135,11 +135,11 @@ def tables(options):
                 row += [np.mean([hits[way] for hits in after]) for way in before]
                 title = f"{task} ({family} held out)" if task in DEVELOPMENT else task
                 print(f"| {title} | {len(after)} |", " | ".join(f"{100 * x:.1f}" for x in row), "|")
-                if task in DEVELOPMENT:
-                    continue
-                rows.append(row)
+                if task not in DEVELOPMENT:
+                    rows.append(row)
+                kept = known if task in DEVELOPMENT else differences
                 for way, hits in before.items():
-                    by_family = differences.setdefault(way, {})
+                    by_family = kept.setdefault(way, {})
                     by_family.setdefault(family, []).append(
                         np.stack([each[way] - hits for each in after])
                     )
@@ -154,6 +154,10 @@ def tables(options):
                 "  without questions, on which the pilot was run:",
                 interval(with_interval(others[way])),
             )
+            if way in known:
+                # The same prompts after the trainings of all families.
+                runs = np.concatenate([each for (each,) in known[way].values()])
+                print(f"  {DEVELOPMENT[0]} alone:", interval(with_interval([[runs]])))
 
 
 def main():
