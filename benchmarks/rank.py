@@ -406,6 +406,7 @@ def evaluate(options):
 
     trained = json.loads(options.result.read_text(encoding="utf-8"))
     settings = argparse.Namespace(**trained["settings"])
+    training_documents = corpus_of(data(settings)[0])  # whose words the peers count, as in `train`
     settings.tests, settings.groups, settings.steps = options.tests, 1, 16
     model, tokenizer = load_model("SmolLM2-135M-Instruct")
     writer = RankingPrompts(tokenizer, settings.looking, 64, 96)
@@ -439,7 +440,7 @@ def evaluate(options):
         for count in map(int, options.counts.split(",")):
             settings.candidates = count
             tests = data(settings)[1]
-            corpus = corpus_of(known, *tests.values())
+            corpus = [*training_documents, *corpus_of(*tests.values())]
             for task, groups in tests.items():
                 beginning = replace(writer, instruction=groups[0][2]).beginning
                 cell = record["cells"].setdefault(f"{task}/{count}", {})

@@ -1,7 +1,11 @@
 """Tables and the picture of benchmarks/rank.py's results.
 
 python benchmarks/rank_tables.py steps    # recall@1 over steps, run by run
+python benchmarks/rank_tables.py counts   # recall@1 by number of candidates, and differences
 python benchmarks/rank_tables.py picture  # docs/ranker.svg
+
+Intervals (95%) are bootstrapped over groups of documents with their queries; they say nothing about
+other seeds of a training.
 """
 
 import argparse
@@ -12,6 +16,7 @@ import numpy as np
 
 from pictures import save, svg_pyplot, tidy
 from rank import share
+from reader_tables import shown, with_interval
 
 RESULTS = Path(__file__).parent.parent / "results" / "rank"
 PICTURE = Path(__file__).parent.parent / "docs" / "ranker.svg"
@@ -41,6 +46,18 @@ def steps(options):
                 found = [point[name].get(readout) for point in record["points"]]
                 row = ["    -" if each is None else f"{share(each):5.1f}" for each in found]
                 print(f"    {readout:8}", *row)
+
+
+def counts(options):
+    """Recall@1 by number of candidates, and what training adds, with intervals over groups."""
+    record = read(COUNTS)
+    for name, cell in record["cells"].items():
+        shares = {key: share(value) for key, value in cell.items() if isinstance(value, str)}
+        print(f"{name}, {len(cell['trained'])} queries:", shares)
+        hits = {key: np.array(list(value), float) for key, value in cell.items() if key != "chance"}
+        for other in ("untrained", "TF-IDF", "MiniLM"):
+            gain = (hits["trained"] - hits[other]).reshape(record["settings"]["tests"], -1)
+            print(f"  trained minus {other}:", shown(with_interval([[gain[None]]])))
 
 
 def picture(options):
@@ -98,7 +115,7 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(required=True)
-    for run in (steps, picture):
+    for run in (steps, counts, picture):
         commands.add_parser(run.__name__, description=run.__doc__).set_defaults(run=run)
     options = parser.parse_args()
     options.run(options)
