@@ -145,7 +145,8 @@ def tables(options):
             row += [mean(answers(arm[seed], step) for seed in seeds) for arm in (plain, voted)]
         row.append(mean(accuracy(plain[s]["points"][0] | plain[s], "minilm") for s in seeds))
         fitted = runs.get((task, texts, "classifier"), {})
-        row.append(mean(accuracy(fitted[s], "classifier") for s in seeds if s in fitted))
+        values = [accuracy(fitted[s], "classifier") for s in seeds if s in fitted]
+        row.append(mean(values) if values else "")
         print("|", " | ".join(row), "|")
 
         for step in STEPS:
