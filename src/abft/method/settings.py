@@ -42,6 +42,9 @@ PAPER: dict[str, Any] = {
 # demonstrations' labels of the heads that training chose (all, where it chose none).
 Readout = Literal["label_words", "attention"]
 
+# What label probabilities are divided by: abft.scoring.calibration.
+Calibration = Literal["none", "content_free", "batch"]
+
 
 @dataclass(init=False, repr=False, eq=False)  # a part of RunConfig and ABFTConfig
 class PromptSettings:

@@ -5,9 +5,8 @@ from typing import Literal
 
 from abft.data.datasets import MOST_SHOWN
 from abft.errors import AbftError
-from abft.method.settings import DATA, PromptSettings, Readout
+from abft.method.settings import DATA, Calibration, PromptSettings, Readout
 from abft.runs.config import OUTPUT, DataSettings, Device, ModelSettings
-from abft.scoring.calibration import Calibration
 from abft.settings import changed, check_settings, same_as, setting
 
 _OF_DEMONSTRATIONS = ("label_column", "template", "label_words", "k")

@@ -13,7 +13,7 @@ from abft.data.lengths import cut_texts, text_room
 from abft.data.prompts import write_prompt
 from abft.data.tasks import Example, PromptStyle, Task
 from abft.errors import AbftError
-from abft.method.settings import Readout
+from abft.method.settings import Calibration, Readout
 from abft.model.checkpoints import apply_weights
 from abft.model.loading import context_length, load_model
 from abft.runs.config import Device
@@ -27,13 +27,7 @@ from abft.runs.run_folder import (
     read_task,
 )
 from abft.runs.session import load_run_model
-from abft.scoring.calibration import (
-    CONTENT_FREE,
-    Calibration,
-    batch_prior,
-    calibrated,
-    prior,
-)
+from abft.scoring.calibration import CONTENT_FREE, batch_prior, calibrated, prior
 from abft.scoring.observer import Look, Observer
 from abft.scoring.scorer import LabelScorer
 from abft.scoring.votes import head_mask, voting

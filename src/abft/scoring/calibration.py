@@ -6,11 +6,9 @@ classify (Zhao et al. 2021, arXiv 2102.09690), or on average for the texts that 
 """
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 
-Calibration = Literal["none", "content_free", "batch"]
 CONTENT_FREE = ("N/A", "[MASK]", "")  # the queries of the paper by Zhao et al.
 
 # As how many texts of a batch those without content count, which matters in small ones. Chosen on
