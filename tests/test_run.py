@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import asdict, fields, replace
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -23,12 +24,16 @@ from abft.analysis.choices import Choices
 from abft.analysis.study import open_study
 from abft.cli.app import app
 from abft.cli.tables import print_result
+from abft.data.prompts import write_prompt
+from abft.data.splits import lcg_indices
+from abft.data.tasks import Example
 from abft.method.objectives import DEFAULT_OBJECTIVE
 from abft.method.settings import layer_numbers
 from abft.runs.config import RunConfig, config_values, default_learning_rate, resolve
 from abft.runs.run_folder import _set_aside, read_config
-from abft.runs.session import Session, open_session
+from abft.runs.session import Session, open_session, progress_bar
 from abft.runs.train import TrainedRun
+from abft.scoring.metrics import scores
 from command_line import arguments, invoke, refused
 from tiny import tiny_model
 
@@ -113,6 +118,36 @@ def test_eval_reproduces_the_metrics(finished):
         invoke("eval", "--run", finished, "--task", "MR", "--test-prompts", 8, "--json").stdout
     )
     assert vanilla["task"] == "MR"
+
+
+@pytest.mark.parametrize("calibrate", ["content_free", "batch"])
+def test_eval_calibrates_by_one_prior(finished, calibrate):
+    """Of all test prompts, or of texts without content behind the same demonstrations."""
+    session = open_session(replace(read_config(finished), device="cpu"), finished)
+    queries = session.data.test
+    if calibrate == "content_free":
+        queries = [Example(text, 0) for text in ("N/A", "[MASK]", "")]
+    sets = lcg_indices(len(session.data.demonstrations), [session.config.k] * 20)
+    written = [
+        write_prompt(
+            session.data.task,
+            [session.data.demonstrations[index] for index in indices],
+            queries[i % len(queries)],
+        )
+        for i, indices in enumerate(sets)
+    ]
+    with progress_bar("test", 40, disable=True) as bar:
+        ours, _ = session.evaluate(session.prompts, bar)
+        theirs, _ = session.evaluate(session.encode(written), bar)
+    ratios = ours / theirs.mean(0)
+    expected = scores(
+        ratios / ratios.sum(1, keepdims=True), np.array([p.target for p in session.prompts])
+    )
+    said = json.loads(invoke("eval", finished, "--calibrate", calibrate, "--json").stdout)
+    assert said["calibrate"] == calibrate
+    for name in ("accuracy", "macro_f1", "ece"):
+        assert said[name] == pytest.approx(expected[name], abs=1e-6)
+    assert said["ece"] != json.loads(invoke("eval", finished, "--json").stdout)["ece"]
 
 
 def test_heads_lists_heads(finished):

@@ -204,6 +204,7 @@ def test_eval_and_predict_read_them(contrastive, options, tmp_path):
     assert list(by_heads.values()) == pytest.approx(row.tolist(), abs=1e-4)
 
     assert "readout" in refused("eval", contrastive, "--readout", "head")
+    assert "calibrate" in refused("eval", contrastive, "--calibrate", "twice")
     damaged = tmp_path / "damaged"
     shutil.copytree(contrastive, damaged)
     read_out = ("--readout", "attention")

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,19 +21,24 @@ if TYPE_CHECKING:
 HEADS_PROMPTS = 64  # enough to see which heads pass the filter
 
 
+def _predicted_as(name: str) -> Any:
+    """Return the option of `abft predict` with this name."""
+    return typer.Option(
+        help=settings_of(PredictSettings)[name].help,
+        metavar="|".join(choices_of(PredictSettings, name)),
+        rich_help_panel=OUTPUT,
+    )
+
+
 @with_run_settings(measuring=True)
 def evaluate(
     request: Request,
     argument: RunArgument = None,
     run: Run = None,
-    readout: Annotated[
-        str,
-        typer.Option(
-            help=settings_of(PredictSettings)["readout"].help,
-            metavar="|".join(choices_of(PredictSettings, "readout")),
-            rich_help_panel=OUTPUT,
-        ),
-    ] = default_of(PredictSettings, "readout"),
+    readout: Annotated[str, _predicted_as("readout")] = default_of(PredictSettings, "readout"),
+    calibrate: Annotated[str, _predicted_as("calibrate")] = default_of(
+        PredictSettings, "calibrate"
+    ),
 ) -> None:
     """Measure a finished run, or the untouched --model, on a task: accuracy, macro-F1, ECE, heads.
 
@@ -46,11 +51,14 @@ def evaluate(
     `abft eval` (the newest run, on its own task)
 
     `abft eval runs/reader --data tickets.csv --k 16 --readout attention` (read from chosen heads)
+
+    `abft eval runs/reader --data tickets.csv --k 16 --calibrate batch`
     """
-    chosen = from_mapping(PredictSettings, {"readout": readout}, "the command line")
+    given = {"readout": readout, "calibrate": calibrate}
+    chosen = from_mapping(PredictSettings, given, "the command line")
     run = _run(request, argument, run)
     session = _open(request.config(run), run)
-    summary, _ = session.measure("model", chosen.readout)
+    summary, _ = session.measure("model", chosen.readout, chosen.calibrate)
     from abft.cli.tables import number, print_table
 
     values = {
@@ -58,6 +66,7 @@ def evaluate(
         "run": str(run) if run else None,
         "task": session.data.task.name,
         "readout": chosen.readout,
+        "calibrate": chosen.calibrate,
         **summary,
     }
     if request.as_json:

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,8 @@ from abft.data.encoding import EncodedPrompt, LabelTokens, encode, label_tokens
 from abft.data.lengths import fit_texts, longest_that_fits
 from abft.data.prompts import Prompt, evaluation_prompts
 from abft.data.splits import TaskData, text_key
-from abft.method.settings import Readout
+from abft.data.tasks import Example
+from abft.method.settings import Calibration, Readout
 from abft.model.checkpoints import apply_weights
 from abft.model.loading import context_length, four_bit, load_model
 from abft.model.qk_weights import softmax_layers
@@ -22,8 +23,11 @@ from abft.runs.config import ResolvedConfig, RunConfig, resolve
 from abft.runs.run_folder import read_config, read_digest, read_heads
 from abft.runs.task_data import load_run_data
 from abft.scoring import metrics
+from abft.scoring.calibration import CONTENT_FREE, calibrated, prior
 from abft.scoring.evaluate import HeadReport, check_finite, evaluate
 from abft.scoring.votes import head_mask
+
+CONTENT_FREE_PROMPTS = 96  # whose mean prediction is a prior
 
 
 @dataclass
@@ -85,13 +89,23 @@ class Session:
         return min(len(self.prompts), len(self.data.test))
 
     def measure(
-        self, title: str, readout: Readout = "label_words"
+        self, title: str, readout: Readout = "label_words", calibrate: Calibration = "none"
     ) -> tuple[dict[str, float], HeadReport]:
-        """Return metrics and head statistics on the test prompts, with a progress bar."""
+        """Return metrics and head statistics on the test prompts, with a progress bar.
+
+        `calibrate`: by one prior for all prompts: the mean prediction of texts without content
+        behind the first prompts' demonstrations ("content_free"), or of all prompts ("batch").
+        """
         if readout == "attention":
             print(f"{title}: {heads_read(self.heads)}", file=sys.stderr)
-        with progress_bar(title, len(self.prompts)) as bar:
+        without = self._content_free_prompts() if calibrate == "content_free" else []
+        with progress_bar(title, len(self.prompts) + len(without)) as bar:
             probabilities, heads = self.evaluate(self.prompts, bar, readout=readout)
+            if calibrate == "batch":
+                probabilities = calibrated(probabilities, prior(probabilities))
+            elif without:
+                of_nothing, _ = self.evaluate(without, bar, readout=readout)
+                probabilities = calibrated(probabilities, prior(of_nothing))
         summary = summarize(probabilities, self.prompts, heads)
 
         # Accuracy hides a rare class.
@@ -105,6 +119,13 @@ class Session:
                 file=sys.stderr,
             )
         return summary, heads
+
+    def _content_free_prompts(self) -> list[EncodedPrompt]:
+        """Return prompts of texts without content, with the first test prompts' demonstrations."""
+        nothing = tuple(Example(text, 0) for text in CONTENT_FREE)
+        data, config = replace(self.data, test=nothing), self.config
+        count = min(CONTENT_FREE_PROMPTS, len(self.prompts))
+        return self.encode(evaluation_prompts(data, count, config.k, config.prompt_style))
 
 
 def open_session(
