@@ -60,7 +60,7 @@ class TaskData:
     def distinct(self, texts: Collection[str]) -> "TaskData":
         """Return the same data with each of these texts once and in one part, the test first.
 
-        `texts`: their `text_key`s.
+        `texts`: what `text_key` returns of each.
         """
         seen: set[str] = set()
 
