@@ -757,3 +757,10 @@ def test_sample_weights_decide_what_training_asks(new, texts, labels, monkeypatc
     new(steps=1).fit(*twice)
     (data,) = seen
     assert data.weights == tuple(weight[example.text] for example in data.train)
+
+
+def test_few_texts_of_many_classes_are_trained_on_with_fewer_demonstrations(new):
+    """Of 16 texts 8 are held out, and a prompt has 4 queries."""
+    texts = [f"good {'abcdef'[i % 6]} {i}" for i in range(16)]
+    fitted = new(steps=1, learning_rate=1e-4).fit(texts, [f"class{i % 6}" for i in range(16)])
+    assert {len(shown) for shown in fitted.demonstrations_} == {4}
