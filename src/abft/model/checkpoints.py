@@ -162,12 +162,21 @@ def read_full_rank(
             raise AbftError(f"{made_for}: {name} is missing there")
         if parameters[name].shape != tensor.shape:
             raise AbftError(f"{made_for}: {name} is of another shape there")
-    expected = json.loads(metadata["base_samples"])
+    _check_base(model, samples, json.loads(metadata["base_samples"]), made_for)
+    return saved
+
+
+def _check_base(
+    model: "PreTrainedModel | PeftModel",
+    samples: Mapping[str, Sequence[float]] | None,
+    expected: Mapping[str, Sequence[float]],
+    made_for: str,
+) -> None:
+    """Raise AbftError for another base; `samples`: those before training, None = those of now."""
     if samples is None:
-        check_base_weights(model, expected, made_for)
+        check_base_weights(causal_lm(model), expected, made_for)  # type: ignore[arg-type]
     else:
         check_samples(samples, expected, made_for)
-    return saved
 
 
 def _check_digest(path: Path, tensors: Mapping[str, Tensor], digest: str | None) -> None:
@@ -246,12 +255,7 @@ def read_adapter(
     _check_digest(path, saved, base.get("digest"))
 
     # Version 0.1 wrote the samples alone.
-    expected = base.get("base_samples", base)
-    made_for = _MADE_FOR.format(folder=folder)
-    if samples is None:
-        check_base_weights(causal_lm(model), expected, made_for)
-    else:
-        check_samples(samples, expected, made_for)
+    _check_base(model, samples, base.get("base_samples", base), _MADE_FOR.format(folder=folder))
     return saved
 
 
