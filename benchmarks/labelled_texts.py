@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from abft.bench.statistics import spread_over_seeds
 from pictures import save, svg_pyplot, tidy
 from record import PACKAGES, ROOT, machine
 
@@ -146,7 +147,9 @@ class Cells:
         generator = np.random.default_rng(seed)
         samples = np.zeros(RESAMPLES)
         for task in tasks:
-            correct_SN = np.stack([self.correct[method, task, texts, s] for s in seeds])
+            correct_SN = spread_over_seeds(
+                np.stack([self.correct[method, task, texts, s] for s in seeds])
+            )
             S, N = correct_SN.shape
             for i in range(RESAMPLES):
                 draws = generator.integers(S, size=S)

@@ -267,7 +267,8 @@ def bootstrap(
 
     Resamples the queries, each with all of its prompts, and the seeds of both. Queries whose
     prompts were answered alike are interchangeable: how often each kind of query is drawn has a
-    multinomial distribution, and so has how often each seed is drawn.
+    multinomial distribution, and so has how often each seed is drawn. The mean of S seeds drawn
+    anew has (S - 1) / S of the variance that it should have, which is made up for.
     """
     generator = np.random.Generator(np.random.Philox(list(stream.encode())))
     ours, theirs = np.array(correct, float), np.array(reference, float)
@@ -285,7 +286,10 @@ def bootstrap(
     for side in sides:
         seeds = side.shape[1]
         weights = generator.multinomial(seeds, [1 / seeds] * seeds, size=OWN_SAMPLES) / seeds
-        accuracies.append((side * weights).sum(1) / totals[:, 0])
+        wider = np.sqrt(seeds / max(seeds - 1, 1))
+        of_all = side.mean(1)
+        drawn = of_all + wider * ((side * weights).sum(1) - of_all)
+        accuracies.append(drawn / totals[:, 0])
     return Estimate(float(ours.mean() - theirs.mean()), accuracies[0] - accuracies[1])
 
 

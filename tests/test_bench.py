@@ -704,7 +704,14 @@ def test_weights_stay_inside_the_folder(grid_values, tmp_path, reviews):
 
 
 @pytest.mark.parametrize(
-    "left", ["config", "metrics without weights", "weights without anything", "damaged metrics"]
+    "left",
+    [
+        "config",
+        "metrics without weights",
+        "weights without anything",
+        "damaged metrics",
+        "damaged weights",
+    ],
 )
 def test_half_written_weights_are_made_again(grid_values, tmp_path, left):
     path = write_grid(tmp_path, grid_values, methods=["abft"], scenarios=["standard"], seeds=[0])
@@ -720,6 +727,11 @@ def test_half_written_weights_are_made_again(grid_values, tmp_path, left):
         (folder / "qk_weights.safetensors").unlink()
     elif left == "damaged metrics":
         (folder / "metrics.json").write_text("")
+    elif left == "damaged weights":
+        path_of_weights = folder / "qk_weights.safetensors"
+        contents = bytearray(path_of_weights.read_bytes())
+        contents[-1] ^= 1
+        path_of_weights.write_bytes(contents)
     else:
         (folder / "config.yaml").unlink()
         (folder / "metrics.json").unlink()

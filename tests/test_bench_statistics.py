@@ -65,7 +65,15 @@ def test_pairing_narrows_and_clusters_widen_the_interval():
 def test_seeds_are_resampled():
     right, wrong = np.ones(50, bool), np.zeros(50, bool)
     difference, low, high = paired_bootstrap([right, wrong], [wrong], np.arange(50))
-    assert (difference, low, high) == (0.5, 0, 1)
+    assert (difference, low, high) == pytest.approx((0.5, 0.5 - 0.5**0.5, 0.5 + 0.5**0.5))
+
+
+def test_few_seeds_vary_as_much_as_their_mean_does():
+    """The variance of a mean of S values is their sample variance (S - 1 in it) divided by S."""
+    shares = [0.2, 0.5, 0.9]
+    rows = [np.full(100, share) for share in shares]
+    _, samples = statistics.paired_bootstrap(rows, np.zeros((1, 100)), np.arange(100))
+    assert samples.var() == pytest.approx(exact.variance(shares) / 3, rel=0.1)
 
 
 @pytest.mark.parametrize("shapes", [((1, 3), (1, 4), 3), ((1, 3), (1, 3), 4), ((1, 0), (1, 0), 0)])
@@ -89,20 +97,29 @@ def test_the_interval_leaves_out_equal_tails_of_five_percent_together():
 
 def all_resamples(ours, theirs, queries):
     """The exact distribution of the bootstrap: every sample of queries with all of their prompts,
-    and of each method's seeds, is equally likely.
+    and of each method's seeds, is equally likely. S seeds lie sqrt(S / (S - 1)) times as far from
+    their mean as they do.
     """
+    ours, theirs = (
+        [
+            [m + (len(rows) / max(len(rows) - 1, 1)) ** 0.5 * (x - m) for x, m in zip(row, means)]
+            for row in rows
+        ]
+        for rows in (ours, theirs)
+        for means in [[sum(column) / len(rows) for column in zip(*rows)]]
+    )
     names = sorted(set(queries))
     counts = Counter()
     for sample in product(names, repeat=len(names)):
         prompts = [n for query in sample for n, q in enumerate(queries) if q == query]
         by_method = [
             [
-                Fraction(sum(rows[s][n] for s in seeds for n in prompts), len(seeds) * len(prompts))
+                sum(rows[s][n] for s in seeds for n in prompts) / (len(seeds) * len(prompts))
                 for seeds in product(range(len(rows)), repeat=len(rows))
             ]
             for rows in (ours, theirs)
         ]
-        counts.update(a - b for a, b in product(*by_method))
+        counts.update(round(a - b, 9) for a, b in product(*by_method))
     return {value: Fraction(count, counts.total()) for value, count in counts.items()}
 
 

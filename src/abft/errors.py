@@ -14,6 +14,10 @@ class CannotResume(AbftError):
     """What an earlier command left cannot be gone on with."""
 
 
+class DamagedWeights(AbftError):
+    """Saved weights that cannot be read, or are not those that were written."""
+
+
 class RunInterrupted(AbftError):
     """Ctrl-C: the message says how to go on."""
 

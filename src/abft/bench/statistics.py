@@ -18,7 +18,8 @@ def paired_bootstrap(
     `RESAMPLES` samples of a paired bootstrap (Efron and Tibshirani 1993) resample queries, each
     with all of its prompts (one query with two demonstration sets is not two observations), and
     seeds of each method, which differ in their training prompts. With one seed only the queries
-    vary.
+    vary. Few seeds resampled vary too little, (S - 1) / S of their variance: their deviations
+    from the mean are made sqrt(S / (S - 1)) times as large.
 
     Args:
         correct_SN: for each seed, whether each of N prompts was answered correctly.
@@ -38,7 +39,8 @@ def paired_bootstrap(
     _, cluster_N = np.unique(queries, return_inverse=True)
     counts = np.bincount(cluster_N)
     sums = [
-        np.stack([np.bincount(cluster_N, weights=row) for row in rows]) for rows in (ours, theirs)
+        spread_over_seeds(np.stack([np.bincount(cluster_N, weights=row) for row in rows]))
+        for rows in (ours, theirs)
     ]
 
     # Both methods are measured on the same queries of a sample: that is what pairs them.
@@ -53,6 +55,13 @@ def paired_bootstrap(
             accuracies.append(rows[seeds][:, sample].sum(1).mean() / total)
         samples[i] = accuracies[0] - accuracies[1]
     return float(ours.mean() - theirs.mean()), samples
+
+
+def spread_over_seeds(values_SN: np.ndarray) -> np.ndarray:
+    """Return values whose S rows, resampled, have a mean of the variance that S rows imply."""
+    seeds = len(values_SN)
+    mean_N = values_SN.mean(0)
+    return mean_N + (values_SN - mean_N) * (np.sqrt(seeds / (seeds - 1)) if seeds > 1 else 1.0)
 
 
 def interval(samples: np.ndarray, level: float = 0.95) -> tuple[float, float]:

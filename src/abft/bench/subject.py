@@ -22,7 +22,7 @@ from abft.data.builtin import load_task
 from abft.data.encoding import LabelTokens, encode, label_tokens
 from abft.data.prompts import Prompt
 from abft.data.splits import TaskData
-from abft.errors import AbftError, CannotResume
+from abft.errors import AbftError, CannotResume, DamagedWeights
 from abft.model.checkpoints import apply_weights, has_weights, plain_model
 from abft.model.loading import load_context_length, load_tokenizer
 from abft.runs.run_folder import CONFIG, METRICS, read_metrics
@@ -204,14 +204,26 @@ class Subject:
             folder = self._trained()
             # An untouched model, or a training that an earlier run finished.
             if self._model is None:
-                model, _ = load_run_model(self.config)
-                if folder is not None:
-                    model = apply_weights(model, folder, self.first.factor)
-                self._model = model
+                self._model = self._loaded(folder)
         except Exception as error:
             self._broken = error
             raise
         return self._model
+
+    def _loaded(self, folder: Path | None) -> "PreTrainedModel":
+        """Return the base model with the weights of a folder; damaged ones are trained anew."""
+        model, _ = load_run_model(self.config)
+        if folder is None:
+            return model
+
+        factor = self.first.factor
+        try:
+            return apply_weights(model, folder, factor)
+        except DamagedWeights as error:
+            print(f"{error}; it is trained anew", file=sys.stderr)
+            shutil.rmtree(folder)
+            self._trained()
+            return self._model or apply_weights(model, folder, factor)
 
     def training(self) -> dict[str, Any] | None:
         """Return what the training cost; None for the untouched model.

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from abft.errors import AbftError
+from abft.errors import AbftError, DamagedWeights
 from abft.model.attention import causal_lm
 from abft.model.qk_weights import QKModule, lora_layers, qk_modules
 from abft.model.weight_files import ADAPTER_FILE, BASE_FILE, FULL_RANK_FILE
@@ -150,7 +150,7 @@ def read_full_rank(
             metadata = file.metadata() or {}
             saved = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except Exception as error:
-        raise AbftError(f"{path} could not be read: {error}. Was writing it cut short?") from None
+        raise _unreadable(path, error) from None
     if metadata.get("format") != _FORMAT:
         raise AbftError(f"{path}: expected format {_FORMAT}, got {metadata.get('format')!r}")
     _check_digest(path, saved, metadata.get("digest"))
@@ -180,9 +180,13 @@ def _check_base(
 
 
 def _check_digest(path: Path, tensors: Mapping[str, Tensor], digest: str | None) -> None:
-    """Raise AbftError unless the tensors are those that were written (older files: not known)."""
+    """Raise DamagedWeights unless these tensors were written (older files: not known)."""
     if digest is not None and tensors_digest(tensors) != digest:
-        raise AbftError(f"{path} is damaged: its tensors are not those that were written")
+        raise DamagedWeights(f"{path} is damaged: its tensors are not those that were written")
+
+
+def _unreadable(path: Path, error: Exception) -> DamagedWeights:
+    return DamagedWeights(f"{path} could not be read: {error}. Was writing it cut short?")
 
 
 @torch.no_grad()
@@ -247,11 +251,11 @@ def read_adapter(
         if base_file.is_file():
             base = json.loads(base_file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise AbftError(f"{base_file} is damaged: {error}") from None
+        raise DamagedWeights(f"{base_file} is damaged: {error}") from None
     try:
         saved = load_file(path)
     except (SafetensorError, OSError) as error:
-        raise AbftError(f"{path} could not be read: {error}. Was writing it cut short?") from None
+        raise _unreadable(path, error) from None
     _check_digest(path, saved, base.get("digest"))
 
     # Version 0.1 wrote the samples alone.
