@@ -102,11 +102,14 @@ def all_resamples(ours, theirs, queries):
     """
     ours, theirs = (
         [
-            [m + (len(rows) / max(len(rows) - 1, 1)) ** 0.5 * (x - m) for x, m in zip(row, means)]
+            [
+                m + (len(rows) / max(len(rows) - 1, 1)) ** 0.5 * (x - m)
+                for x, m in zip(row, means, strict=True)
+            ]
             for row in rows
         ]
         for rows in (ours, theirs)
-        for means in [[sum(column) / len(rows) for column in zip(*rows)]]
+        for means in [[sum(column) / len(rows) for column in zip(*rows, strict=True)]]
     )
     names = sorted(set(queries))
     counts = Counter()

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
@@ -24,12 +25,14 @@ from sklearn.preprocessing import FunctionTransformer
 import abft.classifier.estimator
 import abft.model.loading
 from abft import ABFTClassifier
-from abft.classifier.sharing import forget_base_model
+from abft.classifier import estimator
+from abft.classifier.sharing import base_model, forget_base_model
 from abft.data.draws import demonstration_sets, split_held_out
 from abft.data.prompts import training_prompts
 from abft.data.splits import TaskData, text_key
 from abft.data.tasks import Example, Task, Template
 from abft.errors import AbftError
+from abft.readouts.probe import Probe
 from abft.training.trainer import ABFTTrainer
 from tiny import tiny_model
 
@@ -92,8 +95,109 @@ def test_training_that_does_not_help_leaves_the_model_as_it_was(new, texts, labe
     for name, parameter in stuck._opened()[0].model.named_parameters():
         assert parameter.equal(untouched[name]), name
     harmed = new(steps=4, learning_rate=10.0, objective="e2e").fit(texts, labels)
-    # Even where a step was better by label words alone, the untouched read-out was better.
     assert harmed.best_step_ == 0
+
+
+def test_a_training_that_is_rejected_leaves_the_shared_model(new, texts, labels, monkeypatch):
+    """Where a step was better by label words alone, but the untouched read-out was better."""
+
+    def run(training, model, tokenizer, data, validate):
+        for parameter in model.parameters():
+            parameter.data.mul_(1.5)
+        return 2, {0: validate(), 2: validate()}
+
+    monkeypatch.setattr("abft.classifier.training.Training.run", run)
+    real, losses = estimator.fit_readout, iter([0.1, 0.9, 0.5])
+
+    def fit_readout(*given):
+        fitted = real(*given)
+        scores = {**fitted.scores[fitted.name], "log_loss": next(losses)}
+        return replace(fitted, scores={fitted.name: scores})
+
+    monkeypatch.setattr(estimator, "fit_readout", fit_readout)
+    rejected = new(steps=2, readout="label_words").fit(texts, labels)
+    assert rejected.best_step_ == 0
+    shared, _ = base_model(rejected.model, "cpu", own=False)
+    assert rejected._opened()[0].model is shared
+
+
+def test_training_leaves_the_global_generators_alone(new, texts, labels):
+    numbers = []
+    for seed in (1, 1, 2):
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        new(steps=1, learning_rate=1e-4).fit(texts, labels)
+        numbers.append((random.random(), np.random.rand(), torch.rand(1).item()))
+    assert numbers[0] == numbers[1]
+    assert all(a != b for a, b in zip(numbers[0], numbers[2], strict=True))
+
+
+def test_texts_that_are_equal_once_cut_are_not_held_out_and_trained_on(new, monkeypatch):
+    texts = [f"{i} " + "great " * 300 + end for i in range(30) for end in ("good end", "bad end")]
+    seen = []
+
+    def run(training, model, tokenizer, data, validate):
+        seen.append(data)
+        return 0, {0: validate()}
+
+    monkeypatch.setattr("abft.classifier.training.Training.run", run)
+    with pytest.warns(UserWarning, match="only their beginning is read"):
+        new(steps=1).fit(texts, [i // 2 % 2 for i in range(60)])
+    (data,) = seen
+    training, held_out = ({text_key(e.text) for e in part} for part in (data.train, data.test))
+    assert len(training) + len(held_out) == 30
+    assert not training & held_out
+
+
+def test_repeated_demonstrations_fit_too(new):
+    """A rare class's texts are shown several times in a set: their length counts as often."""
+    texts = ["word " * 188, "words " * 188, *(f"good {i}" for i in range(38))]
+    labels = ["rare", "rare", *["common"] * 38]
+    with pytest.warns(UserWarning, match="only their beginning is read"):
+        fitted = new(k=8).fit(texts, labels)
+    assert fitted.predict_proba(["word " * 100]).shape == (1, 2)
+
+
+def test_a_fold_without_texts_that_a_set_does_not_show(new):
+    for seed in (8, 11, 20):
+        fitted = new(k=4, random_state=seed).fit(
+            ["a b", "c d", "e f", "g h", "i j", "k l", "m n", "o p"],
+            ["abcd"[i % 4] for i in range(8)],
+        )
+        assert np.isfinite(fitted.predict_proba(["q r"])).all()
+    none = Probe.fit(np.zeros((0, 2, 3), np.float32), np.zeros(0, int), 4, 0.3)
+    np.testing.assert_allclose(none.log_probabilities(np.ones((1, 2, 3))), np.log(0.25))
+
+
+def test_few_texts_are_shown_where_attention_on_them_is_read(new, texts, labels):
+    fitted = new(readout="attention").fit(texts[:20], labels[:20])
+    assert len(fitted.demonstrations_[0]) == 4
+
+
+def test_a_base_model_may_be_elsewhere(new, texts, labels, bpe, tmp_path, monkeypatch):
+    base = tmp_path / "base"
+    tiny_model("llama").save_pretrained(base)
+    bpe.save_pretrained(base)
+    monkeypatch.chdir(tmp_path)
+    fitted = new(model="base").fit(texts, labels)
+    fitted.save("saved")
+    kept, expected = pickle.dumps(fitted), fitted.predict_proba(texts[:3])
+
+    # From another folder, where it is, and where it went.
+    monkeypatch.chdir("/")
+    for again in (pickle.loads(kept), ABFTClassifier.load(tmp_path / "saved")):
+        np.testing.assert_allclose(again.predict_proba(texts[:3]), expected, atol=1e-6)
+        assert again.random_state == 0
+    base.rename(tmp_path / "away")
+    moved = ABFTClassifier.load(tmp_path / "saved", model=tmp_path / "away")
+    np.testing.assert_allclose(moved.predict_proba(texts[:3]), expected, atol=1e-6)
+
+    opened = pickle.loads(kept).set_params(model=tmp_path / "away")
+    opened.predict(texts[:3])
+    opened.save(tmp_path / "saved")
+    again = ABFTClassifier.load(tmp_path / "saved")
+    np.testing.assert_allclose(again.predict_proba(texts[:3]), expected, atol=1e-6)
 
 
 def test_every_kind_of_column(new, texts, labels):
@@ -347,7 +451,13 @@ def test_bad_use(new, trained, texts, labels, tmp_path):
         ({"max_minutes": 0}, "max_minutes = 0"),
         ({"readout": "probes"}, "readout 'probes' is none of .*did you mean 'probe'"),
         ({"held_out": 1.5}, "held_out = 1.5"),
-        ({"k": 1, "cross_entropy": 0}, "k = 1 shows one"),
+        ({"held_out": None}, "held_out = None"),
+        ({"steps": 1.7}, "steps = 1.7"),
+        ({"batch_size": 16.0}, "batch_size = 16.0"),
+        ({"max_minutes": float("nan")}, "max_minutes = nan"),
+        ({"label_words": ["bad", "good"]}, "expected a dictionary"),
+        ({"label_words": {"negative": 0}}, "label_words.*= 0: expected a word"),
+        ({"k": 1, "cross_entropy": 0, "steps": 1}, "k = 1 shows one"),
         ({"objective": "e2e", "learning_rate": 1e20, "steps": 1}, "probabilities are not finite"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -707,7 +817,7 @@ def test_one_text_is_no_list(new, texts, labels):
     with pytest.raises(AbftError, match="got one text"):
         fitted._predictors[0].predict("good")
     for changes in ({"demonstration_sets": "auto"}, {"batch_size": None}, {"steps": None}):
-        with pytest.raises(ValueError, match="expected at least"):
+        with pytest.raises(ValueError, match="expected a whole number"):
             new(**changes).fit(texts, labels)
 
 

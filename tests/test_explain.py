@@ -115,6 +115,30 @@ def test_a_classifier_explains_what_it_predicts(review_data, model_folder):
         assert explanation.record()["demonstrations"][0]["text"] in texts
 
 
+def test_explained_attention_is_that_which_is_read(review_data, model_folder):
+    """Read from attention, all heads count, and the shares of a class sum to its probability."""
+    texts = [example.text for example in review_data.train[:40]]
+    labels = [str(example.label) for example in review_data.train[:40]]
+    classifier = ABFTClassifier(
+        str(model_folder), device="cpu", readout="attention", random_state=0, progress=False
+    ).fit(texts, labels)
+    readings = classifier._read(texts[:3], ["attention"])
+    explanations = classifier.explain(texts[:3])
+    for n, explanation in enumerate(explanations):
+        assert explanation.heads == 8
+        for c, label in enumerate(classifier.classes_):
+            of_class = [shown == label for _, shown in explanation.demonstrations]
+            read = readings.attention[:, n, c].mean()
+            assert explanation.shares[of_class].sum() == pytest.approx(read, abs=1e-5)
+
+    # Behind each set, in its order.
+    by_set = [p.explain(texts[:1])[0] for p in classifier._opened()]
+    shown = [pair for each in by_set for pair in each.demonstrations]
+    assert list(explanations[0].demonstrations) == shown
+    tokens = np.mean([each.token_shares for each in by_set], axis=0)
+    np.testing.assert_allclose(explanations[0].token_shares, tokens, rtol=1e-4)
+
+
 def test_the_command_line_explains(finished, tmp_path):
     text = "<script>alert(1)</script> & good"
     given = ("predict", "--run", finished, "--text", text, "--explain")

@@ -40,6 +40,14 @@ def test_a_saved_classifier(folder):
     np.testing.assert_allclose(probabilities, EXPECTED["probabilities"]["classifier"], atol=1e-6)
 
 
+def test_an_old_classifier_is_saved_again(folder):
+    classifier = ABFTClassifier.load(folder / "classifier")
+    classifier.save(folder / "classifier")
+    again = ABFTClassifier.load(folder / "classifier")
+    probabilities = again.predict_proba(EXPECTED["texts"])
+    np.testing.assert_allclose(probabilities, EXPECTED["probabilities"]["classifier"], atol=1e-6)
+
+
 @pytest.mark.parametrize("name", RUNS)
 def test_settings_and_metrics_of_an_old_run(folder, name):
     old = yaml.safe_load((folder / name / "config.yaml").read_text())

@@ -6,6 +6,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,18 +16,26 @@ from sklearn.utils import check_consistent_length, check_random_state
 from sklearn.utils.validation import check_is_fitted
 from tqdm import tqdm
 
+from abft.classifier.arguments import (
+    SHARED,
+    absolute_model,
+    check_arguments,
+    choose_k,
+    plain_arguments,
+    run_config,
+    task_of,
+)
 from abft.classifier.inputs import classes_of, texts_of, weighted
 from abft.classifier.saving import FILE, check_format, read_record, saved, weights_of
 from abft.classifier.sharing import base_model
-from abft.classifier.training import QUERIES, Training
-from abft.data.draws import demonstration_sets, split_held_out
+from abft.classifier.training import Training
+from abft.data.draws import demonstration_sets, most_shown, split_held_out
 from abft.data.splits import TaskData, text_key, unique
-from abft.data.tasks import Example, Task, Template
+from abft.data.tasks import Example, Task
 from abft.errors import AbftError
 from abft.method.objectives import DEFAULT_OBJECTIVE
 from abft.readouts.fitted import (
     AUTO,
-    READOUTS,
     FittedReadout,
     Folds,
     candidates,
@@ -35,34 +44,22 @@ from abft.readouts.fitted import (
     stratified_folds,
 )
 from abft.readouts.readings import Readings, read_texts
-from abft.runs.config import RunConfig, check_effect
+from abft.runs.config import RunConfig
 from abft.scoring import metrics
-from abft.settings import did_you_mean, document_settings
+from abft.scoring.votes import head_mask
+from abft.settings import document_settings
 
 if TYPE_CHECKING:
     from abft.runs.explain import Explanation
     from abft.runs.predictor import Predictor
 
 
-# Below it no text is spared as a demonstration. Of 16 and 64 texts, 16 were better without
-# demonstrations, 64 with them (results/readouts/few_texts.txt).
-FEW_TEXTS = 32
 PART = 1024  # texts that are read at once: what is read of more need not fit into the memory
-
-_SHARED = {
-    "model": "model",
-    "template": "template",
-    "objective": "objective",
-    "cross_entropy": "cross_entropy",
-    "learning_rate": "lr",
-    "device": "device",
-}
-
 
 _OPENING = threading.RLock()  # one thread loads the base model of what was unpickled
 
 
-@document_settings(RunConfig, _SHARED)
+@document_settings(RunConfig, SHARED)
 class ABFTClassifier(ClassifierMixin, BaseEstimator):
     """Classifies texts with a language model that reads a few labelled texts as demonstrations.
 
@@ -74,8 +71,11 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
     the correct label. A part of the texts is held out to decide when to stop, and whether training
     helped at all: if it did not, the untouched model is kept, with a warning.
 
-    Of a class's texts that are equal but for case and punctuation the first counts. None is held
-    out and trained on, also where equal texts have different classes.
+    Of a class's texts that are equal but for case and punctuation, as far as they are read, the
+    first counts. None is held out and trained on, also where equal texts have different classes.
+
+    `objective`, `cross_entropy`, `learning_rate`, `max_minutes` and `held_out` matter with `steps`
+    only.
 
     Args:
         label_words: class -> its label word in prompts; default: the class as text.
@@ -171,7 +171,7 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
         before = dict(vars(self))
         try:
             # What predictions and `save` go by, whatever is set later.
-            self._fitted = self._settings()
+            self._fitted = plain_arguments(self)
             return self._fit(X, y, sample_weight)
         except BaseException:
             self.__dict__ = before
@@ -179,7 +179,7 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
 
     def _fit(self, X: Sequence[str], y: Sequence[Any], sample_weight: Any) -> "ABFTClassifier":
         # Settings and data are checked before the model is loaded.
-        self._check_settings()
+        check_arguments(self)
         texts = texts_of(X)
         classes = classes_of(y)
         check_consistent_length(texts, classes)
@@ -192,27 +192,35 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
         weight_of = dict(zip(reversed(examples), reversed(weights), strict=True))
         examples = unique(examples, lambda example: (text_key(example.text), example.label))
         self._check_classes(examples)
+        classes_count = len(self.classes_)
+        most_k = choose_k(self, classes_count, len(examples))
+        task = self._task()
+
+        # Before texts are drawn: some may be equal once they are cut.
+        model, tokenizer = base_model(self._fitted["model"], self.device, own=bool(self.steps))
+        read = self._cut(task, examples, model, tokenizer, most_k)
+        weight_of = {
+            example: weight_of[whole]
+            for example, whole in zip(reversed(read), reversed(examples), strict=True)
+        }
+        examples = unique(read, lambda example: (text_key(example.text), example.label))
+        self._check_classes(examples)
 
         # One generator decides the parts, the demonstrations and the seed of training.
         generator = random.Random(int(check_random_state(self.random_state).randint(2**31)))
-        task = self._task()
         held_out: list[Example] = []
         training = examples
         if self.steps:
             training, held_out = split_held_out(examples, self.held_out, generator)
-        k = self._choose_k(training)
-        model, tokenizer = base_model(self._fitted["model"], self.device, own=bool(self.steps))
+        k = choose_k(self, classes_count, len(training))
         weights_N = np.array([weight_of[example] for example in (*training, *held_out)])
-        data = TaskData(task, tuple(training), (), tuple(held_out))
-        data = self._cut(data, model, tokenizer, k)
-        training, held_out = list(data.train), list(data.test)
 
         count = self.demonstration_sets
         if k == 0:
             count = 1
         elif count is None:
             # As many as it takes to show every class once.
-            count = max(2, math.ceil(len(self.classes_) / k))
+            count = max(2, math.ceil(classes_count / k))
         sets = demonstration_sets(training, k, count, generator, spare=True)
         seed = generator.randrange(2**31)
 
@@ -240,21 +248,25 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
             )
         return self
 
-    def _cut(self, data: TaskData, model: Any, tokenizer: Any, k: int) -> TaskData:
+    def _cut(
+        self, task: Task, examples: Sequence[Example], model: Any, tokenizer: Any, k: int
+    ) -> Sequence[Example]:
         """Return the texts cut to what fits into prompts of k demonstrations, with a warning."""
         from abft.data.encoding import label_tokens
         from abft.data.lengths import fit_texts, longest_that_fits
         from abft.model.loading import context_length
 
-        tokens, limit = label_tokens(tokenizer, data.task), context_length(model)
-        longest = longest_that_fits(data, tokenizer, k, limit, tokens)
+        data = TaskData(task, tuple(examples), (), ())
+        tokens, limit = label_tokens(tokenizer, task), context_length(model)
+        times = most_shown(examples, k)
+        longest = longest_that_fits(data, tokenizer, k, limit, tokens, times=times)
         data, count = fit_texts(data, tokenizer, longest)
         if count:
             warnings.warn(
                 f"{count} texts have more than {longest} tokens; only their beginning is read",
                 stacklevel=4,
             )
-        return data
+        return data.train
 
     def _fit_readout(self, data: TaskData, k: int, seed: int, weights_N: np.ndarray) -> None:
         """Fit the read-out; before that train the model, if asked for, and keep it if it helps."""
@@ -283,7 +295,6 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
             # Label words of a trained model are compared on texts that it was not trained on.
             parts = [(np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out))]
             before = fit(readings, parts)
-            untouched = self._weights()
             self._train(data, k, seed)
 
             losses = [before.log_loss]
@@ -294,8 +305,9 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
                 if after.log_loss < before.log_loss:
                     self._readout = after
                     return
-                _write(self._predictors[0].model, untouched)
                 self.best_step_ = 0
+            # The model that was trained goes, and the shared one is read again.
+            self._attach(*base_model(self._fitted["model"], self.device, own=False))
             warnings.warn(
                 f"training did not help on {len(data.test)} held-out texts (log loss "
                 f"{before.log_loss:.3f} before it, {losses[-1]:.3f} after); the untouched model is "
@@ -351,13 +363,18 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
     def explain(self, X: Sequence[str]) -> "list[Explanation]":
         """Return for each text its class, and where the heads looked behind each set.
 
-        Demonstrations are those of all sets. A probe reads hidden states, which attention made, but
-        not the attention itself: see `readout_`.
+        Demonstrations are those of all sets; classes are given as text. A probe reads hidden
+        states, which attention made, but not the attention itself: see `readout_`. Of a text that
+        is too long for one of the sets, less is read than in `predict`, the same behind all.
         """
         from abft.runs.explain import explain, look, together
 
+        # Prediction reads the attention of all heads, or not the attention itself.
+        predictor = self._opened()[0]
+        if self.readout_ == "attention":
+            look = partial(look, heads_LH=head_mask(predictor.model, None))
         explanations = []
-        labels = self._opened()[0].task.labels
+        labels = predictor.task.labels
         for part in _parts(texts_of(X)):
             # All sets read as much of a text, so that their tokens are the same.
             texts = part
@@ -420,45 +437,11 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
             raise ValueError(f"y holds classes that fit has not seen: {sorted(unknown, key=str)}")
         return super().score(X, y, sample_weight)
 
-    def _check_settings(self) -> None:
-        """Raise ValueError for settings that mean nothing."""
-        for name, least, other in (
-            ("demonstration_sets", 1, None),
-            ("batch_size", 1, 1),
-            ("steps", 0, AUTO),
-        ):
-            value = getattr(self, name)
-            if value == other:
-                continue
-            if isinstance(value, str) or value is None or value < least:
-                raise AbftError(f"{name} = {value!r}: expected at least {least}")
-        if self.max_minutes is not None and self.max_minutes <= 0:
-            raise AbftError(f"max_minutes = {self.max_minutes}: expected more than 0")
-        if self.readout not in (AUTO, *READOUTS):
-            known = ", ".join((AUTO, *READOUTS))
-            near = did_you_mean(str(self.readout), (AUTO, *READOUTS))
-            raise AbftError(f"readout {self.readout!r} is none of {known}{near}")
-        if not 0 < self.held_out < 1:
-            raise ValueError(f"held_out = {self.held_out}: expected a share between 0 and 1")
-        if self.k == 0:
-            candidates(self.readout, 0)
-            if self.steps:
-                raise AbftError("k = 0: without demonstrations nothing is trained; give steps=0")
-        # The data decide an open k only later; here, and without training, the default takes its
-        # place.
-        check_effect(self._config(self._fitted["k"] or RunConfig.k))
-
-    def _config(self, k: int) -> RunConfig:
-        """Return the training's settings; those that follow from others are open."""
-        numbers = (self.cross_entropy, self.learning_rate)
-        weight, rate = (None if number is None else float(number) for number in numbers)
-        return RunConfig(objective=self.objective, k=k, cross_entropy=weight, lr=rate)
-
     def _check_classes(self, examples: Sequence[Example]) -> None:
         """Raise ValueError unless there are two classes, and two texts of every class."""
         if len(self.classes_) < 2:
             raise ValueError(
-                f"y holds one class only ({self.classes_[0]!r}); a classifier needs at least 2 "
+                f"y holds one class only ({self.classes_.tolist()[0]!r}); a classifier needs at least 2 "
                 "classes"
             )
 
@@ -471,41 +454,7 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
             )
 
     def _task(self) -> Task:
-        """Return a task whose labels are the classes as text."""
-        names = tuple(str(name) for name in self.classes_.tolist())
-        words = {str(name): word for name, word in self._fitted["label_words"].items()}
-        # A class may be a bad word itself, such as an empty text.
-        first = tuple(words.get(name, name) for name in names)
-        return Task("texts", Template(self._fitted["template"]), names, first).with_words(words)
-
-    def _settings(self) -> dict[str, Any]:
-        """Return the settings in plain types, as `save` writes them."""
-        settings = {
-            name: value.item() if isinstance(value, np.generic) else value
-            for name, value in self.get_params().items()
-        }
-        # A RandomState is no JSON, and nothing is drawn after `fit`.
-        settings["random_state"] = None
-        settings["model"] = str(self.model)
-        settings["label_words"] = {
-            key.item() if isinstance(key, np.generic) else key: word
-            for key, word in (self.label_words or {}).items()
-        }
-        return settings
-
-    def _choose_k(self, training: Sequence[Example]) -> int:
-        """Return k, the demonstrations in a prompt. Raises ValueError for too few texts."""
-        k: int | None = self._fitted["k"]
-        if k is None:
-            few = len(training) < FEW_TEXTS and not self.steps
-            k = 0 if few else min(max(4, len(self.classes_)), 16)
-            k = min(k, max(len(training) - QUERIES, 1)) if k else 0
-        if len(training) < k + QUERIES:
-            raise ValueError(
-                f"{len(training)} texts are left for training, prompts of k = {k} demonstrations "
-                f"need {k + QUERIES}; give more texts or a smaller k"
-            )
-        return k
+        return task_of(self.classes_, self._fitted["template"], self._fitted["label_words"])
 
     def _attach(self, model: Any, tokenizer: Any) -> None:
         """Open a predictor for every set of demonstrations."""
@@ -518,6 +467,7 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
             examples = [Example(text, labels[name]) for text, name in demonstrations]
             predictors.append(Predictor(model, tokenizer, task, examples))
         self._predictors: list[Predictor] = predictors
+        self.__dict__.pop("_weights_of_pickle", None)
 
     def _trained_tensors(self) -> dict[str, Any]:
         """Return the trained tensors by name; none where the untouched model is kept."""
@@ -525,17 +475,6 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
             return {}
         parameters = self._predictors[0].model.named_parameters()
         return {name: p.detach().cpu() for name, p in parameters if p.requires_grad}
-
-    def _weights(self) -> dict[str, Any]:
-        """Return a copy of W_Q and W_K, which training changes."""
-        from abft.model.qk_weights import qk_modules
-
-        model = self._predictors[0].model
-        return {
-            f"{qk.name}.{kind}": parameter.detach().clone()
-            for qk in qk_modules(model)
-            for kind, parameter in model.get_submodule(qk.name).named_parameters()
-        }
 
     def save(self, folder: str | Path) -> None:
         """Write what `load` needs: settings, demonstrations, the trained W_Q and W_K (safetensors).
@@ -566,16 +505,20 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
             "demonstrations": self.demonstrations_,
             "validation": list(self.validation_.items()),
             "best_step": self.best_step_,
-            "readout": self.readout_,
+            # Classifiers of earlier versions have none.
+            "readout": self._readout and self._readout.name,
             "readouts": self.readouts_,
         }
 
     @classmethod
-    def load(cls, folder: str | Path, device: str | None = None) -> "ABFTClassifier":
+    def load(
+        cls, folder: str | Path, device: str | None = None, model: str | Path | None = None
+    ) -> "ABFTClassifier":
         """Load a classifier that `save` wrote, and its base model.
 
         Args:
             device: in the place of the one that it was fitted on.
+            model: where the base model is now, if it is elsewhere.
 
         Raises:
             ValueError: no such folder, one of a newer version, a base model that is missing or
@@ -593,7 +536,9 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
             classifier = cls(**{**settings, "label_words": label_words})
             if device is not None:
                 classifier.device = device
-            classifier._fitted = classifier._settings()
+            if model is not None:
+                classifier.model = str(model)
+            classifier._fitted = plain_arguments(classifier)
             classifier.classes_ = np.array(record["classes"])
             classifier.demonstrations_ = [
                 [(text, name) for text, name in demonstrations]
@@ -602,10 +547,10 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
             classifier.validation_ = dict(record["validation"])
             classifier.best_step_ = record["best_step"]
             weights = weights_of(folder, record)
-            base = dict(record.get("base", {}))  # older versions: with trained weights only
+            samples = dict(record.get("base", {}))  # older versions: with trained weights only
             # Formats 1 and 2 read label words, without calibration.
             classifier._readout = None
-            if written > 2:
+            if written > 2 and record["readouts"]:
                 readout, scores = record["readout"], record["readouts"]
                 classifier._readout = FittedReadout.load(weights, readout, scores)
         except (KeyError, TypeError) as error:
@@ -613,19 +558,21 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
             raise AbftError(f"{path} is damaged ({type(error).__name__}: {error})") from None
 
         own = bool(classifier.best_step_)
-        model, tokenizer = base_model(classifier.model, classifier.device, own=own)
-        check_base_weights(model, base, _made_for(folder, classifier.model))
-        classifier._base_samples = _samples(model)
-        classifier._attach(model, tokenizer)
+        base, tokenizer = base_model(classifier.model, classifier.device, own=own)
+        check_base_weights(base, samples, _made_for(folder, classifier.model))
+        classifier._base_samples = _samples(base)
+        classifier._attach(base, tokenizer)
         if classifier.best_step_:
-            load_full_rank(model, weights)
+            load_full_rank(base, weights)
             # `save` writes the parameters that are marked as trained.
-            train_full_rank(model)
+            train_full_rank(base)
         return classifier
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state for pickles, which hold the trained tensors, not the base model."""
         state = dict(super().__getstate__())
+        # The process that opens it may run in another folder.
+        state["model"] = absolute_model(self.model)
         if "_predictors" in state:
             state["_weights_of_pickle"] = self._trained_tensors()
             del state["_predictors"]
@@ -646,14 +593,14 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
 
         # Where the base model is, and where it runs, may differ from where it was fitted; that it
         # is the same is checked.
-        weights, name = self._weights_of_pickle, str(self.model)
+        weights, name = self._weights_of_pickle, absolute_model(self.model)
         model, tokenizer = base_model(name, self.device, own=bool(weights))
         check_base_weights(model, self._base_samples, _made_for("this classifier", name))
         if weights:
             train_full_rank(model)
             _write(model, weights)
+        self._fitted = {**self._fitted, "model": name}
         self._attach(model, tokenizer)
-        del self._weights_of_pickle
 
     def _train(self, data: TaskData, k: int, seed: int) -> None:
         """Train the model, in which the weights of the best validation remain."""
@@ -670,7 +617,7 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
             return float(log_probability), metrics.accuracy(probabilities_NC, labels_N)
 
         training = Training(
-            self._config(k),
+            run_config(self, k),
             None if self.steps == AUTO else int(self.steps),
             self.max_minutes,
             seed,

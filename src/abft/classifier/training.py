@@ -1,9 +1,13 @@
 """Train the model of a classifier, with the best weights on held-out texts."""
 
+import random
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from abft.data.splits import TaskData
 from abft.runs.config import RunConfig, resolve
@@ -13,6 +17,20 @@ VALIDATIONS = 8  # during training
 PATIENCE = 3  # validations without a better one, after which training ends
 # Without a number of steps: at most so many.
 MOST_STEPS, AUTO_EVERY = 64, 4
+
+
+@contextmanager
+def _generators_kept() -> Iterator[None]:
+    """Leave the states of the global random generators as they are."""
+    import torch
+
+    state, numpy_state = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(state)
+        np.random.set_state(numpy_state)
 
 
 @dataclass(frozen=True)
@@ -56,8 +74,9 @@ class Training:
             callbacks.append(Deadline(self.minutes))
         callbacks.append(best)
 
-        # The best weights are kept in memory; nothing is saved in the folder.
-        with tempfile.TemporaryDirectory() as folder:
+        # The best weights are kept in memory; nothing is saved in the folder. The trainer seeds
+        # the global generators, which are the caller's.
+        with tempfile.TemporaryDirectory() as folder, _generators_kept():
             arguments = ABFTConfig(
                 output_dir=folder,
                 objective=config.objective,

@@ -1,6 +1,7 @@
 """Draw balanced demonstrations, and hold texts out, class by class."""
 
 import itertools
+import math
 import random
 from collections import Counter
 from collections.abc import Sequence
@@ -43,13 +44,25 @@ def demonstration_sets(
         labels = [next(class_turns) for _ in range(k)]
         texts = {}
         for label, needed in Counter(labels).items():
-            most = max(1, len(by_class[label]) // 2) if spare else needed
+            most = _most(len(by_class[label])) if spare else needed
             some = [next(example_turns[label]) for _ in range(min(needed, most))]
             texts[label] = itertools.cycle(some)
         demonstrations = [next(texts[label]) for label in labels]
         generator.shuffle(demonstrations)
         sets.append(demonstrations)
     return sets
+
+
+def most_shown(examples: Sequence[Example], k: int) -> dict[int, int]:
+    """Return by class how often `demonstration_sets` may show one text in a set that is spared."""
+    counts = Counter(example.label for example in examples)
+    needed = math.ceil(k / len(counts))
+    return {label: math.ceil(needed / _most(count)) for label, count in counts.items()}
+
+
+def _most(count: int) -> int:
+    """Return how many of a class's texts a set may show, so that others are left."""
+    return max(1, count // 2)
 
 
 def classes_in_turn(examples: Sequence[Example]) -> list[Example]:

@@ -1,6 +1,6 @@
 """Cut long texts, so that a prompt fits into the model's context."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -69,10 +69,14 @@ def longest_that_fits(
     limit: int | None,
     label_tokens: LabelTokens,
     prompt_style: PromptStyle = "consistent",
+    times: Mapping[int, int] | None = None,
 ) -> int | None:
     """Return after how many tokens texts have to be cut, so that all prompts fit; None = nowhere.
 
     The k + 1 longest texts might meet in one prompt: the longest are cut until these fit.
+
+    Args:
+        times: by class, how often a prompt may show one text; default: once.
 
     Raises:
         AbftError: too little would be left of them.
@@ -84,7 +88,11 @@ def longest_that_fits(
         return None
 
     # A token has at least one byte: most texts are known to be short enough.
-    texts = [e.text for e in (*data.train, *data.demonstrations, *data.test)]
+    texts = [
+        text
+        for e in (*data.train, *data.demonstrations, *data.test)
+        for text in [e.text] * (times[e.label] if times else 1)
+    ]
     if sum(sorted((len(text.encode()) for text in texts), reverse=True)[: k + 1]) <= room:
         return None
     encoding = tokenizer(texts, add_special_tokens=False, verbose=False)

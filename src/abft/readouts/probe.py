@@ -37,16 +37,23 @@ class Probe:
     ) -> "Probe":
         """Fit on N texts. A class that none of them has gets a small probability.
 
+        Of no text at all, nothing is known: all classes are equally probable.
+
         Args:
             strength: C, the inverse of the regularisation.
             weights_N: of the texts; None = equal.
         """
+        N, V, D = views_NVD.shape
+        if N == 0:
+            centre_VD, bias_VC = np.zeros((V, D), np.float32), np.zeros((V, classes), np.float32)
+            weight_VCD = np.zeros((V, classes, D), np.float32)
+            return cls(centre_VD, np.ones_like(centre_VD), weight_VCD, bias_VC)
+
         centre_VD = views_NVD.mean(0)
         scale_VD = views_NVD.std(0)
         # An entry that never varies says nothing.
         scale_VD = np.where(scale_VD > 1e-6, scale_VD, 1.0)
 
-        V, D = centre_VD.shape
         weight_VCD = np.zeros((V, classes, D), np.float32)
         bias_VC = np.full((V, classes), _UNSEEN, np.float32)
         seen = np.unique(labels_N)

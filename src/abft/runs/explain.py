@@ -166,5 +166,6 @@ def _text_tokens(
     # Tokenizers leave spaces out of offsets: each belongs to the token after it.
     ends = [start, *(b for _, b in attention)]
     ends[-1] = end
-    values = np.array(list(attention.values()))
+    # Where no head looks at the text, as with short sliding windows, all tokens count alike.
+    values = np.array(list(attention.values())) + SMALLEST
     return tuple(prompt[a:b] for a, b in pairwise(ends)), values / values.sum()
