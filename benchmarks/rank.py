@@ -206,7 +206,10 @@ def prompts_of(writer, groups, answers):
         written = writer.documents(lettered(documents))
         for ids, (_, relevant) in zip(writer.queries([q for q, _ in asked]), asked, strict=True):
             flags = [i in relevant for i in range(len(documents))]
-            encoded.append(writer.prompt(written, ids, flags, answers[min(relevant)]))
+            # More documents than letters: there is no answer to name.
+            first = min(relevant)
+            answer = answers[first] if first < len(answers) else -1
+            encoded.append(writer.prompt(written, ids, flags, answer))
     return encoded
 
 
@@ -374,9 +377,10 @@ def speed(options):
         documents = writer.documents(texts[:count])
         (query,) = writer.queries([texts[count]])
         prompt = writer.prompt(documents, query, [True] + [False] * (count - 1))
-        reader = DocumentReader(model, writer.beginning)
         rounds = []
         for _ in range(options.rounds):
+            # A new one each round: it keeps what it has read.
+            reader = DocumentReader(model, writer.beginning)
             seconds = {}
             started = time.perf_counter()
             with torch.no_grad(), row_attention(model):

@@ -236,7 +236,7 @@ def test_a_collator_that_pads_on_the_left_is_refused():
 
 def test_reentrant_checkpointing_is_refused(tmp_path):
     arguments = {"gradient_checkpointing_kwargs": {"use_reentrant": True}}
-    with pytest.raises(AbftError, match="non-reentrant"):
+    with pytest.raises(AbftError, match="checkpointing is reentrant"):
         trained(rows(), tmp_path, 1.0, gradient_checkpointing=True, **arguments)
 
 

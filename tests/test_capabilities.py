@@ -133,6 +133,14 @@ def test_packing_that_changes_rows_or_hidden_states_is_not_used(where, monkeypat
     assert not capabilities(model).packs
 
 
+def test_families_whose_rows_cannot_be_numbered_are_refused(monkeypatch):
+    """Several attentions a layer: heads would be named by the wrong layer."""
+    model = tiny_model("llama")
+    monkeypatch.setattr("abft.model.capabilities.softmax_layers", lambda model: [0])
+    with pytest.raises(AbftError, match="1 layers, and 2 attentions: heads cannot be told apart"):
+        capabilities(model).implementation  # noqa: B018
+
+
 def test_a_wrapped_model_is_the_model_it_wraps():
     model = tiny_model("llama")
     wrapped = peft.get_peft_model(copy.deepcopy(model), peft.LoraConfig(target_modules=["q_proj"]))

@@ -62,6 +62,29 @@ def test_too_many_demonstrations_are_refused(bpe):
     assert longest_that_fits(data, bpe, 2, 300, tokens) >= SHORTEST_CUT
 
 
+def test_the_longest_label_is_the_one_with_most_tokens(bpe):
+    words = ("positive", "Q7#%&Z")
+    task = Task("notes", TASK.template, ("a", "b"), words)
+    tokens = label_tokens(bpe, task)
+    assert isinstance(tokens[0], int)
+    assert len(tokens[1]) > 1
+    assert len(words[0]) > len(words[1])
+    data = TaskData(task, tuple(texts_of([200] * 12)), (), ())
+    fitted, _ = fit_texts(data, bpe, longest_that_fits(data, bpe, 4, 256, tokens))
+    worst = [Example(e.text, 1) for e in fitted.train[:5]]
+    prompt = write_prompt(task, worst[:4], worst[4])
+    encode(bpe, [prompt], max_length=256, scored=tokens)
+
+
+def test_texts_that_are_shown_several_times_count_as_often(bpe):
+    data, tokens = data_of([100, 5, 8, 6, 4, 3]), label_tokens(bpe, TASK)
+    once = longest_that_fits(data, bpe, 4, 256, tokens)
+    (label,) = {e.label for e in data.train if len(e.text) > 100}
+    several = longest_that_fits(data, bpe, 4, 256, tokens, times={label: 3, 1 - label: 1})
+    assert once is None
+    assert several < 100
+
+
 def test_texts_are_cut_at_tokens(bpe):
     texts = ["short", "one two three four five six seven eight nine ten", "größer ü ü ü ü ü ü ü ü"]
     cut = cut_texts(bpe, texts, 6)

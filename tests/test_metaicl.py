@@ -23,6 +23,10 @@ def test_every_other_task_gives_its_share(bpe):
     assert starts == {"sentence", "review", "news", "tweet"}  # TREC's would be "question"
     assert other_prompts(load_task("TREC"), bpe, nd=20, k=2, seed=1) != prompts
 
+    # In turn: the first nine are of nine tasks, with four templates.
+    turns = other_prompts(load_task("TREC"), bpe, nd=18, k=2, seed=0)
+    assert len({bpe.decode(p.input_ids[:12]).split(":")[0] for p in turns[:9]}) == 4
+
 
 def test_own_data_has_no_other_tasks():
     with pytest.raises(AbftError, match="built-in task"):

@@ -2,6 +2,7 @@
 
 import random
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -216,6 +217,47 @@ def test_labels_that_begin_alike_are_written_as_other_words(bpe, review_data):
     (group,) = training_groups([data], bpe, 1, 4, 0, words=("own",), distinct_first_tokens=False)
     assert group.words == "own"
     assert set(group.task.label_words) == {"Q7", "Q8"}
+
+
+def test_words_that_are_one_token_after_a_space_only_are_drawn_again(bpe, review_data):
+    """Cross-entropy of the first token would train without a signal of the class."""
+    data = review_data.with_words({"negative": "Q7", "positive": "Q8"})
+    template = Template("text: {text}\nlabel:{label}\n")
+    data = replace(data, task=replace(data.task, template=template))
+    groups = training_groups([data], bpe, 60, 2, 0, words=("own", "arbitrary"), shots=(2, 2))
+    assert all(len(set(first_tokens(group.label_tokens))) == 2 for group in groups)
+
+
+def test_end_to_end_training_needs_labels_that_begin_differently(bpe, tmp_path, model_folder):
+    file = tmp_path / "codes.csv"
+    rows = [
+        f"{word} film {i},{code}" for i in range(12) for word, code in (("a", "Q7"), ("b", "Q8"))
+    ]
+    file.write_text("text,label\n" + "\n".join(rows))
+    config = RunConfig(
+        model=str(model_folder),
+        data=str(file),
+        train_on="mixture",
+        tasks=str(file),
+        words="own",
+        objective="e2e",
+        steps=1,
+        nb=8,
+        lr=1e-3,
+        k=2,
+        test_prompts=4,
+        device="cpu",
+    )
+    config = resolve(config)
+    prompts = abft.runs.train._mixture(open_session(config), config)
+    answers = {prompt.answer for prompt in prompts}
+    assert len(answers) > 1
+
+
+def test_few_test_texts_give_few_groups(bpe, review_data):
+    data = replace(review_data, test=review_data.test[:5])
+    groups = evaluation_groups(data, bpe, 2, sets=4, queries=4)
+    assert [len(group.queries) for group in groups] == [4, 1]
 
 
 @pytest.mark.parametrize(("classes", "each", "usable"), [(20, 2, 20), (10, 5, 10), (3, 1, 0)])

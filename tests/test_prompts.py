@@ -359,6 +359,15 @@ def test_a_label_that_begins_another_ends_with_what_follows_it(bpe, words):
     assert long[: len(short) - 1] == short[:-1]
 
 
+def test_a_label_that_begins_another_needs_something_of_its_own_after_it(bpe):
+    """The token after the space holds the beginning of the next text."""
+    words = ("zyx", "zyxwv", "positive")
+    task = Task("t", Template("{text} => {label} "), ("a", "b", "c"), words)
+    with pytest.raises(AbftError, match="nothing of its own follows them; end it with a newline"):
+        label_tokens(bpe, task)
+    assert label_tokens(bpe, task.with_words({"b": "good"}))
+
+
 @pytest.mark.parametrize("prompt_style", ["consistent", "staicc"])
 def test_a_label_word_that_the_tokenizer_drops_is_refused(prompt_style):
     dropping = tokenizer("bpe")

@@ -33,6 +33,7 @@ from abft.ranker.queries import (
     training_prompts,
 )
 from abft.ranker.ranker import _split
+from abft.ranker.ranker import _warn_of_better_peers as warn_of_better_peers
 from abft.ranker.training import train_heads
 from abft.scoring.inspect import attention_rows
 from command_line import arguments, invoke, refused
@@ -366,6 +367,31 @@ def test_settings_that_change_later_hold(settings, change):
         ranker.scores(query, documents)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("documents_per_pass", 1),
+        ("documents_per_pass", 0),
+        ("looking", "all"),
+        ("instruction", None),
+    ],
+)
+def test_settings_that_change_later_are_checked(settings, name, value):
+    ranker = AttentionRanker(**settings)
+    setattr(ranker, name, value)
+    for call in (ranker.rank, lambda _, documents: ranker.scores(["q"], documents)):
+        with pytest.raises(ValueError, match=name):
+            call("q", ["a sad film", "great joy", "a film"])
+
+
+def test_settings_that_change_later_are_saved(fitted, tmp_path):
+    ranker = copy.copy(fitted)
+    ranker.temperature, ranker.documents_per_pass = np.float32(0.5), np.int64(30)
+    ranker.model = Path(ranker.model)
+    ranker.save(tmp_path / "ranker")
+    assert AttentionRanker.load(tmp_path / "ranker", "cpu").documents_per_pass == 30
+
+
 def test_threads_get_their_own_scores(settings):
     ranker = AttentionRanker(**settings)
     sets = [["a sad film", "great joy"], ["a poor life", "a good film"]]
@@ -505,6 +531,9 @@ def test_long_texts_are_cut(settings):
         first, second = ranker.scores(["x"], long)[0]
     assert first == pytest.approx(second, abs=1e-6)
     assert ranker.too_long([*long, "great joy"]) == 2
+    with pytest.warns(UserWarning, match="2 queries have more than max_query_tokens = 40"):
+        ranker.scores([*long, "x"], ["great joy", "sad"])
+    assert ranker.too_long_queries([*long, "x"]) == 2
 
     # What comes before a text does not count: one token of the text itself is always read.
     ranker = AttentionRanker(**{**settings, "max_query_tokens": 1, "max_document_tokens": 1})
@@ -541,7 +570,17 @@ def test_training_prompts_show_relevant_documents(settings):
         (["a", "a", "b"], [(0, 1, 2)], "all candidates are relevant"),
         (["a", "a", "b"], [0], "the same text is relevant and irrelevant"),
         (["a", " "], [0], "candidate 1 is ' '"),
-        (["a", None], [0], "2 lists of candidates|candidate 1"),
+        (["a", None], [0], "candidate 1 is None"),
+        (["a", float("nan"), "b"], [0], "candidate 1 is nan"),
+        (["a", "b"], {0: 1}, "an entry for each query, in their order, got a dict"),
+        (["a", "b"], [{0: 0, 1: 1}], "expected numbers of documents"),
+        (["a", "b"], 3, "an entry for each query"),
+        ([{"d1": "a", "d2": "b"}], [0], "got a dict"),
+        ({"a", "b"}, [0], "got a set"),
+        ([{"a", "b"}], [0], "got a set"),
+        (None, [0], "got a NoneType"),
+        (["a", "b"], [[1, 1]], "each once, got \\[1, 1\\]$"),
+        (["a", "b\ud800"], [0], "half a character"),
         (["a", "b"], [2], "relevant \\[2\\], of 2 candidates"),
         (["a", "b"], [0, 1], "relevant documents for 2"),
         (["a", "b"], ["0"], "expected numbers of documents"),
@@ -582,6 +621,10 @@ def test_wrong_settings_and_calls(settings):
         (lambda: AttentionRanker(heads=True), "heads = True"),
         (lambda: AttentionRanker(steps=2.5), "steps = 2.5: expected a whole number"),
         (lambda: ranker.rank("q", ["a"], top=0), "top = 0"),
+        (lambda: ranker.rank("q", ["a"], top=2.5), "top = 2.5"),
+        (lambda: ranker.rank("q", {"a", "b"}), "got a set"),
+        (lambda: AttentionRanker(temperature=float("nan")), "temperature = nan"),
+        (lambda: AttentionRanker(learning_rate=-1), "learning_rate = -1"),
         (lambda: ranker.save("somewhere"), "call fit or find_heads first"),
         (
             lambda: ranker.fit(["q"] * 3, ["a", "b"], [0] * 3),
@@ -725,6 +768,7 @@ def test_a_data_set_in_beirs_format(tmp_path):
         ("qrels/test.tsv", "header\nq1\td2\n", "line 2: expected query, document, score"),
         ("qrels/test.tsv", "header\nq1\td9\t1\n", "unknown query or document"),
         ("qrels/test.tsv", "header\nq1\td2\t0\n", "no relevant documents"),
+        ("qrels/test.tsv", "q1\td2\t0\n", "no relevant documents"),
         ("qrels/test.tsv", None, "no such file"),
         ("corpus.jsonl", b"\xff", "is not UTF-8"),
     ],
@@ -738,6 +782,17 @@ def test_damaged_data_sets(file, content, message, tmp_path):
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(AbftError, match=message):
         load_beir(folder)
+
+
+def test_data_sets_without_a_header_and_with_empty_lines(tmp_path):
+    folder = beir_folder(tmp_path)
+    expected = load_beir(folder)
+    path = folder / "qrels" / "test.tsv"
+    _, judgements = path.read_text().split("\n", 1)
+    path.write_text(judgements + "\n\n")
+    corpus = folder / "corpus.jsonl"
+    corpus.write_text(corpus.read_text() + "\n\n")
+    assert load_beir(folder) == expected
 
 
 def test_queries_are_measured_with_as_many_documents_as_training_shows():
@@ -864,15 +919,53 @@ def test_held_out_queries_choose_no_heads_and_train_nothing(settings, monkeypatc
         assert queries == {(query.text, query.candidates) for query in others}
 
 
-def test_a_peer_has_to_be_clearly_better_to_be_named(settings):
-    ranker = AttentionRanker(**settings)
-    ranker.validation_ = {"TF-IDF": 0.51, "chosen heads, trained": 0.5}
+def test_a_peer_has_to_be_clearly_better_to_be_named():
+    """By a sign test: 8 wins of 9 have a chance of 2%, which is too much with three peers."""
+
+    def peers(count, wins, losses):
+        ours = np.array([False] * wins + [True] * losses + [True, False] * 20)
+        theirs = np.array([True] * wins + [False] * losses + [True, False] * 20)
+        worse = np.zeros_like(ours)
+        return {"TF-IDF": theirs, **{f"peer {i}": worse for i in range(count - 1)}}, ours
+
+    for given in (peers(3, 8, 1), peers(1, 4, 0), peers(1, 7, 2)):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            warn_of_better_peers(*given)
+    for given in (peers(1, 8, 1), peers(1, 5, 0), peers(3, 7, 0)):
+        with pytest.warns(UserWarning, match="TF-IDF finds a relevant document first more often"):
+            warn_of_better_peers(*given)
+
+
+def test_the_random_state_and_the_temperature_are_used(settings, monkeypatch):
+    """And held-out queries are measured with as many documents as training shows."""
+    queries, measured = [], []
+    real = abft.ranker.ranker.measured_queries
+
+    def measured_queries(held_out, together, shown, seed):
+        queries.append([query.text for query in held_out])
+        measured.append(real(held_out, together, shown, seed))
+        return measured[-1]
+
+    monkeypatch.setattr(abft.ranker.ranker, "measured_queries", measured_queries)
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        ranker._compare()
-    ranker.validation_["TF-IDF"] = 0.53
-    with pytest.warns(UserWarning, match="TF-IDF finds a relevant document first more often"):
-        ranker._compare()
+        warnings.simplefilter("ignore")
+        for state in (0, 0, 1):
+            AttentionRanker(**settings, steps=0, random_state=state, shown=3).fit(*data())
+    assert queries[0] == queries[1] != queries[2]
+    assert {len(query.candidates) for query in measured[0]} <= {2, 3}
+
+    losses = []
+    for temperature in (0.05, 1.0):
+        monkeypatch.setattr(
+            abft.ranker.ranker.AttentionRanker,
+            "_train",
+            lambda self, training, objective, seed: losses.append(objective.temperature),
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            AttentionRanker(**settings, steps=1, temperature=temperature).fit(*data(24))
+    assert losses == [0.05, 1.0]
 
 
 def test_prompts_of_tokenizers_with_special_tokens():

@@ -1,5 +1,6 @@
 import json
 import math
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,16 +11,18 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import TrainerCallback
 
-from abft.data.encoding import encode, label_tokens
+from abft.data.batches import Batch
+from abft.data.encoding import EncodedPrompt, encode, label_tokens
 from abft.data.prompts import training_prompts, write_prompt
 from abft.errors import AbftError
-from abft.method.objectives import ABFTObjective
+from abft.method.objectives import ABFTObjective, E2EObjective
 from abft.method.pid import PIDController
+from abft.model.attention import decoder, row_attention
 from abft.model.checkpoints import apply_weights
 from abft.model.qk_weights import lora_layers, trainable_parameters
 from abft.scoring.scorer import LabelScorer
 from abft.training.arguments import ABFTConfig
-from abft.training.trainer import ABFTTrainer, last_checkpoint
+from abft.training.trainer import ABFTTrainer, _with_hidden, last_checkpoint
 from tiny import FAMILIES, tiny_model
 
 
@@ -391,6 +394,36 @@ def test_non_finite_loss_stops_before_the_step(tmp_path, review_data, bpe):
 def test_no_heads_is_refused_in_the_first_step(tmp_path, review_data, bpe):
     with pytest.raises(AbftError, match="no attention head passed"):
         run(tmp_path, review_data, bpe, threshold=0.99)
+
+    # In a later one it is what the controller works on.
+    objective = ABFTObjective(PIDController(A=0.25))
+    with pytest.raises(AbftError, match="no attention head passed"):
+        objective.check_step({"heads": 0.0})
+    objective.update({"heads": 5.0})
+    objective.check_step({"heads": 0.0})
+
+
+def test_wrapped_experts_give_the_decoders_loss():
+    """Under DDP the whole model is called; with `output_router_logits` its first output is the
+    routers' loss.
+    """
+    model = tiny_model(
+        "mixtral",
+        **FAMILIES["llama"],
+        num_local_experts=4,
+        output_router_logits=True,
+        sliding_window=None,
+    )
+    prompts = [
+        EncodedPrompt(tuple(range(5, 30)), (3, 9), (0, 1), 0, answer=7),
+        EncodedPrompt(tuple(range(15, 45)), (5, 20), (1, 0), 0, answer=9),
+    ]
+    batch, objective = Batch.of(prompts, 1, "cpu"), E2EObjective(model)
+    wrapped = _with_hidden(partial(model, logits_to_keep=1), decoder(model))
+    with row_attention(model):
+        expected, _ = objective(decoder(model), batch)
+        loss, _ = objective(wrapped, batch)
+    torch.testing.assert_close(loss, expected)
 
 
 @pytest.mark.parametrize(

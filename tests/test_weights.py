@@ -328,6 +328,34 @@ def test_projections_outside_the_decoder_are_left_alone():
     assert [qk.name for qk in qk_modules(model)] == names
 
 
+@pytest.mark.parametrize("layers", [None, [1]])
+def test_lora_leaves_projections_outside_the_decoder_alone(layers):
+    """PEFT would find them by the last part of their name."""
+    model = tiny_model("llama")
+    tower = torch.nn.Module()
+    tower.q_proj = torch.nn.Linear(32, 32)
+    model.vision_tower = torch.nn.ModuleList([tower])
+    names = {qk.name for qk in qk_modules(model, layers)}
+    adapted = add_lora(model, LoraConfig(r=2), layers).get_base_model()
+    trained = {name.split(".lora_")[0] for name, p in adapted.named_parameters() if p.requires_grad}
+    assert trained == names
+
+
+def test_families_with_several_sizes_of_heads():
+    """Their configuration raises where it is asked for one."""
+    model = tiny_model("llama")
+
+    class Several(type(model.config)):
+        @property
+        def head_dim(self):
+            raise RuntimeError("several head_dim")
+
+    config = model.config
+    config.__dict__.pop("head_dim", None)
+    config.__class__ = Several
+    assert len(qk_modules(model)) == 4
+
+
 @pytest.mark.parametrize("family", ["qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"])
 def test_gates_of_any_head_size_are_left_alone(family):
     """A head of 16 entries gives 16 to its query, then 16 to its gate."""

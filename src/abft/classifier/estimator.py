@@ -441,8 +441,8 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
         """Raise ValueError unless there are two classes, and two texts of every class."""
         if len(self.classes_) < 2:
             raise ValueError(
-                f"y holds one class only ({self.classes_.tolist()[0]!r}); a classifier needs at least 2 "
-                "classes"
+                f"y holds one class only ({self.classes_.tolist()[0]!r}); a classifier needs at "
+                "least 2 classes"
             )
 
         counts = np.bincount([example.label for example in examples], minlength=len(self.classes_))

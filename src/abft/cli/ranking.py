@@ -76,6 +76,8 @@ def rank(
     table = open_table(documents, tuple(READERS))
     column = "text" if table.kind == "lines" else settings.text_column
     check_columns(table.columns, column, str(table.path), "text")
+    if table.assumed:
+        print(table.assumed, file=sys.stderr)
 
     from abft.cli.quiet import quiet
 
@@ -124,6 +126,12 @@ def rank(
             f"{origin}: {cut} of {len(texts)} documents have more than "
             f"{ranker.max_document_tokens} tokens; only their beginning is read "
             "(--max-document-tokens)",
+            file=sys.stderr,
+        )
+    if cut := ranker.too_long_queries(query):
+        print(
+            f"--query: {cut} of {len(query)} have more than {ranker.max_query_tokens} tokens; only "
+            "their beginning is read",
             file=sys.stderr,
         )
     for each in query:

@@ -206,7 +206,8 @@ def label_tokens(
     # Each label's tokens in a demonstration, and the same with the token that follows them.
     tokens: list[tuple[int, ...]] = []
     ended_tokens: list[tuple[int, ...]] = []
-    detached_words = []
+    detached_words, unended_words = [], []
+    following = len(task.template.after_label + task.template.before_text)
     for label, word in enumerate(task.label_words):
         # One demonstration and a query, as in training; their texts do not matter.
         prompt = write_prompt(task, [Example("text", label)], Example("text", label), prompt_style)
@@ -225,6 +226,10 @@ def label_tokens(
 
         tokens.append(tuple(ids[start : positions[-1] + 1]))
         ended_tokens.append(tuple(ids[start : positions[-1] + 2]))
+        # The token that follows must be the template's alone, not begin the next text.
+        end = encoding["offset_mapping"][positions[-1] + 1][1]
+        if end > prompt.label_spans[0][1] + following:
+            unended_words.append(word)
 
     _refuse_shared_tokens(task, tokens)
     if detached_words:
@@ -236,6 +241,12 @@ def label_tokens(
 
     # The probability of a label that begins another one would contain the other's.
     if any(a != b and b[: len(a)] == a for a in tokens for b in tokens):
+        if unended_words:
+            raise AbftError(
+                f"one label begins with another, such as {unended_words[0]!r}, and in template "
+                f"{task.template.pattern!r} nothing of its own follows them; end it with a newline "
+                "(\\n)"
+            )
         tokens = ended_tokens
     return [label[0] if len(label) == 1 else label for label in tokens]
 

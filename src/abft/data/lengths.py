@@ -81,7 +81,8 @@ def longest_that_fits(
     Raises:
         AbftError: too little would be left of them.
     """
-    longest_label = max(range(len(data.task.labels)), key=lambda i: len(data.task.label_words[i]))
+    counts = [1 if isinstance(label, int) else len(label) for label in label_tokens]
+    longest_label = counts.index(max(counts))
     shown = [Example("", longest_label)] * k
     room = text_room(tokenizer, data.task, shown, k + 1, limit, label_tokens, prompt_style)
     if room is None:

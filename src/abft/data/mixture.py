@@ -46,6 +46,7 @@ NEUTRAL_TEMPLATES = (
 
 TEXT_TOKENS = 64  # a longer text is cut
 FEWEST_TEXTS = 2  # of a class: one to show and one to ask
+MOST_ATTEMPTS = 100  # to draw label words that begin with different tokens
 
 
 @dataclass(frozen=True)
@@ -120,8 +121,16 @@ def training_groups(
 
         # Cross-entropy is taken of a label's first token, which has to tell the classes apart.
         tokens = label_tokens(tokenizer, task)
-        if distinct_first_tokens and len(set(first_tokens(tokens))) < len(tokens):
-            kind = "arbitrary"
+        attempts = 0
+        while distinct_first_tokens and len(set(first_tokens(tokens))) < len(tokens):
+            # Some words are one token after a space only.
+            if attempts == MOST_ATTEMPTS:
+                raise AbftError(
+                    f"{data.task.name}, written as {task.template.pattern!r}: no label words were "
+                    "drawn that begin with different tokens, of which cross-entropy is taken; put "
+                    "a space before {label}"
+                )
+            kind, attempts = "arbitrary", attempts + 1
             task = written_as(task, kind, tokenizer, pool, generator)
             tokens = label_tokens(tokenizer, task)
 
@@ -163,7 +172,7 @@ def evaluation_groups(
 
     Demonstrations are balanced over classes and come from the demonstration pool. Arbitrary words
     are those that no training draws. Groups of other words ask the same texts after the same
-    demonstrations.
+    demonstrations. With few test texts there are fewer groups.
     """
     data, _ = fit_texts(data, tokenizer, TEXT_TOKENS)
     generator = random.Random(f"test {data.task.name} {k} {seed}")
@@ -175,6 +184,8 @@ def evaluation_groups(
         drawn = random.Random(f"words {data.task.name} {words} {seed} {number}")
         task = written_as(data.task, words, tokenizer, "test", drawn)
         texts = asked[number * queries : (number + 1) * queries]
+        if not texts:
+            break
         groups.append(asking_group(task, tokenizer, demonstrations, texts, words, max_length))
     return groups
 

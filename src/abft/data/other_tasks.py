@@ -4,6 +4,7 @@ MetaICL (Min et al. 2022, arXiv 2110.15943) takes all but that one; a mixture ta
 not like it, or those that the user names.
 """
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -84,10 +85,13 @@ def other_prompts(
     max_length: int | None = None,
     sampling: Sampling = "natural",
 ) -> list[EncodedPrompt]:
-    """Return nd prompts, as many from every other task; the target's examples are never seen."""
+    """Return nd prompts, as many from every other task, which come in turn.
+
+    The target's examples are never seen.
+    """
     others = other_tasks(target, prompt_style)
 
-    prompts: list[EncodedPrompt] = []
+    by_task: list[list[EncodedPrompt]] = []
     for i, data in enumerate(others):
         # The first tasks take one prompt more where nd does not divide evenly.
         share = nd // len(others) + (i < nd % len(others))
@@ -95,5 +99,7 @@ def other_prompts(
         encoded = encode(tokenizer, texts, prompt_style, max_length)
 
         tokens = label_tokens(tokenizer, data.task, prompt_style)
-        prompts += with_answers(encoded, tokens)
-    return prompts
+        by_task.append(with_answers(encoded, tokens))
+    # In turn: what looks at the first prompts only, such as the choice of heads, sees all tasks.
+    turns = itertools.zip_longest(*by_task)
+    return [prompt for turn in turns for prompt in turn if prompt is not None]

@@ -26,6 +26,7 @@ from abft.model.attention import (
     row_attention,
 )
 from abft.model.lm_head import output_logits
+from abft.model.qk_weights import softmax_layers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -218,6 +219,13 @@ def _probe_implementation(model: "PreTrainedModel", tolerance: float) -> Impleme
             f"model family {family!r} does not return attention weights from every layer, not even "
             "with eager attention. ABFT needs a decoder-only model with softmax attention."
         )
+    # Heads are named by layer. Where W_Q and W_K are not known, nothing can be trained.
+    layers = _known_layers(model)
+    if layers is not None and len(layers) != len(eager):
+        raise AbftError(
+            f"model family {family!r} has W_Q and W_K in {len(layers)} layers, and {len(eager)} "
+            "attentions: heads cannot be told apart by layer. Use another model."
+        )
 
     # Where the family ignores the interface, it returns full matrices or nothing.
     with row_attention(model):
@@ -240,6 +248,13 @@ def _probe_implementation(model: "PreTrainedModel", tolerance: float) -> Impleme
             "rows; please report the family."
         )
     return IMPLEMENTATION
+
+
+def _known_layers(model: "PreTrainedModel") -> list[int] | None:
+    try:
+        return softmax_layers(model)
+    except AbftError:
+        return None
 
 
 def _interface_rows(inner: nn.Module, ids: Tensor, positions: Tensor) -> list[Tensor]:

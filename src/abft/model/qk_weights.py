@@ -63,18 +63,21 @@ def _roles(leaf: str, module: nn.Module, model: "PreTrainedModel") -> Tensor:
     config = model.config.get_text_config()
     heads = config.num_attention_heads
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
-    dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     family = config.model_type
+
+    def head_dim() -> int:
+        # Some families have several, and raise where they are asked for one.
+        return getattr(config, "head_dim", None) or config.hidden_size // heads
 
     # Conv1D (GPT-2) has nf.
     out = module.nf if hasattr(module, "nf") else module.out_features
     assert isinstance(out, int)
 
     # These families compute a gate for the attention's output in the same projection.
-    gated = family in ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text") and out == 2 * heads * dim
+    gates = family in ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text")
     roles: list[int] = []
-    if leaf == "q_proj" and gated:
-        roles = _interleaved(heads, [(dim, Q), (dim, OTHER)])
+    if leaf == "q_proj" and gates and out == 2 * heads * head_dim():
+        roles = _interleaved(heads, [(head_dim(), Q), (head_dim(), OTHER)])
     elif leaf in ("q_proj", "q_b_proj", "k_proj"):
         roles = [K if leaf == "k_proj" else Q] * out
     elif leaf == "kv_b_proj":
@@ -82,9 +85,9 @@ def _roles(leaf: str, module: nn.Module, model: "PreTrainedModel") -> Tensor:
     elif leaf == "kv_a_proj_with_mqa":
         roles = [OTHER] * config.kv_lora_rank + [K] * config.qk_rope_head_dim
     elif (family, leaf) in (("gpt2", "c_attn"), ("phi3", "qkv_proj")):
-        roles = _blocks(heads, kv_heads, dim)
+        roles = _blocks(heads, kv_heads, head_dim())
     elif (family, leaf) in (("gpt_neox", "query_key_value"), ("bloom", "query_key_value")):
-        roles = _interleaved(heads, [(dim, Q), (dim, K), (dim, OTHER)])
+        roles = _interleaved(heads, [(head_dim(), Q), (head_dim(), K), (head_dim(), OTHER)])
 
     # Another family may use one of these names for another layout.
     if len(roles) != out:
@@ -256,10 +259,17 @@ def add_lora(
     modules = qk_modules(model, layers)
     config = copy.copy(config)
 
-    # PEFT finds modules by the last part of their name.
+    # PEFT finds modules by the last part of their name, or by all of it where others, as those of
+    # a vision tower, are named alike.
+    leaves = {qk.name.rpartition(".")[2] for qk in modules}
+    own = {qk.name for qk in qk_modules(model)}
+    alike = any(
+        name.rpartition(".")[2] in leaves and name not in own for name, _ in model.named_modules()
+    )
+    by_name = config.target_modules is None and alike
     if config.target_modules is None:
-        config.target_modules = {qk.name.rpartition(".")[2] for qk in modules}
-    if layers is not None:
+        config.target_modules = {qk.name for qk in modules} if alike else leaves
+    if layers is not None and not by_name:
         config.layers_to_transform = sorted({qk.layer for qk in modules})
 
     peft_model = _peft_model(model, config)

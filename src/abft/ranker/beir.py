@@ -36,13 +36,14 @@ def load_beir(
     for number, row in enumerate(
         csv.reader(_lines(path), delimiter="\t", quoting=csv.QUOTE_NONE), start=1
     ):
-        if number == 1:  # the header
-            continue
         where = f"{path}, line {number}"
         try:
             query, document, score = row
             positive = float(score) > 0
         except ValueError:
+            # The header, and lines without anything.
+            if number == 1 or not row:
+                continue
             raise AbftError(f"{where}: expected query, document, score") from None
         if query not in asked or document not in corpus:
             raise AbftError(f"{where}: unknown query or document")
@@ -58,6 +59,8 @@ def _texts(path: Path, fields: tuple[str, ...]) -> dict[str, str]:
     """Return the texts of a file of JSON lines by their id."""
     found = {}
     for number, line in enumerate(_lines(path), start=1):
+        if not line.strip():
+            continue
         try:
             record = json.loads(line)
             parts = [str(record.get(field) or "").strip() for field in fields]

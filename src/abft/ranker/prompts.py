@@ -63,7 +63,11 @@ class RankingPrompts:
 
     def queries(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
         """Return the tokens of each query, to the end of the prompt."""
-        return self._around(BEFORE_QUERY, texts, AFTER_QUERY, self.max_query_tokens)[0]
+        return self.cut_queries(texts)[0]
+
+    def cut_queries(self, texts: Sequence[str]) -> tuple[list[tuple[int, ...]], int]:
+        """Return the same, and how many queries are cut."""
+        return self._around(BEFORE_QUERY, texts, AFTER_QUERY, self.max_query_tokens)
 
     def _around(
         self, before: str, texts: Sequence[str], after: str, most: int

@@ -1,7 +1,8 @@
 """Check queries, their candidates and which of these are relevant; draw training prompts."""
 
 import random
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from numbers import Integral
 
@@ -29,6 +30,10 @@ def text_of(value: object, what: str) -> str:
     """Return a text as it is. Raises ValueError for anything else, or for one without content."""
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"{what} is {value!r}; expected a text that is not empty")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{what} is {value!r}, which holds half a character") from None
     return value
 
 
@@ -40,12 +45,16 @@ def texts_of(values: object, what: str) -> list[str]:
     """
     if isinstance(values, str):
         raise ValueError(f"expected a list of texts ({what}s), got one text")
-    if isinstance(values, Mapping) or getattr(values, "ndim", 1) != 1:
-        kind = type(values).__name__
-        raise ValueError(f"expected a list of texts ({what}s), got a {kind}; give its texts")
+    _check_order(values, f"a list of texts ({what}s)")
     if not isinstance(values, Iterable):
         raise ValueError(f"expected a list of texts ({what}s), got {values!r}")
     return [text_of(text, f"{what} {i}") for i, text in enumerate(values)]
+
+
+def _check_order(values: object, expected: str) -> None:
+    """Raise ValueError for tables, dictionaries and sets, whose items have no numbers."""
+    if isinstance(values, Mapping | Set) or getattr(values, "ndim", 1) != 1:
+        raise ValueError(f"expected {expected}, got a {type(values).__name__}; give its texts")
 
 
 def ranking_queries(
@@ -65,9 +74,16 @@ def ranking_queries(
     """
     if isinstance(candidates, str):
         raise ValueError("expected lists of candidates, got one text")
-    if isinstance(candidates, Mapping) or hasattr(candidates, "columns"):
+    if hasattr(candidates, "columns") or not isinstance(candidates, Iterable):
         kind = type(candidates).__name__
         raise ValueError(f"expected lists of candidates, got a {kind}; give its texts")
+    if isinstance(candidates, Mapping | Set):
+        _check_order(candidates, "lists of candidates")
+    if isinstance(relevant, Mapping | Set | str) or not isinstance(relevant, Iterable):
+        raise ValueError(
+            "relevant: expected a list with an entry for each query, in their order, got a "
+            f"{type(relevant).__name__}"
+        )
     asked, lists = texts_of(queries, "query"), list(candidates)
     right = [_numbers(each) for each in relevant]
     if not asked or len(right) != len(asked):
@@ -75,7 +91,8 @@ def ranking_queries(
             f"got {len(asked)} queries and relevant documents for {len(right)}; expected one entry "
             "for each query, and at least one query"
         )
-    shared = all(isinstance(document, str) for document in lists)
+    # One text is enough: what else is in a shared list is named below.
+    shared = not lists or any(isinstance(document, str) for document in lists)
     if not shared and len(lists) != len(asked):
         raise ValueError(f"got {len(asked)} queries and {len(lists)} lists of candidates")
 
@@ -88,6 +105,7 @@ def ranking_queries(
         if documents is None:
             if isinstance(lists[i], str) or not isinstance(lists[i], Iterable):
                 raise ValueError(f"{where}: expected a list of candidates, got {lists[i]!r}")
+            _check_order(lists[i], f"a list of candidates of {where}")
             documents = _Candidates.of(list(lists[i]), where)
         found = documents.relevant(numbers, where)
         checked.append(RankingQuery(query, documents.texts, found))
@@ -100,12 +118,15 @@ class _Candidates:
 
     texts: tuple[str, ...]
     places: tuple[int, ...]
+    repeated: tuple[int, ...]  # numbers of the given ones of which others are equal
 
     @classmethod
     def of(cls, documents: Sequence[object], where: str) -> "_Candidates":
         checked = [text_of(text, f"{where}: candidate {i}") for i, text in enumerate(documents)]
         place = {text: i for i, text in enumerate(dict.fromkeys(checked))}
-        return cls(tuple(place), tuple(place[text] for text in checked))
+        times = Counter(checked)
+        repeated = tuple(i for i, text in enumerate(checked) if times[text] > 1)
+        return cls(tuple(place), tuple(place[text] for text in checked), repeated)
 
     def relevant(self, numbers: frozenset[int], where: str) -> frozenset[int]:
         """Return the places of relevant documents. Raises ValueError for what makes no sense."""
@@ -118,9 +139,9 @@ class _Candidates:
         found = frozenset(self.places[number] for number in numbers)
 
         # Equal documents are one, which is relevant or not.
-        if len(self.places) > len(self.texts) and len(found) < len(self.texts):
-            same = {number for number, place in enumerate(self.places) if place in found}
-            if same != numbers:
+        if len(found) < len(self.texts):
+            same = {number for number in self.repeated if self.places[number] in found}
+            if not same <= numbers:
                 raise ValueError(f"{where}: the same text is relevant and irrelevant")
         if len(found) == len(self.texts):
             raise ValueError(f"{where}: all candidates are relevant")
@@ -170,18 +191,26 @@ def _numbers(relevant: object) -> frozenset[int]:
     numbers = relevant
     if isinstance(relevant, Integral):
         numbers = [relevant]
-    if isinstance(numbers, str) or not isinstance(numbers, Iterable):
+    # An array of no dimension holds one number.
+    if hasattr(numbers, "tolist"):
+        numbers = numbers.tolist()
+        numbers = numbers if isinstance(numbers, list) else [numbers]
+    if isinstance(numbers, str | Mapping) or not isinstance(numbers, Iterable):
         raise ValueError(f"relevant: expected numbers of documents, got {relevant!r}")
-    given = numbers.tolist() if hasattr(numbers, "tolist") else list(numbers)
+    given = list(numbers)
     found = frozenset(int(n) for n in given if isinstance(n, Integral) and not isinstance(n, bool))
     if len(found) < len(given):
         # As a rule these are a value for each candidate.
-        mask = all(n in (0, 1) for n in given)
+        mask = all(n in (0, 1) for n in given) and (len(given) > 2 or True in map(_is_bool, given))
         remedy = "; numpy.flatnonzero(mask) gives those of a mask" if mask else ""
         raise ValueError(
             f"relevant: expected whole numbers of documents, each once, got {relevant!r}{remedy}"
         )
     return found
+
+
+def _is_bool(value: object) -> bool:
+    return type(value).__name__.startswith("bool")
 
 
 def training_prompts(

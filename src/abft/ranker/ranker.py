@@ -2,12 +2,13 @@
 
 import functools
 import json
+import math
 import operator
 import random
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, get_args
@@ -44,7 +45,7 @@ EMPTY_QUERY = "N/A"  # what a query looks at that asks for nothing: ICR's calibr
 FINDER_GROUPS = 32  # groups of prompts by which heads are chosen
 HELD_OUT, MOST_HELD_OUT, FEWEST_HELD_OUT = 0.2, 128, 4
 TEMPLATE_TOKENS = 32  # about what a prompt has besides beginning, document and query
-CLEARLY_BETTER = 0.02  # a peer's recall above ours, of which `fit` warns
+SURE = 0.05  # how probable a peer's lead may be by chance, where `fit` warns of it
 
 # Settings that are whole numbers, and the least that each may be.
 _COUNTS = {
@@ -105,7 +106,7 @@ class AttentionRanker:
         looking: which tokens look: all of the "query", or the "last" one.
         shown: documents of a training prompt at most.
         together: queries that are asked of the same documents at once, where they share them.
-        max_document_tokens, max_query_tokens: longer texts are cut, with a warning of documents.
+        max_document_tokens, max_query_tokens: longer texts are cut, with a warning.
         instruction: says what all queries look for, such as "Which document has the same sentiment
             as the query?"; documents see it too.
         documents_per_pass: more documents than that are ranked in rounds.
@@ -132,7 +133,25 @@ class AttentionRanker:
     progress: bool = True
 
     def __post_init__(self) -> None:
-        # The plain types of Python, which `save` writes: numpy's numbers and paths are as good.
+        self._check_settings()
+        self.heads_: list[tuple[int, int]] | None = None  # (layer, head); None = all
+        self.validation_: dict[str, float] = {}  # recall@1 on held-out queries, by method
+        self._changed = False  # whether the model's weights are no longer the base model's
+        self._model: PreTrainedModel | None = None
+        self._tokenizer: PreTrainedTokenizerBase | None = None
+        self._opened: tuple[str, str] | None = None  # the model and device that were loaded
+        self._samples: dict[str, list[float]] = {}  # by which the base model is recognised
+        self._reader: DocumentReader | None = None
+        self._read_as: RankingPrompts | None = None  # how the reader's texts are written
+        self._kept: tuple[tuple[str, ...], KeptDocuments, np.ndarray] | None = None
+        self._lock = threading.RLock()
+
+    def _check_settings(self) -> None:
+        """Raise ValueError for settings that mean nothing; they may change at any time.
+
+        They get the plain types of Python, which `save` writes: numpy's numbers and paths are as
+        good.
+        """
         # The name of a hub stays one, whatever lies in this folder.
         place = Path(self.model)
         local = str(self.model) != EMBEDDED and (place.is_dir() or place.suffix == ".gguf")
@@ -145,24 +164,14 @@ class AttentionRanker:
         self.temperature = float(self.temperature)
         if self.learning_rate is not None:
             self.learning_rate = float(self.learning_rate)
-        if self.temperature <= 0:
+            if not (self.learning_rate >= 0 and math.isfinite(self.learning_rate)):
+                raise ValueError(f"learning_rate = {self.learning_rate}: expected at least 0")
+        if not (self.temperature > 0 and math.isfinite(self.temperature)):
             raise ValueError(f"temperature = {self.temperature}: expected more than 0")
         if not isinstance(self.instruction, str):
             raise ValueError(f"instruction = {self.instruction!r}: expected a text")
         if self.looking not in get_args(Looking):
             raise ValueError(f"looking = {self.looking!r}: expected {get_args(Looking)}")
-
-        self.heads_: list[tuple[int, int]] | None = None  # (layer, head); None = all
-        self.validation_: dict[str, float] = {}  # recall@1 on held-out queries, by method
-        self._changed = False  # whether the model's weights are no longer the base model's
-        self._model: PreTrainedModel | None = None
-        self._tokenizer: PreTrainedTokenizerBase | None = None
-        self._opened: tuple[str, str] | None = None  # the model and device that were loaded
-        self._samples: dict[str, list[float]] = {}  # by which the base model is recognised
-        self._reader: DocumentReader | None = None
-        self._read_as: RankingPrompts | None = None  # how the reader's texts are written
-        self._kept: tuple[tuple[str, ...], KeptDocuments, np.ndarray] | None = None
-        self._lock = threading.RLock()
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_lock"}
@@ -209,20 +218,27 @@ class AttentionRanker:
         held_out = measured_queries(held_out, self.together, self.shown, seed)
 
         self.validation_ = {}
+        hits: dict[str, np.ndarray] = {}
+
+        def measure(name: str, scorer: Any) -> None:
+            hits[name] = _first_is_relevant(held_out, scorer)
+            self._say(name, float(hits[name].mean()))
+
         # Words are counted in all candidates, as a search engine counts them.
         corpus = [text for candidates_of in by_candidates(checked) for text in candidates_of]
         for name, scorer in peers(corpus).items():
-            self._say(name, self._recall(held_out, scorer))
+            measure(name, scorer)
 
         self._untouched()
-        self._say("all heads, untrained (ICR)", self._recall(held_out, self.scores))
+        measure("all heads, untrained (ICR)", self.scores)
         objective = self._find_heads(training, seed)
-        before = self._recall(held_out, self.scores)
-        self._say("chosen heads, untrained (QRHead)", before)
+        ours = "chosen heads, untrained (QRHead)"
+        measure(ours, self.scores)
         if self.steps:
             self._train(training, objective, seed)
-            self._say("chosen heads, trained", self._recall(held_out, self.scores))
-        self._compare()
+            ours = "chosen heads, trained"
+            measure(ours, self.scores)
+        _warn_of_better_peers({name: hits[name] for name in PEERS if name in hits}, hits[ours])
         return self
 
     @_one_at_a_time
@@ -258,27 +274,6 @@ class AttentionRanker:
         self.validation_[name] = recall
         if self.progress:
             print(f"recall@1 on held-out queries: {name}: {recall:.1%}", file=sys.stderr)
-
-    def _compare(self) -> None:
-        """Warn where something simpler ranks better."""
-        ours = list(self.validation_.values())[-1]
-        theirs = {name: self.validation_[name] for name in PEERS if name in self.validation_}
-        best = max(theirs, key=theirs.__getitem__, default=None)
-        if best is not None and theirs[best] > ours + CLEARLY_BETTER:
-            warnings.warn(
-                f"on held-out queries {best} finds a relevant document first more often "
-                f"({theirs[best]:.1%} against {ours:.1%}): it is the better choice here",
-                stacklevel=4,
-            )
-
-    def _recall(self, queries: Sequence[RankingQuery], scorer: Any) -> float:
-        """Return how often the best document of a scorer is a relevant one."""
-        hits = 0
-        for candidates, asked in by_candidates(queries).items():
-            scores = scorer([query.text for query in asked], list(candidates))
-            best = np.asarray(scores).argmax(1)
-            hits += sum(int(b) in query.relevant for b, query in zip(best, asked, strict=True))
-        return hits / len(queries)
 
     def _find_heads(self, queries: Sequence[RankingQuery], seed: int) -> "ContrastiveObjective":
         from abft.ranker.training import find_heads
@@ -343,7 +338,13 @@ class AttentionRanker:
         if not documents:
             raise ValueError("no documents to rank")
         kept, empty_D = self._keep(tuple(documents))
-        ids = self._prompts().queries(queries)
+        ids, cut = self._prompts().cut_queries(queries)
+        if cut:
+            warnings.warn(
+                f"{cut} queries have more than max_query_tokens = {self.max_query_tokens} tokens; "
+                "only their beginning is read",
+                stacklevel=3,
+            )
         return np.array([self._attention(kept, each) - empty_D for each in ids]).reshape(
             len(queries), len(documents)
         )
@@ -352,6 +353,11 @@ class AttentionRanker:
     def too_long(self, documents: Sequence[str]) -> int:
         """Return how many documents have more than `max_document_tokens`: the rest is not read."""
         return self._prompts().cut_documents(texts_of(documents, "document"))[1]
+
+    @_one_at_a_time
+    def too_long_queries(self, queries: Sequence[str]) -> int:
+        """Return how many queries have more than `max_query_tokens`: the rest is not read."""
+        return self._prompts().cut_queries(texts_of(queries, "query"))[1]
 
     @_one_at_a_time
     def rank(self, query: str, documents: Sequence[str], top: int | None = None) -> list[Ranked]:
@@ -367,8 +373,8 @@ class AttentionRanker:
             ValueError: as `scores`.
         """
         documents = texts_of(documents, "document")
-        if top is not None and top < 1:
-            raise ValueError(f"top = {top}: expected at least 1")
+        if top is not None:
+            top = _whole("top", top, 1)
         if isinstance(query, list | tuple):
             raise ValueError("rank takes one query; `scores` takes several")
 
@@ -376,6 +382,7 @@ class AttentionRanker:
         places: dict[str, list[int]] = {}
         for i, document in enumerate(documents):
             places.setdefault(document, []).append(i)
+        self._check_settings()
         left: list[str] = list(places)
         order: list[tuple[str, float]] = []
         most = self.documents_per_pass
@@ -486,6 +493,7 @@ class AttentionRanker:
 
         Settings may have changed since; what was read with others is dropped.
         """
+        self._check_settings()
         from abft.model.capabilities import capabilities
         from abft.model.checkpoints import base_samples
         from abft.model.loading import context_length, load_model
@@ -534,6 +542,7 @@ class AttentionRanker:
 
     # Save and load
 
+    @_one_at_a_time
     def save(self, folder: str | Path) -> None:
         """Write the heads, the settings and the trained W_Q and W_K (safetensors).
 
@@ -543,6 +552,7 @@ class AttentionRanker:
         from abft.model.checkpoints import save_full_rank
 
         folder = Path(folder)
+        self._check_settings()
         if self.heads_ is None:
             raise ValueError("nothing to save: call fit or find_heads first")
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -619,6 +629,33 @@ def _whole(name: str, value: object, least: int, expected: str = "a whole number
     if number < least:
         raise ValueError(f"{name} = {number}: expected at least {least}")
     return number
+
+
+def _first_is_relevant(queries: Sequence[RankingQuery], scorer: Any) -> np.ndarray:
+    """Return for each query whether the best document of a scorer is a relevant one, (N,)."""
+    hits = []
+    for candidates, asked in by_candidates(queries).items():
+        best = np.asarray(scorer([query.text for query in asked], list(candidates))).argmax(1)
+        hits += [int(b) in query.relevant for b, query in zip(best, asked, strict=True)]
+    return np.array(hits)
+
+
+def _warn_of_better_peers(peers_N: Mapping[str, np.ndarray], ours_N: np.ndarray) -> None:
+    """Warn of the best peer where a sign test over the peers says that its lead is no chance."""
+    best = max(peers_N, key=lambda name: peers_N[name].mean(), default=None)
+    if best is None:
+        return
+    # Queries that only one of both answers: each is as probable for either if they are as good.
+    wins = int((peers_N[best] & ~ours_N).sum())
+    either = int((peers_N[best] != ours_N).sum())
+    chance = sum(math.comb(either, n) for n in range(wins, either + 1)) / 2**either
+    if chance * len(peers_N) < SURE:
+        warnings.warn(
+            f"{best} finds a relevant document first more often ({peers_N[best].mean():.1%} "
+            f"against {ours_N.mean():.1%} of {len(ours_N)} held-out queries): it is the better "
+            "choice here",
+            stacklevel=4,
+        )
 
 
 def _split(

@@ -26,7 +26,7 @@ from abft.data.splits import TaskData
 from abft.data.tasks import Example, Task
 from abft.errors import AbftError, CannotResume, RunInterrupted
 from abft.files import write_json, write_text
-from abft.method.objectives import AnchoredObjective
+from abft.method.objectives import OBJECTIVES, AnchoredObjective
 from abft.method.settings import MethodSettings, PromptSettings
 from abft.model.attention import decoder
 from abft.model.checkpoints import apply_weights
@@ -263,7 +263,9 @@ def _mixture(session: Session, config: ResolvedConfig) -> list[EncodedPrompt]:
         words=mixed_words(config.words),
         shots=shot_range(config.shots),
         max_length=context_length(session.model),
-        distinct_first_tokens=config.cross_entropy > 0,
+        # End-to-end training is cross-entropy of the first token alone.
+        distinct_first_tokens=config.cross_entropy > 0
+        or not OBJECTIVES[config.objective].reads_attention,
     )
     return [prompt for group in groups for prompt in group.prompts]
 

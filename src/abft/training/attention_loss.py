@@ -58,12 +58,14 @@ class AttentionCollator:
             )
         others = [{k: v for k, v in row.items() if k not in _COLUMNS} for row in rows]
         batch = dict(self.collator(others))
-        for ids, row in zip(batch["input_ids"].tolist(), rows, strict=True):
-            own = list(map(int, row["input_ids"]))
-            if ids[: len(own)] != own:
-                raise ValueError(
-                    "the collator moved tokens: pad on the right, without packing or cutting"
-                )
+        collated = batch["input_ids"].tolist()
+        given = [list(map(int, row["input_ids"])) for row in rows]
+        if len(collated) != len(given) or any(
+            ids[: len(own)] != own for ids, own in zip(collated, given, strict=True)
+        ):
+            raise ValueError(
+                "the collator moved tokens: pad on the right, without packing or cutting"
+            )
         fields = collate(prompts)
         del fields["input_ids"], fields["answers"]
         return {**batch, **{_PREFIX + name: tensor for name, tensor in fields.items()}}
@@ -170,8 +172,9 @@ def attention_loss(
 
         if torch.is_grad_enabled() and model.training and not added.requires_grad:
             raise AbftError(
-                "the attention has no gradient: gradient checkpointing must be non-reentrant "
-                '(gradient_checkpointing_kwargs={"use_reentrant": False})'
+                "the attention has no gradient: nothing before it is trained (W_Q and W_K are "
+                "frozen), or gradient checkpointing is reentrant "
+                '(gradient_checkpointing_kwargs={"use_reentrant": False} is needed)'
             )
         if model.training and not _divides(trainer, num_items_in_batch):
             added = added / trainer.current_gradient_accumulation_steps

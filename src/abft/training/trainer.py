@@ -24,6 +24,7 @@ from transformers import (
     TrainerCallback,
     set_seed,
 )
+from transformers.modeling_outputs import BaseModelOutput
 from transformers.trainer_callback import ExportableState, TrainerState
 from transformers.trainer_utils import TrainOutput
 
@@ -521,9 +522,12 @@ def _select_weights(
 
 
 def _with_hidden(call: Any, inner: nn.Module) -> Any:
-    """Return `call` with the hidden states of the decoder `inner` in the place of the logits."""
+    """Return `call` with the output of the decoder `inner`: its hidden states, and attentions.
 
-    def wrapper(**inputs: Any) -> Any:
+    A whole model puts others first: logits, and mixtures of experts their routers' loss.
+    """
+
+    def wrapper(**inputs: Any) -> BaseModelOutput:
         hidden: list[Tensor] = []
         handle = inner.register_forward_hook(
             lambda module, arguments, output: hidden.append(output[0])
@@ -532,8 +536,7 @@ def _with_hidden(call: Any, inner: nn.Module) -> Any:
             output = call(**inputs)
         finally:
             handle.remove()
-        output["logits"] = hidden[-1]
-        return output
+        return BaseModelOutput(hidden[-1], attentions=output.get("attentions"))
 
     return wrapper
 
