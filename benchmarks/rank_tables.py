@@ -2,10 +2,11 @@
 
 python benchmarks/rank_tables.py steps    # recall@1 over steps, run by run
 python benchmarks/rank_tables.py counts   # recall@1 by number of candidates, and differences
+python benchmarks/rank_tables.py against  # recall@1 with 20 queries a group, and differences
 python benchmarks/rank_tables.py picture  # docs/ranker.svg
 
-Intervals (95%) are bootstrapped over groups of documents with their queries; they say nothing about
-other seeds of a training.
+Intervals (95%) are bootstrapped over groups of documents with their queries, and over seeds where
+there are several; of one seed they say nothing about others.
 """
 
 import argparse
@@ -58,6 +59,56 @@ def counts(options):
         for other in ("untrained", "TF-IDF", "MiniLM"):
             gain = (hits["trained"] - hits[other]).reshape(record["settings"]["tests"], -1)
             print(f"  trained minus {other}:", shown(with_interval([[gain[None]]])))
+
+
+def against(options):
+    """What training adds on texts of its own kind, to the untrained heads and to peers."""
+    by_arm = {}
+    for path in sorted(RESULTS.glob("halves_20_queries_*_seed?.json")):
+        record = read(path)
+        by_arm.setdefault(record["settings"]["arm"], {})[record["settings"]["seed"]] = record
+
+    def hits(arm, seed, name, readout="heads", step=-1):
+        record = by_arm[arm][seed]
+        text = record["points"][step][name].get(readout) or record["peers"][name].get(readout)
+        return np.array(list(text), float).reshape(record["settings"]["tests"], -1)
+
+    for arm, records in by_arm.items():
+        for name in next(iter(records.values()))["peers"]:
+            last = records[min(records)]["points"][-1]["step"]
+            readouts = ["heads"] + ["logits"] * (arm == "ce")
+            for readout in readouts:
+                trained = np.stack([hits(arm, seed, name, readout) for seed in records])
+                print(f"{arm}, {readout}, {name}, seeds {sorted(records)}, step {last}:", end=" ")
+                print(f"{100 * trained.mean():.1f}")
+                for other in ("untrained", "TF-IDF", "BM25", "MiniLM"):
+                    theirs = [
+                        hits(arm, seed, name, readout, 0)
+                        if other == "untrained"
+                        else hits(arm, seed, name, other)
+                        for seed in records
+                    ]
+                    gain = trained - np.stack(theirs)
+                    print(f"  minus {other}:", shown(with_interval([[gain]])))
+
+    # At the last step that both have.
+    both = sorted(by_arm.get("contrastive", {}).keys() & by_arm.get("ce", {}).keys())
+    for name in ("AGNews", "development") if both else ():
+        steps_of = [
+            {point["step"] for point in by_arm[arm][seed]["points"]}
+            for arm in ("contrastive", "ce")
+            for seed in both
+        ]
+        step = max(set.intersection(*steps_of))
+
+        def at(arm, seed, readout, name=name, step=step):
+            steps = [point["step"] for point in by_arm[arm][seed]["points"]]
+            return hits(arm, seed, name, readout, steps.index(step))
+
+        for readout in ("heads", "logits"):
+            gain = np.stack([at("contrastive", s, "heads") - at("ce", s, readout) for s in both])
+            difference = shown(with_interval([[gain]]))
+            print(f"contrastive minus ce read from {readout}, {name}, step {step}: {difference}")
 
 
 def picture(options):
@@ -115,7 +166,7 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(required=True)
-    for run in (steps, counts, picture):
+    for run in (steps, counts, against, picture):
         commands.add_parser(run.__name__, description=run.__doc__).set_defaults(run=run)
     options = parser.parse_args()
     options.run(options)

@@ -401,9 +401,9 @@ class Bench:
         self.cells = results / "bench" / "cells"
 
     @functools.cache  # noqa: B019 - one object for the whole run
-    def record(self, task: str, method: str, scenario: str) -> dict:
+    def record(self, task: str, method: str, scenario: str, seed: int = 0) -> dict:
         """Return the record of a cell."""
-        path = self.cells / f"{MODEL}__{task}__{method}__{scenario}__seed0.json"
+        path = self.cells / f"{MODEL}__{task}__{method}__{scenario}__seed{seed}.json"
         return json.loads(path.read_text(encoding="utf-8"))
 
     def has(self, task: str, method: str, scenario: str) -> bool:
@@ -732,6 +732,22 @@ def renamed_labels(bench: Bench) -> Expected:
     return Expected(("task", "method", *kinds, "mean"), rows, ("task", "method"))
 
 
+def extrapolation(bench: Bench) -> Expected:
+    """Recompute accuracy between and beyond the trained weights."""
+    factors = (0.5, 1.0, 1.25, 1.5, 2.0)
+    rows = {}
+    for task in TRAINED_TASKS:
+        for method in TRAINED:
+            cells = []
+            for factor in factors:
+                record = bench.record(task, method, f"extrapolation-factor={factor}", 1)
+                (prompts,) = record["predictions"].values()
+                right = np.array(prompts["targets"]) == np.array(prompts["predicted"])
+                cells.append(percent(right.mean()))
+            rows[task, TITLES[method]] = cells
+    return Expected(("task", "method", *(f"{f:g}" for f in factors)), rows, ("task", "method"))
+
+
 def ablations(bench: Bench) -> Expected:
     """Recompute the ablations."""
     rows = {
@@ -879,6 +895,7 @@ RESULTS_TABLES: dict[str, Callable[[Bench], Expected]] = {
     "Consistency / Prediction consistency in %": consistency,
     "Unseen labels / Unseen labels: accuracy in %": unseen_labels,
     "Renamed labels / Renamed labels: accuracy in %": renamed_labels,
+    "Between and beyond the trained weights / Extrapolation: accuracy in %": extrapolation,
     "Ablations / Ablations": ablations,
     "Ablations / Difference in accuracy to vanilla, in points": ablation_differences,
     "Ablations / Heads over the threshold": ablation_heads,
@@ -1188,10 +1205,14 @@ def time_to_accuracy(results: Path) -> Expected:
         to_target = [one for seed in seeds if (one := speedup(seed, target))]
         to_recipe = [speedup(seed, recipe[seed].accuracies[recipe[seed].steps]) for seed in seeds]
         never = any(recipe[seed].steps_to(target) is None for seed in seeds)
+        # Runs of one seed trained on the same prompts: they are resampled as a pair.
+        ours, theirs = (
+            np.array([runs[s].correct(runs[s].steps) for s in seeds], float)
+            for runs in (default, recipe)
+        )
+        nothing = np.zeros((1, ours.shape[1]))
         estimate = bootstrap(
-            *([runs[s].correct(runs[s].steps) for s in seeds] for runs in (default, recipe)),
-            range(len(default[seeds[0]].correct(default[seeds[0]].steps))),
-            f"time to accuracy {task}",
+            ours - theirs, nothing, range(ours.shape[1]), f"time to accuracy {task}"
         )
 
         for title, runs, its_cost in (

@@ -746,7 +746,7 @@ def test_half_written_weights_are_made_again(grid_values, tmp_path, left):
     assert numbers(out) == whole
 
 
-@pytest.mark.parametrize("name", ["accuracy", "ablations", "behaviour", "default"])
+@pytest.mark.parametrize("name", ["accuracy", "ablations", "behaviour", "default", "extrapolation"])
 def test_stored_results_are_those_of_the_papers_settings(name):
     """The defaults of a run may change; cells begin with the paper's settings, and what was
     measured stays valid.

@@ -15,6 +15,7 @@ from abft.readouts.fitted import (
     FittedReadout,
     _best,
     _cross_fitted,
+    _cross_validated,
     fit_readout,
     stratified_folds,
 )
@@ -253,3 +254,19 @@ def test_the_strength_of_a_probe_is_that_of_the_least_loss():
         expected = Probe.fit(given.views[0], labels_N, 3, best, np.ones(N))
         np.testing.assert_allclose(fitted.probes[0].weight, expected.weight)
     assert len(chosen) > 1
+
+
+def test_a_blend_is_scored_on_texts_that_it_was_not_fitted_on():
+    """Five folds of 60 texts, three of 300; each text's weight counts where it is fitted on."""
+    for texts, folds in ((60, 5), (300, 3)):
+        generator = np.random.default_rng(texts)
+        labels_N = generator.permutation(np.arange(texts) % 2)
+        log_NRC = log_softmax(generator.normal(size=(texts, 2, 2)))
+        weights_N = generator.uniform(0.5, 1.5, size=texts)
+        parts = stratified_folds(labels_N, 7)
+        assert len(parts) == folds
+        found = _cross_validated(log_NRC, labels_N, weights_N, 7)
+        for fitted, held_out in parts:
+            assert not set(fitted) & set(held_out)
+            blend = Blend.fit(log_NRC[fitted], labels_N[fitted], weights_N[fitted])
+            np.testing.assert_allclose(found[held_out], blend.log_probabilities(log_NRC[held_out]))

@@ -386,7 +386,7 @@ def test_bad_input(run, tmp_path, monkeypatch):
     (damaged / "metrics.json").write_text('{"abft')
     assert "is missing or damaged" in refused("report", damaged)
     assert "is a folder" in refused("report", run, "--output", tmp_path)
-    assert "is in no folder" in refused("report", run, "--output", tmp_path / "none" / "page.html")
+    assert "does not exist" in refused("report", run, "--output", tmp_path / "none" / "page.html")
     assert "is no run folder" in refused("report", run, "--compare", tmp_path)
     assert "is no end-to-end run" in refused("report", run, "--e2e", run)
     monkeypatch.setitem(sys.modules, "plotly", None)

@@ -285,7 +285,7 @@ def test_predict(finished, tmp_path, reviews):
     assert "expected a file ending in" in refused(
         "predict", "--run", finished, "--text", "x", "--output", tmp_path / "a.txt"
     )
-    assert "is in no folder" in refused(
+    assert "does not exist" in refused(
         "predict", "--run", finished, "--text", "x", "--output", tmp_path / "no/labels.jsonl"
     )
     piped = CliRunner().invoke(app, ["predict", "--run", str(finished)], input="good\n\nbad\n")

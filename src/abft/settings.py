@@ -209,6 +209,8 @@ def read_yaml(path: str | Path) -> dict[str, object]:
         raise AbftError(f"no such file: {path}") from None
     except (yaml.YAMLError, OSError, ValueError, RecursionError) as error:
         reason = str(error).splitlines()[0]
+        if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+            reason = f"line {error.problem_mark.line + 1}: {error.problem}"
         raise AbftError(f"{path} could not be read as YAML: {reason}") from None
     if not isinstance(values, dict):
         raise AbftError(f"{path}: expected keys and values, for example `lr: 0.0003`")

@@ -1,6 +1,7 @@
 """`abft eval` and `abft heads`."""
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -139,6 +140,8 @@ def _run(request: Request, argument: Path | None, run: Path | None) -> Path | No
     """Return the run to measure; None = the untouched model, where the user names one."""
     named = "model" in {**request.file, **request.given}
     if argument is None and run is None and (named or not finished_runs(RUNS)):
+        if not named:
+            print(f"no run in {RUNS}: the untouched {RunConfig.model} is measured", file=sys.stderr)
         return None
     return chosen_run(argument, run)
 

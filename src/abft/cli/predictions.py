@@ -37,7 +37,7 @@ def check_output(output: Path, suffixes: Sequence[str] = SUFFIXES) -> None:
     if output.exists():
         raise AbftError(f"{output} exists; give another --output")
     if not output.parent.is_dir():
-        raise AbftError(f"{output} is in no folder; give another --output")
+        raise AbftError(f"--output {output}: the folder {output.parent} does not exist")
 
 
 def check_table(table: TableFile, column: str, output: Path | None, labels: Sequence[str]) -> None:

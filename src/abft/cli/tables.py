@@ -48,7 +48,8 @@ def print_result(metrics: dict[str, Any], output: Path) -> None:
             f"seed {metrics['seed']}"
         )
     print(
-        f"training: {training['steps']} steps, {training['prompts']} prompts, "
+        f"training: {training['steps']} step{'s' * (training['steps'] != 1)}, "
+        f"{training['prompts']} prompts, "
         f"{training['seconds']:.0f} seconds, "
         f"{training['trainable_parameters']:,} trainable parameters, "
         f"peak memory {training['peak_memory_bytes'] / 2**30:.1f} GiB"

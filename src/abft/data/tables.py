@@ -247,6 +247,8 @@ def open_table(path: Path, kinds: tuple[str, ...] = TABLES) -> TableFile:
     Raises:
         AbftError: a missing, empty or unreadable file, or one of another kind.
     """
+    if path.is_dir():
+        raise AbftError(f"{path} is a folder; give a file")
     if not path.is_file():
         raise AbftError(f"no such file: {path}")
     kind_suffix, compression = suffixes(path)

@@ -107,9 +107,10 @@ def report(
 def _check_output(path: Path) -> None:
     """Raise AbftError where the page cannot be written, before minutes of work."""
     try:
-        reason = "is a folder" if path.is_dir() else "is in no folder"
-        if path.is_dir() or not path.parent.is_dir():
-            raise AbftError(f"{path} {reason}; give another --output")
+        if path.is_dir():
+            raise AbftError(f"{path} is a folder; give another --output")
+        if not path.parent.is_dir():
+            raise AbftError(f"--output {path}: the folder {path.parent} does not exist")
     except OSError as error:
         raise AbftError(f"{path} cannot be written: {error.strerror or error}") from None
 

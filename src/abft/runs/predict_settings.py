@@ -85,8 +85,8 @@ class PredictSettings:
         without = changed(self, _OF_DEMONSTRATIONS)
         if without and self.demonstrations is None:
             raise AbftError(
-                f"{', '.join(without)} given without demonstrations; these describe your own "
-                "(--demonstrations FILE)"
+                f"{', '.join(without)} given without demonstrations: this goes with your own "
+                "(--demonstrations FILE); the run shows those that it was trained with"
             )
         if self.ray_address is not None and self.engine != "ray":
             raise AbftError("ray_address goes with engine = 'ray' (--engine ray)")

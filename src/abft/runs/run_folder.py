@@ -67,6 +67,8 @@ def read_config(folder: str | Path, *, trust_remote_code: bool = False) -> Resol
 
 def _config_path(folder: str | Path) -> Path:
     path = Path(folder) / CONFIG
+    if not Path(folder).exists():
+        raise AbftError(f"no such folder: {folder}")
     if not path.is_file():
         raise AbftError(f"{folder} is no run folder: it has no {CONFIG}")
     return path

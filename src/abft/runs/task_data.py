@@ -92,13 +92,13 @@ def summary(data: TaskData, tokenizer: "PreTrainedTokenizerBase") -> list[tuple[
 
     counts = Counter(example.label for example in examples)
     common = counts.most_common(_MOST_CLASSES)
-    named = [f"{data.task.labels[label]} {count}" for label, count in common]
+    named = [f"{data.task.labels[label]}: {count}" for label, count in common]
     more = [f"{len(counts) - len(common)} more"] if len(counts) > len(common) else []
     rows.append((f"{len(counts)} classes", ", ".join([*named, *more])))
 
     lengths = sorted(map(len, tokenizer([e.text for e in examples], verbose=False)["input_ids"]))
     values = [lengths[min(int(q * len(lengths)), len(lengths) - 1)] for q in _QUANTILES]
     rows.append(("tokens of a text", "median {}, 95% below {}, longest {}".format(*values)))
-    parts = (f"{len(data.train)} train", f"{len(data.demonstrations)} are demonstrations")
+    parts = (f"{len(data.train)} training", f"{len(data.demonstrations)} demonstrations")
     rows.append(("texts", ", ".join([*parts, f"{len(data.test)} test"])))
     return rows

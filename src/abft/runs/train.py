@@ -385,7 +385,12 @@ def _run_trainer(trainer: ABFTTrainer, output: Path) -> tuple[float, int]:
     reset_peak_memory()
     with stop_on_interrupt() as stop:
         trainer.add_callback(stop)
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        try:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        finally:
+            for callback in trainer.callback_handler.callbacks:
+                if isinstance(callback, StepBar):
+                    callback.close()
     step, last = trainer.state.global_step, trainer.args.max_steps
     if stop.asked and step < last:
         raise RunInterrupted(

@@ -106,6 +106,10 @@ class StepBar(TrainerCallback):
             self.bar.update(state.global_step - self.bar.n)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the bar, also of a training that failed: the error follows on a line of its own."""
         if self.bar is not None:
             self.bar.close()
 

@@ -63,11 +63,13 @@ print(max(words, key=log_probability))"""
 
 def card_settings(settings: Any) -> dict[str, Any]:
     """Return the settings that a card shows: tagged `card`, with a value and an effect."""
-    objective = settings.objective
+    objective, of_mixture = settings.objective, getattr(settings, "train_on", None) == "mixture"
     values = {
         name: getattr(settings, name)
         for name, setting in settings_of(settings).items()
-        if setting.card and (not setting.objectives or objective in setting.objectives)
+        if setting.card
+        and (not setting.objectives or objective in setting.objectives)
+        and (of_mixture or not setting.of_mixture)
     }
     return {
         name: value for name, value in values.items() if value is not None and value is not False

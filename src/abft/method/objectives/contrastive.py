@@ -45,7 +45,7 @@ class ContrastiveObjective(RowObjective):
     default_steps = 16
     small_model_rate = 3e-4
     default_cross_entropy = 1.0
-    card_title = "{model}, fine-tuned where it looks (ABFT, contrastive, {task})"
+    card_title = "{model}, attention fine-tuned (ABFT, contrastive, {task})"
     card_text = (
         "A variant of Attention Behavior Fine-Tuning ({paper}) trained {weights} of `{model}` so "
         "that few attention heads favour the demonstrations with the correct label in few-shot "

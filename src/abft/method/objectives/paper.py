@@ -31,7 +31,7 @@ class ABFTObjective(RowObjective):
     summary = "the paper's loss, each induction head's attention on labels"
     default_steps = 32  # the paper's
     small_model_rate = 1e-4  # chosen on training data (docs/defaults.md)
-    card_title = "{model}, fine-tuned where it looks (ABFT, {task})"
+    card_title = "{model}, attention fine-tuned (ABFT, {task})"
     card_text = (
         "Attention Behavior Fine-Tuning ({paper}) trained {weights} of `{model}` so that its "
         "induction heads look at the demonstrations with the correct label in few-shot prompts of "

@@ -37,7 +37,7 @@ class VoteObjective(RowObjective):
     default_steps = 16  # chosen on training data (docs/defaults.md), as are the next two
     small_model_rate = 3e-4
     default_cross_entropy = 1.0
-    card_title = "{model}, fine-tuned where it looks (ABFT with the vote objective, {task})"
+    card_title = "{model}, attention fine-tuned (ABFT with the vote objective, {task})"
     card_text = (
         "A variant of Attention Behavior Fine-Tuning ({paper}) trained {weights} of `{model}` so "
         "that the attention of all heads favours the demonstrations with the correct label in "
