@@ -160,7 +160,7 @@ CASES = [
     ),
     Case("Parquet", "a.parquet", parquet(ROWS), READ, "rows"),
     Case("Excel", "a.xlsx", excel(ROWS), READ, "rows"),
-    Case("labels that are numbers", "a.csv", table(NUMBERS), READ, "0 30, 1 30"),
+    Case("labels that are numbers", "a.csv", table(NUMBERS), READ, "0: 30, 1: 30"),
     Case(
         "rows with an empty text or label",
         "a.csv",
@@ -263,16 +263,16 @@ CASES = [
         "holds files that are no abft run",
         ("--output", "."),
     ),
-    Case("an unknown run of report", None, "", REFUSED, "is no run folder", ("report", "nowhere")),
+    Case("an unknown run of report", None, "", REFUSED, "no such folder", ("report", "nowhere")),
     Case(
-        "an unknown run of analyze", None, "", REFUSED, "is no run folder", ("analyze", "nowhere")
+        "an unknown run of analyze", None, "", REFUSED, "no such folder", ("analyze", "nowhere")
     ),
     Case(
         "an unknown run of eval",
         None,
         "",
         REFUSED,
-        "is no run folder",
+        "no such folder",
         ("eval", "--run", "nowhere"),
     ),
     Case(
@@ -280,7 +280,7 @@ CASES = [
         None,
         "",
         REFUSED,
-        "is no run folder",
+        "no such folder",
         ("merge", "nowhere", "out"),
     ),
     Case(

@@ -515,7 +515,7 @@ def test_a_run_without_a_task_is_one_of_the_default_task(e2e, tmp_path):
 
 
 def test_bad_input(options, run, e2e, tmp_path):
-    assert "is no run folder" in refused("analyze", tmp_path / "nothing")
+    assert "no such folder" in refused("analyze", tmp_path / "nothing")
     assert "expected at least 1" in refused("analyze", run, "--points", 0)
     assert "expected at least 2" in refused("analyze", run, "--resolution", 1)
     assert "is no end-to-end run" in refused("analyze", run, "--e2e", run)

@@ -33,7 +33,7 @@ def test_occupied_output_folders(options, finished, tmp_path):
             "train", *arguments(options), "--output", tmp_path / "mine", *flag
         )
     assert (tmp_path / "mine/thesis.txt").read_text() == "precious"
-    assert "is no run folder" in refused("train", "--resume", "--output", tmp_path / "nothing")
+    assert "no such folder" in refused("train", "--resume", "--output", tmp_path / "nothing")
     assert "is a file" in refused(
         "train", *arguments(options), "--output", tmp_path / "mine/thesis.txt"
     )
