@@ -54,6 +54,7 @@ def read_by_way(shown):
         "label words": words_NC,
         "calibrated": calibrated_NC,
         "batch-calibrated": calibrated(words_NC, batch_prior(words_NC, without_NC)),
+        "batch alone": calibrated(words_NC, words_NC.mean(0)),
         "heads": heads_NC,
         "calibrated and heads": calibrated_NC * heads_NC,
     }
