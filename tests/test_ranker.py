@@ -1,6 +1,7 @@
 """`AttentionRanker`: documents that are kept, training, ranking in rounds, files, wrong input."""
 
 import copy
+import itertools
 import json
 import pickle
 import random
@@ -83,10 +84,20 @@ def whole(model, prompts, last=None):
         return label_attention(rows, batch).transpose(0, 1)
 
 
-@pytest.mark.parametrize("layers", [None, [0], [1]])
-@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt_neox"])
-def test_documents_that_are_kept_are_looked_at_as_in_a_whole_prompt(family, layers, monkeypatch):
-    monkeypatch.setattr("abft.ranker.documents.BATCH_TOKENS", 24)  # several batches
+@pytest.mark.parametrize(
+    ("family", "layers", "part"),
+    [
+        *itertools.product(("llama", "qwen2", "gpt_neox"), (None, [0], [1]), (32,)),
+        ("llama", None, 2),
+        ("gpt_neox", [1], 3),
+    ],
+)
+def test_documents_that_are_kept_are_looked_at_as_in_a_whole_prompt(
+    family, layers, part, monkeypatch
+):
+    # Several batches of documents, and queries in parts, of which some do not look.
+    monkeypatch.setattr("abft.ranker.documents.BATCH_TOKENS", 24)
+    monkeypatch.setattr("abft.ranker.documents.QUERY_TOKENS", part)
     model = tiny_model(family)
     generator = torch.Generator().manual_seed(0)
 

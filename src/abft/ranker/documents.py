@@ -16,6 +16,7 @@ from abft.method.head_statistics import span_sums
 from abft.model.attention import decoder, read_rows, row_attention, up_to_layer
 
 BATCH_TOKENS = 2048  # documents of a forward pass
+QUERY_TOKENS = 32  # of a forward pass: each has a row of all documents' tokens in every head
 KEPT_BYTES = 2 * 2**30  # keys and values of single documents that are kept
 
 Layers = list[tuple[Tensor, Tensor]]  # keys and values of each layer, (1, H, S, d) each
@@ -107,24 +108,28 @@ class DocumentReader:
         cache = DynamicCache()
         for number, (keys, values) in enumerate(kept.layers):
             cache.update(keys, values, number)
-        n = len(query)
-        start = kept.beginning + kept.longest
-        ids = torch.tensor([list(query)], device=self._device)
-        positions = torch.arange(start, start + n, device=self._device)[None]
-        looking_T = torch.arange(n - looking, n, device=self._device)
-        with row_attention(self.model), up_to_layer(self._inner, self._last):
-            rows, _ = read_rows(
-                self._inner,
-                ids,
-                looking_T,
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-                row_layers=self.layers,
-            )
-        means_LHS = torch.stack([each.mean(0).to(self._device) for each in rows])
+        start, first_looking = kept.beginning + kept.longest, len(query) - looking
         starts, ends = (torch.tensor([bounds]) for bounds in zip(*kept.spans, strict=True))
-        return span_sums(means_LHS, starts, ends)
+        sums = []
+        with row_attention(self.model), up_to_layer(self._inner, self._last):
+            for first in range(0, len(query), QUERY_TOKENS):
+                part = list(query[first : first + QUERY_TOKENS])
+                positions = torch.arange(len(part), device=self._device)
+                # Those before the tokens that look give keys and values only; one row is read.
+                looks_T = positions[max(first_looking - first, 0) :]
+                rows, _ = read_rows(
+                    self._inner,
+                    torch.tensor([part], device=self._device),
+                    looks_T if len(looks_T) else positions[-1:],
+                    position_ids=start + first + positions[None],
+                    past_key_values=cache,
+                    use_cache=True,
+                    row_layers=self.layers,
+                )
+                if len(looks_T):
+                    sums_LHS = torch.stack([each.sum(0).to(self._device) for each in rows])
+                    sums.append(span_sums(sums_LHS, starts, ends))
+        return torch.stack(sums).sum(0) / looking
 
     def _beginning(self) -> Layers:
         """Return keys and values of the beginning, layer by layer, (1, H, S, d)."""
