@@ -264,9 +264,7 @@ CASES = [
         ("--output", "."),
     ),
     Case("an unknown run of report", None, "", REFUSED, "no such folder", ("report", "nowhere")),
-    Case(
-        "an unknown run of analyze", None, "", REFUSED, "no such folder", ("analyze", "nowhere")
-    ),
+    Case("an unknown run of analyze", None, "", REFUSED, "no such folder", ("analyze", "nowhere")),
     Case(
         "an unknown run of eval",
         None,

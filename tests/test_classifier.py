@@ -32,6 +32,7 @@ from abft.data.prompts import training_prompts
 from abft.data.splits import TaskData, text_key
 from abft.data.tasks import Example, Task, Template
 from abft.errors import AbftError
+from abft.model.loading import absolute_model
 from abft.readouts.probe import Probe
 from abft.training.trainer import ABFTTrainer
 from tiny import tiny_model
@@ -150,13 +151,33 @@ def test_texts_that_are_equal_once_cut_are_not_held_out_and_trained_on(new, monk
     assert not training & held_out
 
 
-def test_repeated_demonstrations_fit_too(new):
+@pytest.mark.parametrize("state", range(4))
+@pytest.mark.parametrize("steps", [0, 1])
+def test_repeated_demonstrations_fit_too(new, steps, state):
     """A rare class's texts are shown several times in a set: their length counts as often."""
-    texts = ["word " * 188, "words " * 188, *(f"good {i}" for i in range(38))]
-    labels = ["rare", "rare", *["common"] * 38]
+    texts = ["word " * 188, "words " * 188, "bad", "sad", *(f"good {i}" for i in range(38))]
+    labels = [*["rare"] * 4, *["common"] * 38]
     with pytest.warns(UserWarning, match="only their beginning is read"):
-        fitted = new(k=8).fit(texts, labels)
+        fitted = new(k=8, steps=steps, learning_rate=1e-4, random_state=state).fit(texts, labels)
     assert fitted.predict_proba(["word " * 100]).shape == (1, 2)
+
+
+def test_long_texts_are_cut_without_demonstrations_too(new):
+    texts = [f"{i} " + "great " * 700 * (i % 2) for i in range(20)]
+    with pytest.warns(UserWarning, match="10 texts have more than [0-9]+ tokens"):
+        new().fit(texts, ["a", "b"] * 10)
+
+
+def test_a_folder_named_like_the_embedded_model_is_not_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "SmolLM2-135M-Instruct").mkdir()
+    (tmp_path / "gpt2").write_text("")
+    for name in ("SmolLM2-135M-Instruct", "gpt2", "org/model"):
+        assert absolute_model(name) == name
+    (tmp_path / "mine").mkdir()
+    assert absolute_model("mine") == str(tmp_path / "mine")
+    with pytest.raises(AbftError, match="model = None"):
+        ABFTClassifier(None).fit(["a", "b"], [0, 1])
 
 
 def test_a_fold_without_texts_that_a_set_does_not_show(new):

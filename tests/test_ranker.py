@@ -385,12 +385,20 @@ def test_settings_that_change_later_hold(settings, change):
         ("documents_per_pass", 0),
         ("looking", "all"),
         ("instruction", None),
+        ("together", 0),
+        ("shown", 0),
+        ("shown", 2.5),
     ],
 )
 def test_settings_that_change_later_are_checked(settings, name, value):
     ranker = AttentionRanker(**settings)
     setattr(ranker, name, value)
-    for call in (ranker.rank, lambda _, documents: ranker.scores(["q"], documents)):
+    for call in (
+        ranker.rank,
+        lambda _, documents: ranker.scores(["q"], documents),
+        lambda *_: ranker.fit(*data(24)),
+        lambda *_: ranker.find_heads(["a great film " * 5] * 8),
+    ):
         with pytest.raises(ValueError, match=name):
             call("q", ["a sad film", "great joy", "a film"])
 
@@ -542,7 +550,7 @@ def test_long_texts_are_cut(settings):
         first, second = ranker.scores(["x"], long)[0]
     assert first == pytest.approx(second, abs=1e-6)
     assert ranker.too_long([*long, "great joy"]) == 2
-    with pytest.warns(UserWarning, match="2 queries have more than max_query_tokens = 40"):
+    with pytest.warns(UserWarning, match="some queries have more than max_query_tokens = 40"):
         ranker.scores([*long, "x"], ["great joy", "sad"])
     assert ranker.too_long_queries([*long, "x"]) == 2
 
@@ -601,7 +609,6 @@ def test_training_prompts_show_relevant_documents(settings):
         (["a", "b"], [True], "flatnonzero"),
         (["a", "b"], [[1.7]], "each once"),
         ({"a": 0, "b": 1}, [0], "got a dict"),
-        ([5], [0], "expected a list of candidates, got 5"),
         ([["a", "b"], ["c", "d"]], [0], "2 lists of candidates"),
         ("ab", [0], "got one text"),
     ],
@@ -609,6 +616,13 @@ def test_training_prompts_show_relevant_documents(settings):
 def test_queries_that_make_no_sense(candidates, relevant, message):
     with pytest.raises((ValueError, TypeError), match=message):
         ranking_queries(["a query"], candidates, relevant)
+
+
+def test_what_is_no_list_of_candidates_is_named():
+    with pytest.raises(ValueError, match="query 1: expected a list of candidates, got 'c'"):
+        ranking_queries(["q", "r"], [["a", "b"], "c"], [0, 0])
+    keys = {"a": 1, "b": 2}.keys()  # in order
+    assert ranking_queries(["q"], keys, [0])[0].candidates == ("a", "b")
 
 
 def test_equal_candidates_are_one():

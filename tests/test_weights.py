@@ -335,8 +335,10 @@ def test_lora_leaves_projections_outside_the_decoder_alone(layers):
     tower = torch.nn.Module()
     tower.q_proj = torch.nn.Linear(32, 32)
     model.vision_tower = torch.nn.ModuleList([tower])
-    names = {qk.name for qk in qk_modules(model, layers)}
-    adapted = add_lora(model, LoraConfig(r=2), layers).get_base_model()
+    names = {qk.name for qk in qk_modules(model, layers or [0])}
+    # Layers are named by the argument, or by the configuration.
+    config = LoraConfig(r=2, layers_to_transform=None if layers else [0])
+    adapted = add_lora(model, config, layers).get_base_model()
     trained = {name.split(".lora_")[0] for name, p in adapted.named_parameters() if p.requires_grad}
     assert trained == names
 

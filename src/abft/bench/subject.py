@@ -219,11 +219,17 @@ class Subject:
         factor = self.first.factor
         try:
             return apply_weights(model, folder, factor)
-        except DamagedWeights as error:
-            print(f"{error}; it is trained anew", file=sys.stderr)
-            shutil.rmtree(folder)
-            self._trained()
-            return self._model or apply_weights(model, folder, factor)
+        except DamagedWeights:
+            pass
+        # Of several jobs that share a training, one makes it again.
+        with _lock(folder):
+            try:
+                return apply_weights(model, folder, factor)
+            except DamagedWeights as error:
+                print(f"{error}; it is trained anew", file=sys.stderr)
+                shutil.rmtree(folder)
+                self._make(folder)
+                return self._model or apply_weights(model, folder, factor)
 
     def training(self) -> dict[str, Any] | None:
         """Return what the training cost; None for the untouched model.
@@ -235,31 +241,39 @@ class Subject:
 
     def _trained(self) -> Path | None:
         """Return the run folder of the job's training; train, or finish training, if need be."""
-        config = self.first.trained
-        if config is None:
+        if self.first.trained is None:
             return None
-
-        # Two jobs can share a training.
         folder = self.store.weights(self.first)
-        with FileLock(folder.with_name(f".{folder.name}.lock")):
+        with _lock(folder):
             # A damaged one is trained anew.
             with suppress(AbftError):
                 if (folder / METRICS).is_file() and has_weights(folder):
                     read_metrics(folder)
                     return folder
-
-            # A training that was stopped goes on, unless its settings or its data were others, or
-            # its checkpoint is damaged.
-            trained = None
-            if (folder / CONFIG).is_file() and not (folder / METRICS).is_file():
-                try:
-                    trained = train_run(config, folder, resume=True).model
-                except CannotResume as error:
-                    print(f"{folder}: {error}; it is trained anew", file=sys.stderr)
-            if trained is None:
-                shutil.rmtree(folder, ignore_errors=True)
-                trained = train_run(config, folder).model
-            # It is at hand, unless another factor of its change is measured.
-            if trained is not None and self.first.factor == 1:
-                self._model = plain_model(trained)
+            self._make(folder)
         return folder
+
+    def _make(self, folder: Path) -> None:
+        """Train, or go on with a training that was stopped; the folder is locked."""
+        config = self.first.trained
+        assert config is not None
+
+        # A training that was stopped goes on, unless its settings or its data were others, or its
+        # checkpoint is damaged.
+        trained = None
+        if (folder / CONFIG).is_file() and not (folder / METRICS).is_file():
+            try:
+                trained = train_run(config, folder, resume=True).model
+            except CannotResume as error:
+                print(f"{folder}: {error}; it is trained anew", file=sys.stderr)
+        if trained is None:
+            shutil.rmtree(folder, ignore_errors=True)
+            trained = train_run(config, folder).model
+        # It is at hand, unless another factor of its change is measured.
+        if trained is not None and self.first.factor == 1:
+            self._model = plain_model(trained)
+
+
+def _lock(folder: Path) -> FileLock:
+    """Return the lock of a training, which two jobs can share."""
+    return FileLock(folder.with_name(f".{folder.name}.lock"))

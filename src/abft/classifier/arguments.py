@@ -1,6 +1,5 @@
 """What the arguments of `ABFTClassifier` mean, and which are refused; without a model."""
 
-import math
 from collections.abc import Mapping
 from numbers import Integral
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 from abft.classifier.training import QUERIES
 from abft.data.tasks import Task, Template
 from abft.errors import AbftError
+from abft.model.loading import absolute_model
 from abft.readouts.fitted import AUTO, READOUTS, candidates
 from abft.runs.config import RunConfig, check_effect
 from abft.settings import did_you_mean
@@ -41,6 +41,8 @@ def plain_arguments(classifier: "ABFTClassifier") -> dict[str, Any]:
     # A RandomState is no JSON.
     if not isinstance(values["random_state"], int):
         values["random_state"] = None
+    if not isinstance(classifier.model, str | Path):
+        raise AbftError(f"model = {classifier.model!r}: expected a name, folder or file")
     values["model"] = absolute_model(classifier.model)
     words = classifier.label_words or {}
     if not isinstance(words, Mapping):
@@ -51,29 +53,24 @@ def plain_arguments(classifier: "ABFTClassifier") -> dict[str, Any]:
     return values
 
 
-def absolute_model(model: str | Path) -> str:
-    """Return a folder or file as an absolute path, and the name of a hub as it is."""
-    path = Path(model)
-    return str(path.resolve() if path.exists() else model)
-
-
 def check_arguments(classifier: "ABFTClassifier") -> None:
     """Raise AbftError for arguments that mean nothing."""
-    for name, least, other in (
-        ("k", 0, None),
-        ("demonstration_sets", 1, None),
-        ("batch_size", 1, 1),
-        ("steps", 0, AUTO),
+    for name, least, others in (
+        ("k", 0, [None]),
+        ("demonstration_sets", 1, [None]),
+        ("batch_size", 1, []),
+        ("steps", 0, [AUTO]),
     ):
         value = getattr(classifier, name)
         whole = isinstance(value, Integral) and not isinstance(value, bool)
-        if value != other and (not whole or value < least):
-            raise AbftError(f"{name} = {value!r}: expected a whole number, at least {least}")
+        if value not in others and (not whole or value < least):
+            more = "".join(f", or {other!r}" for other in others)
+            raise AbftError(f"{name} = {value!r}: expected a whole number, at least {least}{more}")
 
     minutes, share = classifier.max_minutes, classifier.held_out
-    if minutes is not None and (not _is_number(minutes) or not minutes > 0):
+    if minutes is not None and not (_is_number(minutes) and minutes > 0):
         raise AbftError(f"max_minutes = {minutes!r}: expected more than 0")
-    if not _is_number(share) or not 0 < share < 1:
+    if not (_is_number(share) and 0 < share < 1):
         raise AbftError(f"held_out = {share!r}: expected a share between 0 and 1")
     for label, word in (classifier.label_words or {}).items():
         if not isinstance(word, str):
@@ -95,7 +92,7 @@ def check_arguments(classifier: "ABFTClassifier") -> None:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float | np.number) and math.isfinite(value)
+    return isinstance(value, int | float | np.number)
 
 
 def run_config(classifier: "ABFTClassifier", k: int) -> RunConfig:

@@ -18,7 +18,6 @@ from tqdm import tqdm
 
 from abft.classifier.arguments import (
     SHARED,
-    absolute_model,
     check_arguments,
     choose_k,
     plain_arguments,
@@ -34,6 +33,7 @@ from abft.data.splits import TaskData, text_key, unique
 from abft.data.tasks import Example, Task
 from abft.errors import AbftError
 from abft.method.objectives import DEFAULT_OBJECTIVE
+from abft.model.loading import absolute_model
 from abft.readouts.fitted import (
     AUTO,
     FittedReadout,
@@ -46,7 +46,6 @@ from abft.readouts.fitted import (
 from abft.readouts.readings import Readings, read_texts
 from abft.runs.config import RunConfig
 from abft.scoring import metrics
-from abft.scoring.votes import head_mask
 from abft.settings import document_settings
 
 if TYPE_CHECKING:
@@ -80,7 +79,8 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
     Args:
         label_words: class -> its label word in prompts; default: the class as text.
         k: demonstrations in a prompt; default: 4, or as many as there are classes, up to 16; 0 with
-            fewer than 32 texts, none of which can be spared. 0 = a text alone, without training.
+            fewer than 32 texts, none of which can be spared, unless they are trained on or
+            attention on them is read. 0 = a text alone, without training.
         demonstration_sets: probabilities are averaged over so many sets of demonstrations; default:
             2, or as many as it takes to show every class once. A set takes the classes in turn, in
             random order, and goes on in the next set where it stopped, so that all classes are
@@ -258,7 +258,7 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
 
         data = TaskData(task, tuple(examples), (), ())
         tokens, limit = label_tokens(tokenizer, task), context_length(model)
-        times = most_shown(examples, k)
+        times = most_shown(examples, k, self.held_out if self.steps else 0.0)
         longest = longest_that_fits(data, tokenizer, k, limit, tokens, times=times)
         data, count = fit_texts(data, tokenizer, longest)
         if count:
@@ -368,8 +368,9 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
         is too long for one of the sets, less is read than in `predict`, the same behind all.
         """
         from abft.runs.explain import explain, look, together
+        from abft.scoring.votes import head_mask
 
-        # Prediction reads the attention of all heads, or not the attention itself.
+        # Where the answer is read from attention alone, all heads are read.
         predictor = self._opened()[0]
         if self.readout_ == "attention":
             look = partial(look, heads_LH=head_mask(predictor.model, None))
@@ -558,8 +559,9 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
             raise AbftError(f"{path} is damaged ({type(error).__name__}: {error})") from None
 
         own = bool(classifier.best_step_)
-        base, tokenizer = base_model(classifier.model, classifier.device, own=own)
-        check_base_weights(base, samples, _made_for(folder, classifier.model))
+        name = classifier._fitted["model"]
+        base, tokenizer = base_model(name, classifier.device, own=own)
+        check_base_weights(base, samples, _made_for(folder, name))
         classifier._base_samples = _samples(base)
         classifier._attach(base, tokenizer)
         if classifier.best_step_:

@@ -20,13 +20,14 @@ MOST_STEPS, AUTO_EVERY = 64, 4
 
 
 @contextmanager
-def _generators_kept() -> Iterator[None]:
-    """Leave the states of the global random generators as they are."""
+def _generators_kept(model: Any) -> Iterator[None]:
+    """Leave the states of the global random generators as they are, those of its GPUs too."""
     import torch
 
+    devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
     state, numpy_state = random.getstate(), np.random.get_state()
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices):
             yield
     finally:
         random.setstate(state)
@@ -76,7 +77,7 @@ class Training:
 
         # The best weights are kept in memory; nothing is saved in the folder. The trainer seeds
         # the global generators, which are the caller's.
-        with tempfile.TemporaryDirectory() as folder, _generators_kept():
+        with tempfile.TemporaryDirectory() as folder, _generators_kept(model):
             arguments = ABFTConfig(
                 output_dir=folder,
                 objective=config.objective,

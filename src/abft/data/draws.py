@@ -53,11 +53,16 @@ def demonstration_sets(
     return sets
 
 
-def most_shown(examples: Sequence[Example], k: int) -> dict[int, int]:
-    """Return by class how often `demonstration_sets` may show one text in a set that is spared."""
-    counts = Counter(example.label for example in examples)
-    needed = math.ceil(k / len(counts))
-    return {label: math.ceil(needed / _most(count)) for label, count in counts.items()}
+def most_shown(examples: Sequence[Example], k: int, share: float = 0.0) -> dict[int, int]:
+    """Return by class how often a prompt may hold one text, where sets are drawn with `spare`.
+
+    `share`: of the examples that `split_held_out` takes away before.
+    """
+    left = Counter(example.label for example in examples)
+    if share:
+        left.subtract(_quotas(examples, share))
+    needed = math.ceil(k / len(left))
+    return {label: max(1, math.ceil(needed / _most(count))) for label, count in left.items()}
 
 
 def _most(count: int) -> int:
@@ -74,6 +79,21 @@ def classes_in_turn(examples: Sequence[Example]) -> list[Example]:
     return [example for turn in turns for example in turn if example is not None]
 
 
+def _size(examples: Sequence[Example], share: float) -> int:
+    """Return how many examples are held out at most."""
+    size = max(round(share * len(examples)), SMALLEST_HELD_OUT)
+    return min(size, LARGEST_HELD_OUT, len(examples) // 2)
+
+
+def _quotas(examples: Sequence[Example], share: float) -> dict[int, int]:
+    """Return how many of each class may be held out: at least one, never the last."""
+    size, counts = _size(examples, share), Counter(example.label for example in examples)
+    return {
+        label: min(max(1, round(size * count / len(examples))), count - 1)
+        for label, count in counts.items()
+    }
+
+
 def split_held_out(
     examples: Sequence[Example], share: float, generator: random.Random
 ) -> tuple[list[Example], list[Example]]:
@@ -82,16 +102,7 @@ def split_held_out(
     The same share of every class is held out, but never its last text. Texts of one `text_key` stay
     together, also those of different classes.
     """
-    size = max(round(share * len(examples)), SMALLEST_HELD_OUT)
-    size = min(size, LARGEST_HELD_OUT, len(examples) // 2)
-
-    # A class gives at least one text, where `size` allows it, and keeps at least one.
-    counts = Counter(example.label for example in examples)
-    quotas = {
-        label: min(max(1, round(size * count / len(examples))), count - 1)
-        for label, count in counts.items()
-    }
-
+    size, quotas = _size(examples, share), _quotas(examples, share)
     by_text: dict[str, list[Example]] = {}
     for example in generator.sample(list(examples), len(examples)):
         by_text.setdefault(text_key(example.text), []).append(example)

@@ -245,7 +245,7 @@ def label_tokens(
             raise AbftError(
                 f"one label begins with another, such as {unended_words[0]!r}, and in template "
                 f"{task.template.pattern!r} nothing of its own follows them; end it with a newline "
-                "(\\n)"
+                "(\\n), or choose other label words"
             )
         tokens = ended_tokens
     return [label[0] if len(label) == 1 else label for label in tokens]

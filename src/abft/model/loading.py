@@ -112,6 +112,16 @@ def _reason(error: Exception) -> str:
     return (" ".join(lines[:2]) if lines else type(error).__name__)[:300]
 
 
+def absolute_model(model: str | Path) -> str:
+    """Return a folder or `.gguf` file as an absolute path, and the name of a hub as it is.
+
+    The embedded model's name stays one, whatever lies in this folder.
+    """
+    path = Path(model)
+    local = str(model) != EMBEDDED and (path.is_dir() or path.suffix == ".gguf")
+    return str(path.resolve() if local else model)
+
+
 def resolve(model: str) -> str:
     """Return the folder or hub id of a model's name.
 

@@ -267,8 +267,14 @@ def add_lora(
         name.rpartition(".")[2] in leaves and name not in own for name, _ in model.named_modules()
     )
     by_name = config.target_modules is None and alike
-    if config.target_modules is None:
-        config.target_modules = {qk.name for qk in modules} if alike else leaves
+    if by_name:
+        # PEFT does not look at layers where modules are named in full.
+        chosen = config.layers_to_transform
+        chosen = [chosen] if isinstance(chosen, int) else chosen
+        config.target_modules = {qk.name for qk in modules if not chosen or qk.layer in chosen}
+        config.layers_to_transform = None
+    elif config.target_modules is None:
+        config.target_modules = leaves
     if layers is not None and not by_name:
         config.layers_to_transform = sorted({qk.layer for qk in modules})
 

@@ -2,7 +2,7 @@
 
 import random
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence, Set
+from collections.abc import Collection, Iterable, KeysView, Mapping, Sequence, Set
 from dataclasses import dataclass
 from numbers import Integral
 
@@ -53,7 +53,8 @@ def texts_of(values: object, what: str) -> list[str]:
 
 def _check_order(values: object, expected: str) -> None:
     """Raise ValueError for tables, dictionaries and sets, whose items have no numbers."""
-    if isinstance(values, Mapping | Set) or getattr(values, "ndim", 1) != 1:
+    unordered = isinstance(values, Mapping | Set) and not isinstance(values, KeysView)
+    if unordered or getattr(values, "ndim", 1) != 1:
         raise ValueError(f"expected {expected}, got a {type(values).__name__}; give its texts")
 
 
@@ -91,8 +92,8 @@ def ranking_queries(
             f"got {len(asked)} queries and relevant documents for {len(right)}; expected one entry "
             "for each query, and at least one query"
         )
-    # One text is enough: what else is in a shared list is named below.
-    shared = not lists or any(isinstance(document, str) for document in lists)
+    # What is no text in a shared list, and no list among lists, is named below.
+    shared = not any(isinstance(each, Iterable) and not isinstance(each, str) for each in lists)
     if not shared and len(lists) != len(asked):
         raise ValueError(f"got {len(asked)} queries and {len(lists)} lists of candidates")
 

@@ -18,7 +18,7 @@ import numpy as np
 from abft.errors import AbftError
 from abft.files import atomic_folder
 from abft.method.objectives.contrastive import LAYER
-from abft.model.loading import EMBEDDED
+from abft.model.loading import absolute_model
 from abft.ranker.peers import PEERS, peers
 from abft.ranker.prompts import Looking, RankingPrompts
 from abft.ranker.queries import (
@@ -133,6 +133,7 @@ class AttentionRanker:
     progress: bool = True
 
     def __post_init__(self) -> None:
+        self._named: str | None = None  # the model, as it was made absolute
         self._check_settings()
         self.heads_: list[tuple[int, int]] | None = None  # (layer, head); None = all
         self.validation_: dict[str, float] = {}  # recall@1 on held-out queries, by method
@@ -152,10 +153,9 @@ class AttentionRanker:
         They get the plain types of Python, which `save` writes: numpy's numbers and paths are as
         good.
         """
-        # The name of a hub stays one, whatever lies in this folder.
-        place = Path(self.model)
-        local = str(self.model) != EMBEDDED and (place.is_dir() or place.suffix == ".gguf")
-        self.model = str(place.resolve() if local else self.model)
+        # Once: the same name may be another folder elsewhere.
+        if self.model != self._named:
+            self.model = self._named = absolute_model(self.model)
         for name, least in _COUNTS.items():
             setattr(self, name, _whole(name, getattr(self, name), least))
         self.random_state = _whole("random_state", self.random_state, 0)
@@ -207,6 +207,7 @@ class AttentionRanker:
                 texts; see `ranking_queries`.
             AbftError: a model family that cannot be used.
         """
+        self._check_settings()
         checked = ranking_queries(queries, candidates, relevant)
         distinct = len({query.text for query in checked})
         if distinct < 2 * FEWEST_HELD_OUT:
@@ -254,6 +255,7 @@ class AttentionRanker:
             ValueError: fewer than 4 texts of 10 words or more, between spaces.
             AbftError: a model family that cannot be used.
         """
+        self._check_settings()
         texts = texts_of(documents, "document")
         queries = queries_without_labels(texts, self.shown, self.random_state)
         self.validation_ = {}
@@ -341,7 +343,7 @@ class AttentionRanker:
         ids, cut = self._prompts().cut_queries(queries)
         if cut:
             warnings.warn(
-                f"{cut} queries have more than max_query_tokens = {self.max_query_tokens} tokens; "
+                f"some queries have more than max_query_tokens = {self.max_query_tokens} tokens; "
                 "only their beginning is read",
                 stacklevel=3,
             )

@@ -19,7 +19,7 @@ def with_used_output(call: Any) -> Any:
         output = call(**inputs)
 
         # The sum touches every entry of the output, so that its gradient, though 0, exists.
-        zero = 0 * output[0].float().sum()
+        zero = 0 * output["logits"].float().sum()
         attentions = output["attentions"]
         output["attentions"] = tuple(rows if rows is None else rows + zero for rows in attentions)
         return output
