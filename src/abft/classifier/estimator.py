@@ -190,8 +190,7 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
         examples = [Example(text, int(label)) for text, label in zip(texts, labels, strict=True)]
         # Of equal texts the first counts.
         weight_of = dict(zip(reversed(examples), reversed(weights), strict=True))
-        examples = unique(examples, lambda example: (text_key(example.text), example.label))
-        self._check_classes(examples)
+        examples = self._distinct(examples)
         classes_count = len(self.classes_)
         most_k = choose_k(self, classes_count, len(examples))
         task = self._task()
@@ -203,8 +202,7 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
             example: weight_of[whole]
             for example, whole in zip(reversed(read), reversed(examples), strict=True)
         }
-        examples = unique(read, lambda example: (text_key(example.text), example.label))
-        self._check_classes(examples)
+        examples = self._distinct(read)
 
         # One generator decides the parts, the demonstrations and the seed of training.
         generator = random.Random(int(check_random_state(self.random_state).randint(2**31)))
@@ -437,6 +435,12 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
         if unknown:
             raise ValueError(f"y holds classes that fit has not seen: {sorted(unknown, key=str)}")
         return super().score(X, y, sample_weight)
+
+    def _distinct(self, examples: Sequence[Example]) -> list[Example]:
+        """Return the first of equal texts of a class; ValueError unless enough of each are left."""
+        distinct = unique(examples, lambda example: (text_key(example.text), example.label))
+        self._check_classes(distinct)
+        return distinct
 
     def _check_classes(self, examples: Sequence[Example]) -> None:
         """Raise ValueError unless there are two classes, and two texts of every class."""

@@ -6,6 +6,8 @@ from collections.abc import Collection, Iterable, KeysView, Mapping, Sequence, S
 from dataclasses import dataclass
 from numbers import Integral
 
+import numpy as np
+
 from abft.data.encoding import EncodedPrompt
 from abft.ranker.prompts import RankingPrompts
 
@@ -92,7 +94,7 @@ def ranking_queries(
             f"got {len(asked)} queries and relevant documents for {len(right)}; expected one entry "
             "for each query, and at least one query"
         )
-    # What is no text in a shared list, and no list among lists, is named below.
+    # Lists, or one corpus for all queries; a wrong entry of either is reported below.
     shared = not any(isinstance(each, Iterable) and not isinstance(each, str) for each in lists)
     if not shared and len(lists) != len(asked):
         raise ValueError(f"got {len(asked)} queries and {len(lists)} lists of candidates")
@@ -202,16 +204,13 @@ def _numbers(relevant: object) -> frozenset[int]:
     found = frozenset(int(n) for n in given if isinstance(n, Integral) and not isinstance(n, bool))
     if len(found) < len(given):
         # As a rule these are a value for each candidate.
-        mask = all(n in (0, 1) for n in given) and (len(given) > 2 or True in map(_is_bool, given))
+        boolean = any(isinstance(n, bool | np.bool_) for n in given)
+        mask = (boolean or len(given) > 2) and all(n in (0, 1) for n in given)
         remedy = "; numpy.flatnonzero(mask) gives those of a mask" if mask else ""
         raise ValueError(
             f"relevant: expected whole numbers of documents, each once, got {relevant!r}{remedy}"
         )
     return found
-
-
-def _is_bool(value: object) -> bool:
-    return type(value).__name__.startswith("bool")
 
 
 def training_prompts(
