@@ -29,6 +29,7 @@ from pathlib import Path
 import numpy as np
 
 from abft.data.builtin import BUILTIN, PAPER_TASKS
+from abft.scoring.calibration import calibrated, prior
 from measured_training import recorded, train_measured, trained_heads
 from record import write
 
@@ -360,10 +361,16 @@ class MiniLM:
         return self
 
     def predict(self, examples):
-        """Predictions of the regression, and the labels of the nearest texts."""
+        """Predictions by name: of the regression, also batch-calibrated, and of the nearest text."""
         asked = self.embed([example.text for example in examples])
+        shares_NC = self.regression.predict_proba(asked)
         nearest = self.labels[(asked @ self.shown.T).argmax(1)]
-        return digits(self.regression.predict(asked)), digits(nearest)
+        labels = self.regression.classes_
+        return {
+            "minilm": digits(labels[shares_NC.argmax(1)]),
+            "minilm_batch": digits(labels[calibrated(shares_NC, prior(shares_NC)).argmax(1)]),
+            "minilm_nearest": digits(nearest),
+        }
 
 
 def peers(options):
@@ -380,14 +387,13 @@ def peers(options):
             groups = evaluation_groups(
                 data, tokenizer, k, options.sets, options.test_queries, words="own"
             )
-            said = {"targets": "", "minilm": "", "minilm_nearest": ""}
+            said = {"targets": ""}
             for group in groups:
-                regression, nearest = minilm.fit(group.demonstrations).predict(group.queries)
                 said["targets"] += digits(example.label for example in group.queries)
-                said["minilm"] += regression
-                said["minilm_nearest"] += nearest
+                for name, each in minilm.fit(group.demonstrations).predict(group.queries).items():
+                    said[name] = said.get(name, "") + each
             found[f"{task}/{k}"] = said
-            shares = {name: accuracy(said, name) for name in ("minilm", "minilm_nearest")}
+            shares = {name: accuracy(said, name) for name in said if name != "targets"}
             print(task, k, {name: f"{share:.1%}" for name, share in shares.items()}, flush=True)
     write(options.output, {"cells": found})
 

@@ -3,6 +3,7 @@
     python benchmarks/reader_readouts.py measure RESULT.json --output FILE.json
     python benchmarks/reader_readouts.py measure RESULT.json --weights WEIGHTS --output FILE.json
     python benchmarks/reader_readouts.py tables
+    python benchmarks/reader_readouts.py against
 
 RESULT.json is of `reader.py train` with a contrastive arm: it says which family is held out and
 which heads were chosen, before any step and on training prompts, so that the untouched model can
@@ -23,7 +24,7 @@ import numpy as np
 from abft.scoring.calibration import CONTENT_FREE, batch_prior, calibrated, prior
 from measured_training import recorded
 from reader import DEVELOPMENT, FAMILIES, QUERIES_OF_A_SET, cells, digits
-from reader_tables import RESULTS, read, with_interval
+from reader_tables import RESULTS, hits, read, with_interval
 from reader_tables import shown as interval
 from record import write
 
@@ -161,6 +162,37 @@ def tables(options):
                 print(f"  {DEVELOPMENT[0]} alone:", interval(with_interval([[runs]])))
 
 
+def against(options):
+    """The reader minus peers that are given the same 16 texts, by way to read."""
+    minilm, fitted = (read(RESULTS / f"{name}.json")["cells"] for name in ("peers", "classifier"))
+    peers = {
+        "MiniLM + LR": lambda task, kind: hits(minilm[f"{task}/16"], "minilm"),
+        "MiniLM + LR, batch-calibrated": lambda task, kind: hits(
+            minilm[f"{task}/16"], "minilm_batch"
+        ),
+        "ABFTClassifier": lambda task, kind: hits(fitted[f"{task}/{kind}"], "classifier"),
+    }
+    for kind in ("own", "arbitrary"):
+        trained = {
+            family: [
+                {task: hits_by_way(read(path)["cells"][f"{task}/{kind}"]) for task in tasks}
+                for path in sorted(RESULTS.glob(f"{family}_readouts_seed*.json"))
+            ]
+            for family, tasks in FAMILIES.items()
+        }
+        ways = next(iter(trained["questions"][0].values()))
+        for name, theirs in peers.items():
+            for way in ways:
+                found = [
+                    [
+                        np.stack([seed[task][way] - theirs(task, kind) for seed in trained[family]])
+                        for task in tasks
+                    ]
+                    for family, tasks in FAMILIES.items()
+                ]
+                print(f"{kind} words, {way}, minus {name}:", interval(with_interval(found)))
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -174,7 +206,8 @@ def main():
     command.add_argument("--k", type=int, default=16)
     command.add_argument("--sets", type=int, default=8, help="sets of demonstrations a cell")
     command.add_argument("--test-queries", type=int, default=QUERIES_OF_A_SET)
-    commands.add_parser("tables", description=tables.__doc__).set_defaults(run=tables)
+    for run in (tables, against):
+        commands.add_parser(run.__name__, description=run.__doc__).set_defaults(run=run)
     options = parser.parse_args()
     options.run(options)
 

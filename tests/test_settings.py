@@ -19,7 +19,8 @@ from abft.cli.options import options_of
 from abft.errors import AbftError
 from abft.method.objectives import OBJECTIVES
 from abft.method.settings import MethodSettings, PromptSettings
-from abft.runs.config import RECIPES, RunConfig, config_values, resolve
+from abft.model.loading import EMBEDDED
+from abft.runs.config import RECIPES, RunConfig, absolute_paths, config_values, resolve
 from abft.settings import (
     check_settings,
     default_of,
@@ -183,3 +184,13 @@ def test_few_functions_lie_between_the_command_line_and_the_optimizer(
     given = {**options, "steps": 1, "test-prompts": 0}
     assert invoke("train", *arguments(given), "--output", tmp_path / "run").exit_code == 0
     assert len(depths[0]) <= 6, depths[0]
+
+
+def test_a_folder_does_not_hide_the_embedded_model(tmp_path, monkeypatch):
+    """Every way to name a model takes the name as `load_model` does."""
+    monkeypatch.chdir(tmp_path)
+    for name in (EMBEDDED, "mine"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "gpt2").write_text("notes")
+    for named, expected in ((EMBEDDED,) * 2, ("gpt2",) * 2, ("mine", str(tmp_path / "mine"))):
+        assert absolute_paths(RunConfig, {"model": named}) == {"model": expected}

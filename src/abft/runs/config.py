@@ -26,6 +26,7 @@ from abft.method.settings import (
     PromptSettings,
     layer_numbers,
 )
+from abft.model.loading import absolute_model
 from abft.settings import changed, check_settings, from_mapping, names, setting
 
 Device = Literal["auto", "cpu", "cuda", "balanced"]
@@ -422,13 +423,15 @@ def default_learning_rate(parameters: int, lora: bool, objective: str) -> float:
 def absolute_paths(settings: type, values: Mapping[str, Any]) -> dict[str, Any]:
     """Return values whose files and folders are absolute, so that they are right from everywhere.
 
-    `settings` says which values may be paths; names of hubs, which do not exist here, stay.
+    `settings` says which values may be paths; names of hubs stay.
     """
     local = {
         name: str(Path(value).resolve())
         for name in names(settings, lambda known: known.path)
         if isinstance(value := values.get(name), str) and value and Path(value).exists()
     }
+    if isinstance(model := values.get("model"), str) and model:
+        local["model"] = absolute_model(model)
     if isinstance(tasks := values.get("tasks"), str):
         local["tasks"] = absolute_tasks(tasks)
     return {**values, **local}
