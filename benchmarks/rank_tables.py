@@ -61,54 +61,74 @@ def counts(options):
             print(f"  trained minus {other}:", shown(with_interval([[gain[None]]])))
 
 
+class Run:
+    """A kept run with 20 queries a group: which queries each way to rank answers."""
+
+    def __init__(self, path):
+        self.record = read(path)
+        settings = self.record["settings"]
+        self.arm, self.seed, self._groups = settings["arm"], settings["seed"], settings["tests"]
+        self.points = {point["step"]: point for point in self.record["points"]}
+
+    def at(self, step, name, readout):
+        """Hits after a step, (groups, queries)."""
+        return self._hits(self.points[step][name][readout])
+
+    def peer(self, name, peer):
+        """Hits of a peer."""
+        return self._hits(self.record["peers"][name][peer])
+
+    def _hits(self, text):
+        return np.array(list(text), float).reshape(self._groups, -1)
+
+
+def last_of_all(runs):
+    """The last step that all runs have measured."""
+    return max(set.intersection(*(set(run.points) for run in runs)))
+
+
+def print_difference(title, pairs):
+    """A mean difference and its interval, of (ours, theirs) for each seed."""
+    gain = np.stack([ours - theirs for ours, theirs in pairs])
+    print(f"{title}:", shown(with_interval([[gain]])))
+
+
 def against(options):
     """What training adds on texts of its own kind, to the untrained heads and to peers."""
     by_arm = {}
     for path in sorted(RESULTS.glob("halves_20_queries_*_seed?.json")):
-        record = read(path)
-        by_arm.setdefault(record["settings"]["arm"], {})[record["settings"]["seed"]] = record
+        run = Run(path)
+        by_arm.setdefault(run.arm, []).append(run)
 
-    def hits(arm, seed, name, readout="heads", step=-1):
-        record = by_arm[arm][seed]
-        text = record["points"][step][name].get(readout) or record["peers"][name].get(readout)
-        return np.array(list(text), float).reshape(record["settings"]["tests"], -1)
+    for arm, runs in by_arm.items():
+        step, seeds = last_of_all(runs), [run.seed for run in runs]
+        for name in runs[0].record["peers"]:
+            for readout in ["heads"] + ["logits"] * (arm == "ce"):
+                trained = [run.at(step, name, readout) for run in runs]
+                print(f"{arm}, {readout}, {name}, seeds {seeds}, step {step}:", end=" ")
+                print(f"{100 * np.mean(trained):.1f}")
+                untrained = [run.at(0, name, readout) for run in runs]
+                print_difference("  minus untrained", zip(trained, untrained, strict=True))
+                for peer in ("TF-IDF", "BM25", "MiniLM"):
+                    theirs = [run.peer(name, peer) for run in runs]
+                    print_difference(f"  minus {peer}", zip(trained, theirs, strict=True))
 
-    for arm, records in by_arm.items():
-        for name in next(iter(records.values()))["peers"]:
-            last = records[min(records)]["points"][-1]["step"]
-            readouts = ["heads"] + ["logits"] * (arm == "ce")
-            for readout in readouts:
-                trained = np.stack([hits(arm, seed, name, readout) for seed in records])
-                print(f"{arm}, {readout}, {name}, seeds {sorted(records)}, step {last}:", end=" ")
-                print(f"{100 * trained.mean():.1f}")
-                for other in ("untrained", "TF-IDF", "BM25", "MiniLM"):
-                    theirs = [
-                        hits(arm, seed, name, readout, 0)
-                        if other == "untrained"
-                        else hits(arm, seed, name, other)
-                        for seed in records
-                    ]
-                    gain = trained - np.stack(theirs)
-                    print(f"  minus {other}:", shown(with_interval([[gain]])))
-
-    # At the last step that both have.
-    both = sorted(by_arm.get("contrastive", {}).keys() & by_arm.get("ce", {}).keys())
-    for name in ("AGNews", "development") if both else ():
-        steps_of = [
-            {point["step"] for point in by_arm[arm][seed]["points"]}
-            for arm in ("contrastive", "ce")
-            for seed in both
-        ]
-        step = max(set.intersection(*steps_of))
-
-        def at(arm, seed, readout, name=name, step=step):
-            steps = [point["step"] for point in by_arm[arm][seed]["points"]]
-            return hits(arm, seed, name, readout, steps.index(step))
-
-        for readout in ("heads", "logits"):
-            gain = np.stack([at("contrastive", s, "heads") - at("ce", s, readout) for s in both])
-            difference = shown(with_interval([[gain]]))
-            print(f"contrastive minus ce read from {readout}, {name}, step {step}: {difference}")
+    # Each arm minus cross-entropy, at the last step and with the seeds that both have.
+    controls = {run.seed: run for run in by_arm.get("ce", [])}
+    for arm, runs in by_arm.items():
+        both = [(run, controls[run.seed]) for run in runs if run.seed in controls]
+        if arm == "ce" or not both:
+            continue
+        step = last_of_all([run for pair in both for run in pair])
+        for name in both[0][0].record["peers"]:
+            for readout in ("heads", "logits"):
+                print_difference(
+                    f"{arm} minus ce read from {readout}, {name}, step {step}",
+                    [
+                        (run.at(step, name, "heads"), control.at(step, name, readout))
+                        for run, control in both
+                    ],
+                )
 
 
 def picture(options):
