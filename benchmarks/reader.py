@@ -361,7 +361,7 @@ class MiniLM:
         return self
 
     def predict(self, examples):
-        """Predictions by name: of the regression, also batch-calibrated, and of the nearest text."""
+        """Predictions of the regression, also batch-calibrated, and of the nearest text."""
         asked = self.embed([example.text for example in examples])
         shares_NC = self.regression.predict_proba(asked)
         nearest = self.labels[(asked @ self.shown.T).argmax(1)]

@@ -140,10 +140,10 @@ def tables(options):
                 if task not in DEVELOPMENT:
                     rows.append(row)
                 kept = known if task in DEVELOPMENT else differences
-                for way, hits in before.items():
+                for way, untrained in before.items():
                     by_family = kept.setdefault(way, {})
                     by_family.setdefault(family, []).append(
-                        np.stack([each[way] - hits for each in after])
+                        np.stack([each[way] - untrained for each in after])
                     )
         print("| mean | |", " | ".join(f"{100 * x:.1f}" for x in np.mean(rows, 0)), "|")
         others = {
