@@ -195,7 +195,7 @@ def test_no_change_has_norm_zero(options, tmp_path):
 
 
 def test_norms_of_changes(analyses, study):
-    change = {qk.name: matrix for qk, matrix in study.space.changes("run")}
+    change = {qk.name: each.matrix for qk, each in study.space.changes("run")}
     found = analyses.arrays["changes"]
     for layer in range(2):
         for role, leaf in enumerate(("q_proj", "k_proj")):
@@ -275,14 +275,19 @@ def test_heads_that_pass_most_often_are_switched_off_and_then_as_many_others():
     rates[1].reshape(-1)[2:14] += 0.5
     models = {"before": {"run": 0.0}, "after": {"run": 1.0}}
     study = Switchboard(models, prompts=99)
-    found = causality(study, {"induction_rate_MLH": rates}, count=90)
+    # Of the second model's heads that never pass, those go first that look at labels most.
+    rates[1, 3, 2:], rates[1].reshape(-1)[:2] = 0, 0
+    on_labels = np.random.default_rng(1).uniform(size=(2, 2, 4, 4))
+    masses = dict(zip(("correct_mass_MLH", "incorrect_mass_MLH"), on_labels, strict=True))
+    found = causality(study, {"induction_rate_MLH": rates, **masses}, count=90)
     assert found["heads_off_MS"].tolist() == [[0, 4, 8, 6], [0, 4, 8, 8]]
     assert found["models_M"].tolist() == ["before", "after"]
     assert found["prompts"] == 90
     assert len(study.passes) == 1 + 3 * 4 + 1 + 2 * 4  # 0 heads once, and no size twice
 
     for m, factors in enumerate(models.values()):
-        order = sorted(np.ndindex(4, 4), key=lambda head: -rates[m][head])
+        looks = on_labels.sum(0)[m]
+        order = sorted(np.ndindex(4, 4), key=lambda head: (-rates[m][head], -looks[head]))
         for s, size in enumerate(found["heads_off_MS"][m]):
             best = study.off(found["induction_accuracy_MS"][m, s], factors)
             assert best == set(order[:size])
@@ -326,9 +331,13 @@ def test_chosen_prompts_are_of_every_kind():
     assert chosen_prompts(predicted, targets) == [0, 4, 1, 2, 3]
     rates = np.zeros((2, 2, 3))
     rates[1, 1, 2], rates[0, 0, 1] = 0.9, 0.5
-    assert top_heads(rates)[:2] == [(1, 2), (0, 1)]
+    on_labels = np.zeros((2, 2, 3))
+    assert top_heads(rates, on_labels)[:2] == [(1, 2), (0, 1)]
     rates[:, 1, 0] = 0.6  # in both models, but never as often as the best
-    assert top_heads(rates)[:3] == [(1, 2), (1, 0), (0, 1)]
+    assert top_heads(rates, on_labels)[:3] == [(1, 2), (1, 0), (0, 1)]
+    # Heads that never pass the filter follow by what they look at, not by their number.
+    on_labels[1, 1, 1], on_labels[0, 0, 2] = 0.3, 0.2
+    assert top_heads(rates, on_labels) == [(1, 2), (1, 0), (0, 1), (1, 1), (0, 2), (0, 0)]
 
 
 def test_examples_are_of_the_chosen_prompts_and_heads(study):
@@ -343,6 +352,8 @@ def test_examples_are_of_the_chosen_prompts_and_heads(study):
         "probabilities_MNC": np.eye(2)[np.stack([before, after, 1 - targets])],
         "targets_N": targets,
         "induction_rate_MLH": rates,
+        "correct_mass_MLH": np.zeros_like(rates),
+        "incorrect_mass_MLH": np.zeros_like(rates),
     }
     found = examples(dataclasses.replace(study, layers=(5, 9)), made)
     chosen = [0, 1, 2, 4, 11, 17]
@@ -478,7 +489,7 @@ def test_each_analysis_is_computed_again_if_what_it_depends_on_changed(run, e2e,
     assert computed(resolution=3) == {"plane"}
     assert computed(points=3) == {"line", "plane", "causality", "deletion"}
     # All of 5 prompts are evaluated, and still the first 4 of them at every point.
-    assert computed(test_prompts=5) == set(DOCUMENTED) - {"line", "plane"}
+    assert computed(test_prompts=5) == set(DOCUMENTED) - {"line", "plane", "changes"}
     # The line knows no other run, and without one the plane stays as it was.
     assert computed(e2e=None) == set(DOCUMENTED) - {"line", "plane"}
 

@@ -10,6 +10,7 @@ from abft.model.loading import load_model
 from abft.runs.predictor import Predictor
 from abft.scoring.inspect import attention_rows, induction_heads
 from command_line import invoke, refused
+from tiny import tiny_model
 
 EMOJI = "fine 👩‍🔬 naïve"  # characters of several tokens each
 
@@ -161,3 +162,22 @@ def test_the_command_line_explains(finished, tmp_path):
 
     assert "expected a file ending in .jsonl, .html" in refused(*given, "--output", "a.csv")
     assert "expected a file ending in .csv" in refused(*given[:-1], "--output", "a.html")
+
+
+def test_tokens_of_the_staicc_style_are_those_of_its_rows(review_data, bpe):
+    """Its prompts end in a space, which this tokenizer gives no characters: it is read too."""
+    predictor = Predictor(
+        tiny_model("llama"), bpe, review_data.task, review_data.train[:4], prompt_style="staicc"
+    )
+    (explanation,) = predictor.explain(["a film to remember"])
+    _, observer = predictor.observe(["a film to remember"])
+    (prompt,) = observer.prompts
+    rows_S = attention_rows(predictor.model, [prompt.input_ids])[:, 0].mean((0, 1)).numpy()
+    written = predictor.prompt("a film to remember")
+    offsets = bpe(written, return_offsets_mapping=True)["offset_mapping"]
+    start = written.rindex("a film to remember")
+    end = start + len("a film to remember")
+    inside = [i for i, (a, b) in enumerate(offsets) if max(a, start) < min(b, end)]
+    expected = rows_S[inside] / rows_S[inside].sum()
+    np.testing.assert_allclose(explanation.token_shares, expected, rtol=1e-4)
+    assert offsets[-1][0] == offsets[-1][1]

@@ -444,6 +444,22 @@ def _of_lengths(*lengths):
 
 
 @pytest.mark.parametrize("labels", [[5, 6], [(5, 7), (6, 8, 9)]], ids=["one", "several"])
+@pytest.mark.parametrize("family", ["llama", "mistral"])
+def test_heads_that_are_switched_off_answer_nothing(family, labels):
+    """With labels of several tokens too, whether the family packs or not."""
+    model, prompts = tiny_model(family), _of_lengths(12, 17, 30)
+    off = {layer: torch.zeros(4) for layer in range(2)}
+    gated, _ = evaluate(model, prompts, labels, head_gates=off)
+    plain, _ = evaluate(model, prompts, labels)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight.zero_()
+    expected, _ = evaluate(model, prompts, labels)
+    np.testing.assert_allclose(gated, expected, atol=1e-5)
+    assert np.abs(gated - plain).max() > 1e-3
+
+
+@pytest.mark.parametrize("labels", [[5, 6], [(5, 7), (6, 8, 9)]], ids=["one", "several"])
 @pytest.mark.parametrize("family", ["llama", "phi3"])
 def test_probabilities_do_not_depend_on_the_batch_where_rotation_depends_on_length(family, labels):
     """A longer prompt, or label, in the batch changed the rotation of all: 0.067 in probability."""

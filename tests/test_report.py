@@ -348,6 +348,11 @@ def test_pieces_are_the_text():
     assert pieces == ["ab", "😀", "c", " d"]
     assert of_token == [0, 1, 1, 1, 2, 3]
 
+    # What heads pay to the token that begins every prompt is not the first word's.
+    pieces, of_token = _pieces(text, np.array([(0, 0), *spans, (6, 6)]))
+    assert pieces == ["", "ab", "😀", "c", " d"]
+    assert of_token == [0, 1, 2, 2, 2, 3, 4, 4]
+
 
 def test_the_token_that_heads_look_at_is_marked():
     """Not the last one of a label that has several."""

@@ -61,8 +61,10 @@ def test_heads_are_those_that_training_counts(prompts):
 
 def test_the_model_is_left_as_it_was(prompts):
     model = tiny_model("llama").train()
+    model.model.layers[1].eval()  # a frozen part, as its user set it
+    modes = [module.training for module in model.modules()]
     attention_rows(model, torch.tensor([[5, 6, 7]]))
-    assert model.training
+    assert [module.training for module in model.modules()] == modes
     assert model.config._attn_implementation == "sdpa"
 
 
@@ -86,6 +88,32 @@ def test_bad_input(prompts):
             tiny_model("mamba", vocab_size=700, hidden_size=16, num_hidden_layers=2, state_size=4),
             [[5, 6, 7]],
         )
+
+
+def test_rows_do_not_depend_on_longer_prompts():
+    """A prompt of more than 20 tokens makes this model rotate all keys of its batch differently."""
+    rope = {"rope_type": "longrope", "rope_theta": 10000.0, "factor": 4.0}
+    rope |= {"short_factor": [1.0] * 4, "long_factor": [1.0, 3.0, 6.0, 9.0]}
+    model = tiny_model(
+        "llama",
+        rope_parameters={**rope, "original_max_position_embeddings": 20},
+        max_position_embeddings=80,
+    )
+    generator = torch.Generator().manual_seed(0)
+    prompts = [torch.randint(3, 600, (n,), generator=generator).tolist() for n in (12, 40, 15, 60)]
+    together = attention_rows(model, prompts, [5, 39, 14, 30])
+    for b, (ids, at) in enumerate(zip(prompts, [5, 39, 14, 30], strict=True)):
+        alone = attention_rows(model, [ids], [at])[:, 0]
+        torch.testing.assert_close(together[:, b, :, : len(ids)], alone, atol=1e-6, rtol=1e-4)
+        assert not together[:, b, :, len(ids) :].any()
+
+    model = tiny_model(
+        "llama",
+        rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0},
+        max_position_embeddings=50,
+    )
+    with pytest.raises(AbftError, match="60 tokens; beyond 50"):
+        attention_rows(model, prompts)
 
 
 def test_the_first_and_the_last_token_can_be_labels():

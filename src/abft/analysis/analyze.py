@@ -79,7 +79,8 @@ def analyze(run: str | Path, choices: Choices = DEFAULTS) -> Analyses:
         name: key_of(
             run=run_key,
             e2e=e2e_key if name != "line" else None,
-            test_prompts=min(count, prompt_limits.get(name, count)),
+            # Weights alone, without any prompt, are behind "changes".
+            test_prompts=None if name == "changes" else min(count, prompt_limits.get(name, count)),
             points=min(count, choices.points) if name in ("causality", "deletion") else None,
             resolution=choices.resolution if name == "plane" else None,
         )

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from abft.analysis.evaluation import by_passing
 from abft.analysis.study import Study, accuracy_of
 from abft.runs.session import progress_bar
 
@@ -15,7 +16,7 @@ CAUSALITY = {
     "heads_off_MS": "heads switched off; the last: as many as pass the filter in half of the "
     "prompts (at most half of all)",
     "induction_accuracy_MS": "accuracy without the heads that pass the filter most often in "
-    "this model",
+    "this model; where too few pass at all, without those that look at labels most too",
     "random_accuracy_MSD": "accuracy without as many other heads, draw by draw",
     "prompts": "test prompts behind every accuracy",
 }
@@ -28,6 +29,7 @@ def causality(study: Study, evaluation: dict[str, np.ndarray], count: int) -> di
     """Return the accuracy on the first `count` test prompts with heads switched off (output 0)."""
     prompts = study.prompts[:count]
     rates_MLH = evaluation["induction_rate_MLH"]
+    on_labels_MLH = evaluation["correct_mass_MLH"] + evaluation["incorrect_mass_MLH"]
     head_count = rates_MLH.shape[2]
 
     # The last size follows the model. Half of the heads is the most, so that as many others remain.
@@ -41,7 +43,7 @@ def causality(study: Study, evaluation: dict[str, np.ndarray], count: int) -> di
     passes = sum(1 if size == 0 else 1 + DRAWS for row in sizes for size in {*row})
     with progress_bar("heads switched off", len(prompts) * passes) as bar:
         for m, factors in enumerate(study.models.values()):
-            order = np.argsort(-rates_MLH[m], axis=None, kind="stable")
+            order = by_passing(rates_MLH[m], on_labels_MLH[m])
 
             for size in {*sizes[m]}:
                 # First the induction heads, then the random draws; without a head all are equal.

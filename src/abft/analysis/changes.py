@@ -52,7 +52,7 @@ def changes(study: Study) -> dict[str, np.ndarray]:
                 if not rows.any():
                     continue
                 place = index[qk.layer], role
-                singular_values = torch.linalg.svdvals(change[rows])
+                singular_values = change.singular_values(rows)
                 squares[(r, *place)] += singular_values.square().sum().item()
                 spectra.setdefault(place, []).append(singular_values)
 

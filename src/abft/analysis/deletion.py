@@ -53,7 +53,8 @@ def deletion(study: Study, evaluation: dict[str, np.ndarray], count: int) -> dic
             model = study.space.move(factors)
             orders_NO = []
             for i, prompt in enumerate(prompts):
-                shares_K = look(prompt, attention_rows(model, [prompt.input_ids])[:, 0])[0]
+                rows_LHS = attention_rows(model, [prompt.input_ids])[:, 0]
+                shares_K = look(prompt, rows_LHS, None, study.session.config.threshold)[0]
                 generator = random.Random(f"removed {i}")
                 everything = range(len(shares_K))
                 draws = [generator.sample(everything, len(shares_K)) for _ in range(DRAWS)]

@@ -33,6 +33,14 @@ UNSEEN = {name: EVALUATION[name] for name in EVALUATION if name != "correct_mass
 UNSEEN_PROMPTS = 128
 
 
+def by_passing(induction_rate_LH: np.ndarray, on_labels_LH: np.ndarray) -> np.ndarray:
+    """Return numbers of heads, those that pass the filter most often first, (L * H,).
+
+    Few heads may pass at all: the others follow by how much they look at labels.
+    """
+    return np.lexsort((-on_labels_LH.ravel(), -induction_rate_LH.ravel()))
+
+
 def evaluation(study: Study) -> dict[str, np.ndarray]:
     """Return predictions and head maps on the test prompts."""
     return _evaluate_models(study, study.prompts, "test prompts")

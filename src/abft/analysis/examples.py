@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from abft.analysis.evaluation import by_passing
 from abft.analysis.study import Study
 from abft.runs.session import progress_bar
 from abft.scoring.inspect import attention_rows
@@ -17,7 +18,7 @@ EXAMPLES = {
     "targets_P": "class of every query",
     "predicted_MP": "class predicted",
     "heads_J2": "(layer's number in the model, head) of the heads whose rows are kept: those "
-    "that pass the filter most often",
+    "that pass the filter most often, then those that look at labels most",
     "tokens_P": "tokens of every prompt; tokens of all prompts follow each other in T",
     "spans_T2": "characters [start, end) of every token",
     "attention_MJT": "attention from the query position on every token, float16",
@@ -36,7 +37,8 @@ def examples(study: Study, evaluation: dict[str, np.ndarray]) -> dict[str, np.nd
     targets_N = evaluation["targets_N"]
 
     # Long prompts leave room for fewer heads only, and then for fewer prompts.
-    heads = top_heads(evaluation["induction_rate_MLH"])
+    on_labels_MLH = evaluation["correct_mass_MLH"] + evaluation["incorrect_mass_MLH"]
+    heads = top_heads(evaluation["induction_rate_MLH"], on_labels_MLH)
     per_change = PER_CHANGE
     chosen = chosen_prompts(predicted_MN, targets_N, per_change)
     while True:
@@ -94,14 +96,13 @@ def examples(study: Study, evaluation: dict[str, np.ndarray]) -> dict[str, np.nd
     }
 
 
-def top_heads(induction_rate_MLH: np.ndarray) -> list[tuple[int, int]]:
+def top_heads(induction_rate_MLH: np.ndarray, on_labels_MLH: np.ndarray) -> list[tuple[int, int]]:
     """Return (layer, head) of the heads that pass the filter most often in any model, best first.
 
     Layers are counted from 0 over the attention layers.
     """
-    best_LH = induction_rate_MLH.max(0)
-    order = np.argsort(-best_LH, axis=None, kind="stable")[:HEADS]
-    heads = best_LH.shape[1]
+    order = by_passing(induction_rate_MLH.max(0), on_labels_MLH.max(0))[:HEADS]
+    heads = induction_rate_MLH.shape[2]
     return [divmod(int(i), heads) for i in order]
 
 

@@ -5,6 +5,7 @@ Factor 0 is the untouched model, 1 a trained one; other factors are points betwe
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,28 @@ from abft.model.qk_weights import OTHER, QKModule, lora_layers, qk_modules
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Change:
+    """The change of a weight matrix, (out, in) float32: `left`, or an adapter's left @ right."""
+
+    left: Tensor
+    right: Tensor | None = None
+
+    @property
+    def matrix(self) -> Tensor:
+        """Return the change itself."""
+        return self.left if self.right is None else self.left @ self.right
+
+    def singular_values(self, rows: Tensor) -> Tensor:
+        """Return the singular values of some rows; of an adapter no more than its rank."""
+        if self.right is None:
+            return torch.linalg.svdvals(self.left[rows])
+
+        # Those of the small product of both triangles: Q of a QR decomposition changes none.
+        left, right = (torch.linalg.qr(half).R for half in (self.left[rows], self.right.T))
+        return torch.linalg.svdvals(left @ right.T)
 
 
 class WeightSpace:
@@ -93,11 +116,10 @@ class WeightSpace:
         return self.model
 
     @torch.no_grad()
-    def changes(self, run: str) -> Iterator[tuple[QKModule, Tensor]]:
+    def changes(self, run: str) -> Iterator[tuple[QKModule, Change]]:
         """Yield every projection that computes queries or keys, and its change by a run.
 
-        A change is (out, in) float32; the rows of V outputs are zero. Projections that the run did
-        not train are left out.
+        The rows of V outputs are zero. Projections that the run did not train are left out.
         """
         layers = lora_layers(self.model, run) if run in self._adapters else {}
         for qk in self.modules:
@@ -109,18 +131,18 @@ class WeightSpace:
                 divisor = math.sqrt(rank) if layer.use_rslora.get(run) else rank
                 scale = layer.lora_alpha[run] / divisor
                 lora_A, lora_B = layer.lora_A[run].weight, layer.lora_B[run].weight
-                change = scale * (lora_B.float() @ lora_A.float())
+                left, right = scale * lora_B.float(), lora_A.float()
             else:
                 name = f"{qk.name}.weight"
                 if name not in self._changes[run]:
                     continue
-                change = self._changes[run][name].float()
+                left, right = self._changes[run][name].float(), None
                 # Conv1D, which alone has `nf`, stores (in, out).
                 if hasattr(self._base_layer(qk), "nf"):
-                    change = change.T
+                    left = left.T
 
-            is_qk = (qk.roles != OTHER).to(change.device, change.dtype)
-            yield qk, change * is_qk[:, None]
+            is_qk = (qk.roles != OTHER).to(left.device, left.dtype)
+            yield qk, Change(left * is_qk[:, None], right)
 
     def _base_layer(self, qk: QKModule) -> nn.Module:
         """Return the projection itself, also where an adapter is wrapped around it."""

@@ -97,6 +97,19 @@ def attention_target(
     return EncodedPrompt(ids, starts, classes, 1, answer, ends, looking, blocks)
 
 
+def encoded_tokens(offsets: Sequence[tuple[int, int]], prompt_style: PromptStyle) -> int:
+    """Return how many of a prompt's tokens are read, given the characters of each.
+
+    Special tokens at the end are dropped; StaICC scores the very last token, special or not.
+    """
+    length = len(offsets)
+    while (
+        prompt_style == "consistent" and length and offsets[length - 1][0] == offsets[length - 1][1]
+    ):
+        length -= 1
+    return length
+
+
 def encode(
     tokenizer: "PreTrainedTokenizerBase",
     prompts: Sequence[Prompt],
@@ -130,10 +143,8 @@ def encode(
     for number, prompt in enumerate(prompts):
         ids, offsets = encoding["input_ids"][number], encoding["offset_mapping"][number]
 
-        # Special tokens at the end are dropped; StaICC scores the very last token, special or not.
-        if prompt_style == "consistent":
-            while offsets and offsets[-1][0] == offsets[-1][1]:
-                ids, offsets = ids[:-1], offsets[:-1]
+        length = encoded_tokens(offsets, prompt_style)
+        ids, offsets = ids[:length], offsets[:length]
 
         if max_length is not None and len(ids) + room > max_length:
             labels = f" and {room} of a label" if room else ""

@@ -59,7 +59,7 @@ class Capabilities:
         Raises:
             AbftError: the family gives no softmax rows at all, or rows that differ.
         """
-        with torch.no_grad(), _eval_mode(self._model):
+        with torch.no_grad(), eval_mode(self._model):
             return _probe_implementation(self._model, self._tolerance)
 
     @functools.cached_property
@@ -72,7 +72,7 @@ class Capabilities:
         if not attends_to_everything(self._model):
             return False
         try:
-            with torch.no_grad(), _eval_mode(self._model):
+            with torch.no_grad(), eval_mode(self._model):
                 return _packs_like_plain(self._model, self._tolerance)
         except Exception:
             # Legacy families refuse keywords, masks or positions, each with its own exception.
@@ -85,7 +85,7 @@ class Capabilities:
 
     @functools.cached_property
     def _output_difference(self) -> float:
-        with torch.no_grad(), _eval_mode(self._model):
+        with torch.no_grad(), eval_mode(self._model):
             return _output_difference(self._model)
 
     def check_lm_head(self) -> None:
@@ -181,14 +181,15 @@ def _dtype(model: nn.Module) -> torch.dtype:
 
 
 @contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    """Changes `model` to eval mode while open."""
-    was_training = model.training
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Changes `model` to eval mode while open; each of its parts is in its own mode again after."""
+    before = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         yield
     finally:
-        model.train(was_training)
+        for module, training in before:
+            module.training = training
 
 
 def _probe_implementation(model: "PreTrainedModel", tolerance: float) -> Implementation:

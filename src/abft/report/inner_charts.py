@@ -203,14 +203,17 @@ def basin(plane: Arrays) -> Chart:
     figure.update_xaxes(title="factor a of the run's change")
     figure.update_yaxes(title="factor e of E2E's change")
 
-    e, a = np.unravel_index(np.nanargmax(accuracy_EA), accuracy_EA.shape)
+    # Far from both models weights may overflow in half precision.
+    finite_EA = np.isfinite(accuracy_EA)
+    e, a = np.unravel_index(np.where(finite_EA, accuracy_EA, -1).argmax(), accuracy_EA.shape)
+    lowest = np.where(finite_EA, accuracy_EA, np.inf).min()
     return chart(
         "basin",
         "One basin",
         "Where it stays bright between the three marks, both trainings end in one basin.",
         f"Accuracy on the plane of both changes, {len(e_E)} by {len(a_A)} points, "
         f"{int(plane['prompts'])} prompts each: highest ({accuracy_EA[e, a]:.2f}) at "
-        f"a = {a_A[a]:g}, e = {e_E[e]:g}; lowest {np.nanmin(accuracy_EA):.2f}.",
+        f"a = {a_A[a]:g}, e = {e_E[e]:g}; lowest {lowest:.2f}.",
         figure,
     )
 

@@ -396,15 +396,14 @@ def _prompts(analyses: Analyses) -> dict[str, Any] | None:
 def _pieces(text: str, spans_T2: np.ndarray) -> tuple[list[str], list[int]]:
     """Return the text cut where tokens begin, and the piece of every token.
 
-    The pieces together are the text.
+    The pieces together are the text. A token that begins every prompt has an empty one.
     """
-    pieces, piece_of_token, position = [""], [], 0
-    for start, end in spans_T2.tolist():
+    pieces: list[str] = []
+    piece_of_token, position = [], 0
+    for _, end in spans_T2.tolist():
         # A token that ends no later than the last one shares its characters, and its piece.
-        if end > position:
-            if pieces[-1] or start > position:
-                pieces.append("")
-            pieces[-1] += text[position:end]
+        if end > position or not pieces:
+            pieces.append(text[position:end])
             position = end
         piece_of_token.append(len(pieces) - 1)
     pieces[-1] += text[position:]

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from abft.data.encoding import EncodedPrompt
+from abft.data.encoding import EncodedPrompt, encoded_tokens
 from abft.data.prompts import write_prompt
-from abft.data.tasks import Example
+from abft.data.tasks import Example, PromptStyle
 from abft.scoring.observer import query_start
 from abft.scoring.votes import SMALLEST
 
@@ -70,10 +70,17 @@ class Explanation:
         }
 
 
-def look(prompt: EncodedPrompt, rows_LHS: "Tensor", heads_LH: "Tensor | None" = None) -> Look:
+def look(
+    prompt: EncodedPrompt,
+    rows_LHS: "Tensor",
+    heads_LH: "Tensor | None" = None,
+    fixed_threshold: float | None = None,
+) -> Look:
     """Return what an explanation needs of one prompt's attention rows, (L, H, n).
 
-    `heads_LH`: bool, in the place of the heads that pass the filter.
+    Args:
+        heads_LH: bool, in the place of the heads that pass the filter.
+        fixed_threshold: of the filter, in the place of T = k / (k + ln n).
     """
     on_text_S = rows_LHS[:, :, query_start(prompt) :].mean((0, 1)).cpu().numpy()
     k, n = len(prompt.label_positions), len(prompt.input_ids)
@@ -82,7 +89,8 @@ def look(prompt: EncodedPrompt, rows_LHS: "Tensor", heads_LH: "Tensor | None" = 
 
     on_labels_LHK = rows_LHS[:, :, list(prompt.label_positions)]
     if heads_LH is None:
-        passes_LH = on_labels_LHK.sum(-1) > k / (k + math.log(n))
+        threshold = k / (k + math.log(n)) if fixed_threshold is None else fixed_threshold
+        passes_LH = on_labels_LHK.sum(-1) > threshold
     else:
         passes_LH = heads_LH.to(on_labels_LHK.device)
     heads = int(passes_LH.sum())
@@ -111,7 +119,7 @@ def explain(
     explanations = []
     for text, row, (shares_K, on_text_S, heads) in zip(texts, probabilities, looks, strict=True):
         tokens, token_shares = _text_tokens(
-            predictor.tokenizer, written(text), start, start + len(text), on_text_S
+            predictor.tokenizer, written(text), style, start, start + len(text), on_text_S
         )
         explanations.append(
             Explanation(
@@ -145,15 +153,18 @@ def together(explanations: Sequence[Explanation], probabilities: dict[str, float
 
 
 def _text_tokens(
-    tokenizer: Any, prompt: str, start: int, end: int, on_query_S: np.ndarray
+    tokenizer: Any,
+    prompt: str,
+    style: PromptStyle,
+    start: int,
+    end: int,
+    on_query_S: np.ndarray,
 ) -> tuple[tuple[str, ...], np.ndarray]:
     """Return the pieces of the text prompt[start:end] as the tokenizer cuts them, and the share of
     attention of each.
     """
     offsets = tokenizer(prompt, return_offsets_mapping=True)["offset_mapping"]
-    # The rows end at the query position, before special tokens at the end.
-    while offsets and offsets[-1][0] == offsets[-1][1]:
-        offsets.pop()
+    offsets = offsets[: encoded_tokens(offsets, style)]
     offsets = offsets[len(offsets) - len(on_query_S) :]
 
     attention: dict[tuple[int, int], float] = {}

@@ -68,14 +68,18 @@ def last_hidden(
     prompts: Sequence[EncodedPrompt],
     batch_size: int,
     rotation_limit: int | None = None,
+    **inputs: object,
 ) -> Tensor:
-    """Return the decoder's hidden states at the query positions, (P, D); see `bucketed`."""
+    """Return the decoder's hidden states at the query positions, (P, D); see `bucketed`.
+
+    `inputs`: what the decoder is called with besides the ids.
+    """
     device = next(inner.parameters()).device
     order: list[int] = []
     hidden = []
     for indices in bucketed(prompts, batch_size, rotation_limit):
         batch = collate([prompts[i] for i in indices])
-        hidden_BSD = inner(input_ids=batch["input_ids"].to(device), use_cache=False)[0]
+        hidden_BSD = inner(input_ids=batch["input_ids"].to(device), use_cache=False, **inputs)[0]
         hidden.append(at_positions(hidden_BSD, batch["query_positions"]))
         order += indices
 
@@ -164,7 +168,7 @@ def evaluate(
             if packed or nodes == 1:
                 hidden_PD = at_positions(hidden, batch.query_positions)
             else:
-                hidden_PD = last_hidden(inner, extended, batch_size, limit)
+                hidden_PD = last_hidden(inner, extended, batch_size, limit, **extra)
             if readout == "label_words":
                 probabilities[indices] = tree.probabilities(whole, hidden_PD)
 

@@ -8,8 +8,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from abft.method.heads import induction_mask, threshold
-from abft.model.attention import decoder, read_rows, row_attention
-from abft.model.capabilities import supported_implementation
+from abft.model.attention import decoder, lock_of, read_rows, row_attention
+from abft.model.capabilities import (
+    check_lengths,
+    eval_mode,
+    rotation_limit,
+    supported_implementation,
+)
 
 
 class HeadScores(NamedTuple):
@@ -39,7 +44,8 @@ def attention_rows(
         position, and padding of shorter prompts, have 0.
 
     Raises:
-        AbftError: a family without softmax attention; see docs/families.md.
+        AbftError: a family without softmax attention; see docs/families.md. Prompts that are too
+            long for the model.
         ValueError: no prompts, an empty one, or a position outside its prompt.
     """
     # Tensors and lists, of ids and of positions, become lists of numbers.
@@ -54,24 +60,36 @@ def attention_rows(
         if not 0 <= at < len(ids):
             raise ValueError(f"position {at} is outside of a prompt of {len(ids)} tokens")
 
-    # Padding follows each prompt, where causal attention never looks.
+    longest = max(map(len, lists))
+    check_lengths(model, longest)
+    implementation = supported_implementation(model)
     inner = decoder(model)
     device = next(inner.parameters()).device
-    padded = torch.zeros(len(lists), max(map(len, lists)), dtype=torch.long, device=device)
-    for b, ids in enumerate(lists):
-        padded[b, : len(ids)] = torch.tensor(ids, device=device)
 
-    implementation = supported_implementation(model)
-    was_training = model.training
-    model.eval()
-    try:
-        with row_attention(model, implementation):
-            rows, _ = read_rows(inner, padded, torch.tensor(ends, device=device), implementation)
-    finally:
-        model.train(was_training)
+    # Beyond a limit, some models rotate the keys of all prompts of a batch differently.
+    limit = rotation_limit(model)
+    beyond_B = torch.tensor([limit is not None and len(ids) > limit for ids in lists])
+    rows_LBHS: Tensor | None = None
+    with lock_of(model), eval_mode(model), row_attention(model, implementation):
+        for numbers in (beyond_B.nonzero().flatten(), (~beyond_B).nonzero().flatten()):
+            if not len(numbers):
+                continue
+            # Padding follows each prompt, where causal attention never looks.
+            together = [lists[b] for b in numbers.tolist()]
+            padded = torch.zeros(len(together), max(map(len, together)), dtype=torch.long)
+            for ids, row in zip(together, padded, strict=True):
+                row[: len(ids)] = torch.tensor(ids)
+            positions = torch.tensor(ends)[numbers].to(device)
+            rows, _ = read_rows(inner, padded.to(device), positions, implementation)
 
-    # Layers may be spread over devices.
-    return torch.stack([row.to(device) for row in rows])
+            # Layers may be spread over devices.
+            read_LBHS = torch.stack([row.to(device) for row in rows])
+            if rows_LBHS is None:
+                layers, _, heads, _ = read_LBHS.shape
+                rows_LBHS = read_LBHS.new_zeros(layers, len(lists), heads, longest)
+            rows_LBHS[:, numbers.to(device), :, : read_LBHS.shape[-1]] = read_LBHS
+    assert rows_LBHS is not None
+    return rows_LBHS
 
 
 def induction_heads(
