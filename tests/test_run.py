@@ -994,3 +994,44 @@ def test_measuring_needs_no_texts_for_training_queries(options, tmp_path):
     columns = ("--text-column", "review", "--label-column", "stars")
     measured = invoke("eval", run, "--data", path, *columns, "--test-prompts", 2)
     assert measured.exit_code == 0, measured.output
+
+
+def test_a_run_of_python_is_read_from_everywhere(options, model_folder, tmp_path, monkeypatch):
+    """Relative paths mean something in one folder only."""
+    shutil.copytree(model_folder, tmp_path / "here" / "model")
+    shutil.copy(options["data"], tmp_path / "here" / "small.csv")
+    monkeypatch.chdir(tmp_path / "here")
+    settings = {**options, "model": "model", "data": "small.csv", "steps": 1}
+    config = RunConfig(**{name.replace("-", "_"): value for name, value in settings.items()})
+    abft.train(config, tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    assert read_config(tmp_path / "run").model == str(tmp_path / "here" / "model")
+    assert read_config(tmp_path / "run").data == str(tmp_path / "here" / "small.csv")
+    abft.Predictor.from_run(tmp_path / "run", device="cpu").predict(["great"])
+
+
+def test_two_processes_do_not_train_in_the_same_folder(options, tmp_path):
+    """Nor with --resume, as a job that was started again by mistake."""
+    from filelock import FileLock
+
+    run = tmp_path / "run"
+    run.mkdir()
+    command = ("train", *arguments(options, steps=1, test_prompts=0), "--output", run)
+    with FileLock(run / ".lock"):
+        assert "another process is training in" in refused(*command)
+    assert invoke(*command).exit_code == 0
+    assert not (run / ".lock").exists()
+    with FileLock(run / ".lock"):
+        assert "another process is training in" in refused(*command, "--overwrite")
+
+
+def test_interrupted_before_the_old_run_is_replaced(options, finished, tmp_path, monkeypatch):
+    """It is not offered as the new one."""
+    run = shutil.copytree(finished, tmp_path / "run")
+
+    def stopped(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("abft.runs.train.open_session", stopped)
+    said = refused("train", *arguments(options, steps=2), "--overwrite", "--output", run)
+    assert said == f"stopped; {run} holds a finished run"

@@ -19,6 +19,7 @@ from abft.method.objectives import ABFTObjective, E2EObjective
 from abft.method.pid import PIDController
 from abft.model.attention import decoder, row_attention
 from abft.model.checkpoints import apply_weights
+from abft.model.loading import EMBEDDED
 from abft.model.qk_weights import lora_layers, trainable_parameters
 from abft.scoring.scorer import LabelScorer
 from abft.training.arguments import ABFTConfig
@@ -761,3 +762,11 @@ def test_warm_up_acts_with_the_constant_schedule(tmp_path, review_data, bpe, sch
 def test_abft_does_not_train_other_weights(tmp_path, review_data, bpe):
     with pytest.raises(AbftError, match="W_Q and W_K only"):
         config(tmp_path, lora_targets="all-linear")
+
+
+def test_the_tokenizer_of_the_embedded_model_is_its_own(review_data, monkeypatch, tmp_path):
+    """Its name is none of the hub's; the model is a tiny one of that name."""
+    model = tiny_model("llama", vocab_size=49152)
+    model.config.name_or_path = EMBEDDED
+    trainer = ABFTTrainer(model, ABFTConfig(tmp_path, use_cpu=True), review_data)
+    assert len(trainer.processing_class) == 49152

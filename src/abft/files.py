@@ -5,13 +5,16 @@ import os
 import shutil
 import socket
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from abft.errors import AbftError
 
 
 def cache_folder() -> Path:
     """Return where converted models and tables are kept: $ABFT_CACHE, else ~/.cache/abft."""
-    return Path(os.environ.get("ABFT_CACHE", Path.home() / ".cache" / "abft"))
+    named = os.environ.get("ABFT_CACHE")
+    return Path(named) if named else Path.home() / ".cache" / "abft"
 
 
 def _partial(path: Path) -> Path:
@@ -23,6 +26,31 @@ def remove_partials(folder: Path) -> None:
     """Delete what killed processes were writing; nothing else may be writing there."""
     for path in folder.glob("*.partial"):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+@contextmanager
+def locked(path: Path, refusal: str) -> Iterator[None]:
+    """Hold the lock file `path`, which is removed at the end.
+
+    Raises:
+        AbftError: another process, or thread, holds it; `refusal` is its message.
+    """
+    from filelock import FileLock, Timeout
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise AbftError(refusal) from None
+    try:
+        yield
+    finally:
+        # Before it is free, so that nobody can hold a file that is removed. Windows keeps open
+        # files, and with them an empty lock.
+        with suppress(OSError):
+            path.unlink()
+        lock.release()
 
 
 @contextmanager

@@ -1,17 +1,16 @@
 """Run the jobs of a grid, one after another in this process or as Ray tasks, with progress."""
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from abft.bench.grid import Cell, Grid
 from abft.bench.jobs import Event, jobs, run_job
 from abft.bench.store import LOCK, Store
-from abft.errors import AbftError, RunInterrupted
+from abft.errors import RunInterrupted
+from abft.files import locked
 
 
 class Progress:
@@ -49,28 +48,6 @@ class Progress:
         self.bar.close()
 
 
-@contextmanager
-def locked(store: Store) -> Iterator[None]:
-    """Hold the lock of a folder: one benchmark at a time runs in it.
-
-    Raises:
-        AbftError: another one is running there.
-    """
-    lock = FileLock(store.folder / LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise AbftError(
-            f"another `abft bench` is running in {store.folder}; wait for it or give another "
-            f"--output"
-        ) from None
-
-    try:
-        yield
-    finally:
-        lock.release()
-
-
 def run_grid(
     grid: Grid, store: Store, engine: str = "serial", ray_address: str | None = None
 ) -> int:
@@ -81,7 +58,10 @@ def run_grid(
         RunInterrupted: Ctrl-C; finished cells are kept.
     """
     cells = grid.cells()
-    with locked(store):
+    refusal = (
+        f"another `abft bench` is running in {store.folder}; wait for it or give another --output"
+    )
+    with locked(store.folder / LOCK, refusal):
         store.sweep()
 
         if engine == "ray":

@@ -365,8 +365,11 @@ def applies(cell: Cell) -> bool:
     )
 
 
-def read_grid(path: str | Path) -> Grid:
+def read_grid(path: str | Path, *, trust_remote_code: bool = False) -> Grid:
     """Read a grid from YAML.
+
+    Args:
+        trust_remote_code: run Python code of the models' repositories; no file switches this on.
 
     Raises:
         AbftError: anything that is not understood; the message names the nearest known name.
@@ -386,7 +389,10 @@ def read_grid(path: str | Path) -> Grid:
         "tasks": [_task(entry, f"{origin}, tasks") for entry in axes["tasks"]],
         "methods": [_method(entry, f"{origin}, methods") for entry in axes["methods"]],
         "scenarios": [_known(e, SCENARIOS, "scenario", origin) for e in axes["scenarios"]],
-        "settings": absolute_paths(RunConfig, settings),
+        "settings": {
+            **absolute_paths(RunConfig, settings),
+            "trust_remote_code": trust_remote_code,
+        },
     }
 
     try:
@@ -479,6 +485,10 @@ def _check_names(
     """
     if not isinstance(settings, Mapping):
         raise AbftError(f"{origin}: got {settings!r}, expected keys and values")
+    if "trust_remote_code" in settings:
+        raise AbftError(
+            f"{origin}: a file cannot switch on trust_remote_code; give --trust-remote-code"
+        )
 
     misplaced = [
         key for key in settings if key in RUN_SETTINGS and RUN_SETTINGS[key].defines_method

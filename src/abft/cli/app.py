@@ -1,6 +1,7 @@
 """The command line. Commands import heavy modules when they run: `abft --help` is instant."""
 
 import errno
+import io
 import os
 import sys
 from typing import Annotated
@@ -67,17 +68,32 @@ for name, command in {
     app.command(name)(command)
 
 
+# A full disk, a place that may not be written, a text where the name of a file was expected.
+_OF_USERS = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.ENAMETOOLONG,
+)
+
+
 def main() -> None:
     """Entry point: users' mistakes end in one line on stderr, not in a traceback."""
     # PyTorch on Linux: activations in huge pages (PERFORMANCE.md)
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    # Texts may hold characters that a terminal cannot show.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app()
     except AbftError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+        if error.errno not in _OF_USERS:
             raise
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

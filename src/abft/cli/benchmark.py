@@ -28,6 +28,10 @@ def bench(
     ray_address: Annotated[
         str | None, typer.Option(help="A running Ray cluster, e.g. host:6379 or auto.")
     ] = None,
+    trust_remote_code: Annotated[
+        bool,
+        typer.Option("--trust-remote-code", help="Run Python code of the models' repositories."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Run models x tasks x methods x scenarios x seeds; write tables to OUTPUT/tables/GRID.
@@ -51,7 +55,7 @@ def bench(
     from abft.bench.grid import read_grid
     from abft.bench.store import Store
 
-    grid, store = read_grid(config), Store(output)
+    grid, store = read_grid(config, trust_remote_code=trust_remote_code), Store(output)
     if dry_run:
         _print_plan(grid, store, as_json)
         return

@@ -82,7 +82,9 @@ def heads(
     request: Request,
     argument: RunArgument = None,
     run: Run = None,
-    top: Annotated[int, typer.Option(help="Rows of the table.", rich_help_panel=OUTPUT)] = 20,
+    top: Annotated[
+        int, typer.Option(help="Rows of the table.", min=1, rich_help_panel=OUTPUT)
+    ] = 20,
 ) -> None:
     """List a model's induction heads on a task: how often each passes the filter, where it looks.
 

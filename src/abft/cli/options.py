@@ -278,8 +278,12 @@ def _read_config_file(ctx: typer.Context, path: Path | None) -> Path | None:
 
 
 def _file_settings(ctx: typer.Context) -> dict[str, object]:
-    """Return the settings of --config; numbers among label words are texts."""
+    """Return the settings of --config; numbers among label words are texts.
+
+    A file cannot switch on remote code: it may be somebody else's.
+    """
     values = dict(ctx.meta.get(_FILE, {}))
+    values.pop("trust_remote_code", None)
     words = values.get("label_words")
     if isinstance(words, dict):
         values["label_words"] = {_text(label): _text(word) for label, word in words.items()}

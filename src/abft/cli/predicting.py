@@ -37,6 +37,7 @@ CHUNK_ROWS = 1024  # what an interrupted command loses at most
 @with_settings(PredictSettings)
 def predict(
     settings: PredictSettings,
+    ctx: typer.Context,
     argument: RunArgument = None,
     run: Run = None,
     text: Annotated[
@@ -95,6 +96,8 @@ def predict(
         raise AbftError("give --text or --data, not both")
     if settings.engine == "ray" and (data is None or output is None or explain):
         raise AbftError("--engine ray goes with --data and --output, without --explain")
+    if as_json and output is not None:
+        raise AbftError("--json is for the terminal; for a file, end --output in .jsonl")
     if output is not None:
         check_output(output, (".jsonl", ".html") if explain else SUFFIXES)
     run = chosen_run(argument, run)
@@ -128,6 +131,7 @@ def predict(
             **_answers(settings),
         }
         parts = Parts(output, job, CHUNK_ROWS)
+        ctx.with_resource(parts.alone())  # until the command ends
     if settings.engine == "ray":
         assert table is not None
         assert parts is not None
@@ -228,6 +232,8 @@ def _finish(parts: Parts | None, origin: str, rows: int, empty: Sequence[int], c
 
 def _stdin_lines() -> list[str]:
     """Return the lines of stdin, of any encoding; blank ones keep their place."""
+    if sys.stdin.isatty():
+        print("reading texts, one a line, until Ctrl-D (or give --text or --data)", file=sys.stderr)
     return [line.rstrip("\n") for line in io.StringIO(decoded(sys.stdin.buffer.read()), None)]
 
 

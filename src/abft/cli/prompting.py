@@ -8,6 +8,7 @@ import typer
 
 from abft.cli.options import Json, Run, RunArgument, chosen_run
 from abft.data.tasks import Example
+from abft.errors import AbftError
 from abft.method.settings import DATA
 
 
@@ -31,6 +32,8 @@ def prompt(
     from abft.data.prompts import write_prompt
     from abft.runs.run_folder import check_predictable, read_task
 
+    if not all(map(str.strip, text)):
+        raise AbftError("an empty --text")
     folder: Path = chosen_run(argument, run)
     check_predictable(folder)
     task, demonstrations, style = read_task(folder)

@@ -78,6 +78,8 @@ def train(
     except KeyboardInterrupt:
         if not (output / "config.yaml").is_file():
             raise RunInterrupted("stopped before anything was written") from None
+        if (output / "metrics.json").is_file():
+            raise RunInterrupted(f"stopped; {output} holds a finished run") from None
         raise RunInterrupted(
             f"stopped. Go on with: abft train --resume --output {output}"
         ) from None

@@ -169,6 +169,11 @@ def training_pool(
     Raises:
         AbftError: as `load_data`.
     """
+    if isinstance(table, Mapping):
+        raise AbftError(
+            f"train_dataset has splits ({', '.join(table)}); give one of them, such as "
+            'train_dataset["train"]'
+        )
     rows, _ = _rows(table, "train_dataset", text_column, label_column)
     task = _task_of(rows, "data", template, f"train_dataset: column {label_column!r}")
     examples = tuple(unique([Example(text, task.labels.index(label)) for text, label in rows]))
@@ -231,6 +236,8 @@ def _tables(source: "str | Path | datasets.Dataset", columns: Mapping[str, str])
     The test table is the validation split if the test split has no labels. `columns` are what a
     file's header is checked for.
     """
+    if isinstance(source, Mapping):  # a `datasets.DatasetDict`
+        return labelled_splits(source, columns["label"])
     if not isinstance(source, str | Path):
         return [source]
     path = Path(source)

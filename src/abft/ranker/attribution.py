@@ -141,4 +141,4 @@ def _log_probabilities(
 ) -> torch.Tensor:
     """Return log-probabilities of the next token, (V,)."""
     ids = torch.tensor([tokenizer(prompt)["input_ids"]], device=next(model.parameters()).device)
-    return model.eval()(ids).logits[0, -1].double().log_softmax(-1)
+    return model.eval()(ids).logits[0, -1].cpu().double().log_softmax(-1)

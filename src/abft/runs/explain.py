@@ -96,7 +96,7 @@ def look(
     heads = int(passes_LH.sum())
     if heads:
         on_labels_LHK = on_labels_LHK * passes_LH[:, :, None]
-    shares_K = on_labels_LHK.sum((0, 1)).double().cpu().numpy() + SMALLEST
+    shares_K = on_labels_LHK.sum((0, 1)).cpu().double().numpy() + SMALLEST
     return shares_K / shares_K.sum(), on_text_S, heads
 
 

@@ -90,3 +90,5 @@ class PredictSettings:
             )
         if self.ray_address is not None and self.engine != "ray":
             raise AbftError("ray_address goes with engine = 'ray' (--engine ray)")
+        if changed(self, ["cpus_per_worker"]) and self.engine != "ray":
+            raise AbftError("cpus_per_worker goes with engine = 'ray' (--engine ray)")

@@ -4,11 +4,12 @@ import csv
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from abft.errors import AbftError
-from abft.files import atomic_file, write_json, write_text
+from abft.files import atomic_file, locked, write_json, write_text
 
 if TYPE_CHECKING:
     import pandas
@@ -68,6 +69,13 @@ class Parts:
     def done(self) -> list[int]:
         """Return the numbers of the parts that are there, ascending."""
         return sorted(int(path.stem) for path in self.folder.glob(f"[0-9]*{self.kind}"))
+
+    def alone(self) -> AbstractContextManager[None]:
+        """Keep other processes from writing the file. Raises AbftError where one does."""
+        return locked(
+            self.output.with_name(f".{self.output.name}.lock"),
+            f"another process is writing {self.output}; wait for it or give another --output",
+        )
 
     def start(self) -> None:
         """Make the folder; job.json says whose it is."""

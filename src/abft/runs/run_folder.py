@@ -8,6 +8,7 @@ is a finished run), the weights, a card.
 import json
 import shutil
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import yaml
 
 from abft.data.tasks import Example, PromptStyle, Task, Template
 from abft.errors import AbftError, CannotResume
-from abft.files import remove_partials, stamp_of_file, write_text
+from abft.files import locked, remove_partials, stamp_of_file, write_text
 from abft.model.weight_files import HEADS_FILE, WEIGHT_FILES
 from abft.runs.config import (
     ResolvedConfig,
@@ -30,6 +31,7 @@ from abft.settings import read_yaml, settings_of
 CONFIG, TASK, LOG, METRICS = "config.yaml", "task.json", "log.jsonl", "metrics.json"
 BEFORE = "vanilla.json"  # the untouched model's metrics, until the run is finished
 CARD = "README.md"
+LOCK = ".lock"  # held while a process trains there
 PREVIOUS = ".replaced"  # holds the run that --overwrite replaces, until the new one is finished
 VERSION = 2  # of metrics.json
 READ_AS = ("text_column", "max_text_tokens")  # settings of a run that its task.json has once merged
@@ -259,7 +261,8 @@ def check_free(output: Path, overwrite: bool = False) -> None:
             "to go on with it"
         )
     # What a killed process was writing is no file of anybody.
-    if output.is_dir() and any(path.suffix != ".partial" for path in output.iterdir()):
+    left = output.iterdir() if output.is_dir() else ()
+    if any(path.suffix != ".partial" and path.name != LOCK for path in left):
         raise AbftError(
             f"output folder {output} holds files that are no abft run; give a new or empty folder"
         )
@@ -299,6 +302,14 @@ def make_folder(output: Path) -> None:
         raise AbftError(
             f"output folder {output} cannot be made: {error.strerror or error}"
         ) from None
+
+
+def alone_in(output: Path) -> AbstractContextManager[None]:
+    """Keep other processes from training in a run folder. Raises AbftError where one does."""
+    return locked(
+        output / LOCK,
+        f"another process is training in {output}; wait for it or give another --output",
+    )
 
 
 def create_run(output: Path, config: ResolvedConfig, overwrite: bool) -> None:

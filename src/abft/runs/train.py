@@ -6,8 +6,8 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +32,7 @@ from abft.model.attention import decoder
 from abft.model.checkpoints import apply_weights
 from abft.model.loading import context_length
 from abft.model.qk_weights import trainable_parameters
-from abft.runs.config import ResolvedConfig, RunConfig, check_effect, resolve
+from abft.runs.config import ResolvedConfig, RunConfig, absolute_paths, check_effect, resolve
 from abft.runs.run_folder import (
     BEFORE,
     CARD,
@@ -40,6 +40,7 @@ from abft.runs.run_folder import (
     METRICS,
     TASK,
     VERSION,
+    alone_in,
     check_free,
     check_same_settings,
     create_run,
@@ -111,7 +112,8 @@ def train_run(
     `data`: what `load_run_data` returned, if it was called before.
     """
     output = Path(output)
-    config = resolve(config)
+    # A run folder is read from elsewhere too.
+    config = resolve(replace(config, **absolute_paths(RunConfig, asdict(config))))
 
     # The first process measures while others wait.
     PartialState(cpu=config.device == "cpu", timeout=timedelta(days=1))
@@ -135,32 +137,47 @@ def train_run(
         )
     session = open_session(config, data=data)
     make_folder(output)  # transformers would end in a traceback
-    trainer = make_trainer(session, output)
-    session.config = config = replace(config, lr=trainer.args.learning_rate)
     process = PartialState()
-    if config.queries > 1 and not trainer.packed and process.is_main_process:
-        print(
-            "this model family cannot pack prompts: queries are read one by one; use --queries 1",
-            file=sys.stderr,
-        )
+    with alone_in(output) if process.is_main_process else contextlib.nullcontext():
+        trainer = make_trainer(session, output)
+        session.config = config = replace(config, lr=trainer.args.learning_rate)
+        if config.queries > 1 and not trainer.packed and process.is_main_process:
+            print(
+                "this model family cannot pack prompts: queries are read one by one; use "
+                "--queries 1",
+                file=sys.stderr,
+            )
 
-    if process.is_main_process and not resume:
-        create_run(output, config, overwrite)
-        for name, value in summary(session.data, session.tokenizer):
-            print(f"{name:18}{value}", file=sys.stderr)
-    # A run that goes on may have been killed before this was written.
-    if process.is_main_process:
-        shown = prediction_demonstrations(session.data, config.k)
-        record = task_record(session.data.task, shown, config.prompt_style, data.digest)
-        write_json(output / TASK, record)
-    process.wait_for_everyone()
+        if process.is_main_process and not resume:
+            create_run(output, config, overwrite)
+            for name, value in summary(session.data, session.tokenizer):
+                print(f"{name:18}{value}", file=sys.stderr)
+        # A run that goes on may have been killed before this was written.
+        if process.is_main_process:
+            shown = prediction_demonstrations(session.data, config.k)
+            record = task_record(session.data.task, shown, config.prompt_style, data.digest)
+            write_json(output / TASK, record)
+        process.wait_for_everyone()
 
+        with _faults(output):
+            metrics, model = _train_and_measure(session, trainer, output)
+
+        process.wait_for_everyone()
+        if process.is_main_process:
+            finish_run(output)
+        return TrainedRun(metrics, model)
+
+
+@contextlib.contextmanager
+def _faults(output: Path) -> Iterator[None]:
+    """Say in one line what ends a training, and leave nothing half-written."""
     try:
-        metrics, model = _train_and_measure(session, trainer, output)
+        yield
     except RunInterrupted:
         raise
-    except AbftError:  # nothing half-written: without a checkpoint there is nothing to go on with
-        if last_checkpoint(output) is None and process.is_main_process:
+    except AbftError:
+        # Without a checkpoint there is nothing to go on with.
+        if last_checkpoint(output) is None and PartialState().is_main_process:
             drop_run(output)
         raise
     except torch.OutOfMemoryError as error:
@@ -173,11 +190,6 @@ def train_run(
         if _is_full(output, error):
             raise _disk_error(output, error) from error
         raise
-
-    process.wait_for_everyone()
-    if process.is_main_process:
-        finish_run(output)
-    return TrainedRun(metrics, model)
 
 
 def _train_and_measure(

@@ -37,7 +37,7 @@ def vote(
     """
     if heads_LH is not None:
         on_labels_LHK = on_labels_LHK * heads_LH[:, :, None].to(on_labels_LHK.device)
-    on_labels_K = on_labels_LHK.sum((0, 1)).double().cpu()
+    on_labels_K = on_labels_LHK.sum((0, 1)).cpu().double()
     votes_C = torch.full((classes,), SMALLEST, dtype=torch.double)
     votes_C.index_add_(0, torch.tensor(label_classes, dtype=torch.long), on_labels_K)
     return (votes_C / votes_C.sum()).numpy()

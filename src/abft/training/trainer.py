@@ -54,7 +54,7 @@ from abft.model.checkpoints import (
     save_adapter,
     save_full_rank,
 )
-from abft.model.loading import context_length, load_model
+from abft.model.loading import context_length, load_model, load_tokenizer
 from abft.model.qk_weights import (
     add_lora,
     add_lora_everywhere,
@@ -127,9 +127,7 @@ class ABFTTrainer(Trainer):
                 "quantization_config is for a model given by name; this model is loaded already"
             )
         if processing_class is None:
-            from transformers import AutoTokenizer
-
-            processing_class = AutoTokenizer.from_pretrained(model.config.name_or_path)
+            processing_class = load_tokenizer(model.config.name_or_path)
 
         # A `datasets.Dataset` becomes a task, and a task becomes encoded prompts.
         if hasattr(train_dataset, "column_names"):
