@@ -64,7 +64,8 @@ class Example(Base):
         ({"share": float("nan")}, "share = nan"),
         ({"left": -1}, "left = -1: expected at least 0"),
         ({"kind": "z"}, "kind = 'z': expected one of x, y"),
-        ({"words": {"a": 1}}, "label: word pairs of text"),
+        ({"words": {"a": True}}, "label: word pairs of text"),
+        ({"share": "half"}, "share = 'half': expected a number"),
         ({"numbers": [1, "2"]}, "expected a list of whole numbers"),
         ({"where": "here"}, "where = 'here'"),
         ({"sizes": 1}, "there: unknown key 'sizes'; did you mean 'size'?"),
@@ -184,6 +185,23 @@ def test_few_functions_lie_between_the_command_line_and_the_optimizer(
     given = {**options, "steps": 1, "test-prompts": 0}
     assert invoke("train", *arguments(given), "--output", tmp_path / "run").exit_code == 0
     assert len(depths[0]) <= 6, depths[0]
+
+
+def test_values_are_read_as_they_are_meant(tmp_path):
+    """In Python as in YAML, which reads 3e-4 as text."""
+    layered = RunConfig(layers=[1, "3-5"], heads=8, objective="contrastive", lr="3e-4")
+    assert (layered.layers, layered.heads, layered.lr) == ("1,3-5", "8", 3e-4)
+    mixed = RunConfig(tasks=["SST2", "TREC"], words=("own",), shots=8, train_on="mixture")
+    assert (mixed.tasks, mixed.words, mixed.shots) == ("SST2,TREC", "own", "8")
+
+    lines = "lr: 3e-4\nlayers: 1\nlabel_words: {0: bad}\ndata: a.csv\n"
+    values = yaml.safe_load(lines)
+    assert values["lr"] == "3e-4"
+    config = RunConfig.from_dict(values, "there")
+    assert (config.lr, config.layers, config.label_words) == (3e-4, "1", {"0": "bad"})
+    for name, value in (("lr", "much"), ("lr", "nan"), ("steps", "8"), ("model", ["a"])):
+        with pytest.raises(AbftError, match=f"{name} = "):
+            RunConfig(**{name: value})
 
 
 def test_a_folder_does_not_hide_the_embedded_model(tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ cards are derived from these fields. A new setting costs one field and the line 
 import dataclasses
 import functools
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -42,6 +43,7 @@ class Setting:
     describes_own_data: bool = False  # means something only next to `data`
     of_mixture: bool = False  # means something only where a mixture of tasks is trained on
     path: bool = False  # names a file or folder, if there is one of that name
+    listed: bool = False  # a text of values with commas between them; a list of them will do
     card: bool = False  # shown in model cards
 
 
@@ -112,8 +114,47 @@ def required(kind: Any) -> Any:
     return kind
 
 
+def as_declared(settings: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values of settings as the types of their fields, where what is meant is clear.
+
+    YAML reads 3e-4 as text, and the 10 of `layers: 10` as a number.
+    """
+    types = {f.name: required(f.type) for f in fields(settings) if _KEY in f.metadata}
+    known = settings_of(settings)
+    return {
+        name: _as_declared(value, types[name], known[name]) if name in known else value
+        for name, value in values.items()
+    }
+
+
+def _as_declared(value: Any, kind: Any, known: Setting) -> Any:
+    if kind is float and isinstance(value, str) and _NUMBER.fullmatch(value):
+        return float(value)
+    if kind is str and known.listed and isinstance(value, list | tuple):
+        return ",".join(str(_text(each)) for each in value)
+    if kind is str:
+        return _text(value)
+    if get_origin(kind) is dict and isinstance(value, dict):
+        return {_text(key): _text(each) for key, each in value.items()}
+    return value
+
+
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+
+
+def _text(value: Any) -> Any:
+    """Write a number as text; true and false, as YAML reads yes and no, are refused later."""
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
 def check_settings(settings: Any) -> None:
-    """Raise AbftError for the first setting of an object that is no value of its type or bounds."""
+    """Raise AbftError for the first setting of an object that is no value of its type or bounds.
+
+    Changes `settings`: values get their fields' types, see `as_declared`.
+    """
+    given = {name: getattr(settings, name) for name in settings_of(settings)}
+    for name, value in as_declared(settings, given).items():
+        object.__setattr__(settings, name, value)  # of frozen ones too
     for f in fields(settings):
         if _KEY not in f.metadata:
             continue

@@ -24,6 +24,7 @@ from abft.runs.config import (
 )
 from abft.settings import (
     Setting,
+    as_declared,
     check_keys,
     choices_of,
     default_of,
@@ -278,21 +279,13 @@ def _read_config_file(ctx: typer.Context, path: Path | None) -> Path | None:
 
 
 def _file_settings(ctx: typer.Context) -> dict[str, object]:
-    """Return the settings of --config; numbers among label words are texts.
+    """Return the settings of --config.
 
     A file cannot switch on remote code: it may be somebody else's.
     """
-    values = dict(ctx.meta.get(_FILE, {}))
+    values = as_declared(RunConfig, ctx.meta.get(_FILE, {}))
     values.pop("trust_remote_code", None)
-    words = values.get("label_words")
-    if isinstance(words, dict):
-        values["label_words"] = {_text(label): _text(word) for label, word in words.items()}
     return absolute_paths(RunConfig, values)
-
-
-def _text(value: object) -> object:
-    """Write a number as text; true and false, as YAML reads yes and no, are refused later."""
-    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
 def _check_recipe(recipe: str | None, file: Mapping[str, object]) -> None:

@@ -118,6 +118,7 @@ class MethodSettings:
         'Layers whose W_Q and W_K are trained, counted from 0, e.g. "10-19,25".',
         panel=TRAINING,
         follows="all",
+        listed=True,
     )
     objective: str = setting(
         DEFAULT_OBJECTIVE,

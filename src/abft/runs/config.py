@@ -240,6 +240,7 @@ class TrainingSettings(MethodSettings):
         panel=TRAINING,
         follows="the built-in tasks that are not like the task",
         of_mixture=True,
+        listed=True,
         card=True,
     )
     words: str = setting(
@@ -248,6 +249,7 @@ class TrainingSettings(MethodSettings):
         "permuted, each for another class.",
         panel=TRAINING,
         of_mixture=True,
+        listed=True,
         card=True,
     )
     shots: str = setting(
