@@ -56,9 +56,6 @@ class ABFTConfig(MethodSettings, PromptSettings, TrainingArguments):
         if not torch.accelerator.is_available():
             self.dataloader_pin_memory = False  # torch would warn that there is nothing to pin for
 
-        # From here on layers are a string, as on the command line.
-        if isinstance(self.layers, list | tuple):
-            self.layers = ",".join(map(str, self.layers))
         check_settings(self)
         OBJECTIVES[self.objective].check(self)
 
