@@ -412,6 +412,7 @@ def evaluate(options):
     settings = argparse.Namespace(**trained["settings"])
     training_documents = corpus_of(data(settings)[0])  # whose words the peers count, as in `train`
     settings.tests, settings.groups, settings.steps = options.tests, 1, 16
+    settings.queries = options.queries
     model, tokenizer = load_model("SmolLM2-135M-Instruct")
     writer = RankingPrompts(tokenizer, settings.looking, 64, 96)
     answers = [tokenizer(f" ({letter}")["input_ids"][-1] for letter in LETTERS]
@@ -443,7 +444,7 @@ def evaluate(options):
         record["scores"][name] = [[round(float(x), 5) for x in row] for row in scores_LH]
         for count in map(int, options.counts.split(",")):
             settings.candidates = count
-            tests = data(settings)[1]
+            tests = {name: each for name, each in data(settings)[1].items() if name in options.sets}
             corpus = [*training_documents, *corpus_of(*tests.values())]
             for task, groups in tests.items():
                 beginning = replace(writer, instruction=groups[0][2]).beginning
@@ -496,6 +497,8 @@ def main():
     command.add_argument("weights", type=Path, help="folder that train --save wrote")
     command.add_argument("result", type=Path, help="file that train --output wrote")
     command.add_argument("--counts", default="4,10,20,50,100", help="numbers of candidates")
+    command.add_argument("--queries", type=int, default=8, help="of a group")
+    command.add_argument("--sets", nargs="+", default=["AGNews"], help="names of test sets")
     command.add_argument("--tests", type=int, default=16, help="groups of each test")
     command.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
