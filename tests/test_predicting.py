@@ -353,7 +353,11 @@ def test_a_long_text_in_the_place_of_a_path(finished, option):
     assert "Traceback" not in done.stderr
 
     command = [sys.executable, "-m", "abft", "prompt", str(finished), "--text", "gut 😀"]
-    environment = {**os.environ, "PYTHONIOENCODING": "latin-1"}
-    done = subprocess.run(command, capture_output=True, env=environment)
-    assert done.returncode == 0
-    assert b"gut \\U0001f600" in done.stdout
+    plain = {name: value for name, value in os.environ.items() if name != "PYTHONIOENCODING"}
+    utf8 = subprocess.run(command, capture_output=True, env={**plain, "LC_ALL": "C"}, check=True)
+    assert "gut 😀" in utf8.stdout.decode("utf-8")
+    environment = {**plain, "PYTHONIOENCODING": "latin-1"}
+    done = subprocess.run(command, capture_output=True, env=environment, check=True)
+    assert b"gut \\ud83d\\ude00" in done.stdout
+    done = subprocess.run([*command, "--json"], capture_output=True, env=environment, check=True)
+    assert "gut 😀" in json.loads(done.stdout)["prompt"]

@@ -1009,6 +1009,13 @@ def test_a_run_of_python_is_read_from_everywhere(options, model_folder, tmp_path
     assert read_config(tmp_path / "run").data == str(tmp_path / "here" / "small.csv")
     abft.Predictor.from_run(tmp_path / "run", device="cpu").predict(["great"])
 
+    # Runs of older versions may hold relative ones, which are right in their own folder.
+    monkeypatch.chdir(tmp_path / "here")
+    values = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    values |= {"model": "model", "data": "small.csv"}
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(values))
+    assert abft.train(config, tmp_path / "run", resume=True)["training"]["steps"] == 1
+
 
 def test_two_processes_do_not_train_in_the_same_folder(options, tmp_path):
     """Nor with --resume, as a job that was started again by mistake."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import pytest
 import transformers
 import typer
@@ -199,7 +200,14 @@ def test_values_are_read_as_they_are_meant(tmp_path):
     assert values["lr"] == "3e-4"
     config = RunConfig.from_dict(values, "there")
     assert (config.lr, config.layers, config.label_words) == (3e-4, "1", {"0": "bad"})
-    for name, value in (("lr", "much"), ("lr", "nan"), ("steps", "8"), ("model", ["a"])):
+    numbers = RunConfig(lr=np.float32(0.5), steps=np.int64(8), layers=range(3), heads=np.int64(4))
+    assert (numbers.lr, numbers.steps, numbers.layers, numbers.heads) == (0.5, 8, "0,1,2", "4")
+    assert {type(numbers.lr), type(numbers.steps)} == {float, int}
+    for name, value in (
+        *(("lr", "much"), ("lr", "nan"), ("steps", "8"), ("steps", np.bool_(True))),
+        # YAML reads 0123456, which may be a commit, as another number.
+        *(("model", ["a"]), ("revision", 42798), ("text_column", 8)),
+    ):
         with pytest.raises(AbftError, match=f"{name} = "):
             RunConfig(**{name: value})
 

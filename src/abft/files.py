@@ -33,21 +33,25 @@ def locked(path: Path, refusal: str) -> Iterator[None]:
     """Hold the lock file `path`, which is removed at the end.
 
     Raises:
-        AbftError: another process, or thread, holds it; `refusal` is its message.
+        AbftError: another process, or thread, holds it (`refusal` is the message), or it cannot be
+            made there.
     """
     from filelock import FileLock, Timeout
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout:
         raise AbftError(refusal) from None
+    except (OSError, NotImplementedError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise AbftError(f"{path} cannot be locked: {reason}") from None
     try:
         yield
     finally:
-        # Before it is free, so that nobody can hold a file that is removed. Windows keeps open
-        # files, and with them an empty lock.
+        # Before it is free: who waits for a file that is gone does not get it (filelock checks).
+        # Windows keeps open files, and with them an empty lock.
         with suppress(OSError):
             path.unlink()
         lock.release()

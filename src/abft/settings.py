@@ -8,8 +8,9 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from numbers import Integral, Real
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
@@ -43,7 +44,7 @@ class Setting:
     describes_own_data: bool = False  # means something only next to `data`
     of_mixture: bool = False  # means something only where a mixture of tasks is trained on
     path: bool = False  # names a file or folder, if there is one of that name
-    listed: bool = False  # a text of values with commas between them; a list of them will do
+    listed: bool = False  # a text of values with commas between; a list, or one number, will do
     card: bool = False  # shown in model cards
 
 
@@ -128,12 +129,19 @@ def as_declared(settings: Any, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _as_declared(value: Any, kind: Any, known: Setting) -> Any:
+    # numpy's true and false are no numbers, Python's are.
+    if isinstance(value, bool):
+        return value
+    if kind is int and isinstance(value, Integral):
+        return int(value)
+    # A whole number stays one: it passes for a float, and is shown as it was given.
+    if kind is float and isinstance(value, Real) and not isinstance(value, int):
+        return float(value)
     if kind is float and isinstance(value, str) and _NUMBER.fullmatch(value):
         return float(value)
-    if kind is str and known.listed and isinstance(value, list | tuple):
-        return ",".join(str(_text(each)) for each in value)
-    if kind is str:
-        return _text(value)
+    if kind is str and known.listed:
+        several = isinstance(value, Iterable) and not isinstance(value, str | Mapping)
+        return ",".join(str(_text(each)) for each in value) if several else _text(value)
     if get_origin(kind) is dict and isinstance(value, dict):
         return {_text(key): _text(each) for key, each in value.items()}
     return value
@@ -144,7 +152,7 @@ _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 def _text(value: Any) -> Any:
     """Write a number as text; true and false, as YAML reads yes and no, are refused later."""
-    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+    return str(value) if isinstance(value, Real) and not isinstance(value, bool) else value
 
 
 def check_settings(settings: Any) -> None:

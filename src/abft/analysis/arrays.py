@@ -19,7 +19,7 @@ from abft.model.weight_files import ADAPTER_FILE, FULL_RANK_FILE
 from abft.runs.run_folder import read_config
 
 FOLDER = "analysis"
-VERSION = 3  # of the files' contents; files of another version are computed again
+VERSION = 4  # of the files' contents; files of another version are computed again
 _KEY = "made_from"
 _LOGGER = logging.getLogger(__name__)
 

@@ -485,7 +485,7 @@ def _check_names(
     """
     if not isinstance(settings, Mapping):
         raise AbftError(f"{origin}: got {settings!r}, expected keys and values")
-    if "trust_remote_code" in settings:
+    if settings.get("trust_remote_code"):
         raise AbftError(
             f"{origin}: a file cannot switch on trust_remote_code; give --trust-remote-code"
         )

@@ -1,5 +1,6 @@
 """The command line. Commands import heavy modules when they run: `abft --help` is instant."""
 
+import codecs
 import errno
 import io
 import os
@@ -68,6 +69,23 @@ for name, command in {
     app.command(name)(command)
 
 
+def _show_every_character() -> None:
+    """Let stdout take every text: as UTF-8 in a file, with escapes as of JSON on a terminal."""
+
+    def escaped(error: UnicodeError) -> tuple[str, int]:
+        if not isinstance(error, UnicodeEncodeError):
+            raise error
+        units = error.object[error.start : error.end].encode("utf-16-be", "surrogatepass").hex()
+        pairs = (units[i : i + 4] for i in range(0, len(units), 4))
+        return "".join(f"\\u{unit}" for unit in pairs), error.end
+
+    codecs.register_error("abft.escape", escaped)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        own = sys.stdout.isatty() or "PYTHONIOENCODING" in os.environ
+        encoding = sys.stdout.encoding if own else "utf-8"
+        sys.stdout.reconfigure(encoding=encoding, errors="abft.escape")
+
+
 # A full disk, a place that may not be written, a text where the name of a file was expected.
 _OF_USERS = (
     errno.ENOSPC,
@@ -84,9 +102,7 @@ def main() -> None:
     """Entry point: users' mistakes end in one line on stderr, not in a traceback."""
     # PyTorch on Linux: activations in huge pages (PERFORMANCE.md)
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    # Texts may hold characters that a terminal cannot show.
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
+    _show_every_character()
     try:
         app()
     except AbftError as error:

@@ -24,7 +24,6 @@ from abft.runs.config import (
 )
 from abft.settings import (
     Setting,
-    as_declared,
     check_keys,
     choices_of,
     default_of,
@@ -283,8 +282,9 @@ def _file_settings(ctx: typer.Context) -> dict[str, object]:
 
     A file cannot switch on remote code: it may be somebody else's.
     """
-    values = as_declared(RunConfig, ctx.meta.get(_FILE, {}))
-    values.pop("trust_remote_code", None)
+    values = dict(ctx.meta.get(_FILE, {}))
+    if values.pop("trust_remote_code", False):
+        print("--config cannot switch on remote code: give --trust-remote-code", file=sys.stderr)
     return absolute_paths(RunConfig, values)
 
 

@@ -26,7 +26,7 @@ from abft.files import stamp_of_file
 from abft.method.settings import DATA
 from abft.runs.config import OUTPUT
 from abft.runs.predict_settings import ANSWERS, PredictSettings
-from abft.runs.prediction_files import Parts, Prediction, prediction_rows
+from abft.runs.prediction_files import Parts, Prediction, alone, prediction_rows
 
 if TYPE_CHECKING:
     import pandas
@@ -122,6 +122,8 @@ def predict(
 
     origin = str(data or "the texts")
     parts = None
+    if output is not None:
+        ctx.with_resource(alone(output))  # until the command ends
     if output is not None and not explain:
         job = {
             "run": str(run.resolve()),
@@ -131,7 +133,6 @@ def predict(
             **_answers(settings),
         }
         parts = Parts(output, job, CHUNK_ROWS)
-        ctx.with_resource(parts.alone())  # until the command ends
     if settings.engine == "ray":
         assert table is not None
         assert parts is not None

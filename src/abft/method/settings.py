@@ -202,6 +202,7 @@ class MethodSettings:
         "16",
         "Heads of the contrastive loss, chosen on training prompts: a number, or layer, those of "
         "one middle layer.",
+        listed=True,
         panel=METHOD,
         objectives=("contrastive",),
         card=True,

@@ -27,7 +27,7 @@ from abft.method.settings import (
     layer_numbers,
 )
 from abft.model.loading import absolute_model
-from abft.settings import changed, check_settings, from_mapping, names, setting
+from abft.settings import as_declared, changed, check_settings, from_mapping, names, setting
 
 Device = Literal["auto", "cpu", "cuda", "balanced"]
 
@@ -255,6 +255,7 @@ class TrainingSettings(MethodSettings):
     shots: str = setting(
         "2-32",
         "Demonstrations in a prompt of a mixture, fewest and most.",
+        listed=True,
         panel=TRAINING,
         of_mixture=True,
         card=True,
@@ -425,8 +426,10 @@ def default_learning_rate(parameters: int, lora: bool, objective: str) -> float:
 def absolute_paths(settings: type, values: Mapping[str, Any]) -> dict[str, Any]:
     """Return values whose files and folders are absolute, so that they are right from everywhere.
 
-    `settings` says which values may be paths; names of hubs stay.
+    They get their fields' types, see `as_declared`. `settings` says which may be paths; names of
+    hubs stay.
     """
+    values = as_declared(settings, values)
     local = {
         name: str(Path(value).resolve())
         for name in names(settings, lambda known: known.path)

@@ -37,6 +37,14 @@ def prediction_rows(
     return frame
 
 
+def alone(output: Path) -> AbstractContextManager[None]:
+    """Keep other processes from writing a file. Raises AbftError where one does."""
+    return locked(
+        output.with_name(f".{output.name}.lock"),
+        f"another process is writing {output}; wait for it or give another --output",
+    )
+
+
 class Parts:
     """Writes a file in parts, which are joined at the end: a killed job goes on where it was.
 
@@ -69,13 +77,6 @@ class Parts:
     def done(self) -> list[int]:
         """Return the numbers of the parts that are there, ascending."""
         return sorted(int(path.stem) for path in self.folder.glob(f"[0-9]*{self.kind}"))
-
-    def alone(self) -> AbstractContextManager[None]:
-        """Keep other processes from writing the file. Raises AbftError where one does."""
-        return locked(
-            self.output.with_name(f".{self.output.name}.lock"),
-            f"another process is writing {self.output}; wait for it or give another --output",
-        )
 
     def start(self) -> None:
         """Make the folder; job.json says whose it is."""

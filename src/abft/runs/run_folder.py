@@ -9,7 +9,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from abft.model.weight_files import HEADS_FILE, WEIGHT_FILES
 from abft.runs.config import (
     ResolvedConfig,
     RunConfig,
+    absolute_paths,
     config_values,
     current_values,
     resolve,
@@ -280,6 +281,7 @@ def check_same_settings(output: Path, config: ResolvedConfig) -> None:
     Its learning rate may be open (None), and settings without an effect on the result may differ.
     """
     before = read_config(output, trust_remote_code=config.trust_remote_code)
+    before = replace(before, **absolute_paths(RunConfig, asdict(before)))  # 0.1 kept relative ones
     differing = [
         name
         for name, each in settings_of(type(config)).items()

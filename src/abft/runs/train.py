@@ -139,6 +139,9 @@ def train_run(
     make_folder(output)  # transformers would end in a traceback
     process = PartialState()
     with alone_in(output) if process.is_main_process else contextlib.nullcontext():
+        # Another process may have finished it in the meantime.
+        if resume and (output / METRICS).is_file():
+            return TrainedRun(read_metrics(output), None)
         trainer = make_trainer(session, output)
         session.config = config = replace(config, lr=trainer.args.learning_rate)
         if config.queries > 1 and not trainer.packed and process.is_main_process:

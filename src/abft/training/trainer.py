@@ -127,6 +127,10 @@ class ABFTTrainer(Trainer):
                 "quantization_config is for a model given by name; this model is loaded already"
             )
         if processing_class is None:
+            if not model.config.name_or_path:
+                raise AbftError(
+                    "the model has no name to load a tokenizer of: give processing_class"
+                )
             processing_class = load_tokenizer(model.config.name_or_path)
 
         # A `datasets.Dataset` becomes a task, and a task becomes encoded prompts.
