@@ -2,7 +2,6 @@
 
     python benchmarks/reader_tables.py steps      # accuracy over steps, run by run
     python benchmarks/reader_tables.py summary    # before and after the recipe, next to MiniLM
-    python benchmarks/reader_tables.py against    # the recipe minus peers with the same 16 texts
     python benchmarks/reader_tables.py keeps      # news and AGNews, recipe and arms
     python benchmarks/reader_tables.py compare nce16 ce  # one arm minus another
     python benchmarks/reader_tables.py cells      # other numbers of demonstrations, order, news
@@ -176,27 +175,6 @@ def before_and_after(row):
     return " | ".join([*pairs, *values[6:]])
 
 
-def against(options):
-    """The recipe minus peers that are given the same 16 texts."""
-    minilm, fitted = (read(RESULTS / f"{name}.json")["cells"] for name in ("peers", "classifier"))
-    for kind in ("own", "arbitrary"):
-        for name in ("MiniLM", "ABFTClassifier"):
-            found = []
-            for family, tasks in FAMILIES.items():
-                by_seed = runs(family, OURS).values()
-                found.append([])
-                for task in tasks:
-                    cell = f"{task}/{kind}"
-                    theirs = (
-                        hits(minilm[f"{task}/16"], "minilm")
-                        if name == "MiniLM"
-                        else hits(fitted[cell], "classifier")
-                    )
-                    ours = [hits(points[-1][cell]) for points in by_seed]
-                    found[-1].append(np.stack([each - theirs for each in ours]))
-            print(f"{kind} words, minus {name}:", shown(with_interval(found)))
-
-
 def compare(options):
     """One arm minus another, where both ran with the same seed; and on a task of the mixture."""
     ways = [("own", "label_words"), ("arbitrary", "label_words")]
@@ -338,7 +316,7 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(required=True)
-    for run in (steps, summary, against, compare, keeps, cells, channel, picture):
+    for run in (steps, summary, compare, keeps, cells, channel, picture):
         command = commands.add_parser(run.__name__, description=run.__doc__)
         command.set_defaults(run=run)
         if run is compare:

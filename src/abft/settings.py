@@ -120,12 +120,17 @@ def as_declared(settings: Any, values: Mapping[str, Any]) -> dict[str, Any]:
 
     YAML reads 3e-4 as text, and the 10 of `layers: 10` as a number.
     """
-    types = {f.name: required(f.type) for f in fields(settings) if _KEY in f.metadata}
     known = settings_of(settings)
+    types = _types_of(settings if isinstance(settings, type) else type(settings))
     return {
         name: _as_declared(value, types[name], known[name]) if name in known else value
         for name, value in values.items()
     }
+
+
+@functools.cache
+def _types_of(kind: Any) -> dict[str, Any]:
+    return {f.name: required(f.type) for f in fields(kind) if _KEY in f.metadata}
 
 
 def _as_declared(value: Any, kind: Any, known: Setting) -> Any:

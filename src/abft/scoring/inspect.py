@@ -83,11 +83,11 @@ def attention_rows(
             rows, _ = read_rows(inner, padded.to(device), positions, implementation)
 
             # Layers may be spread over devices.
-            read_LBHS = torch.stack([row.to(device) for row in rows])
             if rows_LBHS is None:
-                layers, _, heads, _ = read_LBHS.shape
-                rows_LBHS = read_LBHS.new_zeros(layers, len(lists), heads, longest)
-            rows_LBHS[:, numbers.to(device), :, : read_LBHS.shape[-1]] = read_LBHS
+                shape = len(rows), len(lists), rows[0].shape[1], longest
+                rows_LBHS = torch.zeros(shape, device=device)
+            for row_BHS, layer_BHS in zip(rows, rows_LBHS, strict=True):
+                layer_BHS[numbers, :, : padded.shape[1]] = row_BHS.to(device)
     assert rows_LBHS is not None
     return rows_LBHS
 
