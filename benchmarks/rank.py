@@ -390,7 +390,7 @@ def speed(options):
             kept = reader.read(documents)
             seconds["documents"] = time.perf_counter() - started
             started = time.perf_counter()
-            reader.attention(kept, query, len(query))
+            list(reader.attention(kept, [query]))
             seconds["query"] = time.perf_counter() - started
             rounds.append(seconds)
         middle = {name: float(np.median([r[name] for r in rounds])) for name in rounds[0]}
@@ -425,9 +425,9 @@ def evaluate(options):
         for documents, asked, _ in groups:
             kept = reader.read(writer.documents(lettered(documents)))
             scores = []
-            for ids in writer.queries([*(query for query, _ in asked), EMPTY]):
-                looking = len(ids) if settings.looking == "query" else 1
-                attention_LHD = reader.attention(kept, ids, looking)
+            queries = writer.queries([*(query for query, _ in asked), EMPTY])
+            looking = None if settings.looking == "query" else 1
+            for attention_LHD in reader.attention(kept, queries, looking):
                 chosen = [attention_LHD[layers.index(i), h] for i, h in trained["heads"]]
                 scores.append(np.mean([each.numpy() for each in chosen], 0))
             best = (np.array(scores[:-1]) - scores[-1]).argmax(1)

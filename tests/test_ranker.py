@@ -23,18 +23,11 @@ from abft.ranker import AttentionRanker
 from abft.ranker.attribution import RANDOM_ORDERS, _tokens, deletion_curve
 from abft.ranker.beir import load_beir
 from abft.ranker.documents import DocumentReader
+from abft.ranker.draws import measured_queries, most_together, split, training_prompts
 from abft.ranker.peers import PEERS, bm25, peers, tfidf
 from abft.ranker.prompts import RankingPrompts
-from abft.ranker.queries import (
-    RankingQuery,
-    measured_queries,
-    most_together,
-    queries_without_labels,
-    ranking_queries,
-    training_prompts,
-)
-from abft.ranker.ranker import _split
-from abft.ranker.ranker import _warn_of_better_peers as warn_of_better_peers
+from abft.ranker.queries import RankingQuery, queries_without_labels, ranking_queries
+from abft.ranker.recall import warn_of_better_peers
 from abft.ranker.training import train_heads
 from abft.scoring.inspect import attention_rows
 from command_line import arguments, invoke, refused
@@ -87,9 +80,10 @@ def whole(model, prompts, last=None):
 @pytest.mark.parametrize(
     ("family", "layers", "part"),
     [
-        *itertools.product(("llama", "qwen2", "gpt_neox"), (None, [0], [1]), (32,)),
-        ("llama", None, 2),
+        *itertools.product(("llama", "qwen2", "gpt_neox"), (None, [0], [1]), (256,)),
+        ("llama", None, 2),  # each query alone, in parts
         ("gpt_neox", [1], 3),
+        ("llama", None, 14),  # two queries, then one
     ],
 )
 def test_documents_that_are_kept_are_looked_at_as_in_a_whole_prompt(
@@ -104,7 +98,7 @@ def test_documents_that_are_kept_are_looked_at_as_in_a_whole_prompt(
     def tokens(count):
         return torch.randint(3, 600, (count,), generator=generator).tolist()
 
-    beginning, queries = tokens(3), [tokens(5), tokens(9)]
+    beginning, queries = tokens(3), [tokens(5), tokens(9), tokens(4)]
     documents = [tokens(count) for count in (4, 9, 1, 13, 9)]
     ids, spans = list(beginning), []
     for document in documents:
@@ -120,9 +114,9 @@ def test_documents_that_are_kept_are_looked_at_as_in_a_whole_prompt(
             for query in queries
         ]
         read = slice(None) if layers is None else layers
-        for query, expected in zip(queries, whole(model, prompts)[:, read], strict=True):
-            found = reader.attention(kept, query, looking)
-            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+        found = list(reader.attention(kept, queries, looking))
+        for each, expected in zip(found, whole(model, prompts)[:, read], strict=True):
+            torch.testing.assert_close(each, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_documents_are_run_once_while_they_fit(monkeypatch):
@@ -482,7 +476,7 @@ def test_heads_cannot_be_found_in_few_or_short_texts(settings):
 
 def test_no_query_is_held_out_and_trained_on():
     queries = ranking_queries([f"query {i % 10}" for i in range(20)], ["a", "b"], [0] * 20)
-    held_out, training = _split(queries, seed=0)
+    held_out, training = split(queries, seed=0)
     assert len(held_out) + len(training) == 20
     assert not {query.text for query in held_out} & {query.text for query in training}
 
@@ -937,7 +931,7 @@ def test_held_out_queries_choose_no_heads_and_train_nothing(settings, monkeypatc
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         ranker.fit(*data(24))
-    held_out, others = _split(ranking_queries(*data(24)), 0)
+    held_out, others = split(ranking_queries(*data(24)), 0)
     assert len(given) == 2
     for queries in given:
         assert not queries & {(query.text, query.candidates) for query in held_out}

@@ -5,7 +5,7 @@ set of documents and every query.
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +16,8 @@ from abft.method.head_statistics import span_sums
 from abft.model.attention import decoder, read_rows, row_attention, up_to_layer
 
 BATCH_TOKENS = 2048  # documents of a forward pass
-QUERY_TOKENS = 32  # of a forward pass: each has a row of all documents' tokens in every head
+QUERY_TOKENS = 256  # of a forward pass at most
+ROW_BYTES = 2**29  # of a forward pass: each query token has a row of all tokens in every head
 KEPT_BYTES = 2 * 2**30  # keys and values of single documents that are kept
 
 Layers = list[tuple[Tensor, Tensor]]  # keys and values of each layer, (1, H, S, d) each
@@ -97,39 +98,86 @@ class DocumentReader:
         )
         return KeptDocuments(joined, tuple(spans), max(map(len, documents)), start)
 
-    @torch.no_grad()
-    def attention(self, kept: KeptDocuments, query: Sequence[int], looking: int) -> Tensor:
-        """Return the attention of a query's last tokens on each document, (L, H, D); their mean.
+    def attention(
+        self,
+        kept: KeptDocuments,
+        queries: Sequence[Sequence[int]],
+        looking: int | None = None,
+    ) -> Iterator[Tensor]:
+        """Yield each query's attention on each document, (L, H, D): the mean of its last tokens.
 
-        L counts the layers that are read.
+        L counts the layers that are read. The same as that of a prompt with `blocks`, read whole.
 
-        The same as that of a prompt with `blocks`, read whole.
+        Args:
+            queries: their tokens; short ones share a forward pass, and do not see each other.
+            looking: how many of a query's last tokens look; None = all.
         """
+        row_bytes = 4 * self.model.config.get_text_config().num_attention_heads
+        row_bytes *= len(kept.layers) if self.layers is None else len(self.layers)
+        row_bytes *= kept.layers[0][0].shape[2]
+        most = max(min(QUERY_TOKENS, ROW_BYTES // row_bytes), 1)
+        for together in _passes(queries, most):
+            yield from self._look(kept, together, looking, most)
+
+    @torch.no_grad()
+    def _look(
+        self,
+        kept: KeptDocuments,
+        queries: Sequence[Sequence[int]],
+        looking: int | None,
+        most: int,
+    ) -> Tensor:
+        """Return the attention of queries that are read together, (N, L, H, D).
+
+        One with more than `most` tokens is read in parts.
+        """
+        N, S, device = len(queries), kept.layers[0][0].shape[2], self._device
+        lengths = torch.tensor([len(query) for query in queries], device=device)
+        ids_T = torch.tensor([token for query in queries for token in query], device=device)
+        query_T = torch.arange(N, device=device).repeat_interleave(lengths)
+        index_T = torch.arange(len(ids_T), device=device)
+        place_T = index_T - (lengths.cumsum(0) - lengths)[query_T]  # within its query
+        looks_T = place_T >= (0 if looking is None else (lengths - looking)[query_T])
         cache = DynamicCache()
         for number, (keys, values) in enumerate(kept.layers):
             cache.update(keys, values, number)
-        start, first_looking = kept.beginning + kept.longest, len(query) - looking
         starts, ends = (torch.tensor([bounds]) for bounds in zip(*kept.spans, strict=True))
-        sums = []
+        sums: list[Tensor] = []
         with row_attention(self.model), up_to_layer(self._inner, self._last):
-            for first in range(0, len(query), QUERY_TOKENS):
-                part = list(query[first : first + QUERY_TOKENS])
-                positions = torch.arange(len(part), device=self._device)
-                # Those before the tokens that look give keys and values only; one row is read.
-                looks_T = positions[max(first_looking - first, 0) :]
+            # One pass, unless a single query has more tokens than that.
+            for first in range(0, len(ids_T), most):
+                part = slice(first, first + most)
+                before = slice(0, first + len(ids_T[part]))
+                same_TT = query_T[part, None] == query_T[before]
+                earlier_TT = index_T[part, None] >= index_T[before]
+                mask_TS = torch.nn.functional.pad(same_TT & earlier_TT, (S, 0), value=True)
+                # Tokens that do not look give keys and values only; then one row is read in vain.
+                looking_P = looks_T[part].nonzero()[:, 0]
                 rows, _ = read_rows(
                     self._inner,
-                    torch.tensor([part], device=self._device),
-                    looks_T if len(looks_T) else positions[-1:],
-                    position_ids=start + first + positions[None],
+                    ids_T[None, part],
+                    looking_P if len(looking_P) else index_T[:1],
+                    position_ids=(kept.beginning + kept.longest + place_T)[None, part],
+                    attention_mask=mask_TS[None, None],
                     past_key_values=cache,
                     use_cache=True,
                     row_layers=self.layers,
                 )
-                if len(looks_T):
-                    sums_LHS = torch.stack([each.sum(0).to(self._device) for each in rows])
-                    sums.append(span_sums(sums_LHS, starts, ends))
-        return torch.stack(sums).sum(0) / looking
+                if len(looking_P):
+                    asking_P = query_T[part][looking_P]
+                    for_queries = [
+                        rows_PHS.new_zeros(N, *rows_PHS[0].shape).index_add_(
+                            0, asking_P.to(rows_PHS.device), rows_PHS
+                        )
+                        for rows_PHS in rows
+                    ]
+                    sums.append(
+                        torch.stack(
+                            [span_sums(each, starts, ends).to(device) for each in for_queries], 1
+                        )
+                    )
+        looked_N = torch.zeros(N, device=device).index_add_(0, query_T, looks_T.float())
+        return torch.stack(sums).sum(0) / looked_N[:, None, None, None]
 
     def _beginning(self) -> Layers:
         """Return keys and values of the beginning, layer by layer, (1, H, S, d)."""
@@ -172,6 +220,18 @@ class DocumentReader:
                 use_cache=True,
             )
         return cache
+
+
+def _passes(queries: Sequence[Sequence[int]], most: int) -> Iterator[list[Sequence[int]]]:
+    """Yield queries in order, as many at once as have `most` tokens; a longer one alone."""
+    together: list[Sequence[int]] = []
+    for query in queries:
+        if together and sum(map(len, together)) + len(query) > most:
+            yield together
+            together = []
+        together.append(query)
+    if together:
+        yield together
 
 
 class _Store:

@@ -1,4 +1,4 @@
-"""Check queries, their candidates and which of these are relevant; draw training prompts."""
+"""Check queries, their candidates and which of these are relevant."""
 
 import random
 from collections import Counter
@@ -7,9 +7,6 @@ from dataclasses import dataclass
 from numbers import Integral
 
 import numpy as np
-
-from abft.data.encoding import EncodedPrompt
-from abft.ranker.prompts import RankingPrompts
 
 FEWEST_DOCUMENTS, FEWEST_WORDS = 4, 10  # from which heads are found without labels
 
@@ -213,52 +210,6 @@ def _numbers(relevant: object) -> frozenset[int]:
     return found
 
 
-def training_prompts(
-    queries: Sequence[RankingQuery],
-    prompts: RankingPrompts,
-    count: int,
-    together: int,
-    shown: int,
-    seed: int,
-) -> list[EncodedPrompt]:
-    """Draw groups of `together` prompts that show the same documents in a random order.
-
-    Args:
-        queries: from which prompts are drawn, every one equally often.
-        count: groups.
-        together: prompts of a group, asked of the same documents; 1 = every query may have
-            candidates of its own.
-        shown: documents of a group at most, unless its queries need more.
-    """
-    pools = list(by_candidates(queries).values())
-    encoded = []
-    for number in range(count):
-        generator = random.Random(f"ranking {seed} {number}")
-        (pool,) = generator.choices(pools, [len(pool) for pool in pools])
-        group = _with_fewer_documents(generator.sample(pool, together), shown, generator)
-        written = prompts.documents(group[0].candidates)
-        ids = prompts.queries([query.text for query in group])
-        for query, query_ids in zip(group, ids, strict=True):
-            relevant = [i in query.relevant for i in range(len(written))]
-            encoded.append(prompts.prompt(written, query_ids, relevant))
-    return encoded
-
-
-def measured_queries(
-    queries: Sequence[RankingQuery], together: int, shown: int, seed: int
-) -> list[RankingQuery]:
-    """Return every query with the documents of a training prompt: at most `shown`, drawn.
-
-    Up to `together` queries that share their candidates share what is drawn.
-    """
-    generator = random.Random(f"measured {seed}")
-    drawn = []
-    for pool in by_candidates(queries).values():
-        for start in range(0, len(pool), together):
-            drawn += _with_fewer_documents(pool[start : start + together], shown, generator)
-    return drawn
-
-
 def by_candidates(
     queries: Sequence[RankingQuery],
 ) -> dict[tuple[str, ...], list[RankingQuery]]:
@@ -267,39 +218,3 @@ def by_candidates(
     for query in queries:
         found.setdefault(query.candidates, []).append(query)
     return found
-
-
-def _with_fewer_documents(
-    asked: Sequence[RankingQuery], shown: int, generator: random.Random
-) -> list[RankingQuery]:
-    """Draw the documents that queries are asked of, in a new order."""
-    documents = _shown(asked, shown, generator)
-    texts = tuple(asked[0].candidates[i] for i in documents)
-    return [
-        RankingQuery(
-            query.text, texts, frozenset(n for n, i in enumerate(documents) if i in query.relevant)
-        )
-        for query in asked
-    ]
-
-
-def _shown(asked: Sequence[RankingQuery], shown: int, generator: random.Random) -> list[int]:
-    """Draw documents: for each query one that is relevant and one that is not, then any others.
-
-    More than `shown` where the queries need them.
-    """
-    everything = range(len(asked[0].candidates))
-    if len(everything) <= shown:
-        return generator.sample(everything, len(everything))
-    needed = {generator.choice(sorted(query.relevant)) for query in asked}
-    for query in asked:
-        if needed <= query.relevant:
-            needed.add(generator.choice([i for i in everything if i not in query.relevant]))
-    others = [i for i in everything if i not in needed]
-    chosen = [*sorted(needed), *generator.sample(others, max(shown - len(needed), 0))]
-    return generator.sample(chosen, len(chosen))
-
-
-def most_together(queries: Sequence[RankingQuery], most: int) -> int:
-    """Return how many queries can be asked of the same documents: `most`, or fewer."""
-    return min(most, *map(len, by_candidates(queries).values()))

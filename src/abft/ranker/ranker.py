@@ -4,11 +4,10 @@ import functools
 import json
 import math
 import operator
-import random
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import KW_ONLY, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, get_args
@@ -19,18 +18,23 @@ from abft.errors import AbftError
 from abft.files import atomic_folder
 from abft.method.objectives.contrastive import LAYER
 from abft.model.loading import absolute_model
-from abft.ranker.peers import PEERS, peers
+from abft.ranker.draws import (
+    FEWEST_HELD_OUT,
+    measured_queries,
+    most_together,
+    split,
+    training_prompts,
+)
+from abft.ranker.peers import PEERS, Scorer, peers
 from abft.ranker.prompts import Looking, RankingPrompts
 from abft.ranker.queries import (
     RankingQuery,
     by_candidates,
-    measured_queries,
-    most_together,
     queries_without_labels,
     ranking_queries,
     texts_of,
-    training_prompts,
 )
+from abft.ranker.recall import first_is_relevant, warn_of_better_peers
 from abft.runs.config import Device
 
 if TYPE_CHECKING:
@@ -43,9 +47,7 @@ if TYPE_CHECKING:
 FILE, FORMAT = "ranker.json", 1
 EMPTY_QUERY = "N/A"  # what a query looks at that asks for nothing: ICR's calibration
 FINDER_GROUPS = 32  # groups of prompts by which heads are chosen
-HELD_OUT, MOST_HELD_OUT, FEWEST_HELD_OUT = 0.2, 128, 4
 TEMPLATE_TOKENS = 32  # about what a prompt has besides beginning, document and query
-SURE = 0.05  # how probable a peer's lead may be by chance, where `fit` warns of it
 
 # Settings that are whole numbers, and the least that each may be.
 _COUNTS = {
@@ -215,14 +217,14 @@ class AttentionRanker:
                 f"got {distinct} distinct queries; expected at least {2 * FEWEST_HELD_OUT}"
             )
         seed = self.random_state
-        held_out, training = _split(checked, seed)
+        held_out, training = split(checked, seed)
         held_out = measured_queries(held_out, self.together, self.shown, seed)
 
         self.validation_ = {}
         hits: dict[str, np.ndarray] = {}
 
-        def measure(name: str, scorer: Any) -> None:
-            hits[name] = _first_is_relevant(held_out, scorer)
+        def measure(name: str, scorer: Scorer) -> None:
+            hits[name] = first_is_relevant(held_out, scorer)
             self._say(name, float(hits[name].mean()))
 
         # Words are counted in all candidates, as a search engine counts them.
@@ -239,7 +241,7 @@ class AttentionRanker:
             self._train(training, objective, seed)
             ours = "chosen heads, trained"
             measure(ours, self.scores)
-        _warn_of_better_peers({name: hits[name] for name in PEERS if name in hits}, hits[ours])
+        warn_of_better_peers({name: hits[name] for name in PEERS if name in hits}, hits[ours])
         return self
 
     @_one_at_a_time
@@ -347,9 +349,7 @@ class AttentionRanker:
                 "only their beginning is read",
                 stacklevel=3,
             )
-        return np.array([self._attention(kept, each) - empty_D for each in ids]).reshape(
-            len(queries), len(documents)
-        )
+        return self._attention(kept, ids) - empty_D
 
     @_one_at_a_time
     def too_long(self, documents: Sequence[str]) -> int:
@@ -425,21 +425,25 @@ class AttentionRanker:
                     stacklevel=4,
                 )
             kept = self._reader.read(ids)
-            (empty,) = prompts.queries([EMPTY_QUERY])
-            self._kept = (documents, kept, self._attention(kept, empty))
+            (empty_D,) = self._attention(kept, prompts.queries([EMPTY_QUERY]))
+            self._kept = (documents, kept, empty_D)
         return self._kept[1], self._kept[2]
 
-    def _attention(self, kept: "KeptDocuments", query: Sequence[int]) -> np.ndarray:
-        """Return the chosen heads' mean attention on each document, (D,)."""
+    def _attention(self, kept: "KeptDocuments", queries: Sequence[Sequence[int]]) -> np.ndarray:
+        """Return the chosen heads' mean attention on each document, (N, D)."""
         assert self._reader is not None
-        looking = len(query) if self.looking == "query" else 1
-        attention_LHD = self._reader.attention(kept, query, looking).cpu().numpy()
-        if self.heads_ is None:
-            return attention_LHD.mean((0, 1), dtype=float)
-        read = self._reader.layers
-        assert read is not None
-        values = [attention_LHD[read.index(layer), head] for layer, head in self.heads_]
-        return np.mean(values, 0, dtype=float)
+        chosen: Any = ...
+        if self.heads_ is not None:
+            assert self._reader.layers is not None
+            layers, heads = zip(*self.heads_, strict=True)
+            chosen = ([self._reader.layers.index(layer) for layer in layers], list(heads))
+
+        attention_ND = np.zeros((len(queries), len(kept.spans)))
+        looking = None if self.looking == "query" else 1
+        for n, attention_LHD in enumerate(self._reader.attention(kept, queries, looking)):
+            attention_KD = attention_LHD.cpu().numpy()[chosen].reshape(-1, len(kept.spans))
+            attention_ND[n] = attention_KD.mean(0, dtype=float)
+        return attention_ND
 
     @_one_at_a_time
     def attribute(self, prompt: str, spans: Sequence[tuple[int, int]]) -> np.ndarray:
@@ -631,41 +635,3 @@ def _whole(name: str, value: object, least: int, expected: str = "a whole number
     if number < least:
         raise ValueError(f"{name} = {number}: expected at least {least}")
     return number
-
-
-def _first_is_relevant(queries: Sequence[RankingQuery], scorer: Any) -> np.ndarray:
-    """Return for each query whether the best document of a scorer is a relevant one, (N,)."""
-    hits = []
-    for candidates, asked in by_candidates(queries).items():
-        best = np.asarray(scorer([query.text for query in asked], list(candidates))).argmax(1)
-        hits += [int(b) in query.relevant for b, query in zip(best, asked, strict=True)]
-    return np.array(hits)
-
-
-def _warn_of_better_peers(peers_N: Mapping[str, np.ndarray], ours_N: np.ndarray) -> None:
-    """Warn of the best peer where a sign test over the peers says that its lead is no chance."""
-    best = max(peers_N, key=lambda name: peers_N[name].mean(), default=None)
-    if best is None:
-        return
-    # Queries that only one of both answers: each is as probable for either if they are as good.
-    wins = int((peers_N[best] & ~ours_N).sum())
-    either = int((peers_N[best] != ours_N).sum())
-    chance = sum(math.comb(either, n) for n in range(wins, either + 1)) / 2**either
-    if chance * len(peers_N) < SURE:
-        warnings.warn(
-            f"{best} finds a relevant document first more often ({peers_N[best].mean():.1%} "
-            f"against {ours_N.mean():.1%} of {len(ours_N)} held-out queries): it is the better "
-            "choice here",
-            stacklevel=4,
-        )
-
-
-def _split(
-    queries: Sequence[RankingQuery], seed: int
-) -> tuple[list[RankingQuery], list[RankingQuery]]:
-    """Return what is held out, and what is trained on; no text is in both."""
-    texts = list(dict.fromkeys(query.text for query in queries))
-    count = max(FEWEST_HELD_OUT, min(round(HELD_OUT * len(texts)), MOST_HELD_OUT))
-    chosen = set(random.Random(f"held out {seed}").sample(texts, count))
-    held_out = [query for query in queries if query.text in chosen]
-    return held_out, [query for query in queries if query.text not in chosen]
