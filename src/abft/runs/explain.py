@@ -1,6 +1,5 @@
 """Say where the heads looked when a text was classified."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -89,8 +88,7 @@ def look(
 
     on_labels_LHK = rows_LHS[:, :, list(prompt.label_positions)]
     if heads_LH is None:
-        threshold = k / (k + math.log(n)) if fixed_threshold is None else fixed_threshold
-        passes_LH = on_labels_LHK.sum(-1) > threshold
+        passes_LH = _passing(on_labels_LHK, n, fixed_threshold)
     else:
         passes_LH = heads_LH.to(on_labels_LHK.device)
     heads = int(passes_LH.sum())
@@ -98,6 +96,19 @@ def look(
         on_labels_LHK = on_labels_LHK * passes_LH[:, :, None]
     shares_K = on_labels_LHK.sum((0, 1)).cpu().double().numpy() + SMALLEST
     return shares_K / shares_K.sum(), on_text_S, heads
+
+
+def _passing(on_labels_LHK: "Tensor", n: int, fixed_threshold: float | None) -> "Tensor":
+    """Return which heads pass the filter for a prompt of n tokens, (L, H) bool."""
+    import torch
+
+    from abft.method.heads import induction_mask, threshold
+
+    if fixed_threshold is None:
+        threshold_1 = threshold(torch.tensor([n]), torch.tensor([on_labels_LHK.shape[-1]]))
+    else:
+        threshold_1 = torch.tensor([fixed_threshold])
+    return induction_mask(on_labels_LHK[:, None], threshold_1.to(on_labels_LHK.device))[:, 0]
 
 
 def explain(
