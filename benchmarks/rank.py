@@ -375,7 +375,7 @@ def speed(options):
     results = []
     for count in (4, 20, 100):
         documents = writer.documents(texts[:count])
-        (query,) = writer.queries([texts[count]])
+        query, *others = writer.queries(texts[count : count + 16])
         prompt = writer.prompt(documents, query, [True] + [False] * (count - 1))
         rounds = []
         for _ in range(options.rounds):
@@ -392,6 +392,9 @@ def speed(options):
             started = time.perf_counter()
             list(reader.attention(kept, [query]))
             seconds["query"] = time.perf_counter() - started
+            started = time.perf_counter()
+            list(reader.attention(kept, [query, *others]))
+            seconds["each of 16 queries"] = (time.perf_counter() - started) / 16
             rounds.append(seconds)
         middle = {name: float(np.median([r[name] for r in rounds])) for name in rounds[0]}
         held = sum(k.numel() * 4 + v.numel() * 4 for k, v in kept.layers) / 2**20

@@ -752,6 +752,36 @@ def extrapolation(bench: Bench) -> Expected:
     return Expected(("task", "method", *(f"{f:g}" for f in factors)), rows, ("task", "method"))
 
 
+def factors(bench: Bench) -> Expected:
+    """Recompute the grid over A0 and B0; without either there is no loss."""
+    rewards = (0.0, 0.5, 1.0, 2.0)
+    rows = {}
+    for controller in (True, False):
+        for punishment in (0.0, 0.25, 0.5, 1.0):
+            names = [f"factors-A0={punishment}-B0={b}-pid={controller}" for b in rewards]
+            cells = [
+                percent(bench.accuracy("SST2", "abft", name) if punishment or reward else None)
+                for name, reward in zip(names, rewards, strict=True)
+            ]
+            rows["on" if controller else "off", f"{punishment:g}"] = cells
+    columns = ("PID", "A0", *(f"B0 = {b:g}" for b in rewards))
+    return Expected(columns, rows, ("PID", "A0"))
+
+
+def other_tasks(bench: Bench) -> Expected:
+    """Recompute what training on all other tasks reaches."""
+    rows = {
+        (task,): [
+            *(percent(bench.accuracy(task, method)) for method in ("vanilla", "metaicl")),
+            in_parentheses(bench.difference(task, "metaicl")),
+            percent(bench.accuracy(task, "e2e")),
+        ]
+        for task in TRAINED_TASKS
+    }
+    columns = ("task", "vanilla", "MetaICL", "MetaICL minus vanilla", "E2E on the task itself")
+    return Expected(columns, rows, ("task",))
+
+
 def ablations(bench: Bench) -> Expected:
     """Recompute the ablations."""
     rows = {
@@ -900,6 +930,8 @@ RESULTS_TABLES: dict[str, Callable[[Bench], Expected]] = {
     "Unseen labels / Unseen labels: accuracy in %": unseen_labels,
     "Renamed labels / Renamed labels: accuracy in %": renamed_labels,
     "Between and beyond the trained weights / Extrapolation: accuracy in %": extrapolation,
+    "Trained on other tasks / MetaICL: accuracy in %": other_tasks,
+    "Punishment and reward / Accuracy in %": factors,
     "Ablations / Ablations": ablations,
     "Ablations / Difference in accuracy to vanilla, in points": ablation_differences,
     "Ablations / Heads over the threshold": ablation_heads,
