@@ -1,4 +1,4 @@
-"""`python -m abft`, and `accelerate launch -m abft`: the command line."""
+"""Run the command line with `python -m abft` or `accelerate launch -m abft`."""
 
 from abft.cli.app import main
 

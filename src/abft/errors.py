@@ -1,4 +1,4 @@
-"""Exceptions that mean a user's mistake or wish, not a bug of this package."""
+"""Exceptions that stand for a user's mistake or wish, not for a bug of this package."""
 
 
 class AbftError(ValueError):
@@ -11,7 +11,7 @@ class AbftError(ValueError):
 
 
 class CannotResume(AbftError):
-    """What an earlier command left cannot be gone on with."""
+    """What an earlier command left cannot be continued."""
 
 
 class DamagedWeights(AbftError):

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all. Everything this package writes goes here."""
+"""Write files and folders whole or not at all. Everything this package writes goes through here."""
 
 import json
 import os
@@ -18,7 +18,7 @@ def cache_folder() -> Path:
 
 
 def _partial(path: Path) -> Path:
-    """Return where `path` is written first: next to it, one place for each process."""
+    """Return where `path` is written first: next to it, in a place of this process alone."""
     return path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.partial")
 
 
@@ -34,7 +34,7 @@ def locked(path: Path, refusal: str) -> Iterator[None]:
 
     Raises:
         AbftError: another process, or thread, holds it (`refusal` is the message), or it cannot be
-            made there.
+            created.
     """
     from filelock import FileLock, Timeout
 
@@ -50,8 +50,8 @@ def locked(path: Path, refusal: str) -> Iterator[None]:
     try:
         yield
     finally:
-        # Before it is free: who waits for a file that is gone does not get it (filelock checks).
-        # Windows keeps open files, and with them an empty lock.
+        # Removed before it is released: whoever waits for the removed file does not get the lock
+        # (filelock checks). Windows cannot remove open files, so there an empty file stays.
         with suppress(OSError):
             path.unlink()
         lock.release()
@@ -59,7 +59,7 @@ def locked(path: Path, refusal: str) -> Iterator[None]:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Give a place to write to; when the context ends without an error, it becomes `path`."""
+    """Yield a path to write to; when the context ends without an error, it becomes `path`."""
     partial = _partial(path)
     try:
         yield partial
@@ -70,9 +70,9 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Give an empty folder; when the context ends without an error, it becomes `path`.
+    """Yield an empty folder; when the context ends without an error, it becomes `path`.
 
-    `path` may be an empty folder before. The files get the permissions of any new file.
+    `path` may already be an empty folder. The files get the permissions of any new file.
     """
     partial = _partial(path)
     shutil.rmtree(partial, ignore_errors=True)
@@ -89,10 +89,10 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_files(folder: Path, owned: Sequence[str] = ()) -> Iterator[Path]:
-    """Give an empty folder; when the context ends without an error, its files move to `folder`.
+    """Yield an empty folder; when the context ends without an error, its files move to `folder`.
 
-    Several files cannot be replaced at one moment. Of the files `owned`, old ones are removed
-    first, from the last, and new ones arrive in order: a folder with the last one is complete.
+    Several files cannot be replaced at the same moment. Of the files `owned`, old ones are removed
+    first, in reverse order, and new ones arrive in order: a folder with the last one is complete.
     """
     partial = folder / ".partial"
     shutil.rmtree(partial, ignore_errors=True)

@@ -29,7 +29,7 @@ class Setting:
 
     help: str
     panel: str = "Other"  # heading above its option in `--help`
-    follows: str | None = None  # what it follows from where it is left open (None)
+    follows: str | None = None  # what its value follows from if it is left open (None)
     at_least: float | None = None
     below: float | None = None
     choices: Callable[[], Sequence[str]] | None = None  # of a text; a Literal lists its own
@@ -37,14 +37,14 @@ class Setting:
     measuring: bool = False  # decides what is measured too, not only how a model is trained
     affects_result: bool = True  # False: speed and places only
     objectives: tuple[str, ...] = ()  # the only objectives that have it; () = all
-    follows_objective: bool = False  # where it is left open, its value depends on the objective
+    follows_objective: bool = False  # if it is left open, its value depends on the objective
     defines_method: bool = False  # part of what a method of the benchmark is
     axis: bool = False  # a grid sets it by an axis of its own
-    of_task: bool = False  # says which task, or describes it: another task has another value
-    describes_own_data: bool = False  # means something only next to `data`
-    of_mixture: bool = False  # means something only where a mixture of tasks is trained on
+    of_task: bool = False  # names or describes the task: another task needs another value
+    describes_own_data: bool = False  # has a meaning only together with `data`
+    of_mixture: bool = False  # has a meaning only when training on a mixture of tasks
     path: bool = False  # names a file or folder, if there is one of that name
-    listed: bool = False  # a text of values with commas between; a list, or one number, will do
+    listed: bool = False  # text of comma-separated values; a list, or one number, is accepted too
     card: bool = False  # shown in model cards
 
 
@@ -100,7 +100,7 @@ def changed(settings: Any, among: Sequence[str]) -> list[str]:
 
 
 def choices_of(settings: Any, name: str) -> tuple[str, ...]:
-    """Return the values that a setting can take; () where any value of its type will do."""
+    """Return the values that a setting can take; () if any value of its type will do."""
     known = settings_of(settings)[name]
     if known.choices is not None:
         return tuple(known.choices())
@@ -116,7 +116,7 @@ def required(kind: Any) -> Any:
 
 
 def as_declared(settings: Any, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return values of settings as the types of their fields, where what is meant is clear.
+    """Convert values of settings to the types of their fields, if it is clear what is meant.
 
     YAML reads 3e-4 as text, and the 10 of `layers: 10` as a number.
     """
@@ -134,7 +134,7 @@ def _types_of(kind: Any) -> dict[str, Any]:
 
 
 def _as_declared(value: Any, kind: Any, known: Setting) -> Any:
-    # numpy's true and false are no numbers, Python's are.
+    # numpy's True and False do not count as integers, but Python's do.
     if isinstance(value, bool):
         return value
     if kind is int and isinstance(value, Integral):
@@ -161,9 +161,9 @@ def _text(value: Any) -> Any:
 
 
 def check_settings(settings: Any) -> None:
-    """Raise AbftError for the first setting of an object that is no value of its type or bounds.
+    """Raise AbftError for an object's first setting that is of the wrong type or out of bounds.
 
-    Changes `settings`: values get their fields' types, see `as_declared`.
+    Changes `settings`: values are converted to their fields' types, see `as_declared`.
     """
     given = {name: getattr(settings, name) for name in settings_of(settings)}
     for name, value in as_declared(settings, given).items():
@@ -209,7 +209,7 @@ _TYPE_NAMES: dict[Any, str] = {
 
 
 def is_a(value: object, kind: Any) -> bool:
-    """Whether a value from YAML or a caller is of a field's type.
+    """Return whether a value from YAML or a caller is of a field's type.
 
     Whole numbers pass as floats, true and false do not pass as numbers.
     """
@@ -248,7 +248,7 @@ def check_keys(values: Mapping[str, object], known: Sequence[str], origin: str) 
 
 
 def did_you_mean(name: str, known: Sequence[str]) -> str:
-    """Return "; did you mean 'x'?" for the nearest known name, "" where none is near."""
+    """Return "; did you mean 'x'?" for the nearest known name, "" if none is near."""
     from difflib import get_close_matches  # only where something is refused
 
     near = get_close_matches(name, known, n=1)

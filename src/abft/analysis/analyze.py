@@ -1,4 +1,4 @@
-"""All analyses of a run, each computed once: what `abft analyze` writes and `abft report` shows."""
+"""Run all analyses of a run, each once, for `abft analyze` to write and `abft report` to show."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -79,7 +79,7 @@ def analyze(run: str | Path, choices: Choices = DEFAULTS) -> Analyses:
         name: key_of(
             run=run_key,
             e2e=e2e_key if name != "line" else None,
-            # Weights alone, without any prompt, are behind "changes".
+            # "changes" depends on weights alone, not on any prompt.
             test_prompts=None if name == "changes" else min(count, prompt_limits.get(name, count)),
             points=min(count, choices.points) if name in ("causality", "deletion") else None,
             resolution=choices.resolution if name == "plane" else None,

@@ -47,9 +47,9 @@ def key_of(**parts: object) -> str:
 def read_arrays(
     run: Path, name: str, expected: Mapping[str, str], key: str | None = None
 ) -> dict[str, np.ndarray] | None:
-    """Return the arrays of an analysis, or None where they have to be computed again.
+    """Return the arrays of an analysis, or None if they have to be computed again.
 
-    They are missing, damaged (with a warning) or computed from something else than `key` says.
+    That is, if they are missing, damaged (with a warning), or were made from another `key`.
     """
     path = run / FOLDER / f"{name}.npz"
     if not path.is_file():
@@ -80,7 +80,7 @@ def write_arrays(run: Path, name: str, arrays: Mapping[str, np.ndarray], key: st
 
 
 def make_folder(run: Path) -> None:
-    """Make the folder of the arrays. Raises AbftError where it cannot be made."""
+    """Make the folder of the arrays. Raises AbftError if it cannot be made."""
     try:
         (run / FOLDER).mkdir(exist_ok=True)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Accuracy between and beyond the weights of runs (Fig. 7, 9).
+"""Measure accuracy between and beyond the weights of runs (Fig. 7, 9).
 
 The plane is theta0 + e (theta_E2E - theta0) + a (theta_ABFT - theta0); the line goes beyond a = 1.
 """

@@ -1,4 +1,4 @@
-"""Do the heads that ABFT trains carry the answer? Accuracy with heads switched off.
+"""Measure accuracy with heads switched off: do the heads that ABFT trains carry the answer?
 
 Induction heads are compared with as many random heads.
 """

@@ -1,4 +1,4 @@
-"""How much W_Q and W_K changed, layer by layer (Fig. 17-19), and in how many directions."""
+"""Measure how much W_Q and W_K changed by layer (Fig. 17-19), and in how many directions."""
 
 import sys
 

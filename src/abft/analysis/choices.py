@@ -27,7 +27,7 @@ class Choices:
     )
     points: int = setting(
         64,
-        "Test prompts at every point of the basin, with heads off, and without demonstrations.",
+        "Test prompts for every point of the basin, with heads off, and without demonstrations.",
         panel=ANALYSES,
         at_least=1,
     )

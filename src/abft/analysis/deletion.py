@@ -1,4 +1,4 @@
-"""Do predictions depend on the demonstrations that the heads look at? Predictions without them.
+"""Measure whether predictions depend on the demonstrations that the heads look at.
 
 Demonstrations are removed from the prompt, those that the heads look at most first, and in random
 order: the deletion curve of feature attribution (arXiv 1806.07421).
@@ -42,7 +42,7 @@ def deletion(study: Study, evaluation: dict[str, np.ndarray], count: int) -> dic
     template = study.session.data.task.template
     M, N, R = len(study.models), len(written), len(sizes)
 
-    # Without any demonstration removed nothing changes.
+    # Entry 0 of R: as long as no demonstration is removed, nothing changes.
     probability_MRON = np.zeros((M, R + 1, 1 + DRAWS, N))
     changed_MRON = np.zeros((M, R + 1, 1 + DRAWS, N))
     with progress_bar("demonstrations removed", M * N * (1 + R * (1 + DRAWS))) as bar:

@@ -1,4 +1,4 @@
-"""Predictions and head maps before and after (Fig. 1 C; Fig. 4, 10-14).
+"""Measure predictions and head maps before and after training (Fig. 1 C; Fig. 4, 10-14).
 
 The same is measured with queries whose label no demonstration has.
 """

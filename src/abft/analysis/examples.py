@@ -1,4 +1,4 @@
-"""Attention rows of single test prompts, head by head (Fig. 8, 16, 29-31)."""
+"""Read attention rows of single test prompts, head by head (Fig. 8, 16, 29-31)."""
 
 import numpy as np
 

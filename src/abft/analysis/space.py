@@ -1,4 +1,4 @@
-"""theta0 + sum of factor * (theta_run - theta0): weights of a model and of its trainings.
+"""Move a model through weight space: theta0 + sum of factor * (theta_run - theta0).
 
 Factor 0 is the untouched model, 1 a trained one; other factors are points between and beyond.
 """
@@ -34,11 +34,11 @@ class Change:
         return self.left if self.right is None else self.left @ self.right
 
     def singular_values(self, rows: Tensor) -> Tensor:
-        """Return the singular values of some rows; of an adapter no more than its rank."""
+        """Return the singular values of some rows; for an adapter, no more than its rank."""
         if self.right is None:
             return torch.linalg.svdvals(self.left[rows])
 
-        # Those of the small product of both triangles: Q of a QR decomposition changes none.
+        # They are those of the small product of both R: Q of a QR decomposition changes none.
         left, right = (torch.linalg.qr(half).R for half in (self.left[rows], self.right.T))
         return torch.linalg.svdvals(left @ right.T)
 

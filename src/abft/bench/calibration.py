@@ -1,6 +1,6 @@
 """Write the prompts whose mean prediction is the prior of a calibration (scoring/calibration.py).
 
-The methods differ in the queries. All of them come from the training pool.
+The methods differ in the queries. What they draw comes from the training pool.
 """
 
 import random
@@ -18,10 +18,10 @@ class Draw:
     """What a calibration makes a query from.
 
     Attributes:
-        number: of the prompt, from 0.
-        text: one of the training pool, in none of the prompt's demonstrations.
-        words: of the whole pool.
-        length: words of a mean text.
+        number: number of the prompt, from 0.
+        text: a text of the training pool that is none of the prompt's demonstrations.
+        words: all words of the pool.
+        length: mean number of words in a text.
     """
 
     number: int
@@ -85,7 +85,7 @@ def calibration_prompts(
     """
     data.check(k)
 
-    # "domain" makes its queries of these.
+    # "domain" makes its queries from these.
     words = [word for example in data.train for word in example.text.split()]
     length = max(1, round(len(words) / len(data.train)))
 

@@ -1,4 +1,4 @@
-"""Classifiers that are fitted on labelled texts: ours, and what a practitioner would try before it.
+"""Classifiers that are fitted on labelled texts: ours, and what a practitioner would try first.
 
 Each has scikit-learn's `fit(texts, labels)` and `predict_proba(texts)`. Strengths of regularisation
 and numbers of neighbours are chosen by cross-validation on the texts they are given, the same way
@@ -43,8 +43,8 @@ class Fitting:
     """What a classifier is made for.
 
     Attributes:
-        texts: how many there are.
-        smallest: those of the rarest class, at least 2.
+        texts: number of labelled texts.
+        smallest: number of texts of the rarest class, at least 2.
         seed: decides folds, and what a training draws.
         task, model, device: for those that prompt a language model.
     """
@@ -131,7 +131,7 @@ def _minilm(fitting: Fitting) -> Any:
 
 def _minilm_knn(fitting: Fitting) -> Any:
     nearest = KNeighborsClassifier(metric="cosine")
-    # A fold is left out: the others have to hold so many neighbours.
+    # A fold is left out: the others have to hold enough neighbours.
     most = fitting.texts // 2
     counts = [count for count in NEIGHBOURS if count <= most]
     search = GridSearchCV(nearest, {"n_neighbors": counts}, cv=fitting.folds)
@@ -143,7 +143,7 @@ def _setfit(fitting: Fitting) -> Any:
 
 
 def _in_context(**settings: Any) -> Callable[[Fitting], Any]:
-    """Return what makes an `ABFTClassifier` with some settings."""
+    """Return a function that makes an `ABFTClassifier` with the given settings."""
 
     def make(fitting: Fitting) -> ABFTClassifier:
         return ABFTClassifier(

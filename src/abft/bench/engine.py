@@ -54,7 +54,7 @@ def run_grid(
     """Run what is left of a grid, and return the number of failed cells.
 
     Raises:
-        AbftError: no Ray, no answer at its address, another benchmark in the folder.
+        AbftError: Ray is missing or does not answer, or another benchmark is running in the folder.
         RunInterrupted: Ctrl-C; finished cells are kept.
     """
     cells = grid.cells()
@@ -96,7 +96,7 @@ def run_grid(
             finally:
                 progress.close()
 
-        # Cells that an earlier run finished may still have their weights, and an event may be lost.
+        # Cells that an earlier run finished may still have weights, and events may have been lost.
         if not grid.keep_weights:
             for weights in {cell.weights for cell in cells}:
                 _remove_weights(cells, store, weights)

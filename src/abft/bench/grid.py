@@ -29,7 +29,7 @@ from abft.settings import (
     settings_of,
 )
 
-VERSION = 1  # of cell files; a change of what is measured, or of BASELINE, raises it
+VERSION = 1  # of cell files; increased by a change of what is measured, or of BASELINE
 BASELINE = {**PAPER, "lr": None}  # what every cell starts from; the rate follows the model's size
 NAME_LIMIT = 180  # characters of a file name
 _STORED_NAMES = {"prompt_style": "protocol"}  # settings that were renamed after cells were stored
@@ -41,7 +41,7 @@ class Cell:
 
     model: str
     task: str
-    method: str  # the grid's name
+    method: str  # its name in the grid
     kind: str  # key of METHODS
     scenario: str
     seed: int
@@ -60,10 +60,10 @@ class Cell:
     def digest(self) -> str:
         """Return a hash of everything that decides the result.
 
-        Results of another digest are not used.
+        Stored results with another digest are not used.
         """
-        # How training runs decides nothing for an untouched model; calibrations, and draws of
-        # labelled texts, follow the seed.
+        # Training settings do not matter for an untouched model, but the seed does: calibrations
+        # and draws of labelled texts follow it.
         if self.trained is None:
             measured = names(
                 RunConfig, lambda run_setting: run_setting.measuring and run_setting.affects_result
@@ -76,7 +76,7 @@ class Cell:
         variant = dict(self.variant)
         parts = [VERSION, changes, self.kind, self.scenario, variant, calibration]
 
-        # What was changed after cells had been stored; all others keep their digest.
+        # What was changed after cells had been stored; all other cells keep their digest.
         if revision := METHODS[self.kind].revision:
             parts.append(revision)
         if self.config.max_text_tokens is not None:
@@ -170,17 +170,14 @@ def _path_names() -> list[str]:
 
 @functools.cache
 def _content(path: str) -> str | None:
-    """Return what tells a changed local file or model folder from the one that was measured.
-
-    None for names of a hub.
-    """
+    """Return a hash that changes with a local file or model folder; None for hub ids."""
     local = Path(path)
     if local.is_file() and local.suffix != ".gguf":
         # Earlier versions parsed numbers in tables: this keeps their results apart.
         read_as = b"cells as text" if local.suffix.lower() in (".csv", ".tsv") else b""
         return hashlib.sha256(read_as + local.read_bytes()).hexdigest()[:16]
 
-    # Weights are large: name, size and time of change have to do.
+    # Weights are large: name, size and time of change have to be enough.
     files = [local]
     if not local.is_file():
         files = sorted([*local.glob("*.safetensors"), *local.glob("*.json")])
@@ -257,7 +254,7 @@ class Grid:
     def cells(self) -> list[Cell]:
         """Return every cell, those of one job next to each other.
 
-        Combinations that mean nothing are left out.
+        Combinations that make no sense are left out.
         """
         cells = [
             self._cell(model, task, method, kind, scenario, variant, seed)
@@ -341,7 +338,7 @@ def _has(objective: str, run_setting: Setting) -> bool:
 def _check_classifier(config: ResolvedConfig, method: Named, kind: str) -> None:
     """Raise AbftError for settings that a method fitted on texts does not have."""
     without = [*method.settings]
-    # Those with a language model load it as `ABFTClassifier` does.
+    # Methods with a language model load it as `ABFTClassifier` does.
     if METHODS[kind].classifier in ("untrained_probe", "untrained", "trained"):
         without += _changed(config, ["dtype", "load_in_4bit", "revision", "prompt_style"])
     if without:
@@ -352,7 +349,7 @@ def _check_classifier(config: ResolvedConfig, method: Named, kind: str) -> None:
 
 
 def applies(cell: Cell) -> bool:
-    """Return whether the cell's scenario means something for its method."""
+    """Return whether the cell's scenario makes sense for its method."""
     needs, trained = SCENARIOS[cell.scenario].needs, cell.trained
     is_classifier = METHODS[cell.kind].classifier is not None
     if is_classifier or needs == "classifier":
@@ -478,10 +475,10 @@ def _method(entry: object, origin: str) -> tuple[Named, str]:
 def _check_names(
     settings: object, origin: str, own_axis: str | None = None, *, of_methods: bool
 ) -> None:
-    """Raise AbftError for keys that are no settings here.
+    """Raise AbftError for keys that are not allowed as settings here.
 
-    Settings that an axis of the grid sets are none, but for the entry's `own_axis`, nor are those
-    that define a method, outside of an entry of methods.
+    Settings that an axis of the grid sets are not allowed, except for the entry's `own_axis`. Those
+    that define a method are allowed only in an entry of methods.
     """
     if not isinstance(settings, Mapping):
         raise AbftError(f"{origin}: got {settings!r}, expected keys and values")

@@ -1,7 +1,7 @@
 """Run jobs: the cells that share a model with one set of weights.
 
-Every finished cell is kept at once, so that a grid that was killed goes on where it was; a failed
-cell is recorded and does not stop the others.
+Every finished cell is kept at once, so that a killed grid can continue; a failed cell is recorded
+and does not stop the others.
 """
 
 import time

@@ -1,4 +1,4 @@
-"""Measure what classifiers reach with so many labelled texts, all that there are of them."""
+"""Measure what classifiers reach with a given number of labelled texts, and no others."""
 
 import random
 import time
@@ -18,12 +18,12 @@ from abft.model.loading import load_tokenizer
 
 
 def labelled_texts(pool: Sequence[Example], count: int, seed: int) -> list[Example]:
-    """Draw `count` examples, with two of every class: nothing is learned of a class unseen.
+    """Draw `count` examples, at least two of every class: nothing is learned of an unseen class.
 
-    A larger draw of the same seed holds the smaller ones. A pool that is smaller is drawn whole.
+    A larger draw with the same seed contains the smaller ones. A smaller pool is drawn whole.
 
     Raises:
-        AbftError: more classes than pairs of texts, or a class of the pool with one text.
+        AbftError: more classes than pairs of texts, or a class with only one text in the pool.
     """
     order = random.Random(seed).sample(list(pool), len(pool))
 
@@ -82,7 +82,7 @@ class FittedSubject:
         _, fitting_seconds = _cpu_seconds(lambda: classifier.fit(texts, labels))
         by_readout: dict[str, np.ndarray] = {}
         if hasattr(classifier, "readout_probabilities"):
-            # Of all read-outs at once, which takes about as long as the best one alone.
+            # All read-outs at once, which takes about as long as the best one alone.
             by_readout, seconds = _cpu_seconds(lambda: classifier.readout_probabilities(queries))
             probabilities = by_readout[classifier.readout_]
         else:
@@ -109,7 +109,7 @@ class FittedSubject:
                 "labelled_texts": len(texts),
                 "cpu_seconds": fitting_seconds,
                 "cpu_seconds_512": seconds * 512 / len(queries),
-                # What predictions are read from, where the classifier decides it.
+                # The read-out and training that the classifier chose, if it chooses any.
                 **{name: getattr(classifier, name) for name in _TOLD if hasattr(classifier, name)},
             },
             "predictions": predictions([prompt_set], [probabilities_NC]),

@@ -20,7 +20,7 @@ class Method:
     calibration: str | None = None  # key of CALIBRATIONS; how probabilities are corrected
     classifier: str | None = None  # key of CLASSIFIERS; fitted on labelled texts, without prompts
     ablation: bool = False  # a row of Table 4
-    revision: int = 0  # of a classifier; a change of what it does raises it
+    revision: int = 0  # of a classifier; increased by a change of what it does
 
 
 def _training(objective: str, **values: Any) -> dict[str, Any]:
@@ -50,8 +50,8 @@ METHODS: dict[str, Method] = {
         f"{name}_calibration": Method(calibration.title, calibration=name)
         for name, calibration in CALIBRATIONS.items()
     },
-    # The paper's method and the ablations of its Table 4. The PID controller would move A away
-    # from 0.
+    # The paper's method and the ablations of its Table 4. A = 0 goes without the PID controller,
+    # which would move A away from 0.
     "abft": Method(OBJECTIVES["abft"].long_title, _ABFT, ablation=True),
     "abft_no_pid": Method("ABFT, no PID", {**_ABFT, "pid": False}, ablation=True),
     "abft_no_pid_no_filter": Method(

@@ -143,7 +143,7 @@ def _cost(results: Results, model: str) -> Table | None:
     )
     seeds, tasks = len(results.grid.seeds), results.tasks
 
-    # Accuracies in and out of domain are means over the same tasks: those of which every method
+    # Accuracies in and out of domain are means over the same tasks: those for which every method
     # that was measured out of domain has a result.
     by_method = [
         {task for task in tasks if results.values(model, task, method, "out_of_domain", "mean")}
@@ -209,7 +209,7 @@ def _each_task(
     columns: Sequence[tuple[str, str]],
     scale: str = "percent",
 ) -> Any:
-    """Return what makes a table: a row for each task and method, metrics of a scenario as columns.
+    """Return a function that makes a table: rows are tasks and methods, columns are metrics.
 
     `columns` are pairs of a metric and its title; `scale` is "percent" or "plain".
     """
@@ -363,7 +363,7 @@ def _labelled_texts(results: Results, model: str) -> Table | None:
 
 
 def _by_variant(scenario: str, key: str, title: str, caption: str) -> Any:
-    """Return what makes a table of accuracies: one column for each value of a variant's setting."""
+    """Return a function that makes a table of accuracies, a column for each value of a setting."""
 
     def make(results: Results, model: str) -> Table | None:
         values = [variant[key] for variant in _variants(scenario)]
@@ -417,7 +417,7 @@ def _factors(results: Results, model: str) -> Table | None:
 
 
 def _named_sets(scenario: str, title: str, caption: str) -> Any:
-    """Return what makes a table whose columns are the metrics that a scenario's results hold."""
+    """Return a function that makes a table with the metrics of a scenario's results as columns."""
 
     def make(results: Results, model: str) -> Table | None:
         metrics = [

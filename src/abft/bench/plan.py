@@ -20,7 +20,7 @@ from abft.runs.run_folder import METRICS
 
 @dataclass(frozen=True)
 class Plan:
-    """A cell, and the prompts that are left; `problem` is the error that it would end in."""
+    """A cell, and how many prompts are left; `problem` is the error that it would end in."""
 
     cell: Cell
     scored_prompts: int = 0
@@ -39,9 +39,9 @@ class Plan:
 
 
 def plan(cells: Sequence[Cell], store: Store) -> list[Plan]:
-    """List what is left of every cell.
+    """List what is left to compute for every cell.
 
-    What cells share (trainings, predictions) counts for the first that needs it.
+    What cells share (trainings, predictions) counts for the first cell that needs it.
     """
     planner = _Planner(store)
     return [planner.plan(cell) for cell in cells]
@@ -65,7 +65,7 @@ class _Planner:
             return Plan(cell, problem=" ".join(str(error).split()) or type(error).__name__)
 
     def _fitted(self, cell: Cell) -> Plan:
-        """Return a plan in texts, for a classifier that reads no prompts."""
+        """Return a plan that counts texts, for a classifier that reads no prompts."""
         setting = setting_of(cell, self._tokenizer(cell))
         count = cell.variant["texts"]
         texts = labelled_texts(setting.data.train, count, cell.seed)

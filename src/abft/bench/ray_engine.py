@@ -16,10 +16,10 @@ RETRIES = 3  # of a job whose worker died
 
 @contextmanager
 def cluster(address: str | None, resources: Resources) -> Iterator[Callable[..., None]]:
-    """Connect to Ray while open, and yield what runs jobs on it.
+    """Connect to Ray while the context is open, and yield a function that runs jobs on it.
 
     Raises:
-        AbftError: no Ray, no answer at its address, a job needs more than the cluster has.
+        AbftError: Ray is missing or does not answer, or a job needs more than the cluster has.
     """
     with connected(address, resources.cpus, resources.gpus, "a job"):
         yield _runner(resources)
@@ -37,7 +37,7 @@ def _remote_job(cells: Sequence[Cell], folder: str, events: Any) -> None:
 
 
 def _runner(resources: Resources) -> Callable[..., None]:
-    """Return what runs jobs on the connected cluster, with progress."""
+    """Return a function that runs jobs on the connected cluster, with progress."""
     import ray
     from ray.util.queue import Queue
 

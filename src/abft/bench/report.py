@@ -53,7 +53,7 @@ def write_tables(results: Results, folder: Path) -> list[Table]:
 
 
 def _long(results: Results) -> Table:
-    """Return a table of one row a number."""
+    """Return a table with one row for each number."""
     columns = ("model", "task", "method", "scenario", "variant", "seed", "metric", "value")
     table = Table("results", "All results", "", columns)
     for cell, record in results.finished:

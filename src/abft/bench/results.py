@@ -24,7 +24,7 @@ class Results:
     def records(
         self, model: str, task: str, method: str, scenario: str, **variant: Any
     ) -> list[dict[str, Any]]:
-        """Return one record a seed; of all variants where none is named."""
+        """Return one record for each seed, and for each variant if none is named."""
         names = (model, task, method, scenario)
         return [
             record
@@ -123,7 +123,7 @@ def mean_difference(
     if len(estimates) < len(differences):
         return None
 
-    # Tasks have other queries: their samples are paired at random.
+    # Tasks have different queries: their samples are paired at random.
     generator = np.random.default_rng(0)
     samples = [generator.permutation(samples) for _, samples in estimates]
     return float(np.mean([value for value, _ in estimates])), np.mean(samples, axis=0)

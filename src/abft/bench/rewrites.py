@@ -43,7 +43,7 @@ def alternate_templates(task: Task) -> list[Task]:
     """
     template = task.template
 
-    # Own data has no other instructions in StaICC.
+    # StaICC has no other instructions for own data.
     record = BUILTIN.get(task.name)
     first, second = record.instructions if record else _OWN_INSTRUCTIONS
     instructions = (template.instruction, first, second)

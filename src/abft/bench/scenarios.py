@@ -59,7 +59,7 @@ class PromptSet:
         return np.array([prompt.target for prompt in self.prompts])
 
 
-_NOISE = "noise="  # and the share of incorrect labels: the name of a prompt set of `label_noise`
+_NOISE = "noise="  # with the share of incorrect labels, the name of a prompt set of `label_noise`
 Measure = Callable[[Sequence[PromptSet], Sequence[np.ndarray]], dict[str, float]]
 
 
@@ -121,7 +121,7 @@ def _demonstrations(setting: Setting) -> list[PromptSet]:
 def _drawn(setting: Setting) -> tuple[list[list[int]], LinearCongruential]:
     """Return StaICC's demonstration indices of all test prompts, and the generator that drew them.
 
-    Draws that follow continue where it is.
+    Later draws continue where it stopped.
     """
     generator, indices = LinearCongruential(), range(len(setting.data.demonstrations))
 
@@ -182,7 +182,7 @@ def _renamed(setting: Setting) -> list[PromptSet]:
 
 def _with_queries(setting: Setting, name: str, query_text: Callable[[str], str]) -> list[PromptSet]:
     """Write the standard prompts with their queries' texts replaced."""
-    # One query a prompt: the same text is replaced anew for every prompt.
+    # One query for each prompt: the same text is replaced anew for every prompt.
     test = setting.data.test
     queries = [test[i % len(test)] for i in range(setting.count)]
     replaced = tuple(Example(query_text(query.text), query.label) for query in queries)
@@ -228,7 +228,7 @@ def _label_noise(setting: Setting) -> list[PromptSet]:
     for count in sorted({int(setting.k * rate) for rate in ERROR_RATES}):
         prompts = []
         for i, indices in enumerate(lists):
-            # Drawn for every prompt of StaICC: the generator runs on into the next share.
+            # Drawn for every prompt of StaICC, because the generator continues with the next share.
             incorrect = errors.sample(indices, count)
             if i < setting.count:
                 query = data.test[i % len(data.test)]

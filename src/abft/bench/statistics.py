@@ -15,16 +15,16 @@ def paired_bootstrap(
 ) -> tuple[float, np.ndarray]:
     """Return the difference in accuracy between two methods, and bootstrap samples of it.
 
-    `RESAMPLES` samples of a paired bootstrap (Efron and Tibshirani 1993) resample queries, each
+    The `RESAMPLES` samples of a paired bootstrap (Efron and Tibshirani 1993) resample queries, each
     with all of its prompts (one query with two demonstration sets is not two observations), and
-    seeds of each method, which differ in their training prompts. With one seed only the queries
-    vary. Few seeds resampled vary too little, (S - 1) / S of their variance: their deviations
-    from the mean are made sqrt(S / (S - 1)) times as large.
+    each method's seeds, which differ in their training prompts. With one seed, only the queries
+    vary. Resampling S seeds gives too little variance, (S - 1) / S of it, so deviations from the
+    mean over seeds are made sqrt(S / (S - 1)) times as large.
 
     Args:
         correct_SN: for each seed, whether each of N prompts was answered correctly.
         reference_RN: the same for the method that is subtracted; its number of seeds may differ.
-        queries_N: which query each prompt asks.
+        queries_N: the query of each prompt.
     """
     ours, theirs = np.asarray(correct_SN, dtype=float), np.asarray(reference_RN, dtype=float)
     queries = np.asarray(queries_N)
@@ -58,7 +58,7 @@ def paired_bootstrap(
 
 
 def spread_over_seeds(values_SN: np.ndarray) -> np.ndarray:
-    """Return values whose S rows, resampled, have a mean of the variance that S rows imply."""
+    """Spread S rows so that the mean of resampled rows has the variance that S rows imply."""
     seeds = len(values_SN)
     mean_N = values_SN.mean(0)
     return mean_N + (values_SN - mean_N) * (np.sqrt(seeds / (seeds - 1)) if seeds > 1 else 1.0)

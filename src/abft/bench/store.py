@@ -28,13 +28,13 @@ from abft.files import atomic_file, remove_partials, write_json, write_text
 
 LOCK = ".lock"
 _LOGGER = logging.getLogger(__name__)
-# What a missing or damaged file raises, or one of other contents.
+# What is raised by a missing or damaged file, or one with other contents.
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What is measured of a model on the prompts of one set.
+    """What is measured on one set of prompts with a model.
 
     Attributes:
         probabilities: of the labels, (N, C).
@@ -105,8 +105,8 @@ class Store:
     def read(self, cell: Cell) -> dict[str, Any] | None:
         """Return a finished cell's result.
 
-        None where there is none, and, with a logged warning, where the file is damaged or was made
-        with other settings.
+        None if there is none or, with a logged warning, if the file is damaged or was made with
+        other settings.
         """
         path = self._path(cell)
         if not path.is_file():
@@ -178,7 +178,7 @@ class Store:
             return None
 
     def write_scores(self, key: str, scores: Scores) -> None:
-        """Keep scores, at once or not at all; other processes may write the same."""
+        """Keep scores, whole or not at all; other processes may write the same."""
         # An array of numbers has no None: nan takes its place.
         values = (scores.heads, scores.correct_mass, scores.incorrect_mass)
         heads = [np.nan if value is None else value for value in values]
@@ -205,7 +205,7 @@ class Store:
 
 
 def scores_key(cell: Cell, words: LabelTokens, prompts: Sequence[Prompt]) -> str:
-    """Return a name for the scores of prompts and label tokens by the model of a cell."""
+    """Return a name for the scores of prompts and label tokens under the model of a cell."""
     config = cell.config
     contents = [
         (prompt.text, prompt.label_spans, prompt.label_classes, prompt.target) for prompt in prompts

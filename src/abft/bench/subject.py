@@ -39,13 +39,13 @@ if TYPE_CHECKING:
 
 
 def setting_of(cell: Cell, tokenizer: "PreTrainedTokenizerBase") -> Setting:
-    """Return what the cell's scenario writes its prompts from; the seed has no part in it."""
+    """Return what the cell's scenario writes its prompts from; it does not depend on the seed."""
     config = cell.config
     data = load_run_data(config)
     # Own data has the grid's name, not its file's.
     data = replace(data, task=replace(data.task, name=cell.task))
 
-    # As training cuts them; peers read whole texts, and ABFTClassifier cuts them itself.
+    # Cut texts as in training. Classifiers get whole texts, which ABFTClassifier cuts itself.
     if METHODS[cell.kind].classifier is None:
         limit = _context_length(config.model, config.revision, config.trust_remote_code)
         tokens = label_tokens(tokenizer, data.task, config.prompt_style)
@@ -258,7 +258,7 @@ class Subject:
         config = self.first.trained
         assert config is not None
 
-        # A training that was stopped goes on, unless its settings or its data were others, or its
+        # A training that was stopped continues, unless its settings or data were different, or its
         # checkpoint is damaged.
         trained = None
         if (folder / CONFIG).is_file() and not (folder / METRICS).is_file():
@@ -269,7 +269,7 @@ class Subject:
         if trained is None:
             shutil.rmtree(folder, ignore_errors=True)
             trained = train_run(config, folder).model
-        # It is at hand, unless another factor of its change is measured.
+        # The trained model can be used at once, unless another factor of its change is measured.
         if trained is not None and self.first.factor == 1:
             self._model = plain_model(trained)
 

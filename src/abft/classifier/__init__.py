@@ -1,4 +1,4 @@
-"""`ABFTClassifier`: labelled texts in, a classifier out, in scikit-learn's manner."""
+"""`ABFTClassifier`: a text classifier with scikit-learn's interface."""
 
 from abft.errors import AbftError
 

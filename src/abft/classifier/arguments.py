@@ -1,4 +1,4 @@
-"""What the arguments of `ABFTClassifier` mean, and which are refused; without a model."""
+"""Check and interpret the arguments of `ABFTClassifier`, without a model."""
 
 from collections.abc import Mapping
 from numbers import Integral
@@ -18,10 +18,10 @@ from abft.settings import did_you_mean
 if TYPE_CHECKING:
     from abft.classifier.estimator import ABFTClassifier
 
-# Below it no text is spared as a demonstration. Of 16 and 64 texts, 16 were better without
-# demonstrations, 64 with them (results/readouts/few_texts.txt).
+# With fewer texts, none is used as a demonstration: 16 texts were better without demonstrations, 64
+# with them (results/readouts/few_texts.txt).
 FEW_TEXTS = 32
-# Arguments that are settings of a run.
+# Arguments that are settings of a run: argument -> setting.
 SHARED = {
     "model": "model",
     "template": "template",
@@ -38,7 +38,7 @@ def plain_arguments(classifier: "ABFTClassifier") -> dict[str, Any]:
         name: value.item() if isinstance(value, np.generic) else value
         for name, value in classifier.get_params().items()
     }
-    # A RandomState is no JSON.
+    # A RandomState cannot be written as JSON.
     if not isinstance(values["random_state"], int):
         values["random_state"] = None
     if not isinstance(classifier.model, str | Path):
@@ -54,7 +54,7 @@ def plain_arguments(classifier: "ABFTClassifier") -> dict[str, Any]:
 
 
 def check_arguments(classifier: "ABFTClassifier") -> None:
-    """Raise AbftError for arguments that mean nothing."""
+    """Raise AbftError for arguments that make no sense."""
     for name, least, others in (
         ("k", 0, [None]),
         ("demonstration_sets", 1, [None]),
@@ -85,7 +85,7 @@ def check_arguments(classifier: "ABFTClassifier") -> None:
         if classifier.steps:
             raise AbftError("k = 0: without demonstrations nothing is trained; give steps=0")
 
-    # The data decide an open k only later; here the default takes its place.
+    # An open k is chosen later, from the data; here the default stands in for it.
     config = run_config(classifier, int(classifier.k or RunConfig.k))
     if classifier.steps:
         check_effect(config)
@@ -96,21 +96,21 @@ def _is_number(value: Any) -> bool:
 
 
 def run_config(classifier: "ABFTClassifier", k: int) -> RunConfig:
-    """Return the settings of a training; those that follow from others are open."""
+    """Return the settings of a training; those that follow from others stay open (None)."""
     numbers = (classifier.cross_entropy, classifier.learning_rate)
     weight, rate = (None if number is None else float(number) for number in numbers)
     return RunConfig(objective=classifier.objective, k=k, cross_entropy=weight, lr=rate)
 
 
 def choose_k(classifier: "ABFTClassifier", classes: int, texts: int) -> int:
-    """Return k, the demonstrations in a prompt, for so many texts that may be shown or asked.
+    """Return k, the number of demonstrations in a prompt, given how many texts can be used.
 
     Raises:
         ValueError: too few texts.
     """
     k = classifier.k
     if k is None:
-        # Attention is read on demonstrations only.
+        # Training and the attention read-out need demonstrations.
         spared = classifier.steps or classifier.readout == "attention" or texts >= FEW_TEXTS
         k = min(max(4, classes), 16, max(texts - QUERIES, 1)) if spared else 0
     if texts < k + QUERIES:
@@ -125,6 +125,6 @@ def task_of(classes: np.ndarray, template: str, label_words: Mapping[Any, str]) 
     """Return a task whose labels are the classes as text."""
     names = tuple(str(name) for name in classes.tolist())
     words = {str(name): word for name, word in label_words.items()}
-    # A class may be a bad word itself, such as an empty text.
+    # A class itself may be unusable as a label word, such as an empty text.
     first = tuple(words.get(name, name) for name in names)
     return Task("texts", Template(template), names, first).with_words(words)

@@ -1,4 +1,4 @@
-"""`ABFTClassifier`: labelled texts in, a classifier out, in scikit-learn's manner."""
+"""Define `ABFTClassifier`, a text classifier with scikit-learn's interface."""
 
 import math
 import random
@@ -53,47 +53,49 @@ if TYPE_CHECKING:
     from abft.runs.predictor import Predictor
 
 
-PART = 1024  # texts that are read at once: what is read of more need not fit into the memory
+PART = 1024  # texts that are read at once, so that the readings of many texts need little memory
 
-_OPENING = threading.RLock()  # one thread loads the base model of what was unpickled
+_OPENING = threading.RLock()  # one thread at a time loads an unpickled classifier's base model
 
 
 @document_settings(RunConfig, SHARED)
 class ABFTClassifier(ClassifierMixin, BaseEstimator):
     """Classifies texts with a language model that reads a few labelled texts as demonstrations.
 
-    `fit` learns what to read predictions from: the label words' probabilities, the attention on the
-    demonstrations' labels, hidden states (a linear probe), or a blend of them, calibrated. By
-    default the language model stays as it is, which takes a minute with 512 texts.
+    `fit` learns which read-out to predict from: the label words' probabilities, the attention on
+    the demonstrations' labels, hidden states (a linear probe), or a blend of them; each is
+    calibrated. By default the language model is not trained, and `fit` takes a minute with 512
+    texts.
 
     With `steps`, `fit` first trains W_Q and W_K so that attention heads look at demonstrations with
     the correct label. A part of the texts is held out to decide when to stop, and whether training
     helped at all: if it did not, the untouched model is kept, with a warning.
 
-    Of a class's texts that are equal but for case and punctuation, as far as they are read, the
-    first counts. None is held out and trained on, also where equal texts have different classes.
+    If texts of a class are equal except for case and punctuation, as far as they are read, only the
+    first counts. Equal texts are never both held out and trained on, even if their classes differ.
 
     `objective`, `cross_entropy`, `learning_rate`, `max_minutes` and `held_out` matter with `steps`
     only.
 
     Args:
         label_words: class -> its label word in prompts; default: the class as text.
-        k: demonstrations in a prompt; default: 4, or as many as there are classes, up to 16; 0 with
-            fewer than 32 texts, none of which can be spared, unless they are trained on or
-            attention on them is read. 0 = a text alone, without training.
-        demonstration_sets: probabilities are averaged over so many sets of demonstrations; default:
-            2, or as many as it takes to show every class once. A set takes the classes in turn, in
-            random order, and goes on in the next set where it stopped, so that all classes are
-            shown about equally often.
+        k: number of demonstrations in a prompt; 0 = the text alone, without training. Default: 4,
+            or the number of classes if that is larger, up to 16; but 0 with fewer than 32 texts,
+            because none can be spared, unless training or the attention read-out needs
+            demonstrations.
+        demonstration_sets: number of sets of demonstrations, over which probabilities are averaged;
+            default: 2, or as many as it takes to show every class once. The classes are taken in
+            turn, in random order; each set continues where the last one stopped, so that all
+            classes are shown about equally often.
         readout: label_words, attention, probe, blend, or auto: the blend, unless another one is
             better, by more than the standard error, on texts that it was not fitted on.
-        steps: most optimizer steps, of 32 prompts each; 0 = no training; "auto" = until the
-            held-out loss stops falling. 16 is enough for most tasks.
-        max_minutes: after which training ends; default: no limit.
+        steps: maximum number of optimizer steps, of 32 prompts each; 0 = no training; "auto" =
+            until the held-out loss stops falling. 16 is enough for most tasks.
+        max_minutes: time after which training ends; default: no limit.
         held_out: share of the texts that is not trained on, at least 8 and at most 256 of them.
         batch_size: texts in a forward pass of prediction.
-        random_state: int, RandomState or None; decides the parts, demonstrations and training
-            prompts.
+        random_state: int, RandomState or None; decides which texts are held out, the demonstrations
+            and the training prompts.
         progress: show a progress bar while training.
 
     Attributes:
@@ -102,7 +104,7 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
         validation_: by step, accuracy and log loss on the held-out texts; step 0 is the untouched
             model.
         best_step_: the step whose weights are kept; 0 = the untouched model's.
-        readout_: what predictions are read from.
+        readout_: name of the read-out that predictions come from.
         readouts_: log loss, accuracy and macro-F1 of every read-out that was compared, on texts
             that it was not fitted on.
     """
@@ -158,19 +160,19 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
     ) -> "ABFTClassifier":
         """Train on texts X, (N,), and their classes y, (N,): strings or integers.
 
-        `sample_weight`, (N,) and not negative: how much a text counts where a read-out is fitted,
+        `sample_weight`, (N,) and not negative: how much a text counts when a read-out is fitted,
         and how often it is a query in training. Texts of weight 0 are left out.
 
         A fit that fails or is interrupted leaves the classifier as it was before.
 
         Raises:
-            ValueError: unequal lengths, a text that is empty or no text, fewer than two classes, a
-                class with one text, classes of mixed types, too few texts for the prompts, settings
-                that mean nothing.
+            ValueError: unequal lengths, a text that is empty or no string, fewer than two classes,
+                a class with one text, classes of mixed types, too few texts for the prompts, or
+                settings that make no sense.
         """
         before = dict(vars(self))
         try:
-            # What predictions and `save` go by, whatever is set later.
+            # Predictions and `save` use these values, even if attributes are changed later.
             self._fitted = plain_arguments(self)
             return self._fit(X, y, sample_weight)
         except BaseException:
@@ -188,14 +190,14 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
             texts, classes, weights = weighted(texts, classes, sample_weight)
         self.classes_, labels = np.unique(classes, return_inverse=True)
         examples = [Example(text, int(label)) for text, label in zip(texts, labels, strict=True)]
-        # Of equal texts the first counts.
+        # Of equal texts, the weight of the first counts.
         weight_of = dict(zip(reversed(examples), reversed(weights), strict=True))
         examples = self._distinct(examples)
         classes_count = len(self.classes_)
         most_k = choose_k(self, classes_count, len(examples))
         task = self._task()
 
-        # Before texts are drawn: some may be equal once they are cut.
+        # Texts are cut before any are drawn: some may be equal once they are cut.
         model, tokenizer = base_model(self._fitted["model"], self.device, own=bool(self.steps))
         read = self._cut(task, examples, model, tokenizer, most_k)
         weight_of = {
@@ -267,12 +269,12 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
         return data.train
 
     def _fit_readout(self, data: TaskData, k: int, seed: int, weights_N: np.ndarray) -> None:
-        """Fit the read-out; before that train the model, if asked for, and keep it if it helps."""
+        """Fit the read-out; with `steps`, train the model first, and keep it if that helps."""
         examples = [*data.train, *data.test]
         names = candidates(self.readout, k)
         readings = self._read([example.text for example in examples], names, fitting=True)
 
-        # A text that every set shows says nothing: its label would be copied.
+        # A text that every set shows is of no use: its label would be copied.
         known = np.flatnonzero(readings.known.any(0))
         is_held_out = known >= len(data.train)
         labels_N = np.array([examples[i].label for i in known])
@@ -290,7 +292,7 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
             return fit_readout(readings, labels_N, classes, names, folds, seed, weights_N[known])
 
         if self.steps:
-            # Label words of a trained model are compared on texts that it was not trained on.
+            # Read-outs are compared on the held-out texts, on which the model is not trained.
             parts = [(np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out))]
             before = fit(readings, parts)
             self._train(data, k, seed)
@@ -304,7 +306,7 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
                     self._readout = after
                     return
                 self.best_step_ = 0
-            # The model that was trained goes, and the shared one is read again.
+            # The trained copy is dropped, and the shared, untouched model is used again.
             self._attach(*base_model(self._fitted["model"], self.device, own=False))
             warnings.warn(
                 f"training did not help on {len(data.test)} held-out texts (log loss "
@@ -334,7 +336,7 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
         fitting: bool = False,
         look: Any = None,
     ) -> Readings:
-        """Return what some read-outs need of texts."""
+        """Run the model on texts, and return what the named read-outs need."""
         predictors = self._opened()
         k = len(self.demonstrations_[0])
         sources = {source for name in names for source in sources_of(name, k)}
@@ -359,11 +361,12 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
             )
 
     def explain(self, X: Sequence[str]) -> "list[Explanation]":
-        """Return for each text its class, and where the heads looked behind each set.
+        """Return for each text its class, and where the heads looked after each set.
 
         Demonstrations are those of all sets; classes are given as text. A probe reads hidden
-        states, which attention made, but not the attention itself: see `readout_`. Of a text that
-        is too long for one of the sets, less is read than in `predict`, the same behind all.
+        states, which result from attention, but not the attention itself: see `readout_`. A text
+        that is too long for one of the sets is cut in the same place for all, so that less of it
+        may be read than in `predict`.
         """
         from abft.runs.explain import explain, look, together
         from abft.scoring.votes import head_mask
@@ -375,7 +378,7 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
         explanations = []
         labels = predictor.task.labels
         for part in _parts(texts_of(X)):
-            # All sets read as much of a text, so that their tokens are the same.
+            # All sets read the same part of a text, so that its tokens are the same.
             texts = part
             for predictor in self._opened():
                 texts = predictor.fit(texts)
@@ -400,7 +403,7 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
         return np.concatenate([np.zeros((0, len(self.classes_))), *parts])
 
     def readout_probabilities(self, X: Sequence[str]) -> dict[str, np.ndarray]:
-        """Return the probabilities (N, C) of every read-out in `readouts_`, read at once."""
+        """Return the probabilities (N, C) of every read-out in `readouts_`, from one reading."""
         check_is_fitted(self)
         readout, names = self._readout, list(self.readouts_)
         if readout is None:
@@ -437,7 +440,7 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
         return super().score(X, y, sample_weight)
 
     def _distinct(self, examples: Sequence[Example]) -> list[Example]:
-        """Return the first of equal texts of a class; ValueError unless enough of each are left."""
+        """Drop all but the first of a class's equal texts; ValueError if too few are left."""
         distinct = unique(examples, lambda example: (text_key(example.text), example.label))
         self._check_classes(distinct)
         return distinct
@@ -462,7 +465,7 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
         return task_of(self.classes_, self._fitted["template"], self._fitted["label_words"])
 
     def _attach(self, model: Any, tokenizer: Any) -> None:
-        """Open a predictor for every set of demonstrations."""
+        """Make a predictor for every set of demonstrations."""
         from abft.runs.predictor import Predictor
 
         labels = {name: i for i, name in enumerate(self.classes_.tolist())}
@@ -475,7 +478,7 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
         self.__dict__.pop("_weights_of_pickle", None)
 
     def _trained_tensors(self) -> dict[str, Any]:
-        """Return the trained tensors by name; none where the untouched model is kept."""
+        """Return the trained tensors by name; empty if the untouched model is kept."""
         if not self.best_step_:
             return {}
         parameters = self._predictors[0].model.named_parameters()
@@ -522,12 +525,12 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
         """Load a classifier that `save` wrote, and its base model.
 
         Args:
-            device: in the place of the one that it was fitted on.
-            model: where the base model is now, if it is elsewhere.
+            device: used instead of the device that it was fitted on.
+            model: where the base model is now, if it has moved.
 
         Raises:
-            ValueError: no such folder, one of a newer version, a base model that is missing or
-                another one.
+            ValueError: no such folder, a folder of a newer version, or a base model that is missing
+                or another one.
         """
         from abft.model.checkpoints import check_base_weights, load_full_rank
         from abft.model.qk_weights import train_full_rank
@@ -552,7 +555,7 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
             classifier.validation_ = dict(record["validation"])
             classifier.best_step_ = record["best_step"]
             weights = weights_of(folder, record)
-            samples = dict(record.get("base", {}))  # older versions: with trained weights only
+            samples = dict(record.get("base", {}))  # older versions had none without training
             # Formats 1 and 2 read label words, without calibration.
             classifier._readout = None
             if written > 2 and record["readouts"]:
@@ -593,12 +596,12 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
         return self._predictors
 
     def _open(self) -> None:
-        """Load the base model; where that fails, the next call tries again."""
+        """Load the base model; if that fails, the next call tries again."""
         from abft.model.checkpoints import check_base_weights
         from abft.model.qk_weights import train_full_rank
 
-        # Where the base model is, and where it runs, may differ from where it was fitted; that it
-        # is the same is checked.
+        # The base model may be in another place and run on another device than in `fit`, but has to
+        # be the same one, which is checked.
         weights, name = self._weights_of_pickle, absolute_model(self.model)
         model, tokenizer = base_model(name, self.device, own=bool(weights))
         check_base_weights(model, self._base_samples, _made_for("this classifier", name))
@@ -609,7 +612,7 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
         self._attach(model, tokenizer)
 
     def _train(self, data: TaskData, k: int, seed: int) -> None:
-        """Train the model, in which the weights of the best validation remain."""
+        """Train the model, and leave it with the weights of the best validation."""
         # All predictors share one model.
         model, tokenizer = self._predictors[0].model, self._predictors[0].tokenizer
         texts = [example.text for example in data.test]
@@ -642,7 +645,7 @@ def _parts(texts: list[str]) -> list[list[str]]:
 
 
 def _samples(model: Any) -> dict[str, list[float]]:
-    """Return that by which `load` and pickles recognise an untrained base model."""
+    """Return the weight samples by which `load` and pickles recognise an untrained base model."""
     from abft.model.checkpoints import base_samples
     from abft.model.qk_weights import qk_modules
 

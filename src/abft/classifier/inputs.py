@@ -1,4 +1,4 @@
-"""Check texts and classes in whatever columns users have them."""
+"""Check texts and classes, in any kind of list, array or column that users have."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ def texts_of(X: Any) -> list[str]:
     """Return a list, array, column or series of texts as a list.
 
     Raises:
-        ValueError: anything else, or a text that is empty.
+        ValueError: anything else, or an empty text.
     """
     if isinstance(X, str):
         raise ValueError("X is one text; expected a list of texts, for example [text]")
@@ -66,7 +66,7 @@ def weighted(
     """Return texts, classes and weights without those of weight 0.
 
     Raises:
-        ValueError: not one finite weight a text, a negative one, or none above 0.
+        ValueError: not one finite weight for each text, a negative one, or none above 0.
     """
     weights = np.asarray(sample_weight, dtype=float)
     if weights.shape != (len(texts),):

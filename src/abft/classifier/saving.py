@@ -1,4 +1,4 @@
-"""Save classifiers so that a process that is killed leaves the old one or the new one, whole."""
+"""Save classifiers so that a killed process leaves either the old or the new one, complete."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ from abft.files import atomic_folder, remove_partials, write_json
 from abft.model.weight_files import FULL_RANK_FILE
 
 FILE, FORMAT = "classifier.json", 3
-# Folders of the weights, one of which the file names: a new one is complete before the old goes.
+# The weights are in one of these folders, which the file names. A save fills the other one first.
 _WEIGHTS = ("weights-1", "weights-2")
 
 
@@ -41,7 +41,7 @@ def saved(folder: Path, record: Mapping[str, Any]) -> Iterator[Path]:
     versions = {"format": FORMAT, "abft_version": __version__}
     write_json(folder / FILE, {**versions, **record, "weights": new})
 
-    # What the old one leaves; format 1 had its weights in the folder itself.
+    # Delete the old classifier's weights; format 1 had them in the folder itself.
     shutil.rmtree(folder / other, ignore_errors=True)
     (folder / FULL_RANK_FILE).unlink(missing_ok=True)
     remove_partials(folder)

@@ -1,4 +1,4 @@
-"""Load a base model once a process: clones, folds and grids of classifiers share it."""
+"""Load a base model once per process: clones, folds and grids of classifiers share it."""
 
 import copy
 import functools
@@ -15,7 +15,7 @@ def base_model(
     """Return a base model and its tokenizer; the last one that was loaded is kept.
 
     Args:
-        own: give a copy, whose weights may change; else the model that others read too.
+        own: return a copy, whose weights may be changed; otherwise the model that others share.
     """
     from abft.model.attention import lock_of
 
@@ -41,7 +41,7 @@ def _loaded(
 
 
 def _stamp(name: str) -> tuple[int, ...]:
-    """Return what changes when a model in a folder, or a file, is written anew."""
+    """Return the file times of a local model, which change when it is written anew."""
     path = Path(name)
     files = sorted(path.iterdir()) if path.is_dir() else [path] if path.is_file() else []
     return tuple(file.stat().st_mtime_ns for file in files)

@@ -1,4 +1,4 @@
-"""Train the model of a classifier, with the best weights on held-out texts."""
+"""Train the model of a classifier, and keep the weights that are best on held-out texts."""
 
 import random
 import tempfile
@@ -14,14 +14,14 @@ from abft.runs.config import RunConfig, resolve
 
 PSEUDO_BATCH, QUERIES = 32, 4
 VALIDATIONS = 8  # during training
-PATIENCE = 3  # validations without a better one, after which training ends
-# Without a number of steps: at most so many.
+PATIENCE = 3  # validations without an improvement, after which training ends
+# Without a number of steps: the maximum, and the steps between validations.
 MOST_STEPS, AUTO_EVERY = 64, 4
 
 
 @contextmanager
 def _generators_kept(model: Any) -> Iterator[None]:
-    """Leave the states of the global random generators as they are, those of its GPUs too."""
+    """Restore the global random generators afterwards, also those of the model's GPUs."""
     import torch
 
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
@@ -39,8 +39,9 @@ class Training:
     """How a classifier's model is trained.
 
     Attributes:
-        steps: most optimizer steps, of 32 prompts each; None = until nothing better comes.
-        minutes: after which training ends; None = no limit.
+        steps: maximum number of optimizer steps, of 32 prompts each; None = until validations stop
+            improving.
+        minutes: time after which training ends; None = no limit.
     """
 
     config: RunConfig

@@ -22,9 +22,9 @@ def analyze(
 ) -> None:
     """Compute what changed inside the model, as plain arrays in RUN/analysis.
 
-    Predictions, head maps, attention rows of single prompts, changes of weights, accuracy between
-    and beyond the weights, accuracy with heads switched off, predictions without demonstrations:
-    minutes on the default model. Existing results are reused.
+    The arrays hold predictions, head maps, attention rows of single prompts, changes of weights,
+    accuracy between and beyond the weights, accuracy with heads switched off, and predictions
+    without demonstrations. This takes minutes on the default model. Existing results are reused.
 
     **Examples**
 

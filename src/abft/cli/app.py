@@ -70,7 +70,7 @@ for name, command in {
 
 
 def _show_every_character() -> None:
-    """Let stdout take every text: as UTF-8 in a file, with escapes as of JSON on a terminal."""
+    """Let stdout take every text: as UTF-8 in a file, with escapes as in JSON on a terminal."""
 
     def escaped(error: UnicodeError) -> tuple[str, int]:
         if not isinstance(error, UnicodeEncodeError):
@@ -86,7 +86,7 @@ def _show_every_character() -> None:
         sys.stdout.reconfigure(encoding=encoding, errors="abft.escape")
 
 
-# A full disk, a place that may not be written, a text where the name of a file was expected.
+# Users' errors: a full disk, a place that may not be written, a text in place of a file's name.
 _OF_USERS = (
     errno.ENOSPC,
     errno.EDQUOT,

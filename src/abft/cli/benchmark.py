@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def bench(
     config: Annotated[Path, typer.Option(help="The grid file (YAML).")],
-    output: Annotated[Path, typer.Option(help="Folder of results and tables; run again to go on.")],
+    output: Annotated[Path, typer.Option(help="Folder of results and tables; rerun to continue.")],
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List the cells and what is left to compute.")
     ] = False,
@@ -36,7 +36,7 @@ def bench(
 ) -> None:
     """Run models x tasks x methods x scenarios x seeds; write tables to OUTPUT/tables/GRID.
 
-    Existing results are reused, so a grid that was stopped goes on, and a longer grid computes only
+    Existing results are reused, so a stopped grid continues, and an extended grid computes only
     what is new.
 
     **Examples**
@@ -86,7 +86,7 @@ def bench(
 
 
 def _print_plan(grid: "Grid", store: "Store", as_json: bool) -> None:
-    """List the cells of a grid with the prompts that are left to score and to train on."""
+    """List the cells of a grid, each with the prompts left to score and to train on."""
     from abft.bench.plan import plan
 
     plans = plan(grid.cells(), store)

@@ -139,7 +139,7 @@ def heads(
 
 
 def _run(request: Request, argument: Path | None, run: Path | None) -> Path | None:
-    """Return the run to measure; None = the untouched model, where the user names one."""
+    """Return the run to measure; None = the untouched model, if the user names it or has no run."""
     named = "model" in {**request.file, **request.given}
     if argument is None and run is None and (named or not finished_runs(RUNS)):
         if not named:

@@ -1,4 +1,4 @@
-"""The command line's options, generated from settings, and the configuration that they make."""
+"""Generate the command line's options from settings, and make a configuration of them."""
 
 import functools
 import inspect
@@ -54,7 +54,7 @@ Recipe = Annotated[
         "--recipe",
         help="paper: the paper's settings of method and training (its prompts: --prompt-style "
         "staicc); paper-lora: those for large models; reader: many tasks, so that the model reads "
-        "any demonstrations. Other options change them.",
+        "any demonstrations. Other options override the recipe's.",
         show_default="chosen on small models",
         rich_help_panel=TRAINING,
     ),
@@ -62,7 +62,7 @@ Recipe = Annotated[
 
 
 def chosen_run(argument: Path | None, option: Path | None) -> Path:
-    """Return the run that the user named in one of two ways, or the newest, which is said.
+    """Return the run that the user named as argument or option, or else the newest, and say so.
 
     Raises:
         AbftError: two different runs, or none at all.
@@ -79,7 +79,7 @@ def chosen_run(argument: Path | None, option: Path | None) -> Path:
 
 
 def option_of(settings: type, name: str, known: Setting) -> inspect.Parameter:
-    """Make the option of a setting. Its value is None where the user does not give it."""
+    """Make the option of a setting. Its value is None if the user does not give it."""
     kind = next(f.type for f in fields(settings) if f.name == name)
     default = default_of(settings, name)
     flag = known.flag or f"--{name.replace('_', '-')}"
@@ -102,14 +102,14 @@ def option_of(settings: type, name: str, known: Setting) -> inspect.Parameter:
 
 
 def _default_text(default: object) -> str | bool:
-    """Return a default as help shows it; False where there is nothing to show."""
+    """Return a default as help shows it; False if there is nothing to show."""
     if default is None or default is False:
         return False
     return "on" if default is True else str(default).replace("\n", "\\n")
 
 
 def _option_type(kind: Any) -> Any:
-    """Return the type of an option; typer gets texts for choices, which the setting checks."""
+    """Return the type of an option; for typer, choices are plain text, which the setting checks."""
     kind = required(kind)
     if get_origin(kind) is dict:
         return list[str]
@@ -117,7 +117,7 @@ def _option_type(kind: Any) -> Any:
 
 
 def options_of(settings: type, chosen: Sequence[str] | None = None) -> list[inspect.Parameter]:
-    """Make an option for every setting of a dataclass, or for those of the names `chosen`."""
+    """Make an option for every setting of a dataclass, or only for those named in `chosen`."""
     return [
         option_of(settings, name, known)
         for name, known in settings_of(settings).items()
@@ -160,7 +160,7 @@ class Request:
         from abft.runs.run_folder import read_config
 
         if "task" in chosen or "data" in chosen:
-            # Nothing that describes the run's own task holds for another one.
+            # Settings that describe the run's own task do not hold for another one.
             of_task = names(RunConfig, lambda known: known.of_task)
             chosen = {name: default_of(RunConfig, name) for name in of_task} | chosen
         trust = chosen.pop("trust_remote_code", False) is True
@@ -168,7 +168,7 @@ class Request:
         return replace(config, **{**(defaults or {}), **chosen})
 
     def _check_objective(self, chosen: Mapping[str, object]) -> None:
-        """Raise AbftError where a file's settings follow from another objective than the chosen."""
+        """Raise AbftError if a file's settings belong to another objective than the chosen one."""
         theirs = self.file.get("objective")
         if theirs is None or chosen["objective"] == theirs:
             return
@@ -190,7 +190,7 @@ def with_run_settings(
     """Give a command the options of `RunConfig`, --config and --json; it gets a `Request` first.
 
     Args:
-        command: its own options follow the request.
+        command: takes a `Request`, then its own options.
         measuring: only the settings that decide what is measured, not those of training.
     """
     if command is None:
@@ -223,7 +223,7 @@ def with_run_settings(
 
 
 def with_settings(settings: type[S]) -> Callable[..., Any]:
-    """Give a command the options of a settings dataclass; it gets an object of it first."""
+    """Give a command the options of a settings dataclass; its first argument is such an object."""
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         own = list(inspect.signature(command).parameters.values())[1:]
@@ -265,7 +265,7 @@ def _config_option() -> Any:
 
 
 def _read_config_file(ctx: typer.Context, path: Path | None) -> Path | None:
-    """Keep a file's settings; its values of the command's other options become their defaults."""
+    """Keep a file's settings; its values for other options of the command become defaults."""
     if path is not None and not ctx.resilient_parsing:
         own = [p.name or "" for p in ctx.command.params if p.name not in ("config", "help")]
         settings = [f.name for f in fields(RunConfig)]  # a run's config.yaml fits every command
@@ -307,7 +307,7 @@ def _given_settings(arguments: Mapping[str, object]) -> dict[str, object]:
 
 
 def _parsed(arguments: Mapping[str, object]) -> dict[str, object]:
-    """Return the settings that the user gave, with pairs and escapes read."""
+    """Return the settings that the user gave, with LABEL=word pairs and escapes parsed."""
     given = {name: value for name, value in arguments.items() if value not in (None, [])}
     pairs = given.get("label_words")
     if isinstance(pairs, list):

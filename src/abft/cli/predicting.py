@@ -146,7 +146,7 @@ def predict(
         print(f"wrote {output}", file=sys.stderr)
         return
 
-    # Workers of --engine ray leave gaps between the parts that they finished.
+    # Workers of --engine ray can leave gaps between finished parts.
     done = set(parts.done) if parts else set()
     if done:
         kept = len(done) * CHUNK_ROWS
@@ -207,7 +207,7 @@ def _print(cells: Iterable, predictions: "Sequence[Prediction | None]", as_json:
 
 
 def _finish(parts: Parts | None, origin: str, rows: int, empty: Sequence[int], cut: int) -> None:
-    """Join the parts, and say on stderr what was left out and what was cut.
+    """Join the parts, and say on stderr which rows were left out and how many texts were cut.
 
     Raises AbftError, and deletes the parts, if there is no text.
     """
@@ -246,7 +246,7 @@ def _frames(texts: Sequence[str]) -> "Iterator[pandas.DataFrame]":
 
 
 def _identity(table: TableFile | None, texts: Sequence[str]) -> dict[str, object]:
-    """Return what tells one source of rows from another."""
+    """Return values that distinguish one source of rows from another."""
     if table is None:
         content = "\n".join(texts).encode("utf-8", errors="replace")
         return {"texts": hashlib.sha256(content).hexdigest()}
@@ -254,7 +254,7 @@ def _identity(table: TableFile | None, texts: Sequence[str]) -> dict[str, object
 
 
 def _answers(settings: PredictSettings) -> dict[str, object]:
-    """Return what tells predictions of the same run and texts from others."""
+    """Return the settings that distinguish predictions for the same run and texts."""
     answers: dict[str, object] = {name: getattr(settings, name) for name in ANSWERS}
     if settings.demonstrations is not None:
         answers["shown"] = stamp_of_file(Path(settings.demonstrations))

@@ -20,7 +20,7 @@ SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 
 
 def prediction_line(text: str, prediction: Prediction, as_json: bool) -> str:
-    """Return what the terminal shows of a text: label, probability, text; or JSON."""
+    """Return what the terminal shows for a text: label, probability, text; or JSON."""
     label, probabilities = prediction
     if as_json:
         row = {"text": text, "label": label, "probabilities": probabilities}
@@ -43,7 +43,7 @@ def check_output(output: Path, suffixes: Sequence[str] = SUFFIXES) -> None:
 def check_table(table: TableFile, column: str, output: Path | None, labels: Sequence[str]) -> None:
     """Raise AbftError if a file lacks the column of texts, or has one that `output` would write.
 
-    JSON lines hold none of the source's columns.
+    The latter does not matter for JSON lines, which hold none of the source's columns.
     """
     check_columns(table.columns, column, str(table.path), "text")
     new_columns = {LABEL, *(PROBABILITY + label for label in labels)}
@@ -60,7 +60,7 @@ def json_line(explanation: "Explanation") -> str:
 
 
 def write_explanations(output: Path, explanations: "Sequence[Explanation]") -> None:
-    """Write explanations as JSON lines or as an HTML page, at once or not at all."""
+    """Write explanations as JSON lines or as an HTML page, whole or not at all."""
     if output.suffix.lower() == ".html":
         from abft.report.explanations import explanation_page
 

@@ -20,8 +20,8 @@ def prompt(
 ) -> None:
     """Print the prompt of a text, as `abft predict` reads it, without loading a model.
 
-    It ends where the label begins; --json adds the labels, as they follow it. Long texts are not
-    cut.
+    It ends where the label begins; --json adds the labels as they would follow it. Long texts are
+    not cut.
 
     **Examples**
 

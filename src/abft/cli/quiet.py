@@ -1,4 +1,4 @@
-"""Only our own progress bars and messages, unless `abft -v` asks for those of the libraries too."""
+"""Silence the libraries' progress bars and messages, unless `abft -v` asks for them."""
 
 verbose = False  # set by the command line
 

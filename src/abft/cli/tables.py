@@ -1,4 +1,4 @@
-"""What the command line prints: tables on stdout."""
+"""Print the command line's tables on stdout."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -65,6 +65,6 @@ def _interval(scores: dict[str, float], queries: int) -> str:
 
 
 def _texts(metrics: dict[str, Any]) -> str:
-    """Say how many texts the test prompts ask, where it is fewer than prompts."""
+    """Say how many different queries the test prompts have, if fewer than prompts."""
     queries = metrics.get("test_queries", metrics["test_prompts"])
     return f" of only {queries} texts" if queries < metrics["test_prompts"] else ""

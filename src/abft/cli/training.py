@@ -63,7 +63,7 @@ def train(
         output = RUNS / _run_name(config)
         config = request.config(output) if resume else config
 
-    # What needs no model is checked now, not after the seconds that importing torch takes.
+    # What needs no model is checked now, before importing torch, which takes seconds.
     data = None
     if not resume:
         check_effect(config)
@@ -104,7 +104,7 @@ def merge(
         ),
     ],
     run: Run = None,
-    factor: Annotated[float, typer.Option(help="theta0 + factor * (theta - theta0).")] = 1.0,
+    factor: Annotated[float, typer.Option(help="Write theta0 + factor * (theta - theta0).")] = 1.0,
     model: Annotated[str | None, typer.Option(help="Base model, if not the run's own.")] = None,
     trust_remote_code: Annotated[
         bool,

@@ -32,7 +32,7 @@ class Batch:
     looking: Tensor | None = (
         None  # (P, T) positions that look, -1 = none; None = `query_positions` alone
     )
-    in_label: Tensor | None = None  # (B, S) bool, of labels longer than a token; None = none are
+    in_label: Tensor | None = None  # (B, S) bool, within a label of several tokens; None = none are
 
     @classmethod
     def of(
@@ -58,9 +58,9 @@ class Batch:
     def model_inputs(self) -> dict[str, Tensor]:
         """Return what every call of the model needs besides the ids.
 
-        Without it packed prompts would see each other.
-        Nothing for plain prompts (causal attention on right-padded ids needs no mask); positions
-        and a (B, 1, S, S) bool mask, True = attend, for packed ones.
+        It is empty for plain prompts (causal attention on right-padded ids needs no mask). For
+        packed ones it holds positions and a (B, 1, S, S) bool mask, True = attend; without it, they
+        would see each other.
         """
         if self.branch_ends is None or self.position_ids is None:
             return {}
@@ -73,9 +73,9 @@ class Batch:
 def collate(prompts: Sequence[EncodedPrompt], queries: int = 1) -> dict[str, Tensor]:
     """Return the fields of a `Batch`, as the dict that `Trainer` moves between devices.
 
-    With `queries` > 1, every `queries` prompts that follow each other are packed into one sequence;
-    their number has to be a multiple of it. Candidates are spans in all of them or none, and blocks
-    in all or none.
+    With `queries` > 1, every `queries` consecutive prompts are packed into one sequence; the number
+    of prompts has to be a multiple of it. Candidates have to be spans in all prompts or in none,
+    and so do blocks.
     """
     if len(prompts) % queries:
         raise ValueError(f"{len(prompts)} prompts cannot be packed by {queries}")
@@ -130,7 +130,7 @@ def collate(prompts: Sequence[EncodedPrompt], queries: int = 1) -> dict[str, Ten
         "answers": torch.tensor([prompt.answer for prompt in prompts]),
     }
 
-    # Without these fields a batch is not packed, candidates are single tokens, one token looks.
+    # Without these, the batch is not packed, candidates are single tokens, and one token looks.
     if queries > 1 or prompts[0].blocks:
         batch |= {"position_ids": position_ids, "branch_ends": branch_ends}
     if prompts[0].blocks:
@@ -147,10 +147,10 @@ def collate(prompts: Sequence[EncodedPrompt], queries: int = 1) -> dict[str, Ten
 class PseudoBatchSampler(torch.utils.data.Sampler[int]):
     """Shuffles prompts and cuts them into pseudo-batches of `size`, each sorted by length.
 
-    Micro-batches of prompts of similar length pad little. The order depends on (seed, epoch) only,
-    which is what makes a resumed run repeat it. What does not fill a pseudo-batch is left out of
-    that epoch. Every `queries` prompts that follow each other stay together; `lengths` holds the
-    tokens of each such group.
+    Micro-batches of prompts of similar length pad little. The order depends only on (seed, epoch),
+    so that a resumed run repeats it. Prompts that do not fill a pseudo-batch are left out of that
+    epoch. Every `queries` consecutive prompts stay together; `lengths` holds the number of tokens
+    of each such group.
 
     Raises:
         AbftError: fewer prompts than one pseudo-batch, or one that `queries` does not divide.
@@ -181,7 +181,7 @@ class PseudoBatchSampler(torch.utils.data.Sampler[int]):
         generator = torch.Generator().manual_seed(self.seed + 1_000_003 * self.epoch)
         order = torch.randperm(len(self.lengths), generator=generator).tolist()
 
-        # Within a pseudo-batch the order does not matter, so that it can be the lengths'.
+        # Within a pseudo-batch the order does not matter, so it can be sorted by length.
         groups = self.size // self.queries
         for start in range(0, len(self) // self.queries, groups):
             pseudo_batch = order[start : start + groups]

@@ -215,11 +215,10 @@ def task_named(name: str, prompt_style: PromptStyle = "consistent") -> Task:
 def load_task(name: str, prompt_style: PromptStyle = "consistent") -> TaskData:
     """Load a built-in task with StaICC's splits.
 
-    1,024 training, 4,096 demonstration (FP 512, TEE 3,192) and 512 test examples, of which those
-    are dropped that would put one text in two parts, even with other case or punctuation:
-    demonstrations that are test queries too (at most 1 in 100; not in the `staicc` prompt style,
-    which keeps StaICC's own), and training examples that occur elsewhere or twice (at most 2 in
-    100).
+    There are 1,024 training, 4,096 demonstration (FP 512, TEE 3,192) and 512 test examples. Some
+    are dropped so that no text is in two parts, even with other case or punctuation: demonstrations
+    that are test queries too (at most 1 in 100; not in the `staicc` prompt style, which keeps
+    StaICC's own), and training examples that occur elsewhere or twice (at most 2 in 100).
 
     Raises:
         AbftError: unknown task, or the StaICC package is missing or of another version.

@@ -46,7 +46,7 @@ def load_data(
 ) -> TaskData:
     """Load a task from the user's own labelled texts.
 
-    What was assumed, and rows that were skipped, are said on stderr.
+    Assumptions and skipped rows are reported on stderr.
 
     Args:
         source: a .csv, .tsv, .jsonl, .json, .parquet or .xlsx file (the text files also as .gz,
@@ -118,19 +118,19 @@ def load_demonstrations(
     k: int | None = None,
     strict: bool = False,
 ) -> tuple[Task, list[Example]]:
-    """Load labelled texts to show before others, for a task that no training needs to know.
+    """Load labelled texts to show as demonstrations, for a task that needs no training.
 
     Args:
-        source, text_column, label_column, template, strict: as of `load_data`.
-        k: how many to show, the classes in turn; default: all, at most `MOST_SHOWN`, or one of
-            every class where there are more.
+        source, text_column, label_column, template, strict: as for `load_data`.
+        k: how many to show, the classes in turn; default: all, but at most `MOST_SHOWN`, or one of
+            every class if there are more classes.
 
     Returns:
         The task, and the demonstrations in the order of the prompt. Texts that occur twice are
         shown once.
 
     Raises:
-        AbftError: as `load_data`, or fewer texts than `k`.
+        AbftError: as for `load_data`, or fewer texts than `k`.
     """
     origin = str(source) if isinstance(source, str | Path) else "data set"
     table = _tables(source, {"text": text_column, "label": label_column})[0]
@@ -162,12 +162,12 @@ def training_pool(
     label_column: str = "label",
     template: str = "text: {text} label: {label}\n",
 ) -> TaskData:
-    """Return a task of which every row is trained on, for those who measure elsewhere.
+    """Return a task that is trained on every row of a table, for callers who measure elsewhere.
 
-    Its other parts are the same rows.
+    Its demonstrations and test queries are the same rows.
 
     Raises:
-        AbftError: as `load_data`.
+        AbftError: as for `load_data`.
     """
     if isinstance(table, Mapping):
         raise AbftError(
@@ -191,7 +191,7 @@ def _task_of(rows: Sequence[tuple[str, str]], name: str, template: str, origin: 
 
 
 def texts_of(table: "Table", text_column: str, origin: str) -> list[str]:
-    """Return the texts of a table, labelled or not; those that are empty too.
+    """Return the texts of a table, labelled or not, including empty ones.
 
     Raises:
         AbftError: no such column, or no rows.
@@ -217,7 +217,7 @@ def _rows(
 
 
 def check_empty(empty: Sequence[int], rows: int, origin: str, what: str, strict: bool) -> None:
-    """Say which rows are skipped as empty; AbftError if all are, or with `strict`."""
+    """Say on stderr which rows are skipped as empty; AbftError if all are, or with `strict`."""
     if not empty:
         return
     more = ", ..." if len(empty) > _NAMED_ROWS else ""
@@ -233,8 +233,8 @@ def check_empty(empty: Sequence[int], rows: int, origin: str, what: str, strict:
 def _tables(source: "str | Path | datasets.Dataset", columns: Mapping[str, str]) -> "list[Table]":
     """Return the training table and, of a hub data set, its test table.
 
-    The test table is the validation split if the test split has no labels. `columns` are what a
-    file's header is checked for.
+    The test table is the validation split if the test split has no labels. A file's header is
+    checked for `columns`.
     """
     if isinstance(source, Mapping):  # a `datasets.DatasetDict`
         return labelled_splits(source, columns["label"])
@@ -262,7 +262,7 @@ def read_table(path: Path, columns: Mapping[str, str] | None = None) -> "pandas.
     """Read a file as a table, and say on stderr what was detected.
 
     Args:
-        columns: which have to be there, by what they hold: "text" or "label".
+        columns: the columns that have to be there, by what they hold: "text" or "label".
 
     Raises:
         AbftError: a missing, empty or unreadable file, a missing column.
@@ -323,7 +323,7 @@ def _strings(table: "Table", column: str, origin: str, what: str) -> list[str | 
     if len(table) == 0:
         raise AbftError(f"{origin}: no rows")
 
-    # Class -1, or any other that has no name, counts as empty.
+    # Class -1, or any other class without a name, counts as empty.
     classes = None if is_frame else getattr(table.features[column], "names", None)
     values = []
     for cell in table[column]:

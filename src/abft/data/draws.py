@@ -23,13 +23,13 @@ def demonstration_sets(
 ) -> list[list[Example]]:
     """Return `count` sets of k demonstrations, balanced over classes.
 
-    The classes are taken in turn, in an order that is shuffled once; the next set goes on with the
-    class at which the last one stopped, and every class goes through its texts in shuffled order,
-    from the start when they are used up. Within a set the order is shuffled, so that no class
-    always comes last.
+    The classes are taken in turn, in an order that is shuffled once; each set continues with the
+    class at which the last one stopped. Every class goes through its texts in shuffled order, and
+    starts again when they are used up. Within a set the order is shuffled, so that no class always
+    comes last.
 
     `spare`: no set shows more than half of a class's texts, so that every class of two texts or
-    more has some that a set does not show; those of a small class are shown more than once.
+    more has some that a set does not show; a small class's texts may be shown more than once.
     """
     by_class: dict[int, list[Example]] = {}
     for example in generator.sample(list(examples), len(examples)):
@@ -54,9 +54,9 @@ def demonstration_sets(
 
 
 def most_shown(examples: Sequence[Example], k: int, share: float = 0.0) -> dict[int, int]:
-    """Return by class how often a prompt may hold one text, where sets are drawn with `spare`.
+    """Return, by class, how often one text may occur in a prompt if sets are drawn with `spare`.
 
-    `share`: of the examples that `split_held_out` takes away before.
+    `share`: share of the examples that `split_held_out` holds out before.
     """
     left = Counter(example.label for example in examples)
     if share:
@@ -99,15 +99,15 @@ def split_held_out(
 ) -> tuple[list[Example], list[Example]]:
     """Return the examples to train on, and those to hold out.
 
-    The same share of every class is held out, but never its last text. Texts of one `text_key` stay
-    together, also those of different classes.
+    The same share of every class is held out, but never its last text. Texts with the same
+    `text_key` stay together, even if their classes differ.
     """
     size, quotas = _size(examples, share), _quotas(examples, share)
     by_text: dict[str, list[Example]] = {}
     for example in generator.sample(list(examples), len(examples)):
         by_text.setdefault(text_key(example.text), []).append(example)
 
-    # First a text of each class, then others: frequent classes would leave rare ones no room.
+    # First a text of each class, then others: otherwise frequent classes leave rare ones no room.
     chosen: set[str] = set()
     seen: set[int] = set()
     count = 0

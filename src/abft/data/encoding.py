@@ -15,22 +15,23 @@ from abft.errors import AbftError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-LabelTokens = Sequence[int | tuple[int, ...]]  # of every class: its token, or several
+LabelTokens = Sequence[int | tuple[int, ...]]  # for every class its token, or several
 
 
 @dataclass(frozen=True)
 class EncodedPrompt:
     """Holds a prompt as tokens; its last token, the query position, predicts the label.
 
-    It looks at candidates: labels of demonstrations, or spans of tokens such as documents.
+    The query position looks at candidates: labels of demonstrations, or spans of tokens such as
+    documents.
     """
 
     input_ids: tuple[int, ...]
-    label_positions: tuple[int, ...]  # first token of each candidate; of a label the only one
+    label_positions: tuple[int, ...]  # where a candidate starts; for a label, the token to look at
     label_classes: tuple[int, ...]
     target: int
     answer: int = -1  # token id of the query's correct label word; -1 = not recorded
-    label_ends: tuple[int, ...] = ()  # behind the last token of each candidate; () = one token each
+    label_ends: tuple[int, ...] = ()  # after the last token of each candidate; () = one token each
     looking: int = 1  # how many of the last tokens look; their rows are averaged
     blocks: bool = False  # candidates see what precedes all of them and themselves, not each other
     label_words: tuple[tuple[int, int], ...] = ()  # (start, end) of labels longer than a token
@@ -52,8 +53,8 @@ def attention_target(
 
     Args:
         input_ids: token ids of the prompt, up to the position that looks.
-        candidates: positions to choose from, k of them; or spans (start, end) of tokens without
-            `end`, in order, whose attention is summed.
+        candidates: positions to choose from, k of them; or spans (start, end) of tokens, `end`
+            excluded, in order, whose attention is summed.
         correct: for each candidate whether it is correct.
         answer: token id that should come next, for the end-to-end objective; -1 = none.
         looking: how many of the last tokens look; their attention is averaged.
@@ -168,7 +169,7 @@ def encode(
 
 
 def label_room(scored: LabelTokens) -> int:
-    """Return how many tokens of a label follow a prompt: its last is predicted, not read."""
+    """Return how many tokens of the longest label are read; its last one is only predicted."""
     return max((len(label) - 1 for label in scored if not isinstance(label, int)), default=0)
 
 
@@ -190,11 +191,11 @@ def _label_word(
 def label_tokens(
     tokenizer: "PreTrainedTokenizerBase", task: Task, prompt_style: PromptStyle = "consistent"
 ) -> list[int | tuple[int, ...]]:
-    """Return the token id of each class's label; a tuple where the label is several tokens.
+    """Return the token id of each class's label; a tuple if the label is several tokens.
 
-    They are those that follow the query position. `consistent`: the tokens of the label word as a
-    demonstration writes it; where one label begins with another, all end with the token that
-    follows a label there. `staicc`: the last sub-token of the bare label word, as StaICC scores it.
+    These tokens follow the query position. `consistent`: the tokens of the label word as a
+    demonstration writes it; if one label begins with another, every label also includes the token
+    that follows it there. `staicc`: the last sub-token of the bare label word, as StaICC scores it.
 
     Raises:
         AbftError: two labels are the same tokens, the tokenizer writes the label differently after
@@ -228,7 +229,7 @@ def label_tokens(
         if not positions:
             raise _without_token(word)
 
-        # A query ends where this label begins. A space of its own before the label belongs to it.
+        # A query ends where this label begins. A space before the label belongs to the label.
         query_text = prompt.text[: prompt.label_spans[0][0]].rstrip(" ")
         (query,) = encode(tokenizer, [Prompt(query_text, (), (), label)])
         start = len(query.input_ids)
@@ -250,7 +251,7 @@ def label_tokens(
             "query; write the template without the space before {label}"
         )
 
-    # The probability of a label that begins another one would contain the other's.
+    # Otherwise, the probability of a label with which another begins would include the other's.
     if any(a != b and b[: len(a)] == a for a in tokens for b in tokens):
         if unended_words:
             raise AbftError(

@@ -1,4 +1,4 @@
-"""Find words that are a single token, to write labels that mean nothing in a task.
+"""Draw other label words for a task, such as single-token words that mean nothing in it.
 
 Symbol tuning (Wei et al. 2023, arXiv 2305.08298) replaces labels by arbitrary words, so that a
 model has to read its demonstrations to know which is which.

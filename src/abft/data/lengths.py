@@ -23,7 +23,7 @@ def cut_texts(
 
     A text is cut at the end of a token, never inside a character.
     """
-    # Most texts are short: a token has at least one byte.
+    # Most texts are known to be short enough: a token has at least one byte.
     long = [text for text in texts if len(text.encode()) > max_tokens]
     if not long:
         return list(texts)
@@ -49,8 +49,8 @@ def text_room(
     """Return how many tokens `texts` texts may have together in a prompt; None = any number.
 
     Args:
-        demonstrations: what a prompt shows; those without a text leave room for one.
-        texts: texts that the room is for, the query among them.
+        demonstrations: what a prompt shows; those with an empty text leave room for one.
+        texts: how many texts share the room, including the query.
         limit: the model's context in tokens; None = unlimited.
     """
     if limit is None:
@@ -58,7 +58,7 @@ def text_room(
     empty = write_prompt(task, demonstrations, Example("", 0), prompt_style)
     (encoded,) = encode(tokenizer, [empty], prompt_style)
 
-    # Between a text and its template a token may be split in two: one each is kept free.
+    # Between a text and its template, a token may be split in two: one per text is kept free.
     return limit - len(encoded.input_ids) - label_room(label_tokens) - texts
 
 
@@ -71,15 +71,15 @@ def longest_that_fits(
     prompt_style: PromptStyle = "consistent",
     times: Mapping[int, int] | None = None,
 ) -> int | None:
-    """Return after how many tokens texts have to be cut, so that all prompts fit; None = nowhere.
+    """Return after how many tokens texts have to be cut for all prompts to fit; None = no cut.
 
-    The k + 1 longest texts might meet in one prompt: the longest are cut until these fit.
+    The k + 1 longest texts might meet in one prompt: the longest are cut until these fit together.
 
     Args:
         times: by class, how often a prompt may show one text; default: once.
 
     Raises:
-        AbftError: too little would be left of them.
+        AbftError: too little would be left of the texts.
     """
     counts = [1 if isinstance(label, int) else len(label) for label in label_tokens]
     longest_label = counts.index(max(counts))

@@ -1,9 +1,9 @@
 """Draw prompts of a mixture of tasks, so that a model learns to read demonstrations.
 
 Every group of prompts shares one set of demonstrations and has its own task, number of
-demonstrations, classes, label words and template: what one training teaches is to look the answer
-up, whatever the task. MetaICL (arXiv 2110.15943) mixes tasks, symbol tuning (arXiv 2305.08298)
-draws label words; here both also train the attention.
+demonstrations, classes, label words and template, so that training teaches to look up the answer,
+whatever the task. MetaICL (arXiv 2110.15943) mixes tasks, symbol tuning (arXiv 2305.08298) draws
+label words; here both are also used to train the attention.
 """
 
 import math
@@ -45,7 +45,7 @@ NEUTRAL_TEMPLATES = (
 
 
 TEXT_TOKENS = 64  # a longer text is cut
-FEWEST_TEXTS = 2  # of a class: one to show and one to ask
+FEWEST_TEXTS = 2  # of a class: a demonstration and a query
 MOST_ATTEMPTS = 100  # to draw label words that begin with different tokens
 
 
@@ -54,11 +54,11 @@ class Group:
     """Prompts that share demonstrations, or beginnings of them, with the task they are written in.
 
     Attributes:
-        prompts: as many in every group of a mixture; packed, they are one sequence.
+        prompts: the same number in every group of a mixture; packed, they are one sequence.
         task: with the label words and the template of this group.
         label_tokens: the token, or tokens, of each class.
-        words: what kind of label words.
-        demonstrations, queries: of a group for evaluation, the texts behind the prompts.
+        words: the kind of label words.
+        demonstrations, queries: in a group for evaluation, the texts of the prompts.
     """
 
     prompts: tuple[EncodedPrompt, ...]
@@ -83,19 +83,21 @@ def training_groups(
     max_length: int | None = None,
     distinct_first_tokens: bool = True,
 ) -> list[Group]:
-    """Draw groups of training prompts, each of a task, classes, words and template drawn anew.
+    """Draw groups of training prompts, each with its own task, classes, label words and template.
 
     Args:
         sources: tasks; examples come from their training pools.
-        count: groups.
-        queries: prompts of each.
+        count: number of groups.
+        queries: number of prompts in each group.
         words: kinds of label words, drawn equally often.
         shots: fewest and most demonstrations; drawn so that every doubling is equally likely.
         pool: where arbitrary words come from.
-        max_tokens: about the longest sequence; longer texts get fewer demonstrations.
-        max_length: the model's context in tokens, which takes away more of them; None = unlimited.
-        distinct_first_tokens: give classes whose words begin with the same token arbitrary ones:
-            cross-entropy is taken of the first token.
+        max_tokens: approximate length of the longest sequence; if texts are longer, a group has
+            fewer demonstrations.
+        max_length: the model's context in tokens, which may allow still fewer demonstrations; None
+            = unlimited.
+        distinct_first_tokens: use arbitrary words if label words of two classes begin with the same
+            token, because cross-entropy is taken of the first token.
 
     Raises:
         AbftError: a task without two classes of two texts; prompts that do not fit.
@@ -111,7 +113,7 @@ def training_groups(
 
     groups = []
     for number in range(count):
-        # A group does not depend on how many come before it.
+        # A group does not depend on the groups before it.
         generator = random.Random(f"mixture {seed} {number}")
         data = _some_classes(generator.choice(sources), generator)
         kind = generator.choice(list(words))
@@ -123,7 +125,7 @@ def training_groups(
         tokens = label_tokens(tokenizer, task)
         attempts = 0
         while distinct_first_tokens and len(set(first_tokens(tokens))) < len(tokens):
-            # Some words are one token after a space only.
+            # Some words are one token only after a space.
             if attempts == MOST_ATTEMPTS:
                 raise AbftError(
                     f"{data.task.name}, written as {task.template.pattern!r}: no label words were "
@@ -134,7 +136,7 @@ def training_groups(
             task = written_as(task, kind, tokenizer, pool, generator)
             tokens = label_tokens(tokenizer, task)
 
-        # Half of a small pool is left to ask.
+        # Half of a small pool is left for queries.
         k = round(2 ** generator.uniform(low, high))
         fits = min(len(data.train) // 2, int(max_tokens / _tokens_each(tokenizer, data, task)))
         k = max(shots[0], min(k, fits))
@@ -171,8 +173,8 @@ def evaluation_groups(
     """Draw groups of test prompts: `queries` test texts after each set of k demonstrations.
 
     Demonstrations are balanced over classes and come from the demonstration pool. Arbitrary words
-    are those that no training draws. Groups of other words ask the same texts after the same
-    demonstrations. With few test texts there are fewer groups.
+    are those that no training draws. With other `words`, the groups have the same queries after the
+    same demonstrations. If there are few test texts, there are fewer groups.
     """
     data, _ = fit_texts(data, tokenizer, TEXT_TOKENS)
     generator = random.Random(f"test {data.task.name} {k} {seed}")
@@ -198,11 +200,11 @@ def asking_group(
     words: Words = "own",
     max_length: int | None = None,
 ) -> Group:
-    """Return a group of prompts that ask `queries` after the same demonstrations.
+    """Return a group of prompts, each with one of `queries` after the same demonstrations.
 
     Args:
-        task: with the label words and the template in which they are written.
-        words: what kind of label words these are.
+        task: with the label words and the template in which prompts are written.
+        words: the kind of these label words.
     """
     tokens = label_tokens(tokenizer, task)
     prompts = [write_prompt(task, demonstrations, query) for query in queries]
@@ -218,7 +220,7 @@ def _usable_classes(data: TaskData) -> list[int]:
 
 
 def _some_classes(data: TaskData, generator: random.Random) -> TaskData:
-    """Return the task with two or more of its classes, each with a text to show and one to ask."""
+    """Return the task with two or more of its classes, each with enough texts, drawn at random."""
     labels = _usable_classes(data)
     chosen = sorted(generator.sample(labels, generator.randint(2, len(labels))))
     if len(chosen) == len(data.task.labels):
@@ -246,9 +248,9 @@ def _prompts(
 ) -> list[Prompt]:
     """Write `queries` prompts around one sequence of k demonstrations.
 
-    Demonstrations whose label was shown before are queries too, `queries` - 1 of them at most: they
-    cost no token, because their prompts are beginnings of the others. The other queries follow all
-    k demonstrations; their labels are shown.
+    Demonstrations whose label an earlier one shows are queries too, at most `queries` - 1 of them:
+    they cost no token, because their prompts are beginnings of the others. The other queries follow
+    all k demonstrations, which show their labels.
     """
     by_class: dict[int, list[Example]] = {}
     for example in generator.sample(list(examples), len(examples)):
@@ -258,7 +260,7 @@ def _prompts(
         left = [label for label in labels if len(by_class[label]) > kept]
         return by_class[generator.choice(left)].pop() if left else None
 
-    # One text of each class is left to ask.
+    # One text of each class is left as a query.
     drawn = (draw(sorted(by_class), kept=1) for _ in range(k))
     demonstrations = [example for example in drawn if example is not None]
     shown = [
@@ -272,7 +274,7 @@ def _prompts(
     labels = sorted({e.label for e in demonstrations})
     for _ in range(queries - len(inside)):
         query = draw(labels)
-        if query is None:  # small classes are used up: a text may be asked twice
+        if query is None:  # small classes are used up: a text may be a query twice
             query = generator.choice(
                 [e for e in examples if e.label in labels and e not in demonstrations]
             )

@@ -11,7 +11,7 @@ from abft.data.label_words import Words
 from abft.data.tables import is_table
 from abft.errors import AbftError
 
-# Kinds of label words in training. Codes are several tokens, of which the first are often equal.
+# Kinds of label words in training. Codes are several tokens, and often begin with the same one.
 MIXED_WORDS: tuple[Words, ...] = ("own", "arbitrary", "permuted")
 
 
@@ -42,7 +42,7 @@ def task_list(tasks: str | None) -> list[str] | None:
 
 
 def is_file(name: str) -> bool:
-    """Whether a task of a mixture is a data file rather than a built-in task."""
+    """Return whether a task of a mixture is a data file rather than a built-in task."""
     return is_table(Path(name))
 
 
@@ -53,12 +53,12 @@ def absolute_tasks(tasks: str) -> str:
         str(Path(name).resolve()) if is_file(name) and Path(name).is_file() else name
         for name in names
     ]
-    # Without files they stay as they are written: older runs have them so.
+    # Without files, the text stays as it was written, as in older runs.
     return tasks if resolved == names else ",".join(resolved)
 
 
 def check_tasks(tasks: Sequence[str] | None) -> None:
-    """Raise AbftError for no task, or for one that is neither built in nor called like a file."""
+    """Raise AbftError for no task, or for one that is neither built in nor named like a file."""
     if tasks is None:
         return
     if not tasks:

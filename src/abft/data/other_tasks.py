@@ -1,7 +1,7 @@
-"""Load the tasks that are trained on in the place of the one that is measured.
+"""Load the tasks that are trained on instead of the one that is measured.
 
-MetaICL (Min et al. 2022, arXiv 2110.15943) takes all but that one; a mixture takes those that are
-not like it, or those that the user names.
+MetaICL (Min et al. 2022, arXiv 2110.15943) takes all other tasks; a mixture takes those of other
+families, or those that the user names.
 """
 
 import itertools
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def other_tasks(target: TaskData, prompt_style: PromptStyle = "consistent") -> list[TaskData]:
-    """Return the built-in tasks but `target`, without its texts: some tasks share reviews."""
+    """Return all built-in tasks but `target`, without its texts: some tasks share reviews."""
     texts = _texts(target)
     others = (name for name in TASKS if name != target.task.name)
     return [load_task(name, prompt_style).without(texts) for name in others]
@@ -45,17 +45,17 @@ def mixture_tasks(
         target: the task that is measured; it is trained on, too, if it is named.
         names: built-in tasks, and data files with these columns and this template; None = the
             built-in tasks of other families than the target's.
-        strict: as of `load_data`.
-        target_file: where the target is from; None = it is built in.
-        whole: the target before its texts were cut, by which others are recognised; None = they
-            were not.
+        strict: as for `load_data`.
+        target_file: the file or hub id that the target comes from; None = it is built in.
+        whole: the target before its texts were cut, to recognise its texts in other tasks; None =
+            they were not cut.
     """
     if names is None:
         record = BUILTIN.get(target.task.name) if target_file is None else None
         family = record.family if record is not None else None
         names = [name for name, other in BUILTIN.items() if other.family != family]
 
-    # The target's own training pool stays whole: no text of it is demonstrated or asked.
+    # The target's own training pool stays whole: none of its texts is in a test prompt.
     texts = _texts(target if whole is None else whole)
     tasks = []
     for name in names:
@@ -85,7 +85,7 @@ def other_prompts(
     max_length: int | None = None,
     sampling: Sampling = "natural",
 ) -> list[EncodedPrompt]:
-    """Return nd prompts, as many from every other task, which come in turn.
+    """Return nd prompts, equally many from every other task, the tasks in turn.
 
     The target's examples are never seen.
     """
@@ -100,6 +100,6 @@ def other_prompts(
 
         tokens = label_tokens(tokenizer, data.task, prompt_style)
         by_task.append(with_answers(encoded, tokens))
-    # In turn: what looks at the first prompts only, such as the choice of heads, sees all tasks.
+    # In turn, so that the choice of heads, which uses the first prompts only, sees all tasks.
     turns = itertools.zip_longest(*by_task)
     return [prompt for turn in turns for prompt in turn if prompt is not None]

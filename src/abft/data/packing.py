@@ -23,16 +23,16 @@ class Pack:
     # Token j is an ancestor of token i, or i itself, if j <= i < branch_ends[j].
     branch_ends: tuple[int, ...]
     places: tuple[tuple[int, ...], ...]  # for each prompt, the indices of its tokens
-    # Tokens of a block are seen again from here on, after they were not: by what follows all
-    # blocks. The number of tokens, where there are no blocks.
+    # From this index on, the tokens of a block are seen again, which other blocks do not see: by
+    # what follows all blocks. The number of tokens if there are no blocks.
     seen_again: tuple[int, ...] = ()
 
 
 def pack(prompts: Sequence[EncodedPrompt]) -> Pack:
     """Write prompts into one sequence that holds every common beginning once.
 
-    The mask of S tokens in one sequence grows with S^2: worth it where prompts share most of their
-    tokens.
+    The mask of S tokens in one sequence grows with S^2, so this is worth it if prompts share most
+    of their tokens.
     """
     ids: list[int] = []
     depths: list[int] = []
@@ -68,8 +68,9 @@ def pack(prompts: Sequence[EncodedPrompt]) -> Pack:
 def _with_blocks(packed: Pack, prompts: Sequence[EncodedPrompt]) -> Pack:
     """Hide the candidates of prompts from each other.
 
-    Every candidate begins at the position after the shared beginning, so that it does not matter
-    where it is. What follows goes on after the longest of them.
+    The positions of every candidate begin right after the shared beginning, so that its place among
+    the candidates does not matter. The positions of what follows continue after the longest
+    candidate.
 
     Raises:
         ValueError: prompts whose candidates are not the same tokens.

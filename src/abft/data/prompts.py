@@ -1,6 +1,6 @@
 """Write few-shot prompts, and record the character spans of their label words.
 
-Training prompts can share demonstrations: several queries after the same ones, which can be packed
+Training prompts can share demonstrations: several queries follow the same ones, and can be packed
 into one sequence.
 """
 
@@ -15,8 +15,8 @@ from abft.data.splits import SPLIT_SEED, TaskData, lcg_indices
 from abft.data.tasks import Example, PromptStyle, Task
 from abft.errors import AbftError
 
-# How often training prompts draw a class: as often as it occurs, or every class equally often, as
-# a query or everywhere.
+# How often training prompts draw a class: as often as it occurs, or every class equally often, only
+# as a query or also as demonstrations.
 Sampling = Literal["natural", "balanced-queries", "balanced"]
 
 
@@ -69,8 +69,8 @@ def training_prompts(
     """Return nd prompts, each of k demonstrations and a query from the training pool.
 
     The examples of a prompt are drawn without repetition. With `queries` > 1, every `queries`
-    prompts that follow each other have the same demonstrations; a rest of nd that `queries` does
-    not divide is left out. With `data.weights`, queries are drawn in proportion to them.
+    consecutive prompts have the same demonstrations; if `queries` does not divide nd, the remainder
+    is left out. With `data.weights`, queries are drawn in proportion to them.
     """
     data.check(k, queries)
     if data.weights is not None and sampling != "natural":

@@ -17,7 +17,7 @@ SPLIT_SEED = 42  # the parts never depend on a run's seed
 
 @dataclass(frozen=True)
 class Origin:
-    """Counts what a user's own data were before they became a task."""
+    """Counts the rows of a user's own data, before these became a task."""
 
     rows: int
     skipped: int  # rows without a text or a label
@@ -33,14 +33,14 @@ class TaskData:
     demonstrations: tuple[Example, ...]
     test: tuple[Example, ...]
     origin: Origin | None = field(default=None, compare=False)  # of the user's own data
-    weights: tuple[float, ...] | None = None  # how often each of `train` is asked; None = equally
+    weights: tuple[float, ...] | None = None  # how often each of `train` is a query; None = equal
 
     def with_words(self, words: dict[str, str]) -> "TaskData":
         """Return the same data with some labels written as other words."""
         return replace(self, task=self.task.with_words(words))
 
     def without(self, texts: Collection[str]) -> "TaskData":
-        """Return the same data without the examples whose text has one of these `text_key`s."""
+        """Return the same data without the examples whose `text_key` is among `texts`."""
 
         def kept(examples: Sequence[Example]) -> tuple[Example, ...]:
             return tuple(example for example in examples if text_key(example.text) not in texts)
@@ -58,9 +58,10 @@ class TaskData:
         )
 
     def distinct(self, texts: Collection[str]) -> "TaskData":
-        """Return the same data with each of these texts once and in one part, the test first.
+        """Return the same data with each of these texts once, in one part; the test part has
+        priority.
 
-        `texts`: what `text_key` returns of each.
+        `texts`: the `text_key` of each.
         """
         seen: set[str] = set()
 
@@ -100,7 +101,7 @@ class TaskData:
     def check(self, k: int, queries: int = 1) -> None:
         """Raise AbftError unless prompts of k demonstrations can be drawn from every part.
 
-        Training prompts draw `queries` in addition.
+        Training prompts draw `queries` examples in addition.
         """
         # Demonstrations and queries of a training prompt are all different examples.
         if len(self.train) < k + queries:
@@ -127,7 +128,7 @@ class TaskData:
 
 
 def text_key(text: str) -> str:
-    """Return what two writings of one text share: its letters and digits, without case.
+    """Return what two ways of writing a text share: its letters and digits, without case.
 
     Tasks tokenise the same review differently. A text without letters and digits is its own key.
     """

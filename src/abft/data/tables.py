@@ -1,7 +1,7 @@
 """Read tables as people have them: any encoding and separator, compressed, Excel, JSON, Parquet.
 
-What a file is, its encoding and its columns are known before anything heavy is imported; rows come
-in chunks, so that a file may be larger than the memory.
+A file's kind, encoding and columns are detected before anything heavy is imported; rows come in
+chunks, so that a file may be larger than the memory.
 """
 
 import bz2
@@ -54,10 +54,10 @@ _MARKS = {
 }
 _BLOCK = 2**20
 _LONE_SURROGATES = re.compile("[\ud800-\udfff]")  # half a character, which only JSON can write
-_QUOTED = re.compile(r'"(?:[^"]|"")*"')  # a quoted cell, marks inside it doubled
-_INDEX = re.compile(r"__index_level_\d+__")  # a column of Parquet files, of a table without names
+_QUOTED = re.compile(r'"(?:[^"]|"")*"')  # a quoted cell, with quotation marks inside it doubled
+_INDEX = re.compile(r"__index_level_\d+__")  # a Parquet column for a table's unnamed index
 _SAMPLE = 2**16  # bytes of lines beyond ASCII, from which an encoding is guessed
-_MOSTLY = 0.9  # of these lines valid UTF-8: the others are damaged, not of another encoding
+_MOSTLY = 0.9  # if this share of these lines is valid UTF-8, the others are damaged UTF-8
 
 
 @dataclass(frozen=True)
@@ -68,9 +68,9 @@ class TableFile:
         path: the file.
         kind: a value of `READERS`.
         encoding: of a text file.
-        damaged: a text file in UTF-8 in which some bytes are not; they are replaced.
+        damaged: whether a text file in UTF-8 has some invalid bytes; they are replaced.
         separator: of a CSV file.
-        quoted: whether quotation marks around a cell of a CSV file are no part of it.
+        quoted: whether quotation marks around a cell of a CSV file are left out of the cell.
         columns: their names, in order.
         objects: the rows of a JSON file, which has to be read whole to be understood.
     """
@@ -101,7 +101,7 @@ class TableFile:
 
     @property
     def rows(self) -> int | None:
-        """Return how many rows there are, where the file says so without being read."""
+        """Return how many rows there are, if the file says so without being read."""
         if self.kind != "parquet":
             return None
         from pyarrow import parquet
@@ -109,7 +109,7 @@ class TableFile:
         return parquet.read_metadata(self.path).num_rows
 
     def read(self) -> "pandas.DataFrame":
-        """Return all rows. Raises AbftError for none, or where the file is broken."""
+        """Return all rows. Raises AbftError if there are none, or the file is broken."""
         import pandas
 
         frames = list(self.chunks())
@@ -118,9 +118,9 @@ class TableFile:
         return pandas.concat(frames, ignore_index=True)
 
     def chunks(self, rows: int = CHUNK_ROWS) -> "Iterator[pandas.DataFrame]":
-        """Yield the rows in order, `rows` at a time; the last of what is left.
+        """Yield the rows in order, `rows` at a time; the last chunk may have fewer.
 
-        Cells of text files are as they are written; those of others keep their types.
+        Cells of text files stay text, as they are written; those of other files keep their types.
         """
         readers = {
             "csv": self._csv,
@@ -205,7 +205,7 @@ class TableFile:
     def _frame(self, rows: list[dict[str, Any]]) -> "pandas.DataFrame":
         import pandas
 
-        # Of objects, because pandas would make floats of whole numbers with gaps.
+        # With dtype object: pandas would turn whole numbers with gaps into floats.
         columns = {name: [_writable(row.get(name)) for row in rows] for name in self.columns}
         return pandas.DataFrame(columns, dtype=object)
 
@@ -242,7 +242,7 @@ def open_table(path: Path, kinds: tuple[str, ...] = TABLES) -> TableFile:
     """Detect what a file is and read its header.
 
     Args:
-        kinds: the endings that are allowed here, before that of a compression.
+        kinds: the endings that are allowed here, not counting that of a compression.
 
     Raises:
         AbftError: a missing, empty or unreadable file, or one of another kind.
@@ -282,7 +282,7 @@ def suffixes(path: Path) -> tuple[str, str]:
 
 
 def is_table(path: Path) -> bool:
-    """Whether a path ends as a table's does."""
+    """Return whether a path has the ending of a table."""
     return suffixes(path)[0] in TABLES
 
 
@@ -323,22 +323,22 @@ def _opened(path: Path, kind: str, suffix: str) -> TableFile:
 
 
 def _separator(header: str, usual: str) -> str:
-    """Return what parts a header into most columns; `usual` if several do."""
+    """Return the separator that splits a header into most columns; `usual` if several do."""
     counts = {mark: len(next(csv.reader([header], delimiter=mark), [])) for mark in _SEPARATORS}
     most = max(counts.values())
     return usual if counts[usual] == most else max(counts, key=lambda mark: counts[mark])
 
 
 def _names_of(rows: Iterable[dict[str, Any]]) -> tuple[str, ...]:
-    """Return the columns of JSON objects, which leave out what they have no value for."""
+    """Return the columns of JSON objects, each of which may lack some."""
     return tuple(dict.fromkeys(name for row in rows for name in row))
 
 
 def _has_plain_quotes(file: TableFile) -> bool:
-    """Whether quotation marks of a tab-separated file are characters like any other.
+    """Return whether quotation marks of a tab-separated file are characters like any other.
 
-    They are if no row needs them, every line having all cells, and most of those that open a cell
-    do not end as those of quoted cells do: `"Great" film`.
+    They are if no row needs them, because every line has all cells, and if most cells that begin
+    with one do not end as quoted cells do: `"Great" film`.
     """
     quoted = plain = 0
     with file._text() as lines:
@@ -353,7 +353,7 @@ def _has_plain_quotes(file: TableFile) -> bool:
 
 
 def _may_hold_rows(frame: "pandas.DataFrame") -> bool:
-    """Whether a cell has line ends and tabs, as after a mark that was left open."""
+    """Return whether a cell has line ends and tabs, as if a quotation mark was left open."""
     return any(
         (cells.str.contains("\n", regex=False) & cells.str.contains("\t", regex=False)).any()
         for cells in (frame[column].dropna() for column in frame)
@@ -368,10 +368,10 @@ def _writable(cell: Any) -> Any:
 
 
 def detect_encoding(path: Path) -> tuple[str, bool]:
-    """Return the encoding of a text file: by its mark, UTF-8 if it is valid, or guessed.
+    """Return the encoding of a text file: by its byte order mark, UTF-8 if valid, or guessed.
 
-    Reads the whole file where it is UTF-8. The second value says whether it is UTF-8 in most
-    lines only.
+    Reads the whole file if it is UTF-8. The second value says whether only most of its lines are
+    valid UTF-8.
     """
     with _open(path) as file:
         start = file.read(4)
@@ -411,7 +411,7 @@ def _is_utf8(line: bytes) -> bool:
 
 
 def guess_encoding(sample: bytes) -> str:
-    """Guess the encoding of lines that are not all UTF-8; of equal guesses the first of ours."""
+    """Guess the encoding of lines that are not all UTF-8; a tie goes to the first of our list."""
     import charset_normalizer
 
     lines = sample.splitlines()
@@ -429,7 +429,7 @@ def guess_encoding(sample: bytes) -> str:
 
 
 def decoded(content: bytes) -> str:
-    """Return bytes as text, of the encoding that they seem to have."""
+    """Return bytes as text, in the encoding that they seem to have."""
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -488,7 +488,7 @@ def _json_objects(text: str) -> list[dict[str, Any]]:
 
 
 def batches(values: Iterator[Any], size: int) -> Iterator[list[Any]]:
-    """Yield lists of `size` values, the last of what is left."""
+    """Yield lists of `size` values; the last may have fewer."""
     while chunk := list(itertools.islice(values, size)):
         yield chunk
 

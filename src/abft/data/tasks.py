@@ -1,4 +1,4 @@
-"""Describe a classification task: a template, labels, and the words they are in a prompt."""
+"""Describe a classification task: a template, labels, and their words in a prompt."""
 
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -34,7 +34,7 @@ class Template:
                 'for example "sentence: {text} sentiment: {label}\\n"'
             )
 
-        # Without it the next demonstration would continue the label word.
+        # Otherwise the next demonstration would continue the label word.
         if self.after_label == "":
             raise AbftError(
                 f"template {self.pattern!r}: needs something after {{label}}, for example a "

@@ -1,6 +1,6 @@
-"""Find the heads that already look at the right demonstration, to train or to read few of them.
+"""Find the heads that already look at correct demonstrations, to train or read only a few.
 
-The score is QRHead's (arXiv 2506.09944) with a contrast as CoRe's (arXiv 2510.02219): attention on
+The score is QRHead's (arXiv 2506.09944) with a contrast as in CoRe (arXiv 2510.02219): attention on
 a correct label minus attention on an incorrect one.
 """
 
@@ -31,10 +31,10 @@ def head_scores(
     """Return the mean attention on a correct label minus that on an incorrect one, (L, H).
 
     Args:
-        prompts: training prompts; those whose labels are all correct, or all incorrect, say
-            nothing.
+        prompts: training prompts; those whose labels are all correct, or all incorrect, are not
+            counted.
         implementation: how attention rows are read.
-        queries: prompts that follow each other and are packed into one sequence.
+        queries: how many consecutive prompts are packed into one sequence.
     """
     inner = decoder(model)
     device = next(inner.parameters()).device
@@ -63,7 +63,7 @@ def _contrast(alpha_LPHK: Tensor, batch: Batch) -> Tensor:
 
 
 def best_heads(scores_LH: Tensor, count: int) -> Tensor:
-    """Return the `count` heads of the highest score, (L, H) bool."""
+    """Return the `count` heads with the highest scores, (L, H) bool."""
     chosen = torch.zeros_like(scores_LH, dtype=torch.bool)
     chosen.view(-1)[scores_LH.flatten().topk(min(count, scores_LH.numel())).indices] = True
     return chosen
@@ -72,8 +72,8 @@ def best_heads(scores_LH: Tensor, count: int) -> Tensor:
 def best_layer(scores_LH: Tensor) -> Tensor:
     """Return all heads of the layer whose heads score highest together, (L, H) bool.
 
-    Only the middle third of the layers is looked at: where BlockRank (arXiv 2510.05396) takes its
-    one layer.
+    Only the middle third of the layers is considered, from which BlockRank (arXiv 2510.05396) takes
+    its one layer.
     """
     depth = len(scores_LH)
     first, last = depth // 3, max(2 * depth // 3, depth // 3 + 1)

@@ -1,4 +1,4 @@
-"""Attention rows of a batch -> attention on correct and incorrect labels, head by head."""
+"""Compute attention on correct and incorrect labels, head by head, from a batch's rows."""
 
 from dataclasses import dataclass
 
@@ -23,7 +23,7 @@ class HeadStatistics:
 def head_statistics(
     rows: tuple[Tensor, ...], batch: Batch, fixed_threshold: float | None = None
 ) -> HeadStatistics:
-    """Read the attention on labels off the rows, one (P, H, S) a layer, and filter the heads."""
+    """Read the attention on labels from rows, (P, H, S) for each layer, and filter the heads."""
     label_attention_LPHK = label_attention(rows, batch)
     device = label_attention_LPHK.device
     candidates_PK = batch.candidates.to(device)
@@ -43,8 +43,8 @@ def head_statistics(
 def label_attention(rows: tuple[Tensor, ...], batch: Batch) -> Tensor:
     """Return alpha_i of Eq. 1, the entries of the rows at the label positions, (L, P, H, K).
 
-    Of candidates that are spans: their attention, summed over their tokens. 0 where a prompt has
-    fewer than K.
+    For candidates that are spans, it is summed over their tokens. 0 where a prompt has fewer than K
+    candidates.
     """
     device = rows[0].device  # layers may be on several
     alphas = []
@@ -60,7 +60,7 @@ def label_attention(rows: tuple[Tensor, ...], batch: Batch) -> Tensor:
 def span_sums(rows_PHS: Tensor, starts_PK: Tensor, ends_PK: Tensor) -> Tensor:
     """Return the attention of every head on spans of tokens, summed over their tokens, (P, H, K).
 
-    The spans are the same for all rows where `starts_PK` has one row.
+    If `starts_PK` has only one row, its spans are used for all prompts.
     """
     running = torch.nn.functional.pad(rows_PHS.cumsum(-1), (1, 0))
     return _at(running, ends_PK) - _at(running, starts_PK)

@@ -60,7 +60,8 @@ def contrastive_loss(
 
     Args:
         scores_PK: s, how much a prompt's query looks at each of its K candidates, (P, K).
-        correct_PK, incorrect_PK: what the candidates are, (P, K) bool; neither: no candidate.
+        correct_PK, incorrect_PK: which candidates are correct or incorrect, (P, K) bool; neither =
+            no candidate.
         temperature: t, > 0.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The settings of the method, which `RunConfig` and `ABFTConfig` share; the paper's values."""
+"""The settings of the method, which `RunConfig` and `ABFTConfig` share, and the paper's values."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,7 +11,7 @@ from abft.settings import setting
 
 DATA, METHOD, TRAINING = "Task and data", "Method (arXiv 2505.14233)", "Training"
 
-# The paper's own settings, up to 10B parameters. A name is a field of `RunConfig`.
+# The paper's own settings, for models up to 10B parameters. Keys are fields of `RunConfig`.
 PAPER: dict[str, Any] = {
     "objective": "abft",
     "cross_entropy": 0.0,
@@ -38,8 +38,8 @@ PAPER: dict[str, Any] = {
 }
 
 
-# What a prediction is read from: the probabilities of the label words, or the attention on the
-# demonstrations' labels of the heads that training chose (all, where it chose none).
+# Read-out, where a prediction comes from: the probabilities of the label words, or the attention on
+# the demonstrations' labels, of the heads that training chose (all, if it chose none).
 Readout = Literal["label_words", "attention"]
 
 # What label probabilities are divided by: abft.scoring.calibration.
@@ -103,7 +103,7 @@ class MethodSettings:
     sampling: Sampling = setting(
         "natural",
         "How often training prompts draw a class: natural: as often as it occurs in the data; "
-        "balanced-queries, balanced: every class equally often, as a query, or everywhere.",
+        "balanced-queries: every class equally often as a query; balanced: also as demonstrations.",
         panel=TRAINING,
         card=True,
     )
@@ -200,8 +200,8 @@ class MethodSettings:
     )
     heads: str = setting(
         "16",
-        "Heads of the contrastive loss, chosen on training prompts: a number, or layer, those of "
-        "one middle layer.",
+        "Heads of the contrastive loss, chosen on training prompts: how many, or layer: all heads "
+        "of one middle layer.",
         listed=True,
         panel=METHOD,
         objectives=("contrastive",),

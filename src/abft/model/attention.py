@@ -48,7 +48,7 @@ def softmax_rows(
         scaling: of the scores; default: 1 / sqrt(D).
         sliding_window: keys further back than this many tokens get 0.
         softcap: scores are capped to `softcap * tanh(scores / softcap)` (Gemma 2).
-        sinks_H: one extra score a head that takes part in the softmax and is then dropped
+        sinks_H: one extra score for each head, which takes part in the softmax and is then dropped
             (gpt-oss).
 
     Returns:
@@ -103,7 +103,7 @@ def _exact_output(
     softcap: float | None,
     sinks_H: Tensor | None,
 ) -> Tensor:
-    """Return the attention output where SDPA refuses (softcap, sinks), from every softmax row.
+    """Return the attention output where SDPA cannot (softcap, sinks), from every softmax row.
 
     The rows are recomputed in the backward pass, never stored.
     """
@@ -138,7 +138,7 @@ def _forward(
     This is the registered attention function. `row_layers`: which layers give rows; None = all.
     `head_gates`: by layer, a factor (H,) for each head's output; 0 switches the head off.
     """
-    # SDPA would warn that it has none.
+    # SDPA would warn that it returns none.
     kwargs.pop("output_attentions", None)
     row_layers: Collection[int] | None = kwargs.pop("row_layers", None)  # type: ignore[assignment]
 
@@ -179,7 +179,7 @@ _MAKING = threading.Lock()
 
 
 def lock_of(model: nn.Module) -> "threading.RLock":
-    """Return the lock of a model: `row_attention` changes it, so that one thread at a time reads.
+    """Return a model's lock: only one thread at a time may read, as `row_attention` changes it.
 
     Wrappers of the same causal LM have one lock.
     """
@@ -299,8 +299,8 @@ def read_batch(
 def up_to_layer(inner: nn.Module, last: int | None) -> Iterator[None]:
     """Changes a decoder while open: it ends after layer `last`; None = after all.
 
-    What it returns as hidden states is then no input for an LM head. Whole models, and families
-    whose layers are not a list of that name, run all of them.
+    The hidden states that it returns are then no input for an LM head. Whole models, and decoders
+    without a module list named `layers`, run all layers.
     """
     layers = getattr(inner, "layers", None)
     if last is None or not isinstance(layers, nn.ModuleList):
@@ -322,7 +322,7 @@ def read_output(
 ) -> tuple[tuple[Tensor, ...], Any]:
     """Return the attention rows as `read_rows` does, and the module's whole output.
 
-    With a cache in `inputs`, the rows are as long as what it holds and the ids together.
+    With a cache in `inputs`, the rows are as long as the cached tokens and the ids together.
     """
     B, P = input_ids.shape[0], query_positions_P.shape[0]
     mask = inputs.get("attention_mask")

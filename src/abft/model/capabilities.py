@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
 _KEPT = "_abft_capabilities"  # attribute of the model
 
-# Rows and hidden states of two ways may differ by rounding; peaked rows of trained models do by
-# 1.1e-4.
+# Rows and hidden states that are computed in two ways may differ by rounding; peaked rows of
+# trained models do by 1.1e-4.
 _TOLERANCE, _HALF_TOLERANCE = 1e-3, 5e-2
 
 
@@ -89,7 +89,7 @@ class Capabilities:
             return _output_difference(self._model)
 
     def check_lm_head(self) -> None:
-        """Raise AbftError where a family computes logits in a way `output_logits` does not know."""
+        """Raise AbftError if a family computes logits in a way `output_logits` does not know."""
         if self._output_difference > 0.02:
             raise AbftError(
                 f"model family {self._model.config.model_type!r} computes its logits in a way this "
@@ -136,7 +136,7 @@ def rotation_limit(model: nn.Module) -> int | None:
     """Return the length above which all of a prompt's keys are rotated differently; None = none.
 
     "longrope" has one rotation for shorter sequences and one for longer. "dynamic" has another one
-    for every longer length, and which it takes depends on what ran before.
+    for every longer length, and which one it uses depends on what ran before.
     """
     limits = [
         config.max_position_embeddings
@@ -148,7 +148,7 @@ def rotation_limit(model: nn.Module) -> int | None:
 
 
 def check_lengths(model: nn.Module, longest: int) -> None:
-    """Raise AbftError where probabilities of prompts would depend on what the model ran before.
+    """Raise AbftError if probabilities of prompts would depend on what the model ran before.
 
     `longest`: tokens of the longest prompt.
     """
@@ -182,7 +182,7 @@ def _dtype(model: nn.Module) -> torch.dtype:
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Changes `model` to eval mode while open; each of its parts is in its own mode again after."""
+    """Changes `model` to eval mode while open; afterwards, each part is in its own mode again."""
     before = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -209,7 +209,7 @@ def _probe_implementation(model: "PreTrainedModel", tolerance: float) -> Impleme
     inner = decoder(model)
     device = next(inner.parameters()).device
 
-    # The last but one position is read, so that a row has a token that it must not see.
+    # The last position but one is read, so that there is a token that its row must not see.
     ids = torch.arange(3, 3 + 9, device=device).remainder(config.vocab_size)[None]
     positions = torch.tensor([ids.shape[1] - 2], device=device)
 

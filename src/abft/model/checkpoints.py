@@ -28,7 +28,7 @@ _MADE_FOR = "the adapter in {folder} was trained on another model"
 
 
 def base_samples(model: "PreTrainedModel", modules: Collection[QKModule]) -> dict[str, list[float]]:
-    """Return a few evenly spaced entries of every weight of `modules`; none if quantised.
+    """Return a few evenly spaced entries of every weight of `modules`, none of quantised weights.
 
     A base model is recognised by them.
     """
@@ -51,7 +51,7 @@ def check_base_weights(
 ) -> None:
     """Raise AbftError unless `model` has the weights of which `base_samples` took `samples`.
 
-    Half precision of them passes. `made_for` begins the message.
+    The same weights in half precision pass. `made_for` begins the message.
     """
     modules = [qk for qk in qk_modules(model) if qk.name in samples]
     for name in samples.keys() - {qk.name for qk in modules}:
@@ -115,7 +115,7 @@ def save_adapter(
     samples: dict[str, list[float]],
     state_dict: dict[str, Tensor] | None = None,
 ) -> None:
-    """Write a stock PEFT adapter, and to a file of their own what it is recognised by.
+    """Write a stock PEFT adapter, and a second file by which it and its base are recognised.
 
     `samples`: the `base_samples` before training. `state_dict`: the model's tensors, gathered,
     where processes hold parts of them.
@@ -136,10 +136,10 @@ def read_full_rank(
 
     Args:
         model: the base model, which they have to fit.
-        samples: its `base_samples` before training; default: those of now.
+        samples: its `base_samples` before training; default: those of its present weights.
 
     Raises:
-        AbftError: not such a file, or one that was trained on another model.
+        AbftError: the file is missing or damaged, or was trained on another model.
     """
     path = Path(folder) / FULL_RANK_FILE
     parameters = dict(model.named_parameters())
@@ -172,7 +172,7 @@ def _check_base(
     expected: Mapping[str, Sequence[float]],
     made_for: str,
 ) -> None:
-    """Raise AbftError for another base; `samples`: those before training, None = those of now."""
+    """Raise AbftError for another base; `samples`: before training, None = of present weights."""
     if samples is None:
         check_base_weights(causal_lm(model), expected, made_for)  # type: ignore[arg-type]
     else:
@@ -180,7 +180,7 @@ def _check_base(
 
 
 def _check_digest(path: Path, tensors: Mapping[str, Tensor], digest: str | None) -> None:
-    """Raise DamagedWeights unless these tensors were written (older files: not known)."""
+    """Raise DamagedWeights unless these are the tensors that were written, if that is known."""
     if digest is not None and tensors_digest(tensors) != digest:
         raise DamagedWeights(f"{path} is damaged: its tensors are not those that were written")
 
@@ -237,7 +237,7 @@ def read_adapter(
 
     Args:
         model: what the adapter is for; it may have others already.
-        samples: the `base_samples` of its base before training; default: those of now.
+        samples: the `base_samples` of its base before training; default: of its present weights.
 
     Raises:
         AbftError: an adapter of another model, or damaged files.
@@ -285,7 +285,7 @@ def load_adapter(
     except (RuntimeError, ValueError) as error:
         raise AbftError(f"{made_for}: {str(error).strip().splitlines()[0][:160]}") from None
 
-    # PEFT does not refuse an adapter with tensors too few or too many.
+    # PEFT does not refuse an adapter with too few or too many tensors.
     loaded = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
     differing = set(saved) ^ set(loaded)
     if differing:
@@ -318,7 +318,7 @@ def scale_adapter(model: "PeftModel", factor: float, name: str = "default") -> N
     """Changes `model`: an adapter's change of the weights becomes `factor` times as large.
 
     Raises:
-        AbftError: a factor other than 1 of an adapter whose change is more than LoRA's product.
+        AbftError: a factor other than 1 for an adapter that changes more than LoRA's product.
     """
     config = model.peft_config[name]
     bias = getattr(config, "bias", "none")

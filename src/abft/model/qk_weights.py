@@ -66,7 +66,7 @@ def _roles(leaf: str, module: nn.Module, model: "PreTrainedModel") -> Tensor:
     family = config.model_type
 
     def head_dim() -> int:
-        # Some families have several, and raise where they are asked for one.
+        # Some families have several, and raise if they are asked for one.
         return getattr(config, "head_dim", None) or config.hidden_size // heads
 
     # Conv1D (GPT-2) has nf.
@@ -165,7 +165,7 @@ def _spans(numbers: Collection[int]) -> str:
 
 
 def _mask_fused(model: nn.Module, modules: Collection[QKModule]) -> None:
-    """Changes `model`: what trains of fused weights gets no gradient outside Q and K.
+    """Changes `model`: trainable parts of fused weights get no gradient outside Q and K.
 
     Adam never moves what has no gradient.
     """
@@ -183,10 +183,10 @@ def _keep_only(parameter: Tensor, mask: Tensor) -> None:
 def _trained_of_fused(
     model: nn.Module, qk: QKModule
 ) -> Iterator[tuple[nn.Parameter, Tensor | None]]:
-    """Yield what trains of a fused module, with the mask of what belongs to Q and K.
+    """Yield a fused module's trainable parameters, each with a mask of what belongs to Q and K.
 
-    The mask is broadcastable to the parameter; None = it acts on V only through others that are
-    masked. Weights that belong to Q and K as a whole yield nothing.
+    The mask is broadcastable to the parameter; None = the parameter acts on V only through others
+    that are masked. A module that belongs to Q and K as a whole yields nothing.
 
     Raises:
         AbftError: a parameter whose part in V is not known.
@@ -253,14 +253,14 @@ def add_lora(
 ) -> "PeftModel":
     """Changes `model` into a PEFT model with LoRA on W_Q and W_K.
 
-    Fused V outputs keep a zero update. `target_modules` and `layers_to_transform` are filled in
-    where they are not set, in a copy of `config`.
+    V outputs of fused weights keep a zero update. `target_modules` and `layers_to_transform` are
+    filled in if they are not set, in a copy of `config`.
     """
     modules = qk_modules(model, layers)
     config = copy.copy(config)
 
-    # PEFT finds modules by the last part of their name, or by all of it where others, as those of
-    # a vision tower, are named alike.
+    # PEFT finds modules by the last part of their name, or by the whole name if others, such as
+    # those of a vision tower, have the same last part.
     leaves = {qk.name.rpartition(".")[2] for qk in modules}
     own = {qk.name for qk in qk_modules(model)}
     alike = any(
@@ -268,7 +268,7 @@ def add_lora(
     )
     by_name = config.target_modules is None and alike
     if by_name:
-        # PEFT does not look at layers where modules are named in full.
+        # PEFT ignores `layers_to_transform` if modules are named in full.
         chosen = config.layers_to_transform
         chosen = [chosen] if isinstance(chosen, int) else chosen
         config.target_modules = {qk.name for qk in modules if not chosen or qk.layer in chosen}
@@ -294,7 +294,7 @@ def add_lora_everywhere(model: "PreTrainedModel", config: "LoraConfig") -> "Peft
 
 
 def _peft_model(model: "PreTrainedModel", config: "LoraConfig") -> "PeftModel":
-    """Changes `model` into a PEFT model, whose adapter names the base as others find it."""
+    """Changes `model` into a PEFT model, whose adapter names the base by its name on the hub."""
     from peft import get_peft_model
 
     # PEFT has to be told of Conv1D, which stores weights transposed.
@@ -319,8 +319,8 @@ def mask_lora(peft_model: "PeftModel") -> None:
     LoRA's B has to start at 0 for V outputs, so that dW_V stays 0.
 
     Raises:
-        AbftError: something else than W_Q and W_K trains or was changed, or the base's weights
-            were.
+        AbftError: something other than W_Q and W_K trains or was changed, or the base's weights
+            were changed.
     """
     base = peft_model.get_base_model()
     modules = qk_modules(base)

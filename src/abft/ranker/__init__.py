@@ -1,4 +1,4 @@
-"""Rank documents for a query by the attention of few heads."""
+"""Rank documents for a query by the attention of a few heads."""
 
 from abft.ranker.ranker import AttentionRanker, Ranked
 

@@ -1,4 +1,4 @@
-"""Which spans of a prompt do heads look at, and does the answer depend on them?"""
+"""Measure which spans of a prompt heads look at, and whether the answer depends on them."""
 
 import random
 from collections.abc import Collection, Sequence
@@ -16,12 +16,12 @@ RANDOM_ORDERS = 8
 
 @dataclass(frozen=True)
 class DeletionCurve:
-    """What removing spans does to the next token that the whole prompt makes most probable.
+    """How removing spans changes the probability of the whole prompt's most probable next token.
 
     Attributes:
-        by_attention: its log-probability after 0, 1, ... of the spans were removed, those that the
-            heads look at most first, (K + 1,).
-        at_random: the same, a mean over random orders, (K + 1,).
+        by_attention: the token's log-probability after 0, 1, ... of the spans were removed, those
+            that the heads look at most first, (K + 1,).
+        at_random: the same for removal in random order, mean over several orders, (K + 1,).
     """
 
     by_attention: np.ndarray
@@ -29,8 +29,9 @@ class DeletionCurve:
 
     @property
     def faithfulness(self) -> float:
-        """Return how much more removal by attention lowers it, in nats: a mean over all steps but
-        the first and the last, which are the same for every order.
+        """Return how much more removal by attention lowers the log-probability than removal at
+        random, in nats: a mean over all steps but the first and the last, which are the same for
+        every order.
 
         Above 0: the answer depends on what the heads look at.
         """
@@ -44,14 +45,14 @@ def attribute(
     spans: Sequence[tuple[int, int]],
     heads: Collection[tuple[int, int]] | None = None,
 ) -> np.ndarray:
-    """Return the share of each span in the attention that the last token pays to spans, (K,).
+    """Return each span's share of the attention that the last token pays to all spans, (K,).
 
     Args:
         model: a causal LM.
         tokenizer: a fast one.
-        prompt: the text; its last token looks.
-        spans: (start, end) of characters, without `end`, in order.
-        heads: (layer, head) of those that are read; None = all.
+        prompt: the text, from whose last token the heads look.
+        spans: (start, end) in characters, `end` excluded, in order.
+        heads: (layer, head) pairs that are read; None = all.
 
     Raises:
         ValueError: spans that overlap, are empty or outside the prompt, or hold no token; no heads.
@@ -78,9 +79,9 @@ def deletion_curve(
     heads: Collection[tuple[int, int]] | None = None,
     seed: int = 0,
 ) -> DeletionCurve:
-    """Remove spans one after another, and see how probable the answer stays.
+    """Remove spans one after another, and measure how probable the answer stays.
 
-    The answer is the most probable next token of the whole prompt. Arguments and errors as of
+    The answer is the most probable next token of the whole prompt. Arguments and errors are as for
     `attribute`; at least two spans.
     """
     if len(spans) < 2:
@@ -118,7 +119,7 @@ def _check(prompt: str, spans: Sequence[tuple[int, int]]) -> None:
 
 
 def _tokens(offsets: Sequence[tuple[int, int]], span: tuple[int, int]) -> tuple[int, int]:
-    """Return the first token of a span and the one behind its last.
+    """Return the first token of a span and the one after its last.
 
     A token that begins before a span and ends in it, such as one with the space before a word,
     belongs to it.

@@ -11,10 +11,10 @@ from abft.errors import AbftError
 def load_beir(
     folder: str | Path, split: str = "test"
 ) -> tuple[list[str], list[str], list[list[int]]]:
-    """Return queries, documents and the numbers of each query's relevant documents.
+    """Return queries, documents and the indices of each query's relevant documents.
 
-    What `AttentionRanker.fit` takes. A document is its title and its text; equal ones become one.
-    Queries without a relevant document are left out.
+    These are the arguments of `AttentionRanker.fit`. A document is its title and its text; equal
+    documents become one. Queries without a relevant document are left out.
 
     Args:
         folder: with corpus.jsonl, queries.jsonl and qrels/{split}.tsv.
@@ -28,7 +28,7 @@ def load_beir(
     corpus = _texts(folder / "corpus.jsonl", ("title", "text"))
     asked = _texts(folder / "queries.jsonl", ("text",))
 
-    # Equal documents are one; those without a text are none.
+    # Equal documents become one; those without a text are left out.
     documents = list(dict.fromkeys(text for text in corpus.values() if text))
     place = {text: i for i, text in enumerate(documents)}
     path = folder / "qrels" / f"{split}.tsv"
@@ -41,7 +41,7 @@ def load_beir(
             query, document, score = row
             positive = float(score) > 0
         except ValueError:
-            # The header, and lines without anything.
+            # The header, and empty lines.
             if number == 1 or not row:
                 continue
             raise AbftError(f"{where}: expected query, document, score") from None

@@ -1,7 +1,7 @@
 """Read documents once, keep their keys and values, and let queries look at them.
 
-A document sees the beginning of the prompt and itself only, so that its keys and values serve every
-set of documents and every query.
+A document attends only to the beginning of the prompt and to itself, so that its keys and values
+serve every set of documents and every query.
 """
 
 import random
@@ -15,23 +15,23 @@ from transformers import DynamicCache, PreTrainedModel
 from abft.method.head_statistics import span_sums
 from abft.model.attention import decoder, read_rows, row_attention, up_to_layer
 
-BATCH_TOKENS = 2048  # documents of a forward pass
-QUERY_TOKENS = 256  # of a forward pass at most
-ROW_BYTES = 2**29  # of a forward pass: each query token has a row of all tokens in every head
-KEPT_BYTES = 2 * 2**30  # keys and values of single documents that are kept
+BATCH_TOKENS = 2048  # of documents, in a forward pass
+QUERY_TOKENS = 256  # of queries, in a forward pass at most
+ROW_BYTES = 2**29  # of a forward pass: each query token has a row over all tokens in every head
+KEPT_BYTES = 2 * 2**30  # of single documents' keys and values that are kept
 
 Layers = list[tuple[Tensor, Tensor]]  # keys and values of each layer, (1, H, S, d) each
 
 
 @dataclass(frozen=True)
 class KeptDocuments:
-    """The keys and values of the beginning and of D documents, next to each other.
+    """The keys and values of the beginning and of D documents, concatenated.
 
     Attributes:
-        layers: keys and values of each layer that is read, (1, H, S, d) each.
+        layers: keys and values of each layer that is run, (1, H, S, d) each.
         spans: (start, end) of each document among the S tokens.
-        longest: tokens of the longest document; the query goes on after it.
-        beginning: tokens before all documents.
+        longest: tokens of the longest document, after which the query's positions continue.
+        beginning: number of tokens before all documents.
     """
 
     layers: tuple[tuple[Tensor, Tensor], ...]
@@ -44,9 +44,10 @@ class DocumentReader:
     """Computes attention of queries on documents, with the first layers of a model.
 
     Args:
-        model: a causal LM; its family has to pack prompts.
+        model: a causal LM of a family that can pack prompts.
         beginning: tokens before all documents.
-        layers: whose attention is read, ascending; None = all. Layers after them are not run.
+        layers: layers whose attention is read, ascending; None = all. Layers after the last of them
+            are not run.
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class DocumentReader:
         """Return keys and values of documents; those that are not kept are run, many at once.
 
         Raises:
-            ValueError: none, or one without tokens.
+            ValueError: no documents, or one without tokens.
         """
         if not documents or not all(documents):
             raise ValueError("expected documents, each with at least one token")
@@ -76,7 +77,7 @@ class DocumentReader:
         # Documents of similar length pad little.
         order = sorted(set(keys) - set(read), key=lambda key: (len(key), key))
         while order:
-            # The next one is the longest of those that are left.
+            # The last one is the longest of those that are left.
             fit = max(BATCH_TOKENS // (start + len(order[-1])), 1)
             batch, order = order[-fit:], order[:-fit]
             for key, layers in zip(batch, self._run(batch), strict=True):
@@ -104,9 +105,10 @@ class DocumentReader:
         queries: Sequence[Sequence[int]],
         looking: int | None = None,
     ) -> Iterator[Tensor]:
-        """Yield each query's attention on each document, (L, H, D): the mean of its last tokens.
+        """Yield each query's attention on each document, (L, H, D): the mean over its last tokens.
 
-        L counts the layers that are read. The same as that of a prompt with `blocks`, read whole.
+        L counts the layers that are read. The attention is the same as in a prompt with `blocks`
+        that is read as a whole.
 
         Args:
             queries: their tokens; short ones share a forward pass, and do not see each other.
@@ -129,7 +131,7 @@ class DocumentReader:
     ) -> Tensor:
         """Return the attention of queries that are read together, (N, L, H, D).
 
-        One with more than `most` tokens is read in parts.
+        A query with more than `most` tokens is read in parts.
         """
         N, S, device = len(queries), kept.layers[0][0].shape[2], self._device
         lengths = torch.tensor([len(query) for query in queries], device=device)
@@ -144,14 +146,15 @@ class DocumentReader:
         starts, ends = (torch.tensor([bounds]) for bounds in zip(*kept.spans, strict=True))
         sums: list[Tensor] = []
         with row_attention(self.model), up_to_layer(self._inner, self._last):
-            # One pass, unless a single query has more tokens than that.
+            # One pass, unless a single query has more than `most` tokens.
             for first in range(0, len(ids_T), most):
                 part = slice(first, first + most)
                 before = slice(0, first + len(ids_T[part]))
                 same_TT = query_T[part, None] == query_T[before]
                 earlier_TT = index_T[part, None] >= index_T[before]
                 mask_TS = torch.nn.functional.pad(same_TT & earlier_TT, (S, 0), value=True)
-                # Tokens that do not look give keys and values only; then one row is read in vain.
+                # Tokens that do not look only add keys and values. If none in this part looks, one
+                # row is read and dropped.
                 looking_P = looks_T[part].nonzero()[:, 0]
                 rows, _ = read_rows(
                     self._inner,
@@ -223,7 +226,7 @@ class DocumentReader:
 
 
 def _passes(queries: Sequence[Sequence[int]], most: int) -> Iterator[list[Sequence[int]]]:
-    """Yield queries in order, as many at once as have `most` tokens; a longer one alone."""
+    """Yield queries in order, in groups of at most `most` tokens; a longer query comes alone."""
     together: list[Sequence[int]] = []
     for query in queries:
         if together and sum(map(len, together)) + len(query) > most:
@@ -235,10 +238,10 @@ def _passes(queries: Sequence[Sequence[int]], most: int) -> Iterator[list[Sequen
 
 
 class _Store:
-    """Keeps keys and values of documents up to a size; what is dropped for others is random.
+    """Keeps keys and values of documents up to a size; drops random ones to make room.
 
-    A corpus that does not fit is asked for in the same order again and again: dropping the oldest
-    would drop every document before it is asked for.
+    A corpus that does not fit is read in the same order again and again: dropping the oldest would
+    drop every document before it is needed again.
     """
 
     def __init__(self, size: int) -> None:
@@ -250,7 +253,7 @@ class _Store:
         return self._kept.get(key)
 
     def add(self, key: tuple[int, ...], layers: Layers) -> None:
-        # Not as views of a batch, which would be kept whole.
+        # Copies: views would keep the whole batch in memory.
         layers = [(keys.clone(), values.clone()) for keys, values in layers]
         needed = _bytes(layers)
         if needed > self.size:

@@ -1,4 +1,4 @@
-"""Draw what is held out, and prompts to train on and to measure with."""
+"""Draw the held-out queries, and prompts to train on and to measure with."""
 
 import random
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ HELD_OUT, MOST_HELD_OUT, FEWEST_HELD_OUT = 0.2, 128, 4
 def split(
     queries: Sequence[RankingQuery], seed: int
 ) -> tuple[list[RankingQuery], list[RankingQuery]]:
-    """Return what is held out, and what is trained on; no text is in both."""
+    """Return the held-out queries, and those to train on; no text is in both."""
     texts = list(dict.fromkeys(query.text for query in queries))
     count = max(FEWEST_HELD_OUT, min(round(HELD_OUT * len(texts)), MOST_HELD_OUT))
     chosen = set(random.Random(f"held out {seed}").sample(texts, count))
@@ -33,10 +33,10 @@ def training_prompts(
 
     Args:
         queries: from which prompts are drawn, every one equally often.
-        count: groups.
-        together: prompts of a group, asked of the same documents; 1 = every query may have
+        count: number of groups.
+        together: prompts in a group, whose queries share documents; 1 = every query may have
             candidates of its own.
-        shown: documents of a group at most, unless its queries need more.
+        shown: documents in a group at most, unless its queries need more.
     """
     pools = list(by_candidates(queries).values())
     encoded = []
@@ -55,9 +55,9 @@ def training_prompts(
 def measured_queries(
     queries: Sequence[RankingQuery], together: int, shown: int, seed: int
 ) -> list[RankingQuery]:
-    """Return every query with the documents of a training prompt: at most `shown`, drawn.
+    """Return every query with the documents of a training prompt: at most `shown`, drawn at random.
 
-    Up to `together` queries that share their candidates share what is drawn.
+    Up to `together` queries that share their candidates share the drawn documents.
     """
     generator = random.Random(f"measured {seed}")
     drawn = []
@@ -70,7 +70,7 @@ def measured_queries(
 def _with_fewer_documents(
     asked: Sequence[RankingQuery], shown: int, generator: random.Random
 ) -> list[RankingQuery]:
-    """Draw the documents that queries are asked of, in a new order."""
+    """Draw fewer documents for queries that share their candidates, in a random order."""
     documents = _shown(asked, shown, generator)
     texts = tuple(asked[0].candidates[i] for i in documents)
     return [
@@ -84,7 +84,7 @@ def _with_fewer_documents(
 def _shown(asked: Sequence[RankingQuery], shown: int, generator: random.Random) -> list[int]:
     """Draw documents: for each query one that is relevant and one that is not, then any others.
 
-    More than `shown` where the queries need them.
+    There are more than `shown` if the queries need them.
     """
     everything = range(len(asked[0].candidates))
     if len(everything) <= shown:
@@ -99,5 +99,5 @@ def _shown(asked: Sequence[RankingQuery], shown: int, generator: random.Random) 
 
 
 def most_together(queries: Sequence[RankingQuery], most: int) -> int:
-    """Return how many queries can be asked of the same documents: `most`, or fewer."""
+    """Return how many queries can share the documents of a prompt: `most`, or fewer."""
     return min(most, *map(len, by_candidates(queries).values()))

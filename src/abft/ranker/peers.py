@@ -1,4 +1,4 @@
-"""What a practitioner tries first: TF-IDF, BM25, and MiniLM's embeddings."""
+"""Peers to compare with, which a practitioner tries first: TF-IDF, BM25, MiniLM's embeddings."""
 
 import functools
 import importlib.util
@@ -8,12 +8,12 @@ import numpy as np
 
 WORD = r"(?u)\b\w+\b"
 
-# Scores of documents of the corpus for queries, (N, D).
+# (queries, documents of the corpus) -> scores, (N, D).
 Scorer = Callable[[Sequence[str], Sequence[str]], np.ndarray]
 
 
 def tfidf(corpus: Sequence[str]) -> Scorer:
-    """Return a scorer: the cosine of TF-IDF vectors of words, which are counted in the corpus."""
+    """Return a scorer: the cosine of TF-IDF vectors, with word counts of the corpus."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     vectors = TfidfVectorizer(sublinear_tf=True, token_pattern=WORD)
@@ -27,7 +27,7 @@ def tfidf(corpus: Sequence[str]) -> Scorer:
 
 
 def bm25(corpus: Sequence[str]) -> Scorer:
-    """Return a scorer: BM25 with Lucene's formula, k1 = 1.5 and b = 0.75; words of the corpus.
+    """Return a scorer: BM25 with Lucene's formula, k1 = 1.5, b = 0.75, word counts of the corpus.
 
     The documents that it scores have to be in the corpus.
     """
@@ -72,7 +72,7 @@ PEERS: dict[str, tuple[Callable[[Sequence[str]], Scorer], tuple[str, ...]]] = {
 def peers(corpus: Sequence[str]) -> dict[str, Scorer]:
     """Return the peers whose modules are installed, by name.
 
-    Words are counted once in equal documents.
+    Equal documents count once.
     """
     distinct = list(dict.fromkeys(corpus))
     return {

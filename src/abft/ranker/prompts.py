@@ -30,12 +30,12 @@ Looking = Literal["last", "query"]
 
 @dataclass(frozen=True)
 class RankingPrompts:
-    """Encodes documents and queries; what belongs together is concatenated later.
+    """Encodes documents and queries separately; they are concatenated later.
 
     Args:
         tokenizer: any that transformers loads.
-        looking: which tokens look.
-        max_document_tokens, max_query_tokens: longer ones are cut; of the text alone.
+        looking: which tokens look at the documents.
+        max_document_tokens, max_query_tokens: longer texts are cut; counts the text's tokens alone.
         instruction: says what all queries look for; documents and queries see it.
     """
 
@@ -47,7 +47,7 @@ class RankingPrompts:
 
     @property
     def beginning(self) -> tuple[int, ...]:
-        """Return the tokens before all documents, with those that every text begins with."""
+        """Return the tokens before all documents, with any special tokens that begin a text."""
         said = " ".join(self.instruction.split())
         ids = self.tokenizer(f"{said}\n{BEGINNING}" if said else BEGINNING)["input_ids"]
         end = self.tokenizer.eos_token_id
@@ -58,15 +58,15 @@ class RankingPrompts:
         return self.cut_documents(texts)[0]
 
     def cut_documents(self, texts: Sequence[str]) -> tuple[list[tuple[int, ...]], int]:
-        """Return the tokens of each document, and how many documents are cut."""
+        """Return the tokens of each document, and how many documents were cut."""
         return self._around(BEFORE_DOCUMENT, texts, AFTER_DOCUMENT, self.max_document_tokens)
 
     def queries(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
-        """Return the tokens of each query, to the end of the prompt."""
+        """Return the tokens of each query and of what follows it, to the end of the prompt."""
         return self.cut_queries(texts)[0]
 
     def cut_queries(self, texts: Sequence[str]) -> tuple[list[tuple[int, ...]], int]:
-        """Return the same, and how many queries are cut."""
+        """Return the same, and how many queries were cut."""
         return self._around(BEFORE_QUERY, texts, AFTER_QUERY, self.max_query_tokens)
 
     def _around(
@@ -76,7 +76,7 @@ class RankingPrompts:
         begins, ends, *ids = self.tokenizer([before, after, *own], add_special_tokens=False)[
             "input_ids"
         ]
-        # What comes before a text does not count.
+        # The limit is for the text, without what comes before it.
         most += len(begins)
         return [(*each[:most], *ends) for each in ids], sum(len(each) > most for each in ids)
 

@@ -1,4 +1,4 @@
-"""Check queries, their candidates and which of these are relevant."""
+"""Check queries, their candidate documents, and which of these are relevant."""
 
 import random
 from collections import Counter
@@ -8,7 +8,7 @@ from numbers import Integral
 
 import numpy as np
 
-FEWEST_DOCUMENTS, FEWEST_WORDS = 4, 10  # from which heads are found without labels
+FEWEST_DOCUMENTS, FEWEST_WORDS = 4, 10  # needed to find heads without labels
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class RankingQuery:
 
     Attributes:
         candidates: distinct texts.
-        relevant: numbers of those that answer the query; some, but not all.
+        relevant: indices of the candidates that answer the query: at least one, but not all.
     """
 
     text: str
@@ -26,7 +26,7 @@ class RankingQuery:
 
 
 def text_of(value: object, what: str) -> str:
-    """Return a text as it is. Raises ValueError for anything else, or for one without content."""
+    """Return a text as it is. Raises ValueError for anything else, or for an empty text."""
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"{what} is {value!r}; expected a text that is not empty")
     try:
@@ -67,10 +67,10 @@ def ranking_queries(
     Args:
         queries: N texts.
         candidates: documents that all queries share, or N lists of them.
-        relevant: for each query the number of the document that answers it, or several.
+        relevant: for each query the index of the document that answers it, or several.
 
     Raises:
-        ValueError: what makes no sense, with the number of the query.
+        ValueError: anything that makes no sense; the message has the number of the query.
     """
     if isinstance(candidates, str):
         raise ValueError("expected lists of candidates, got one text")
@@ -114,11 +114,11 @@ def ranking_queries(
 
 @dataclass(frozen=True)
 class _Candidates:
-    """Distinct documents, and which of them each given one is."""
+    """The distinct documents of a list, and which of them each entry of the list is."""
 
     texts: tuple[str, ...]
-    places: tuple[int, ...]
-    repeated: tuple[int, ...]  # numbers of the given ones of which others are equal
+    places: tuple[int, ...]  # for each entry, its index in `texts`
+    repeated: tuple[int, ...]  # the entries whose text occurs more than once
 
     @classmethod
     def of(cls, documents: Sequence[object], where: str) -> "_Candidates":
@@ -129,7 +129,7 @@ class _Candidates:
         return cls(tuple(place), tuple(place[text] for text in checked), repeated)
 
     def relevant(self, numbers: frozenset[int], where: str) -> frozenset[int]:
-        """Return the places of relevant documents. Raises ValueError for what makes no sense."""
+        """Return the indices in `texts` of relevant documents; ValueError if they are invalid."""
         if not numbers:
             raise ValueError(f"{where} has no relevant candidate")
         if not all(0 <= number < len(self.places) for number in numbers):
@@ -138,7 +138,7 @@ class _Candidates:
             )
         found = frozenset(self.places[number] for number in numbers)
 
-        # Equal documents are one, which is relevant or not.
+        # Equal documents are one, which is either relevant or not.
         if len(found) < len(self.texts):
             same = {number for number in self.repeated if self.places[number] in found}
             if not same <= numbers:
@@ -156,13 +156,14 @@ def halves(text: str) -> tuple[str, str]:
 
 
 def queries_without_labels(documents: Sequence[str], shown: int, seed: int) -> list[RankingQuery]:
-    """Return a query for each document that is long enough: its end, which its beginning answers.
+    """Make a query from each document that is long enough: its end, for which its beginning is
+    relevant.
 
-    About `shown` of them, drawn at random, share their candidates: the beginnings. Of texts that
-    begin alike, or end alike, one is kept.
+    The candidates are the beginnings of about `shown` documents, drawn at random, whose queries
+    share them. Of texts that begin alike, or end alike, one is kept.
 
     Raises:
-        ValueError: fewer than `FEWEST_DOCUMENTS` of at least `FEWEST_WORDS` words.
+        ValueError: fewer than `FEWEST_DOCUMENTS` documents of at least `FEWEST_WORDS` words.
     """
     long = [text for text in documents if len(text.split()) >= FEWEST_WORDS]
     ends = {rest: first for first, rest in map(halves, long)}
@@ -191,7 +192,7 @@ def _numbers(relevant: object) -> frozenset[int]:
     numbers = relevant
     if isinstance(relevant, Integral):
         numbers = [relevant]
-    # An array of no dimension holds one number.
+    # A zero-dimensional array holds one number.
     if hasattr(numbers, "tolist"):
         numbers = numbers.tolist()
         numbers = numbers if isinstance(numbers, list) else [numbers]
@@ -200,7 +201,7 @@ def _numbers(relevant: object) -> frozenset[int]:
     given = list(numbers)
     found = frozenset(int(n) for n in given if isinstance(n, Integral) and not isinstance(n, bool))
     if len(found) < len(given):
-        # As a rule these are a value for each candidate.
+        # Most likely a mask was given, with a value for each candidate.
         boolean = any(isinstance(n, bool | np.bool_) for n in given)
         mask = (boolean or len(given) > 2) and all(n in (0, 1) for n in given)
         remedy = "; numpy.flatnonzero(mask) gives those of a mask" if mask else ""
@@ -213,7 +214,7 @@ def _numbers(relevant: object) -> frozenset[int]:
 def by_candidates(
     queries: Sequence[RankingQuery],
 ) -> dict[tuple[str, ...], list[RankingQuery]]:
-    """Return the queries that share their candidates together, in order."""
+    """Group the queries that share their candidates, in order."""
     found: dict[tuple[str, ...], list[RankingQuery]] = {}
     for query in queries:
         found.setdefault(query.candidates, []).append(query)

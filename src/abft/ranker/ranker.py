@@ -1,4 +1,4 @@
-"""`AttentionRanker`: which documents do a query's tokens look at?"""
+"""Define `AttentionRanker`, which ranks documents by how much a query's tokens look at them."""
 
 import functools
 import json
@@ -45,11 +45,11 @@ if TYPE_CHECKING:
     from abft.ranker.documents import DocumentReader, KeptDocuments
 
 FILE, FORMAT = "ranker.json", 1
-EMPTY_QUERY = "N/A"  # what a query looks at that asks for nothing: ICR's calibration
+EMPTY_QUERY = "N/A"  # a query without content, whose attention is subtracted: ICR's calibration
 FINDER_GROUPS = 32  # groups of prompts by which heads are chosen
-TEMPLATE_TOKENS = 32  # about what a prompt has besides beginning, document and query
+TEMPLATE_TOKENS = 32  # about how many a prompt has besides beginning, document and query
 
-# Settings that are whole numbers, and the least that each may be.
+# Settings that are whole numbers, and the smallest value of each.
 _COUNTS = {
     "shown": 2,
     "documents_per_pass": 2,
@@ -64,7 +64,7 @@ T = TypeVar("T")
 
 
 def _one_at_a_time(method: Callable[P, T]) -> Callable[P, T]:
-    """Let other threads wait while a method reads or trains the ranker's model."""
+    """Make other threads wait while a method reads or trains the ranker's model."""
 
     @functools.wraps(method)
     def locked(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -79,10 +79,9 @@ class Ranked:
     """A document with its place in a ranking.
 
     Attributes:
-        index: its number among the documents that were given.
-        score: the heads' attention on it minus that of an empty query; higher is better among
-            documents that were read together: all, or the first `documents_per_pass` of a ranking
-            in rounds and those that another round left behind.
+        index: its index in the list of documents.
+        score: the heads' attention on it minus that of an empty query. Higher is better among
+            documents that were read together: all of them or, in a ranking in rounds, one group.
         document: the text.
     """
 
@@ -93,11 +92,12 @@ class Ranked:
 
 @dataclass(eq=False)
 class AttentionRanker:
-    """Ranks documents by the attention of few heads, without generating anything.
+    """Ranks documents by the attention of a few heads, without generating anything.
 
-    Untrained, it reads all heads, as ICR (arXiv 2410.02642). `fit` finds the heads that look at
-    relevant documents (QRHead, arXiv 2506.09944; CoRe, arXiv 2510.02219) and trains W_Q and W_K so
-    that they look at them more: InfoNCE over documents, as in BlockRank (arXiv 2510.05396).
+    Untrained, it reads all heads, as in-context re-ranking does (ICR, arXiv 2410.02642). `fit`
+    finds the heads that look at relevant documents (QRHead, arXiv 2506.09944; CoRe, arXiv
+    2510.02219) and trains W_Q and W_K so that they look at them more, with InfoNCE (cross-entropy
+    of a softmax) over documents, as in BlockRank (arXiv 2510.05396).
 
     Args:
         model: what `abft.load_model` takes.
@@ -106,14 +106,14 @@ class AttentionRanker:
         learning_rate: of W_Q and W_K; default: that of the contrastive objective.
         temperature: of the loss, > 0.
         looking: which tokens look: all of the "query", or the "last" one.
-        shown: documents of a training prompt at most.
-        together: queries that are asked of the same documents at once, where they share them.
+        shown: maximum number of documents in a training prompt.
+        together: how many queries share a prompt's documents, if they have the same candidates.
         max_document_tokens, max_query_tokens: longer texts are cut, with a warning.
         instruction: says what all queries look for, such as "Which document has the same sentiment
             as the query?"; documents see it too.
         documents_per_pass: more documents than that are ranked in rounds.
         device: "auto", "cpu", "cuda", or "balanced" over several GPUs.
-        random_state: of what is held out and drawn.
+        random_state: seed that decides which queries are held out, and what is drawn.
         progress: whether `fit` shows a bar and prints what it measured.
     """
 
@@ -135,7 +135,7 @@ class AttentionRanker:
     progress: bool = True
 
     def __post_init__(self) -> None:
-        self._named: str | None = None  # the model, as it was made absolute
+        self._named: str | None = None  # `model`, once its path was made absolute
         self._check_settings()
         self.heads_: list[tuple[int, int]] | None = None  # (layer, head); None = all
         self.validation_: dict[str, float] = {}  # recall@1 on held-out queries, by method
@@ -150,12 +150,11 @@ class AttentionRanker:
         self._lock = threading.RLock()
 
     def _check_settings(self) -> None:
-        """Raise ValueError for settings that mean nothing; they may change at any time.
+        """Raise ValueError for settings that make no sense; they may be changed at any time.
 
-        They get the plain types of Python, which `save` writes: numpy's numbers and paths are as
-        good.
+        Values such as numpy's numbers and paths are converted to plain types, which `save` writes.
         """
-        # Once: the same name may be another folder elsewhere.
+        # Only once: in another working directory, the same name may be another folder.
         if self.model != self._named:
             self.model = self._named = absolute_model(self.model)
         for name, least in _COUNTS.items():
@@ -194,14 +193,14 @@ class AttentionRanker:
         """Find heads, and train them, on queries whose relevant documents are known.
 
         A fifth of the queries, between 4 and 128 texts, is held out, each with up to `shown`
-        candidates: `validation_` says how often the first document is a relevant one (recall@1)
-        for TF-IDF, BM25 and MiniLM (where they are installed), the untrained heads and the trained
-        ones.
+        candidates. On these, `validation_` says how often the first document is a relevant one
+        (recall@1) for TF-IDF, BM25 and MiniLM (if they are installed), the untrained heads and the
+        trained ones.
 
         Args:
             queries: N texts.
             candidates: documents that all queries share, or N lists of them.
-            relevant: for each query the number of the document that answers it, or several, each
+            relevant: for each query the index of the document that answers it, or several, each
                 once.
 
         Raises:
@@ -227,7 +226,7 @@ class AttentionRanker:
             hits[name] = first_is_relevant(held_out, scorer)
             self._say(name, float(hits[name].mean()))
 
-        # Words are counted in all candidates, as a search engine counts them.
+        # Words are counted in all candidates, as a search engine would count them.
         corpus = [text for candidates_of in by_candidates(checked) for text in candidates_of]
         for name, scorer in peers(corpus).items():
             measure(name, scorer)
@@ -248,13 +247,13 @@ class AttentionRanker:
     def find_heads(self, documents: Sequence[str]) -> "AttentionRanker":
         """Find heads without labels: those that look from the end of a text at its beginning.
 
-        Nothing is trained. `fit` with queries finds them by what is relevant instead.
+        Nothing is trained. `fit` finds heads by which documents are relevant instead.
 
         Args:
             documents: texts like those to rank; the same ones will do.
 
         Raises:
-            ValueError: fewer than 4 texts of 10 words or more, between spaces.
+            ValueError: fewer than 4 texts of 10 words or more, as separated by spaces.
             AbftError: a model family that cannot be used.
         """
         self._check_settings()
@@ -266,8 +265,8 @@ class AttentionRanker:
         return self
 
     def _untouched(self) -> None:
-        """Load the untrained model, without heads that were found."""
-        # An earlier fit may have changed the weights, and its caller the model's name.
+        """Load the untrained model, and forget the heads that were found."""
+        # An earlier fit may have changed the weights, and the caller the model's name.
         if self._changed or self._opened != (self.model, self.device):
             self._model = None
         self.heads_, self._changed = None, False
@@ -304,7 +303,7 @@ class AttentionRanker:
         )
         assert self._model is not None
         assert self._tokenizer is not None
-        # What was read with the weights of before serves no longer.
+        # What was read with the old weights is no longer valid.
         self._forget()
         self._changed = True
         try:
@@ -320,7 +319,7 @@ class AttentionRanker:
                 progress=self.progress,
             )
         except BaseException:
-            # Half-trained weights are nobody's: the next call loads the untrained ones.
+            # Half-trained weights are dropped: the next call loads the untrained ones.
             self._model, self.heads_, self.validation_ = None, None, {}
             self._changed = False
             raise
@@ -331,9 +330,9 @@ class AttentionRanker:
     def scores(self, queries: Sequence[str], documents: Sequence[str]) -> np.ndarray:
         """Return how much each query looks at each document, (N, D); higher is better.
 
-        From each value that of an empty query is taken off, which makes documents comparable. All
-        documents are looked at in one pass, whatever their number; their keys and values are kept
-        until other documents come.
+        The attention of an empty query is subtracted, which makes documents comparable. A
+        query looks at all documents in one pass, whatever their number; the documents' keys and
+        values are kept until other documents are given.
 
         Raises:
             ValueError: no documents, or an empty text.
@@ -353,26 +352,27 @@ class AttentionRanker:
 
     @_one_at_a_time
     def too_long(self, documents: Sequence[str]) -> int:
-        """Return how many documents have more than `max_document_tokens`: the rest is not read."""
+        """Return how many documents have more than `max_document_tokens`, and are cut."""
         return self._prompts().cut_documents(texts_of(documents, "document"))[1]
 
     @_one_at_a_time
     def too_long_queries(self, queries: Sequence[str]) -> int:
-        """Return how many queries have more than `max_query_tokens`: the rest is not read."""
+        """Return how many queries have more than `max_query_tokens`, and are cut."""
         return self._prompts().cut_queries(texts_of(queries, "query"))[1]
 
     @_one_at_a_time
     def rank(self, query: str, documents: Sequence[str], top: int | None = None) -> list[Ranked]:
         """Return the documents, best first; equal ones share their score.
 
-        More than `documents_per_pass` are ranked in rounds: the better half of every group goes
-        on. Those that a round leaves behind are ordered by their places in their groups.
+        More than `documents_per_pass` are ranked in rounds: they are read in groups, and the better
+        half of every group goes on to the next round. Those that a round leaves behind are ordered
+        by their places in their groups.
 
         Args:
-            top: how many; None = all.
+            top: how many documents to return; None = all.
 
         Raises:
-            ValueError: as `scores`.
+            ValueError: as for `scores`.
         """
         documents = texts_of(documents, "document")
         if top is not None:
@@ -413,7 +413,7 @@ class AttentionRanker:
         return [(documents[i], float(scores[i])) for i in order]
 
     def _keep(self, documents: tuple[str, ...]) -> "tuple[KeptDocuments, np.ndarray]":
-        """Return documents that were read, and what an empty query looks at."""
+        """Return documents that were read, and an empty query's attention on them."""
         prompts = self._prompts()
         if self._kept is None or self._kept[0] != documents:
             assert self._reader is not None
@@ -447,13 +447,13 @@ class AttentionRanker:
 
     @_one_at_a_time
     def attribute(self, prompt: str, spans: Sequence[tuple[int, int]]) -> np.ndarray:
-        """Return the share of each span of a prompt in the heads' attention on spans, (K,).
+        """Return each span's share of the heads' attention on all spans of a prompt, (K,).
 
-        Any prompt: its last token looks. `deletion_curve` says whether the model's answer depends
-        on what it looks at.
+        Any prompt will do; the heads look from its last token. `deletion_curve` says whether the
+        model's answer depends on what they look at.
 
         Args:
-            spans: (start, end) of characters, without `end`, in order.
+            spans: (start, end) in characters, `end` excluded, in order.
 
         Raises:
             ValueError: spans that overlap, are empty or outside the prompt.
@@ -469,7 +469,7 @@ class AttentionRanker:
     def deletion_curve(self, prompt: str, spans: Sequence[tuple[int, int]]) -> "DeletionCurve":
         """Remove spans of a prompt, those that the heads look at most first; see `DeletionCurve`.
 
-        Arguments and errors as of `attribute`; at least two spans.
+        Arguments and errors are as for `attribute`; at least two spans.
         """
         from abft.ranker.attribution import deletion_curve
 
@@ -495,9 +495,9 @@ class AttentionRanker:
         )
 
     def _load(self) -> None:
-        """Load the model, unless it was, and check that it can be used.
+        """Load the model, unless it is loaded already, and check that it can be used.
 
-        Settings may have changed since; what was read with others is dropped.
+        If settings have changed since, what was read with the old ones is dropped.
         """
         self._check_settings()
         from abft.model.capabilities import capabilities
@@ -553,7 +553,7 @@ class AttentionRanker:
         """Write the heads, the settings and the trained W_Q and W_K (safetensors).
 
         Raises:
-            ValueError: before `fit`, or a folder that holds something.
+            ValueError: no heads were found yet, or the folder is not empty.
         """
         from abft.model.checkpoints import save_full_rank
 
@@ -584,7 +584,7 @@ class AttentionRanker:
         """Load a ranker that `save` wrote, and its base model.
 
         Args:
-            instruction: in the place of the saved one.
+            instruction: used instead of the saved one.
 
         Raises:
             ValueError: no such folder, a damaged one, or one of a newer version.
@@ -610,7 +610,7 @@ class AttentionRanker:
         ranker._load()
         model = ranker._model
         assert model is not None
-        # Rankers of older versions say what their base was only where they are trained.
+        # Older versions recorded the base model's samples only for trained rankers.
         found_in = f"{path}: heads were found in another model than {ranker.model!r}"
         check_base_weights(model, base, found_in)
         if trained:
@@ -625,7 +625,7 @@ SAVED = tuple(f.name for f in fields(AttentionRanker) if f.name not in ("device"
 
 
 def _whole(name: str, value: object, least: int, expected: str = "a whole number") -> int:
-    """Return a setting as an int. Raises ValueError where it is none, or below `least`."""
+    """Return a setting as an int. Raises ValueError if it is none, or below `least`."""
     try:
         number = operator.index(value)  # type: ignore[arg-type]
     except TypeError:

@@ -9,7 +9,7 @@ import numpy as np
 from abft.ranker.peers import Scorer
 from abft.ranker.queries import RankingQuery, by_candidates
 
-SURE = 0.05  # how probable a peer's lead may be by chance, where `fit` warns of it
+SURE = 0.05  # `fit` warns of a peer's lead if chance explains it with less than this probability
 
 
 def first_is_relevant(queries: Sequence[RankingQuery], scorer: Scorer) -> np.ndarray:
@@ -22,11 +22,11 @@ def first_is_relevant(queries: Sequence[RankingQuery], scorer: Scorer) -> np.nda
 
 
 def warn_of_better_peers(peers_N: Mapping[str, np.ndarray], ours_N: np.ndarray) -> None:
-    """Warn of the best peer where a sign test over the peers says that its lead is no chance."""
+    """Warn if the best peer leads by more than chance, in a sign test corrected for all peers."""
     best = max(peers_N, key=lambda name: peers_N[name].mean(), default=None)
     if best is None:
         return
-    # Queries that only one of both answers: each is as probable for either if they are as good.
+    # Queries that only one of the two answers: if both are as good, each is as likely to.
     wins = int((peers_N[best] & ~ours_N).sum())
     either = int((peers_N[best] != ours_N).sum())
     chance = sum(math.comb(either, n) for n in range(wins, either + 1)) / 2**either

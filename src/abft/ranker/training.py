@@ -1,4 +1,4 @@
-"""Choose a ranker's heads on training prompts, and train W_Q and W_K so that they look better."""
+"""Choose a ranker's heads on training prompts, and train W_Q and W_K so that these rank better."""
 
 import tempfile
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from abft.training.arguments import ABFTConfig
 from abft.training.callbacks import StepBar
 from abft.training.trainer import ABFTTrainer
 
-GROUPS = 4  # groups of prompts an optimizer step
+GROUPS = 4  # groups of prompts in an optimizer step
 MOST_WARMUP = 4  # steps
 
 
@@ -23,7 +23,7 @@ def find_heads(
     temperature: float,
     together: int,
 ) -> ContrastiveObjective:
-    """Return the loss on the heads that prefer relevant documents in these prompts."""
+    """Choose the heads that prefer relevant documents in these prompts; return the loss on them."""
     objective = ContrastiveObjective(str(heads), temperature)
     objective.prepare(model, prompts, together)
     return objective

@@ -1,4 +1,4 @@
-"""What a prediction is read from: label words, attention, hidden states, or a blend of them.
+"""Read-outs: what predictions come from (label words, attention, hidden states, a blend of them).
 
-Fitted on labelled texts; the language model itself does not change.
+They are fitted on labelled texts; the language model itself does not change.
 """

@@ -26,8 +26,8 @@ class Blend:
     ) -> "Blend":
         """Minimise the sum of log losses, plus half the squared distance from the sources' mean.
 
-        That is weights of 1 / R and no bias; few texts do not move far from it. `weights_N`: of
-        the texts' log losses; None = 1 each.
+        That mean has weights of 1 / R and no bias; with few texts, the fit stays close to it.
+        `weights_N`: weights of the texts' log losses; None = 1 each.
         """
         N, R, C = log_NRC.shape
         start = np.concatenate([np.full(R, 1 / R), np.zeros(C)])

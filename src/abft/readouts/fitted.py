@@ -1,4 +1,4 @@
-"""Fit what predictions are read from, on labelled texts, and choose by cross-validation."""
+"""Fit read-outs on labelled texts, and choose the best by cross-validation."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -17,8 +17,8 @@ from abft.scoring import metrics
 
 FILE = "readout.safetensors"
 BLEND = "blend"
-# By read-out, whose log-probabilities it adds up, each with a weight, and a bias for every class.
-# Without demonstrations, a blend has no attention on them.
+# Read-out -> its sources. It adds up their log-probabilities, each with a weight, and a bias for
+# every class. Without demonstrations, a blend has no attention on them.
 READOUTS: dict[str, tuple[str, ...]] = {
     "label_words": ("label_words",),
     "attention": ("attention",),
@@ -29,7 +29,7 @@ AUTO = "auto"  # the blend, unless another one is better in cross-validation
 _OF_DEMONSTRATIONS = "attention"  # the source that a prompt without demonstrations does not have
 
 FOLDS, FEW_FOLDS = 5, 3
-MANY_TEXTS = 256  # from here on FEW_FOLDS do
+MANY_TEXTS = 256  # from this number of texts on, FEW_FOLDS are enough
 
 Folds = Sequence[tuple[np.ndarray, np.ndarray]]  # indices of the texts fitted on, and of the others
 
@@ -39,7 +39,7 @@ class FittedReadout:
     """Turns readings into probabilities, by the best of the read-outs that were compared.
 
     Attributes:
-        name: key of READOUTS, the best one.
+        name: key of READOUTS; the best read-out.
         blends: by read-out, one weight for each of its sources and a bias for every class.
         probes: one for each set of demonstrations; empty where no read-out has a probe.
         scores: log loss, accuracy and macro-F1 of each read-out, on texts that it was not fitted
@@ -74,7 +74,7 @@ class FittedReadout:
     def load(
         cls, folder: Path, name: str, scores: Mapping[str, Mapping[str, float]]
     ) -> "FittedReadout":
-        """Read what `save` wrote. Raises AbftError where it is missing or damaged."""
+        """Read what `save` wrote. Raises AbftError if it is missing or damaged."""
         from safetensors import SafetensorError
         from safetensors.numpy import load_file
 
@@ -113,7 +113,7 @@ def candidates(readout: str, k: int) -> list[str]:
     """Return the read-outs that `fit_readout` compares for prompts of k demonstrations.
 
     Raises:
-        AbftError: a read-out of nothing but demonstrations, without demonstrations.
+        AbftError: the read-out needs demonstrations, and there are none.
     """
     names = list(READOUTS) if readout == AUTO else [readout]
     possible = [name for name in names if sources_of(name, k)]
@@ -128,7 +128,7 @@ def sources_of(name: str, k: int) -> tuple[str, ...]:
 
 
 def stratified_folds(labels_N: np.ndarray, seed: int) -> Folds:
-    """Return folds that hold every class, where each has a text for every fold."""
+    """Return folds that each hold every class, if every class has a text for each fold."""
     most = FOLDS if len(labels_N) < MANY_TEXTS else FEW_FOLDS
     smallest = np.unique(labels_N, return_counts=True)[1].min()
     folds = int(max(2, min(most, smallest)))
@@ -153,17 +153,17 @@ def fit_readout(
 ) -> FittedReadout:
     """Fit read-outs, and find the best of them.
 
-    Nothing is scored on texts that it was fitted on: probes are fitted on the one part of each fold
-    and read on the other; what blends or calibrates them is fitted on those, and cross-validated in
-    turn.
+    Nothing is scored on texts that it was fitted on: probes are fitted on the first part of each
+    fold and applied to the second; the blends and calibrations of these results are cross-validated
+    in turn.
 
     Args:
         labels_N: the texts' classes, from 0 to `classes` - 1.
         names: keys of READOUTS.
-        folds: texts in no second part count for the probes only.
+        folds: texts that are in no fold's second part are used for the probes only.
         seed: of the folds in which blends are cross-validated.
-        weights_N: of the texts in everything that is fitted, 1 on average; None = 1 each. Scores
-            count every text once.
+        weights_N: weights of the texts in everything that is fitted, 1 on average; None = 1 each.
+            Scores count every text once.
     """
     weights_N = np.ones(len(labels_N)) if weights_N is None else weights_N
     scored = np.concatenate([held_out for _, held_out in folds])
@@ -212,7 +212,7 @@ def _best(
 ) -> str:
     """Return the blend, unless another read-out is better by more than the standard error.
 
-    Of few texts the smallest log loss is a matter of luck (docs/classifier.md).
+    With few texts, the smallest log loss is a matter of luck (docs/classifier.md).
     """
     best = min(scores, key=lambda name: scores[name]["log_loss"])
     if BLEND not in scores or best == BLEND or not np.isfinite(scores[BLEND]["log_loss"]):
@@ -242,7 +242,7 @@ def _scores(log_NC: np.ndarray, labels_N: np.ndarray) -> dict[str, float]:
     return {
         "log_loss": log_loss(log_NC, labels_N),
         "accuracy": metrics.accuracy(probabilities_NC, labels_N),
-        # Of the classes that occur: with many, a part of the texts need not hold all.
+        # Over the classes that occur: if there are many, a part of the texts need not hold all.
         "macro_f1": float(f1_score(labels_N, probabilities_NC.argmax(1), average="macro")),
     }
 
@@ -255,7 +255,7 @@ def _cross_fitted(
     strength: float,
     folds: Folds,
 ) -> np.ndarray:
-    """Return log-probabilities (N, C) of probes that were not fitted on the text."""
+    """Return log-probabilities (N, C), each from probes that were not fitted on the text."""
     log_NC = np.zeros((len(labels_N), classes))
     for fitted, held_out in folds:
         probes = _probes(readings, labels_N, weights_N, classes, strength, fitted)
@@ -271,7 +271,7 @@ def _probes(
     strength: float,
     texts: np.ndarray,
 ) -> tuple[Probe, ...]:
-    """Fit a probe for every set, on those of the texts that it knows."""
+    """Fit a probe for every set of demonstrations, on those of the texts that it does not show."""
     assert readings.views is not None
     probes = []
     for views_NVD, known_N in zip(readings.views, readings.known, strict=True):

@@ -7,17 +7,17 @@ import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
-# C of a logistic regression on standardised hidden states. Chosen on training pools, as is the
+# C of a logistic regression on standardised hidden states. Chosen on training pools, as was the
 # mean over views: one regression on all of them together is worse (results/readouts/pilot.txt).
 STRENGTHS = (0.003, 0.03, 0.3)
 
 
 @dataclass(frozen=True)
 class Probe:
-    """One logistic regression a view; their log-probabilities are averaged.
+    """One logistic regression per view (hidden state); their log-probabilities are averaged.
 
     Attributes:
-        centre, scale: of each view's entries, (V, D).
+        centre, scale: mean and standard deviation of each view's entries, (V, D).
         weight: (V, C, D); bias: (V, C).
     """
 
@@ -37,11 +37,11 @@ class Probe:
     ) -> "Probe":
         """Fit on N texts. A class that none of them has gets a small probability.
 
-        Of no text at all, nothing is known: all classes are equally probable.
+        With no text at all, all classes are equally probable.
 
         Args:
             strength: C, the inverse of the regularisation.
-            weights_N: of the texts; None = equal.
+            weights_N: weights of the texts; None = equal.
         """
         N, V, D = views_NVD.shape
         if N == 0:
@@ -69,7 +69,7 @@ class Probe:
                 warnings.simplefilter("ignore", ConvergenceWarning)
                 regression.fit(inputs_ND, labels_N, weights_N)
 
-            # Of two classes scikit-learn has one row, the second's log-odds.
+            # For two classes, scikit-learn has one row: the second's log-odds.
             rows, biases = regression.coef_, regression.intercept_
             if len(seen) == 2:
                 rows, biases = (

@@ -1,4 +1,4 @@
-"""Read texts behind sets of demonstrations: label words, attention on labels, hidden states."""
+"""Read texts after sets of demonstrations: label words, attention on labels, hidden states."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,25 +15,25 @@ if TYPE_CHECKING:
     from abft.data.encoding import EncodedPrompt
     from abft.runs.predictor import Predictor
 
-# Depths of the layers, as shares of all: the mean over the text's tokens, and the last token.
-# Chosen on training pools (results/readouts/pilot.txt).
+# Layers whose hidden states are read, as shares of the depth: as the mean over the text's tokens,
+# and at the last token. Chosen on training pools (results/readouts/pilot.txt).
 MEAN_DEPTHS = (1 / 3, 1 / 2, 2 / 3, 5 / 6)
 LAST_DEPTHS = (2 / 3, 5 / 6, 1)
 
-_SMALLEST = 1e-4  # of a probability: a class that is not among the demonstrations gets no attention
+_SMALLEST = 1e-4  # probability: a class that is not among the demonstrations gets no attention
 
 
 @dataclass(frozen=True)
 class Readings:
-    """What the model shows of N texts behind each of S sets of demonstrations.
+    """What was read from the model for N texts after each of S sets of demonstrations.
 
     Attributes:
         label_words: probabilities of the classes' label words, (S, N, C).
         attention: shares of the classes in all heads' attention on labels, (S, N, C).
-        views: hidden states, (S, N, V, D) float32; None = not read.
+        views: V hidden states of each text, (S, N, V, D) float32; None = not read.
         k: demonstrations in a prompt.
-        known: False where the text is one of the set's demonstrations, so that its label would be
-            copied, (S, N) bool. Every text is known to one set at least.
+        known: False if the text is one of the set's demonstrations, so that its label would be
+            copied, (S, N) bool. Means over sets need one True for every text.
         looks: what `look` returned, by set and text.
     """
 
@@ -63,7 +63,7 @@ class Readings:
 
 
 def over_sets(values_SNC: np.ndarray, known_SN: np.ndarray) -> np.ndarray:
-    """Return the mean over the sets that know a text, (N, C)."""
+    """Return the mean over the sets that do not show a text (`known` is True), (N, C)."""
     weights_SN1 = known_SN[:, :, None].astype(float)
     return (values_SNC * weights_SN1).sum(0) / weights_SN1.sum(0)
 
@@ -82,9 +82,9 @@ def read_texts(
     """Read texts with one predictor for each set of demonstrations.
 
     Args:
-        hidden, attention: read hidden states and attention too; else None, and zeros.
+        hidden, attention: whether to read hidden states (else None) and attention (else zeros).
         look: called for every prompt with its attention rows, as in `Observer`.
-        shown: `text_key` of each set's texts, which it does not know; default: it knows all.
+        shown: `text_key` of each set's demonstrations, for which `known` is False; default: none.
     """
     from abft.model.attention import causal_lm
     from abft.scoring.votes import voting

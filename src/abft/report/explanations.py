@@ -1,4 +1,4 @@
-"""Explanations -> one HTML file that loads nothing from elsewhere."""
+"""Write explanations as one HTML file that loads nothing from elsewhere."""
 
 from collections.abc import Sequence
 from pathlib import Path

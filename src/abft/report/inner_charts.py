@@ -58,7 +58,7 @@ def head_maps(evaluation: Arrays) -> list[Chart]:
 
 
 def quantity_of(evaluation: Arrays, quantity: str) -> np.ndarray:
-    """Return a quantity of the head maps, (M, L, H); among unseen labels none is correct."""
+    """Return a quantity of the head maps, (M, L, H); with unseen labels, none is correct."""
     if quantity == "mass":
         return evaluation["incorrect_mass_MLH"] + evaluation.get("correct_mass_MLH", 0)
     return evaluation[f"{quantity}_MLH"]

@@ -1,4 +1,4 @@
-"""A run folder -> one HTML file that holds all it shows and loads nothing from elsewhere."""
+"""Write the report of a run folder: one HTML file that loads nothing from elsewhere."""
 
 import platform
 from collections.abc import Mapping, Sequence
@@ -105,7 +105,7 @@ def report(
 
 
 def _check_output(path: Path) -> None:
-    """Raise AbftError where the page cannot be written, before minutes of work."""
+    """Raise AbftError if the page cannot be written, before minutes of work."""
     try:
         if path.is_dir():
             raise AbftError(f"{path} is a folder; give another --output")
@@ -396,7 +396,7 @@ def _prompts(analyses: Analyses) -> dict[str, Any] | None:
 def _pieces(text: str, spans_T2: np.ndarray) -> tuple[list[str], list[int]]:
     """Return the text cut where tokens begin, and the piece of every token.
 
-    The pieces together are the text. A token that begins every prompt has an empty one.
+    The pieces together are the text. A special token that begins every prompt has an empty piece.
     """
     pieces: list[str] = []
     piece_of_token, position = [], 0

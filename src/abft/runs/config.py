@@ -1,4 +1,4 @@
-"""A run's configuration: fields of `RunConfig`, command-line options, keys of config.yaml."""
+"""A run's configuration; its fields are also command-line options and keys of config.yaml."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -33,12 +33,12 @@ Device = Literal["auto", "cpu", "cuda", "balanced"]
 
 MODEL, OUTPUT = "Model", "Output"
 DEFAULT_TASK = "SST2"
-RUNS = Path("runs")  # where run folders are made and looked for if none is named
+RUNS = Path("runs")  # where run folders are made, and looked for, by default
 VERSION = 2  # of config.yaml
-# Training queries that share one set of demonstrations, where they divide the counts.
+# Default number of training queries that share one set of demonstrations, if it divides the counts.
 QUERIES = 4
-MIXTURE_QUERIES = 8  # most of them are demonstrations of the same prompt, which cost nothing
-SMALL_MODEL = 500_000_000  # parameters; below it the paper's learning rate moves too little
+MIXTURE_QUERIES = 8  # most of them are also demonstrations of the prompt and cost nothing
+SMALL_MODEL = 500_000_000  # parameters; with fewer, the paper's learning rate is too small
 
 RECIPES: dict[str, dict[str, Any]] = {
     "paper": PAPER,
@@ -56,10 +56,10 @@ RECIPES: dict[str, dict[str, Any]] = {
         "lr": 3e-4,
     },
 }
-"""Named settings, `RunConfig(**RECIPES["paper"])`: the paper's, up to and above 10B parameters, and
-those of a reader (docs/reader.md).
+"""Named sets of settings, to use as `RunConfig(**RECIPES["paper"])`.
 
-The paper's leave the prompt style open; its prompts are those of StaICC
+"paper" and "paper-lora" are the paper's, up to and above 10B parameters; "reader" trains a reader
+(docs/reader.md). The paper's leave the prompt style open; its prompts are those of StaICC
 (`prompt_style="staicc"`).
 """
 
@@ -151,7 +151,7 @@ class DataSettings(PromptSettings):
     )
     max_text_tokens: int | None = setting(
         None,
-        "Longer texts are cut after so many tokens.",
+        "Cut longer texts after this many tokens.",
         panel=DATA,
         follows="what fits into the model's context",
         at_least=1,
@@ -159,7 +159,7 @@ class DataSettings(PromptSettings):
     )
     label_words: dict[str, str] = setting(
         {},
-        "LABEL=word: the word that a label is written as in prompts; repeat.",
+        "LABEL=word: write a label as this word in prompts; repeat for more labels.",
         panel=DATA,
         follows="the labels",
         measuring=True,
@@ -167,7 +167,7 @@ class DataSettings(PromptSettings):
     )
     test_prompts: int = setting(
         512,
-        "Test prompts, before and after training; 0: no evaluation.",
+        "Test prompts to measure before and after training; 0: no evaluation.",
         panel=DATA,
         at_least=0,
         measuring=True,
@@ -181,7 +181,7 @@ class TrainingSettings(MethodSettings):
 
     nb: int = setting(
         PAPER["nb"],
-        "Prompts in a pseudo-batch, one optimizer step.",
+        "Prompts in a pseudo-batch (one optimizer step).",
         panel=TRAINING,
         at_least=1,
         card=True,
@@ -227,16 +227,16 @@ class TrainingSettings(MethodSettings):
     )
     train_on: Literal["task", "others", "mixture"] = setting(
         "task",
-        "others: prompts of all other built-in tasks, the task itself is never seen (MetaICL); "
-        "mixture: of several tasks, with other classes, label words, templates and numbers of "
-        "demonstrations every time, so that a model learns to read any demonstrations.",
+        "task: prompts of the task; others: of all other built-in tasks, never of the task itself "
+        "(MetaICL); mixture: of several tasks, each time with other classes, label words, "
+        "templates and numbers of demonstrations, so that a model learns to read demonstrations.",
         panel=TRAINING,
         defines_method=True,
         card=True,
     )
     tasks: str | None = setting(
         None,
-        'Tasks of a mixture, built-in ones and data files: "SST2,TREC,reviews.csv".',
+        'Tasks of a mixture, built-in ones or data files: "SST2,TREC,reviews.csv".',
         panel=TRAINING,
         follows="the built-in tasks that are not like the task",
         of_mixture=True,
@@ -245,8 +245,8 @@ class TrainingSettings(MethodSettings):
     )
     words: str = setting(
         ",".join(MIXED_WORDS),
-        "Label words in a mixture, drawn equally often: own; arbitrary, other words every time; "
-        "permuted, each for another class.",
+        "Kinds of label words in a mixture, drawn equally often: own: the task's; arbitrary: other "
+        "words every time; permuted: the task's, each for another class.",
         panel=TRAINING,
         of_mixture=True,
         listed=True,
@@ -254,7 +254,7 @@ class TrainingSettings(MethodSettings):
     )
     shots: str = setting(
         "2-32",
-        "Demonstrations in a prompt of a mixture, fewest and most.",
+        "Fewest and most demonstrations in a prompt of a mixture.",
         listed=True,
         panel=TRAINING,
         of_mixture=True,
@@ -262,7 +262,7 @@ class TrainingSettings(MethodSettings):
     )
     seed: int = setting(
         0,
-        "Training prompts and their order; never the test prompts.",
+        "Decides the training prompts and their order, never the test prompts.",
         panel=TRAINING,
         at_least=0,
         below=2**32,
@@ -286,8 +286,9 @@ class TrainingSettings(MethodSettings):
 class RunConfig(TrainingSettings, DataSettings, ModelSettings):
     """Everything that decides the result of a run.
 
-    Settings that follow from others may stay open (None); `resolve` returns a copy with all filled
-    in. Treat it as a value: `dataclasses.replace` makes a changed copy and checks it.
+    Settings whose default follows from others may stay open (None); `resolve` returns a copy in
+    which they are filled in. Do not change an object: `dataclasses.replace` makes a changed copy
+    and checks it.
 
     Raises:
         AbftError: values out of bounds, or settings that contradict each other.
@@ -365,15 +366,20 @@ class RunConfig(TrainingSettings, DataSettings, ModelSettings):
 
     @classmethod
     def from_dict(cls, values: Mapping[str, object], origin: str) -> "RunConfig":
-        """Make a configuration from keys and values; AbftError for unknown keys, with the nearest.
+        """Make a configuration from keys and values.
 
-        `origin` names the file, for messages.
+        Args:
+            values: setting -> value.
+            origin: names the file in error messages.
+
+        Raises:
+            AbftError: an unknown key; the message names the nearest known one.
         """
         return from_mapping(cls, values, origin)
 
 
 class ResolvedConfig(RunConfig):
-    """A configuration whose settings are all filled in, but for `lr` while no model is loaded."""
+    """A configuration with all settings filled in; only `lr` is open until a model is loaded."""
 
     if TYPE_CHECKING:
         queries: int
@@ -382,16 +388,17 @@ class ResolvedConfig(RunConfig):
 
     @property
     def task_queries(self) -> int:
-        """Queries that training draws from the task itself with one set of demonstrations."""
+        """Queries that share demonstrations when training on the task itself; otherwise 1."""
         return self.queries if self.train_on == "task" else 1
 
 
 def resolve(config: RunConfig, parameters: int | None = None) -> ResolvedConfig:
-    """Return a copy in which settings that follow from others are filled in.
+    """Return a copy in which open settings that follow from others are filled in.
 
     Args:
         config: settings that are given (not None) stay as they are.
-        parameters: of the model; the learning rate follows from it and stays open without it.
+        parameters: number of model parameters, from which the learning rate follows; without it,
+            the learning rate stays open.
     """
     objective = OBJECTIVES[config.objective]
     counts = (config.nd, config.nb, config.batch_size)
@@ -410,11 +417,11 @@ def resolve(config: RunConfig, parameters: int | None = None) -> ResolvedConfig:
 
 
 def default_learning_rate(parameters: int, lora: bool, objective: str) -> float:
-    """Return the learning rate of a model of this size, with LoRA or at full rank.
+    """Return the default learning rate for a model of this size, with LoRA or at full rank.
 
-    The paper's, 1e-4 with LoRA and 2e-5 at full rank, but for models below 500M parameters at full
-    rank, where 2e-5 moves too little: their rate is the objective's, chosen on training data
-    (docs/defaults.md).
+    It is the paper's: 1e-4 with LoRA, 2e-5 at full rank. Models below 500M parameters at full rank
+    are an exception, because 2e-5 changes them too little: their rate is the objective's, chosen on
+    training data (docs/defaults.md).
     """
     if lora:
         return RECIPES["paper-lora"]["lr"]
@@ -424,10 +431,10 @@ def default_learning_rate(parameters: int, lora: bool, objective: str) -> float:
 
 
 def absolute_paths(settings: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return values whose files and folders are absolute, so that they are right from everywhere.
+    """Return settings with absolute paths, so that they are valid in any working directory.
 
-    They get their fields' types, see `as_declared`. `settings` says which may be paths; names of
-    hubs stay.
+    Values are converted to their fields' types, see `as_declared`. `settings` declares which may be
+    paths; hub ids stay as they are.
     """
     values = as_declared(settings, values)
     local = {
@@ -443,7 +450,7 @@ def absolute_paths(settings: type, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_effect(config: RunConfig) -> None:
-    """Raise AbftError for settings that training would ignore, or with which it cannot run."""
+    """Raise AbftError for settings that training would ignore or cannot run with."""
     k = config.k
     if config.train_on == "others" and config.data is not None:
         raise AbftError("train_on = 'others' needs a built-in task; own data has no others")
@@ -467,10 +474,10 @@ def config_values(config: RunConfig) -> dict[str, Any]:
 
 
 def current_values(values: Mapping[str, object], origin: str) -> dict[str, object]:
-    """Return the settings of a YAML file, with those of an older config.yaml as they are now.
+    """Return the settings of a YAML file; those of an older config.yaml are brought up to date.
 
-    A run's config.yaml holds all settings of its time; settings that came later get the value that
-    had been built in.
+    A run's config.yaml holds all settings that existed when it was written. Settings added since
+    get the value that was built in before.
 
     Raises:
         AbftError: a file of a newer version.
@@ -487,5 +494,5 @@ def current_values(values: Mapping[str, object], origin: str) -> dict[str, objec
 
 
 def is_whole(values: Mapping[str, object]) -> bool:
-    """Whether these are all settings of a run, as its config.yaml holds them."""
+    """Return whether these are a run's complete settings, as its config.yaml holds them."""
     return {"model", "objective", "steps", "seed", "k", "nb"} <= values.keys()

@@ -18,27 +18,29 @@ if TYPE_CHECKING:
 
     from abft.runs.predictor import Predictor
 
-_MARK = "\0"  # a text that no template holds
+_MARK = "\0"  # stands for a text; no template contains it
 
-Look = tuple[np.ndarray, np.ndarray, int]  # shares (K,), attention on the query's tokens, heads
+# Shares of the demonstrations (K,), attention on the query's tokens, number of heads.
+Look = tuple[np.ndarray, np.ndarray, int]
 
 
 @dataclass(frozen=True)
 class Explanation:
     """Says which demonstrations and which tokens of a text the heads looked at.
 
-    It describes attention. Whether a prediction follows it is measured in docs/interpretability.md.
+    It describes attention. docs/interpretability.md measures whether predictions follow it.
 
     Attributes:
         text: the text, as far as it was read.
         label: the predicted label.
         probabilities: of every label; they sum to 1.
-        demonstrations: (text, label) of each, in the order of the prompt, K.
-        shares: of each demonstration's label in the attention on all of them, (K,); they sum to 1.
-            They are those of the heads that pass the filter S > k / (k + ln n) of arXiv 2505.14233,
-            or of all heads where none does; with the attention as read-out those that are read.
-        tokens: the text's tokens, as they are written in it, T.
-        token_shares: of each token in all heads' attention on the text, (T,); they sum to 1.
+        demonstrations: (text, label) of each of the K demonstrations, in the order of the prompt.
+        shares: each demonstration's share of the attention on all demonstrations' labels, (K,);
+            they sum to 1. They count the heads that pass the filter S > k / (k + ln n) of arXiv
+            2505.14233, or all heads if none passes; with attention as the read-out, they count the
+            heads that are read.
+        tokens: the T tokens of the text, as pieces of it.
+        token_shares: each token's share of all heads' attention on the text, (T,); they sum to 1.
         heads: how many heads pass the filter, or are read.
     """
 
@@ -75,11 +77,11 @@ def look(
     heads_LH: "Tensor | None" = None,
     fixed_threshold: float | None = None,
 ) -> Look:
-    """Return what an explanation needs of one prompt's attention rows, (L, H, n).
+    """Return what an explanation needs from one prompt's attention rows, (L, H, n).
 
     Args:
-        heads_LH: bool, in the place of the heads that pass the filter.
-        fixed_threshold: of the filter, in the place of T = k / (k + ln n).
+        heads_LH: bool, the heads to count instead of those that pass the filter.
+        fixed_threshold: threshold of the filter, instead of T = k / (k + ln n).
     """
     on_text_S = rows_LHS[:, :, query_start(prompt) :].mean((0, 1)).cpu().numpy()
     k, n = len(prompt.label_positions), len(prompt.input_ids)
@@ -115,7 +117,7 @@ def explain(
     predictor: "Predictor", texts: Sequence[str], probabilities: np.ndarray, looks: Sequence[Look]
 ) -> list[Explanation]:
     """Return an explanation of every text, from what `look` returned for its prompt."""
-    # What was read: longer texts were cut.
+    # The texts as they were read: long ones were cut.
     texts = predictor.fit(texts)
     task, labels = predictor.task, predictor.task.labels
     shown = tuple((example.text, labels[example.label]) for example in predictor.demonstrations)
@@ -124,8 +126,8 @@ def explain(
     def written(text: str) -> str:
         return write_prompt(task, predictor.demonstrations, Example(text, 0), style).text
 
-    # All texts begin at the same place. It is not searched for: a text may be a part of what
-    # follows it, such as "label".
+    # Every text starts at the same character. The text itself is not searched for: it may also
+    # occur in what follows it, such as "label".
     start = written(_MARK).rindex(_MARK)
     explanations = []
     for text, row, (shares_K, on_text_S, heads) in zip(texts, probabilities, looks, strict=True):
@@ -148,7 +150,7 @@ def explain(
 
 
 def together(explanations: Sequence[Explanation], probabilities: dict[str, float]) -> Explanation:
-    """Return one explanation of a text that was read behind several sets of demonstrations."""
+    """Combine explanations of one text that was read after several sets of demonstrations."""
     first = explanations[0]
     token_shares = np.mean([each.token_shares for each in explanations], axis=0)
     return Explanation(
@@ -171,8 +173,8 @@ def _text_tokens(
     end: int,
     on_query_S: np.ndarray,
 ) -> tuple[tuple[str, ...], np.ndarray]:
-    """Return the pieces of the text prompt[start:end] as the tokenizer cuts them, and the share of
-    attention of each.
+    """Return the pieces into which the tokenizer cuts the text prompt[start:end], and the share of
+    attention on each.
     """
     offsets = tokenizer(prompt, return_offsets_mapping=True)["offset_mapping"]
     offsets = offsets[: encoded_tokens(offsets, style)]
@@ -181,7 +183,7 @@ def _text_tokens(
     attention: dict[tuple[int, int], float] = {}
     for (a, b), value in zip(offsets, on_query_S.tolist(), strict=True):
         span = max(a, start), min(b, end)
-        # A character of several tokens is shown once.
+        # A character that consists of several tokens is one piece.
         if span[0] < span[1]:
             attention[span] = attention.get(span, 0.0) + value
 

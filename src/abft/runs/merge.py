@@ -1,4 +1,4 @@
-"""A run's weights and its base model -> a plain checkpoint for `AutoModelForCausalLM`."""
+"""Merge a run's weights with its base model: a plain checkpoint for `AutoModelForCausalLM`."""
 
 import json
 import math
@@ -38,19 +38,19 @@ def merge(
 ) -> Path:
     """Write theta0 + factor * (theta - theta0) as safetensors, with tokenizer and task.
 
-    `abft predict --run OUTPUT` goes on with the run's task, template and demonstrations.
+    `abft predict --run OUTPUT` then uses the run's task, template and demonstrations.
 
     Args:
         run: the folder of a finished run (or any folder with such weights, if `model` is given).
         output: a new or empty folder. It gets a model card if factor is 1.
         factor: 1 = the trained model, 0 = the base model, above 1 = extrapolation (the paper finds
             it often better).
-        model: the base model; default: the one the run was trained on. That of a LoRA adapter is
-            loaded in float32, in which the result is written.
+        model: the base model; default: the one the run was trained on. For a LoRA adapter, the base
+            is loaded, and the result written, in float32.
         trust_remote_code: run Python code of the base model's repository.
 
     Raises:
-        AbftError: no weights there, weights of another model, an occupied output folder.
+        AbftError: `run` has no weights, or those of another model; `output` is not empty.
     """
     run, output = Path(run), Path(output)
     if not math.isfinite(factor):
@@ -90,9 +90,9 @@ def merge(
 
 
 def _card(run: Path, model: str) -> str:
-    """Write the card of what a finished run becomes.
+    """Return the model card of the merged model.
 
-    What was measured on 4-bit weights does not hold for the merged ones.
+    It leaves out metrics of 4-bit weights, which do not hold for the merged ones.
     """
     config = replace(read_config(run), model=model)
     metrics = {} if config.load_in_4bit else read_metrics(run)

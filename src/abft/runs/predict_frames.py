@@ -1,4 +1,4 @@
-"""Predict chunks of a table: rows without a text keep their place, long texts are cut."""
+"""Predict a table chunk by chunk: rows without a text keep their place, long texts are cut."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def open_predictor(run: str | Path, settings: PredictSettings, shown: Shown | None) -> Predictor:
-    """Load a run as the settings say; `shown`: what `load_shown` returned."""
+    """Load a run as the settings say; `shown` is what `load_shown` returned."""
     return Predictor.from_run(
         run,
         device=settings.device,
@@ -28,7 +28,7 @@ def open_predictor(run: str | Path, settings: PredictSettings, shown: Shown | No
 
 
 class FramePredictor:
-    """Predicts frames of texts, and counts what is left out and what is cut."""
+    """Predicts data frames of texts; records which rows are empty and how many texts were cut."""
 
     def __init__(
         self, predictor: Predictor, column: str, origin: str, settings: PredictSettings
@@ -39,9 +39,9 @@ class FramePredictor:
         self.empty: list[int] = []
 
     def texts(self, frame: "pandas.DataFrame", start: int) -> tuple[list[int], list[str]]:
-        """Return which rows of a frame hold a text, and the texts, cut to what fits.
+        """Return the indices of the rows that hold a text, and these texts, cut to what fits.
 
-        `start`: how many rows of the source come before it.
+        `start`: how many rows of the source come before this frame.
         """
         cells = texts_of(frame, self.column, self.origin)
         held = [i for i, cell in enumerate(cells) if cell]
@@ -56,7 +56,7 @@ class FramePredictor:
         return held, fitted
 
     def predict(self, frame: "pandas.DataFrame", start: int) -> list[Prediction | None]:
-        """Return label and probabilities of every row; None where it has no text."""
+        """Return label and probabilities of every row; None for rows without a text."""
         held, texts = self.texts(frame, start)
         predictions: list[Prediction | None] = [None] * len(frame)
         for i, prediction in zip(held, self.predictor.predict(texts, self.batch_size), strict=True):

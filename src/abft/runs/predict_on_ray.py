@@ -1,7 +1,7 @@
-"""Predict a large table with Ray Data: one worker for each GPU, or for so many CPU cores.
+"""Predict a large table with Ray Data: one worker for each GPU or for every few CPU cores.
 
-The source is split into chunks in the folder of the output's parts, which all nodes have to share.
-A part that is there is not computed again, whatever worker had written it.
+The source is split into chunks, which are kept in the folder of the output's parts; all nodes have
+to share this folder. A part that exists is not computed again, whichever worker wrote it.
 """
 
 from collections.abc import Callable
@@ -43,7 +43,7 @@ class _Worker:
         self.column, self.labels = column, predictor.task.labels
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list]:
-        """Predict the chunks of a batch of numbers, write their parts, and report on them."""
+        """Predict the chunks with the given numbers, write their parts, and return their counts."""
         import pandas
 
         rows, empty, cut = [], [], []
@@ -59,7 +59,7 @@ class _Worker:
 
 
 def chunk_path(parts: Parts, number: int) -> Path:
-    """Return where a chunk of the source is."""
+    """Return the file of a chunk of the source."""
     return parts.folder / CHUNKS / f"{number:06d}.parquet"
 
 
@@ -76,14 +76,14 @@ def predict_on_ray(
 
     Args:
         parts: where predictions go; its folder has to be the same on all nodes.
-        column: of the texts.
-        settings: `cpus_per_worker` counts without GPUs; with them a worker has one.
+        column: name of the column with the texts.
+        settings: without GPUs, a worker has `cpus_per_worker` cores; otherwise it has one GPU.
         shown: what `load_shown` returned.
         progress: called with the number of rows of each chunk that is done.
 
     Returns:
-        The rows of the source, those without a text, and how many texts were cut; the last two of
-        this command's chunks only.
+        How many rows the source has, which rows have no text, and how many texts were cut; the last
+        two only for the chunks that this call predicted.
 
     Raises:
         AbftError: no Ray, no answer, too few cores; with `strict` an empty text.
@@ -99,7 +99,7 @@ def predict_on_ray(
         todo = [number for number in range(count) if number not in done]
         progress(rows - sum(_rows_of(number, rows, parts.chunk_rows) for number in todo))
 
-        # One worker for each GPU, or for so many cores.
+        # One worker for each GPU, or for every `cpus_per_worker` cores.
         gpus = 0 if settings.device == "cpu" else int(totals.get("GPU", 0))
         most = gpus or max(int(totals.get("CPU", 1)) // cpus_per_worker, 1)
         resources: dict[str, Any] = {"num_gpus": 1} if gpus else {"num_cpus": cpus_per_worker}
@@ -120,8 +120,8 @@ def predict_on_ray(
             data = ray.data.from_items(items, override_num_blocks=len(todo)).map_batches(
                 _Worker,
                 batch_size=1,
-                # All workers at once, and a chunk at a time: a worker that has several in hand
-                # leaves another without work.
+                # All workers start at once and take one chunk at a time: if one took several,
+                # another might have no work.
                 compute=ray.data.ActorPoolStrategy(
                     size=min(most, len(todo)), max_tasks_in_flight_per_actor=1
                 ),
@@ -144,7 +144,7 @@ def _rows_of(number: int, rows: int, chunk_rows: int) -> int:
 
 
 def _split(table: TableFile, parts: Parts) -> int:
-    """Write the chunks of the source that are not there yet; return the number of its rows."""
+    """Write the chunks of the source that do not exist yet; return the source's number of rows."""
     (parts.folder / CHUNKS).mkdir(exist_ok=True)
     rows = 0
     for number, frame in enumerate(table.chunks(parts.chunk_rows)):

@@ -1,4 +1,4 @@
-"""How `abft predict` reads texts and runs; its options are derived from these fields."""
+"""The settings of `abft predict`, from which its options are derived."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -10,13 +10,13 @@ from abft.runs.config import OUTPUT, DataSettings, Device, ModelSettings
 from abft.settings import changed, check_settings, same_as, setting
 
 _OF_DEMONSTRATIONS = ("label_column", "template", "label_words", "k")
-# The settings that decide labels.
+# The settings that decide which labels are predicted.
 ANSWERS = ("text_column", "demonstrations", *_OF_DEMONSTRATIONS, "readout", "calibrate")
 
 
 @dataclass
 class PredictSettings:
-    """How texts are read and computed, and what is shown before them.
+    """How texts are read and predicted, and which demonstrations precede them.
 
     Raises:
         AbftError: values out of bounds, or settings that contradict each other.
@@ -26,11 +26,11 @@ class PredictSettings:
         None,
         "Column of the texts.",
         panel=DATA,
-        follows="as in training, with --demonstrations text",
+        follows="as in training; with --demonstrations: text",
     )
     demonstrations: str | None = setting(
         None,
-        "File of labelled texts, of any task, to show before every text (formats as of --data).",
+        "File of labelled texts of any task to show before every text (same formats as --data).",
         panel=DATA,
         follows="those of the run's own task",
         path=True,
@@ -40,28 +40,27 @@ class PredictSettings:
     label_words: dict[str, str] = same_as(DataSettings, "label_words")
     k: int | None = setting(
         None,
-        "How many of them are shown, the classes in turn.",
+        "How many texts of --demonstrations are shown, the classes in turn.",
         panel=DATA,
         follows=f"all, at most {MOST_SHOWN}",
         at_least=1,
     )
     readout: Readout = setting(
         "label_words",
-        "What labels are read from: label_words: their probability; attention: which "
-        "demonstrations' labels the heads look at that training chose, or all heads.",
+        "What predictions are read from: label_words: the label words' probabilities; attention: "
+        "attention on the demonstrations' labels, of the heads that training chose (or all heads).",
         panel=OUTPUT,
     )
     calibrate: Calibration = setting(
         "none",
-        "So that no label is favoured from the start, divide probabilities by those of texts "
-        "without content (content_free: N/A, [MASK], empty), or by their mean over the texts "
-        "(batch, of 1,024 rows at most: better if there are about as many of every class).",
+        "Correct for labels that are favoured whatever the text: divide probabilities by those of "
+        "texts without content (content_free: N/A, [MASK], empty), or by their mean over the texts "
+        "(batch, of 1,024 rows at most: better if the classes are about equally frequent).",
         panel=OUTPUT,
     )
     strict: bool = setting(
         False,
-        "Refuse rows with an empty text instead of leaving them without a label, or not showing "
-        "them.",
+        "Refuse rows with an empty text; by default they are skipped (not labelled, or not shown).",
         panel=DATA,
     )
     device: Device = same_as(ModelSettings, "device")
@@ -69,7 +68,7 @@ class PredictSettings:
     batch_size: int = setting(16, "Texts in a forward pass.", panel=OUTPUT, at_least=1)
     engine: Literal["serial", "ray"] = setting(
         "serial",
-        "serial: this process; ray: Ray Data, a worker for each GPU or for so many cores.",
+        "serial: this process; ray: Ray Data, one worker per GPU, or per --cpus-per-worker cores.",
         panel=OUTPUT,
     )
     ray_address: str | None = setting(

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import pandas
 
 LABEL, PROBABILITY = "predicted_label", "probability_"
-Prediction = tuple[str, dict[str, float]]  # what `Predictor.predict` returns of a text
+Prediction = tuple[str, dict[str, float]]  # what `Predictor.predict` returns for a text
 
 
 def prediction_rows(
@@ -24,7 +24,7 @@ def prediction_rows(
     predictions: Sequence[Prediction | None],
     labels: Sequence[str],
 ) -> "pandas.DataFrame":
-    """Return a frame with the predictions of its texts in more columns; empty where None."""
+    """Return a frame with added columns for its texts' predictions, empty where these are None."""
     import pandas
 
     words = [None if each is None else each[0] for each in predictions]
@@ -38,7 +38,7 @@ def prediction_rows(
 
 
 def alone(output: Path) -> AbstractContextManager[None]:
-    """Keep other processes from writing a file. Raises AbftError where one does."""
+    """Keep other processes from writing a file. Raises AbftError if one does."""
     return locked(
         output.with_name(f".{output.name}.lock"),
         f"another process is writing {output}; wait for it or give another --output",
@@ -46,13 +46,13 @@ def alone(output: Path) -> AbstractContextManager[None]:
 
 
 class Parts:
-    """Writes a file in parts, which are joined at the end: a killed job goes on where it was.
+    """Writes a file in parts, which are joined at the end, so that a killed job can continue.
 
-    Part i holds the i-th chunk of the source's rows. A part that is there is complete.
+    Part i holds the i-th chunk of the source's rows. A part that exists is complete.
 
     Args:
-        output: the file; its ending says the format.
-        job: what the parts belong to, JSON-ready; others' parts are refused.
+        output: the file; its ending decides the format.
+        job: identifies what is computed, JSON-ready; parts of another job are refused.
         chunk_rows: rows of every chunk but the last.
     """
 
@@ -75,16 +75,16 @@ class Parts:
 
     @property
     def done(self) -> list[int]:
-        """Return the numbers of the parts that are there, ascending."""
+        """Return the numbers of the parts that exist, ascending."""
         return sorted(int(path.stem) for path in self.folder.glob(f"[0-9]*{self.kind}"))
 
     def start(self) -> None:
-        """Make the folder; job.json says whose it is."""
+        """Make the folder, with a job.json that identifies the job."""
         self.folder.mkdir(exist_ok=True)
         write_json(*self._record)
 
     def write(self, number: int, frame: "pandas.DataFrame") -> None:
-        """Write a part, at once or not at all."""
+        """Write a part, whole or not at all."""
         path = self.folder / f"{number:06d}{self.kind}"
         if self.kind == ".parquet":
             write_parquet(path, frame)
@@ -94,7 +94,7 @@ class Parts:
             write_text(path, _csv(frame, "\t" if self.kind == ".tsv" else ",", number == 0))
 
     def join(self) -> None:
-        """Make the file of all parts, and delete them."""
+        """Join all parts into the file, and delete them."""
         parts = [self.folder / f"{number:06d}{self.kind}" for number in self.done]
         with atomic_file(self.output) as partial:
             if self.kind == ".parquet":
@@ -115,7 +115,7 @@ def _json_lines(frame: "pandas.DataFrame") -> str:
     """Return one JSON object in a line for each row: text, label, probabilities."""
     import pandas
 
-    labels = frame.attrs["labels"]  # the source may have columns that are named alike
+    labels = frame.attrs["labels"]  # the source may have columns with the same prefix
     lines = []
     for _, row in frame.iterrows():
         label = None if pandas.isna(row[LABEL]) else row[LABEL]
@@ -142,9 +142,9 @@ def _csv(frame: "pandas.DataFrame", separator: str, header: bool) -> str:
 
 
 def write_parquet(path: Path, frame: "pandas.DataFrame") -> None:
-    """Write a frame as Parquet, at once or not at all.
+    """Write a frame as Parquet, whole or not at all.
 
-    Columns of several types become texts, and so do objects of JSON, of which each has its own.
+    Columns of mixed types are written as text, and so are JSON objects, whose types may all differ.
     """
     import pyarrow
 
@@ -166,12 +166,12 @@ def _as_text(cell: object) -> str:
 
 
 def _join_parquet(parts: Sequence[Path], output: Path) -> None:
-    """Write parts into one Parquet file; columns may have become other types in some."""
+    """Join parts into one Parquet file; a column may have different types in different parts."""
     import pyarrow
     from pyarrow import parquet
 
     def common(name: str) -> "pyarrow.Field":
-        """A column without values in one part has no type there; several types become texts."""
+        """Return a column's common type: text if types differ; parts without values have none."""
         fields = [schema.field(name) for schema in schemas]
         try:
             one_each = [pyarrow.schema([field]) for field in fields]

@@ -38,21 +38,22 @@ if TYPE_CHECKING:
 
 
 class Predictor:
-    """Classifies texts with one set of demonstrations, which is run once for the same weights.
+    """Classifies texts after one set of demonstrations, which is run once for the same weights.
 
     Args:
         model, tokenizer: the model with its trained weights, and its fast tokenizer.
         task: template, labels and label words.
-        demonstrations: put before every text.
+        demonstrations: shown before every text.
         prompt_style: how prompts end and labels are scored.
         max_text_tokens: longer texts are cut; default: to what fits into the model's context.
-        readout: "attention": a label's probability is its share of the attention on the
-            demonstrations' labels.
-        heads: (layer, head) pairs whose attention that is; default: all.
-        calibrate: what probabilities are divided by, after the same demonstrations:
-            "content_free": those of texts without content (contextual calibration, arXiv
-            2102.09690); "batch": their mean over the texts of a call (arXiv 2309.17249), which
-            expects about as many of every class.
+        readout: "label_words": the label words' probabilities; "attention": a label's probability
+            is its share of the attention on the demonstrations' labels.
+        heads: (layer, head) pairs whose attention is read; default: all.
+        calibrate: divide probabilities by a prior, so that no label is favoured whatever the text:
+            "content_free": the probabilities of texts without content after the same demonstrations
+            (contextual calibration, arXiv 2102.09690); "batch": the mean over the texts of a call
+            (batch calibration, arXiv 2309.17249) and those without content, which count as four
+            texts; it expects about as many texts of every class.
 
     Raises:
         AbftError: no room for a text, or heads that the model does not have.
@@ -117,14 +118,14 @@ class Predictor:
         `trust_remote_code`, whatever the run's own settings are.
 
         Args:
-            shown: another task and its demonstrations in the place of the run's, such as those of
-                `load_demonstrations`: a reader (docs/reader.md) needs no training for it.
+            shown: another task and its demonstrations, used instead of the run's, such as those of
+                `load_demonstrations`; a reader (docs/reader.md) needs no training on that task.
             readout: "attention" reads the heads that the run's training chose, or all heads.
-            calibrate: as of the class.
+            calibrate: as for the class.
 
         Raises:
-            AbftError: neither of the two, or a read-out of heads that the model does not have, or
-                of classes that no demonstration shows.
+            AbftError: `run` is neither a finished nor a merged run; the attention read-out needs
+                heads that the model does not have, or classes that no demonstration shows.
         """
         check_predictable(run)
         task, demonstrations, prompt_style = read_task(run)
@@ -160,10 +161,10 @@ class Predictor:
         )
 
     def fit(self, texts: Sequence[str]) -> list[str]:
-        """Return texts cut to what fits behind the demonstrations; `observe` does it too.
+        """Return texts cut to what fits after the demonstrations, as `observe` also cuts them.
 
         Raises:
-            AbftError: one text in the place of a list.
+            AbftError: one text instead of a list.
         """
         if isinstance(texts, str):
             raise AbftError("expected a list of texts, got one text: give [text]")
@@ -193,7 +194,7 @@ class Predictor:
         batch_size: int = 16,
         progress: Callable[[int], object] | None = None,
     ) -> tuple[np.ndarray, Observer]:
-        """Return the same, and what an `Observer` collected of the texts' prompts."""
+        """Return label probabilities, (N, C), and what an `Observer` collected from the prompts."""
         probabilities_NC, observer = self._observe(texts, layers, look, batch_size, progress)
         if self.calibrate != "none" and len(texts):
             without_NC, _ = self._observe(CONTENT_FREE, (), None, batch_size, None)
@@ -210,7 +211,7 @@ class Predictor:
         batch_size: int,
         progress: Callable[[int], object] | None,
     ) -> tuple[np.ndarray, Observer]:
-        """Return what `observe` does, not calibrated."""
+        """Return what `observe` returns, without calibration."""
         # The query's class is not known; 0 is not read.
         prompts = [
             write_prompt(self.task, self.demonstrations, Example(text, 0), self.prompt_style)
@@ -234,7 +235,7 @@ class Predictor:
         return np.array(votes).reshape(-1, classes), observer
 
     def explain(self, texts: Sequence[str], batch_size: int = 16) -> list[Explanation]:
-        """Return for each text its label and where the heads looked; one forward pass."""
+        """Return for each text its label and where the heads looked, from one forward pass."""
         looking = partial(look, heads_LH=self.heads_LH)
         probabilities, observer = self.observe(texts, look=looking, batch_size=batch_size)
         return explain(self, texts, probabilities, observer.looks)

@@ -1,4 +1,4 @@
-"""How `abft rank` reads documents and runs; its options are derived from these fields."""
+"""The settings of `abft rank`, from which its options are derived."""
 
 from dataclasses import dataclass
 
@@ -32,7 +32,7 @@ class RankSettings:
     )
     max_document_tokens: int | None = setting(
         None,
-        "Longer documents are cut: so many tokens of their beginning are read.",
+        "Cut longer documents after this many tokens.",
         panel=DATA,
         follows="that of --run, or 128",
         at_least=1,

@@ -17,21 +17,21 @@ ANSWER_SECONDS = 5
 def connected(
     address: str | None, cpus: float = 0, gpus: float = 0, what: str = "a worker"
 ) -> Iterator[dict[str, float]]:
-    """Connect to Ray while open, and yield the cluster's resources.
+    """Connect to Ray while the context is open, and yield the cluster's resources.
 
     Args:
         address: of a running cluster, or "auto"; None = start one on this machine.
-        cpus, gpus: what has to be there for one of `what`.
+        cpus, gpus: what the cluster must have at least, enough for one `what`.
 
     Raises:
-        AbftError: no Ray, no answer at its address, fewer CPUs or GPUs than that.
+        AbftError: Ray is not installed or does not answer, or the cluster has fewer CPUs or GPUs.
     """
     if importlib.util.find_spec("ray") is None:
         raise AbftError("--engine ray needs Ray: pip install 'abft[ray]'")
     if address is not None:
         _check_address(address)
 
-    # A job without a GPU sees none. Ray is an optional dependency.
+    # Jobs that ask for no GPU should see none. Ray, an optional dependency, is imported only here.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
     import ray
 
@@ -61,9 +61,9 @@ def connected(
 
 
 def _check_address(address: str) -> None:
-    """Raise AbftError where nothing answers.
+    """Raise AbftError if nothing answers.
 
-    Ray 2.60 was still trying after 200 seconds (measured), and prints warnings meanwhile.
+    Ray 2.60 itself was still trying after 200 seconds (measured), printing warnings meanwhile.
     """
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if address == "auto":

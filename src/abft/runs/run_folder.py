@@ -1,8 +1,8 @@
-"""The run folder: names and formats of its files.
+"""Name, read and write the files of a run folder.
 
-config.yaml (re-runnable), task.json (task and demonstrations for prediction), log.jsonl (a line a
-step), heads.json (where the objective chose few), metrics.json (written last: a folder that has it
-is a finished run), the weights, a card.
+It holds config.yaml (which can be run again), task.json (task and demonstrations for prediction),
+log.jsonl (one line per step), heads.json (if the objective chose a few heads), metrics.json
+(written last: a folder that has it is a finished run), the weights and a model card.
 """
 
 import json
@@ -35,7 +35,7 @@ CARD = "README.md"
 LOCK = ".lock"  # held while a process trains there
 PREVIOUS = ".replaced"  # holds the run that --overwrite replaces, until the new one is finished
 VERSION = 2  # of metrics.json
-READ_AS = ("text_column", "max_text_tokens")  # settings of a run that its task.json has once merged
+READ_AS = ("text_column", "max_text_tokens")  # settings that a merged run keeps in its task.json
 
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -44,7 +44,7 @@ _TOKENIZER_FILES = (
     "chat_template.jinja",
 )
 
-# What version 1 called the quantities of metrics.json and log.jsonl.
+# Quantities of metrics.json and log.jsonl: name in version 1 -> name now.
 _RENAMED = {
     "right_mass": "correct_mass",
     "wrong_mass": "incorrect_mass",
@@ -54,7 +54,7 @@ _RENAMED = {
 
 
 def read_config(folder: str | Path, *, trust_remote_code: bool = False) -> ResolvedConfig:
-    """Read the configuration of a run folder, also of older versions.
+    """Read the configuration of a run folder, also one of an older version.
 
     Remote code runs only if the caller asks for it *here*: what config.yaml says about it does not
     count, so a run folder from elsewhere cannot switch it on.
@@ -82,7 +82,7 @@ def task_record(
 ) -> dict[str, Any]:
     """Return what prediction needs besides the weights, JSON-ready.
 
-    `digest`: that of the data, which measuring again has to find as they were.
+    `digest`: of the data, by which later measurements notice that the data changed.
     """
     return {
         "data": digest,
@@ -122,9 +122,9 @@ def read_digest(folder: str | Path) -> str | None:
 
 
 def read_metrics(run: str | Path) -> dict[str, Any]:
-    """Read metrics.json, also of older versions. Raises AbftError if it is damaged.
+    """Read metrics.json, also of an older version. Raises AbftError if it is damaged.
 
-    Version 1 named the results "vanilla" and by the objective, now "before" and "after".
+    In version 1 the results were named "vanilla" and after the objective, now "before" and "after".
     """
     record = _read_record(Path(run) / METRICS)
     if "format" in record:
@@ -152,13 +152,13 @@ def read_heads(folder: str | Path) -> list[tuple[int, int]] | None:
 
 
 def read_before(run: str | Path) -> dict[str, float] | None:
-    """Read the untouched model's metrics of a run that is not finished, if they were measured."""
+    """Read the untouched model's metrics of an unfinished run; None if not measured yet."""
     path = Path(run) / BEFORE
     return _renamed(_read_record(path)) if path.is_file() else None
 
 
 def read_log(run: Path) -> list[dict[str, float]]:
-    """Read the steps that were logged; a damaged line ends them."""
+    """Read the logged steps, up to the first damaged line."""
     lines: list[dict[str, float]] = []
     if (run / LOG).is_file():
         for line in (run / LOG).read_text(encoding="utf-8", errors="replace").splitlines():
@@ -202,13 +202,13 @@ def check_predictable(folder: str | Path) -> None:
 
 
 def is_merged(folder: str | Path) -> bool:
-    """Whether `abft merge` wrote a folder: a plain checkpoint with the run's task."""
+    """Return whether `abft merge` wrote a folder: a plain checkpoint with the run's task."""
     files = (Path(folder) / name for name in (TASK, "config.json"))
     return all(path.is_file() for path in files) and not (Path(folder) / CONFIG).is_file()
 
 
 def stamp(folder: str | Path) -> dict[str, Any]:
-    """Return what changes when another run, or another merged one, takes a folder's place."""
+    """Return sizes and times of files, which change if another (merged) run replaces the run."""
     files = [Path(folder) / name for name in (TASK, METRICS, "config.json")]
     return {path.name: stamp_of_file(path) for path in files if path.is_file()}
 
@@ -221,7 +221,7 @@ def text_column_of(folder: str | Path) -> str:
 
 
 def max_text_tokens_of(folder: str | Path) -> int | None:
-    """Return to how many tokens a run cut its texts; None = to what fitted."""
+    """Return after how many tokens a run cut its texts; None = as many as fit."""
     if is_merged(folder):
         return _read_record(Path(folder) / TASK).get("max_text_tokens")
     return read_config(folder).max_text_tokens
@@ -244,7 +244,7 @@ def newest_run(folder: Path) -> Path:
 
 
 def check_free(output: Path, overwrite: bool = False) -> None:
-    """Raise AbftError if `output` cannot become a new run folder; `overwrite`: a run may go."""
+    """Raise AbftError if `output` cannot become a run folder; `overwrite` may replace a run."""
     # A command that was killed may have set the run aside already.
     set_aside = (output / PREVIOUS / CONFIG).is_file() and not (output / CONFIG).is_file()
     if overwrite and (set_aside or (output / CONFIG).is_file()):
@@ -261,7 +261,7 @@ def check_free(output: Path, overwrite: bool = False) -> None:
             f"output folder {output} holds another run; use --overwrite to replace it or --resume "
             "to go on with it"
         )
-    # What a killed process was writing is no file of anybody.
+    # Files that a killed process left half-written do not count.
     left = output.iterdir() if output.is_dir() else ()
     if any(path.suffix != ".partial" and path.name != LOCK for path in left):
         raise AbftError(
@@ -281,7 +281,7 @@ def check_same_settings(output: Path, config: ResolvedConfig) -> None:
     Its learning rate may be open (None), and settings without an effect on the result may differ.
     """
     before = read_config(output, trust_remote_code=config.trust_remote_code)
-    before = replace(before, **absolute_paths(RunConfig, asdict(before)))  # 0.1 kept relative ones
+    before = replace(before, **absolute_paths(RunConfig, asdict(before)))  # relative in version 0.1
     differing = [
         name
         for name, each in settings_of(type(config)).items()
@@ -297,7 +297,7 @@ def check_same_settings(output: Path, config: ResolvedConfig) -> None:
 
 
 def make_folder(output: Path) -> None:
-    """Make the run folder. Raises AbftError where it cannot be made."""
+    """Make the run folder. Raises AbftError if it cannot be made."""
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -307,7 +307,7 @@ def make_folder(output: Path) -> None:
 
 
 def alone_in(output: Path) -> AbstractContextManager[None]:
-    """Keep other processes from training in a run folder. Raises AbftError where one does."""
+    """Keep other processes from training in a run folder. Raises AbftError if one does."""
     return locked(
         output / LOCK,
         f"another process is training in {output}; wait for it or give another --output",
@@ -320,7 +320,7 @@ def create_run(output: Path, config: ResolvedConfig, overwrite: bool) -> None:
     if (output / CONFIG).is_file():
         _set_aside(output)
     else:
-        _remove_run(output)  # what is left of one that was being deleted
+        _remove_run(output)  # what is left of a run that was being deleted
     make_folder(output)
     try:
         text = yaml.safe_dump(config_values(config), sort_keys=False, allow_unicode=True)
@@ -333,7 +333,7 @@ def create_run(output: Path, config: ResolvedConfig, overwrite: bool) -> None:
 
 
 def finish_run(output: Path) -> None:
-    """Delete what only an unfinished run needs, the run that it replaced, and killed writes."""
+    """Delete what only an unfinished run needs, the replaced run, and half-written files."""
     (output / BEFORE).unlink(missing_ok=True)
     remove_checkpoints(output)
     shutil.rmtree(output / PREVIOUS, ignore_errors=True)
@@ -341,7 +341,7 @@ def finish_run(output: Path) -> None:
 
 
 def drop_run(output: Path) -> None:
-    """Delete a run that failed before it had anything to show; the one it replaced comes back."""
+    """Delete a run that failed early, and restore the run that it was to replace."""
     _remove_run(output)
     for path in _run_files(output / PREVIOUS):
         path.replace(output / path.name)
@@ -350,29 +350,29 @@ def drop_run(output: Path) -> None:
 
 
 def _set_aside(output: Path) -> None:
-    """Move the run in `output` to a folder in it, where it stays until the new one is finished."""
+    """Move the run in `output` to a subfolder, where it stays until the new one is finished."""
     previous = output / PREVIOUS
     if (previous / CONFIG).is_file():
-        # A run that was to replace it did not finish: the one that did is worth keeping.
+        # A run was set aside before. If its replacement did not finish, keep the earlier run.
         if not (output / METRICS).is_file():
             _remove_run(output)
             return
         shutil.rmtree(previous)
 
-    # The configuration moves last: until then the folder counts as a run's, and moving goes on.
+    # The configuration moves last: until then the folder counts as a run, and moving can go on.
     previous.mkdir(exist_ok=True)
     for path in sorted(_run_files(output), key=lambda path: path.name == CONFIG):
         path.replace(previous / path.name)
 
 
 def _remove_run(output: Path) -> None:
-    """Delete what a run writes, its configuration last; leave other files alone."""
+    """Delete the files that a run writes, its configuration last; leave other files alone."""
     for path in sorted(_run_files(output), key=lambda path: path.name == CONFIG):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _run_files(output: Path) -> list[Path]:
-    """Return what a run wrote into its folder, with what a killed process was writing."""
+    """Return the files that a run wrote into its folder, including half-written ones."""
     names = (CONFIG, TASK, LOG, METRICS, BEFORE, CARD, *_TOKENIZER_FILES, *WEIGHT_FILES)
     files = [output / name for name in names if (output / name).is_file()]
     return [*output.glob("checkpoint-*"), *output.glob("*.partial"), *files]

@@ -1,4 +1,4 @@
-"""What a configuration names, opened once: model, tokenizer, data, label tokens, test prompts."""
+"""Open what a configuration names: model, tokenizer, data, label tokens and test prompts."""
 
 import sys
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ from abft.scoring.calibration import CONTENT_FREE, calibrated, prior
 from abft.scoring.evaluate import HeadReport, check_finite, evaluate
 from abft.scoring.votes import head_mask
 
-CONTENT_FREE_PROMPTS = 96  # whose mean prediction is a prior
+CONTENT_FREE_PROMPTS = 96  # their mean prediction is the prior of content-free calibration
 
 
 @dataclass
@@ -35,11 +35,11 @@ class Session:
     """A model with its data, ready to be trained or measured.
 
     Attributes:
-        config: everything filled in but the learning rate.
+        config: the settings, all filled in except for the learning rate.
         label_tokens: the token, or tokens, of every class.
         written: the test prompts as text.
-        prompts: the same as tokens.
-        whole: the data before long texts were cut; other tasks' texts are compared with them.
+        prompts: the test prompts as tokens.
+        whole: the data before long texts were cut, to recognise its texts in other tasks.
         heads: the (layer, head) pairs that training chose; None = none were chosen.
     """
 
@@ -55,7 +55,7 @@ class Session:
 
     @property
     def layers(self) -> list[int]:
-        """The number in the model of every layer with softmax attention."""
+        """The layers with softmax attention, by their number in the model."""
         return softmax_layers(self.model)
 
     def encode(self, written: Sequence[Prompt]) -> list[EncodedPrompt]:
@@ -85,7 +85,7 @@ class Session:
 
     @property
     def distinct_queries(self) -> int:
-        """How many texts the test prompts ask: prompts of one text are no new evidence."""
+        """The number of different test queries: more prompts of one query are no new evidence."""
         return min(len(self.prompts), len(self.data.test))
 
     def measure(
@@ -93,8 +93,9 @@ class Session:
     ) -> tuple[dict[str, float], HeadReport]:
         """Return metrics and head statistics on the test prompts, with a progress bar.
 
-        `calibrate`: by one prior for all prompts: the mean prediction of texts without content
-        behind the first prompts' demonstrations ("content_free"), or of all prompts ("batch").
+        `calibrate` divides by one prior for all prompts: the mean prediction for texts without
+        content after the first prompts' demonstrations ("content_free"), or the mean prediction
+        over all prompts ("batch").
         """
         if readout == "attention":
             print(f"{title}: {heads_read(self.heads)}", file=sys.stderr)
@@ -108,7 +109,7 @@ class Session:
                 probabilities = calibrated(probabilities, prior(of_nothing))
         summary = summarize(probabilities, self.prompts, heads)
 
-        # Accuracy hides a rare class.
+        # Accuracy can hide that a rare class is never predicted.
         targets = np.array([prompt.target for prompt in self.prompts])
         classes = metrics.never_predicted(probabilities.argmax(1), targets)
         never = [self.data.task.labels[c] for c in classes]
@@ -136,7 +137,7 @@ def open_session(
 ) -> Session:
     """Load what a configuration names; everything is checked before the first forward pass.
 
-    Texts that are longer than fits are cut, which is said on stderr.
+    Texts that do not fit are cut, with a message on stderr.
 
     Args:
         config: names model, data and prompts.
@@ -159,7 +160,7 @@ def open_session(
     if run is not None:
         session.model = apply_weights(model, run)
         say_if_data_changed(run, config, whole)
-    # A merged run is a model, and has its heads.
+    # A merged run is a model: its folder names the heads.
     session.heads = read_heads(config.model if run is None else run)
     return session
 
@@ -171,13 +172,13 @@ def cut_to_fit(
     tokens: LabelTokens,
     limit: int | None,
 ) -> TaskData:
-    """Return the data with long texts cut, so that every prompt fits; what was cut is said.
+    """Return the data with long texts cut so that every prompt fits; say on stderr how many.
 
     Args:
         limit: the model's context in tokens; None = unlimited.
 
     Raises:
-        AbftError: too little would be left of the texts, or too few texts that differ.
+        AbftError: too little would be left of the texts, or too few different texts.
     """
     longest = config.max_text_tokens
     if longest is None:
@@ -192,7 +193,7 @@ def cut_to_fit(
         file=sys.stderr,
     )
 
-    # Texts that differ only in what was cut off would be trained on and tested.
+    # Texts that differ only in what was cut off could be both trained on and tested.
     pairs = zip(data.examples, fitted.examples, strict=True)
     keys = {text_key(after.text) for before, after in pairs if before != after}
     distinct = fitted.distinct(keys)
@@ -204,7 +205,7 @@ def cut_to_fit(
 
 
 def say_if_data_changed(run: str | Path, config: RunConfig, data: TaskData) -> None:
-    """Say on stderr that a run's own data, `data` by now, are not those it was trained on."""
+    """Say on stderr if a run's own data, now `data`, have changed since it was trained on them."""
     own = read_config(run)
     changed = read_digest(run) not in (None, data.digest)
     if changed and (config.task_name, config.data) == (own.task_name, own.data):
@@ -216,7 +217,7 @@ def say_if_data_changed(run: str | Path, config: RunConfig, data: TaskData) -> N
 
 
 def heads_read(heads: Sequence[tuple[int, int]] | None) -> str:
-    """Say which heads the attention is read from."""
+    """Return a message that says which heads the attention is read from."""
     if heads is None:
         return "read from the attention of all heads (its training chose none)"
     return f"read from the attention of the {len(heads)} heads that training chose"

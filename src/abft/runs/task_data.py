@@ -1,4 +1,4 @@
-"""Load the task and texts that a configuration names, and say what they are.
+"""Load the task and texts that a configuration names, and summarize them.
 
 Loading needs no model: the command line does it before it imports anything heavy.
 """
@@ -30,7 +30,8 @@ _MOST_CLASSES = 12  # named in a summary
 def load_run_data(config: RunConfig, queries: int = 1) -> TaskData:
     """Load the task and examples that a configuration names.
 
-    `queries`: training queries that share one set of demonstrations; the data has to suffice.
+    `queries`: training queries that share one set of demonstrations, for which the data has to
+    suffice.
 
     Raises:
         AbftError: bad data, or too few examples for its prompts.
@@ -61,10 +62,10 @@ def text_column(settings: PredictSettings, run: str | Path) -> str:
 
 
 def load_shown(settings: PredictSettings, run: str | Path) -> Shown | None:
-    """Load the demonstrations that the settings name; None where the run's own are shown.
+    """Load the demonstrations that the settings name; None = the run's own are shown.
 
     Raises:
-        AbftError: no such file, or as `load_demonstrations`.
+        AbftError: no such file, or as for `load_demonstrations`.
     """
     if settings.demonstrations is None:
         return None
@@ -82,7 +83,7 @@ def load_shown(settings: PredictSettings, run: str | Path) -> Shown | None:
 
 
 def summary(data: TaskData, tokenizer: "PreTrainedTokenizerBase") -> list[tuple[str, str]]:
-    """Return what a user wants to know of the data before long work, as (name, value) rows."""
+    """Return what a user wants to know about the data before a long run, as (name, value) rows."""
     examples = (*data.train, *data.demonstrations, *data.test)
     rows = []
     if data.origin is not None:

@@ -71,8 +71,8 @@ class TrainedRun:
 
     Attributes:
         metrics: what metrics.json holds; empty in all processes but the first.
-        model: the trained model as it is after training (a PEFT model with LoRA); None where the
-            run was finished before.
+        model: the model as it is after training (with LoRA, a PEFT model); None if the run was
+            finished before.
     """
 
     metrics: dict[str, Any]
@@ -89,7 +89,8 @@ def train(
         output: the run folder; created if missing.
         overwrite: replace an earlier run in `output`, which is kept in `output/.replaced` until
             the new one is finished.
-        resume: go on from the last checkpoint there; the result is the same, bit by bit on the CPU.
+        resume: continue from the last checkpoint in `output`; the result is the same as without the
+            interruption (on the CPU, bit by bit).
 
     Raises:
         AbftError: bad input (before long work starts), a full disk, a non-finite loss, no induction
@@ -107,12 +108,12 @@ def train_run(
     resume: bool = False,
     data: TaskData | None = None,
 ) -> TrainedRun:
-    """As `train`, and hand over the trained model, so that it need not be loaded again.
+    """Do what `train` does, and return the trained model too, so that it need not be loaded again.
 
     `data`: what `load_run_data` returned, if it was called before.
     """
     output = Path(output)
-    # A run folder is read from elsewhere too.
+    # Absolute, because the run folder may be read from another working directory.
     config = resolve(replace(config, **absolute_paths(RunConfig, asdict(config))))
 
     # The first process measures while others wait.
@@ -136,7 +137,7 @@ def train_run(
             "when it was started. Start over with --overwrite."
         )
     session = open_session(config, data=data)
-    make_folder(output)  # transformers would end in a traceback
+    make_folder(output)  # transformers would fail with a traceback
     process = PartialState()
     with alone_in(output) if process.is_main_process else contextlib.nullcontext():
         # Another process may have finished it in the meantime.
@@ -155,7 +156,7 @@ def train_run(
             create_run(output, config, overwrite)
             for name, value in summary(session.data, session.tokenizer):
                 print(f"{name:18}{value}", file=sys.stderr)
-        # A run that goes on may have been killed before this was written.
+        # Also when resuming: the run may have been killed before this was written.
         if process.is_main_process:
             shown = prediction_demonstrations(session.data, config.k)
             record = task_record(session.data.task, shown, config.prompt_style, data.digest)
@@ -173,13 +174,13 @@ def train_run(
 
 @contextlib.contextmanager
 def _faults(output: Path) -> Iterator[None]:
-    """Say in one line what ends a training, and leave nothing half-written."""
+    """Turn what ends a training into an error of one line, and leave nothing half-written."""
     try:
         yield
     except RunInterrupted:
         raise
     except AbftError:
-        # Without a checkpoint there is nothing to go on with.
+        # Without a checkpoint there is nothing to resume.
         if last_checkpoint(output) is None and PartialState().is_main_process:
             drop_run(output)
         raise
@@ -214,7 +215,7 @@ def _train_and_measure(
 
     metrics = _record(session, trainer, seconds, peak)
     if measured:
-        if trainer.is_fsdp_enabled:  # this process holds a part of the model only
+        if trainer.is_fsdp_enabled:  # this process holds only a part of the model
             session.model = apply_weights(load_run_model(config)[0], output)
         after, _ = session.measure(phases.title("measure"))
         metrics |= {"before": before, "after": after}
@@ -224,7 +225,7 @@ def _train_and_measure(
 
 
 def make_trainer(session: Session, output: Path) -> ABFTTrainer:
-    """Make the trainer of a session. Changes its model: only W_Q and W_K stay trainable."""
+    """Make a session's trainer. Changes the session's model: only W_Q and W_K stay trainable."""
     config = resolve(session.config, session.model.num_parameters())
     assert config.lr is not None  # resolved with the model's size
     arguments = _training_arguments(config, config.lr, output)
@@ -278,7 +279,7 @@ def _mixture(session: Session, config: ResolvedConfig) -> list[EncodedPrompt]:
         words=mixed_words(config.words),
         shots=shot_range(config.shots),
         max_length=context_length(session.model),
-        # End-to-end training is cross-entropy of the first token alone.
+        # Cross-entropy, on which end-to-end training relies alone, sees only a label's first token.
         distinct_first_tokens=config.cross_entropy > 0
         or not OBJECTIVES[config.objective].reads_attention,
     )
@@ -286,7 +287,7 @@ def _mixture(session: Session, config: ResolvedConfig) -> list[EncodedPrompt]:
 
 
 def _training_arguments(config: ResolvedConfig, rate: float, output: Path) -> ABFTConfig:
-    """Translate a configuration; the settings that both classes share are copied by name."""
+    """Translate a configuration to `ABFTConfig`; settings that both share are copied by name."""
     shared = [*settings_of(MethodSettings), *settings_of(PromptSettings)]
     arguments = ABFTConfig(
         output_dir=str(output),
@@ -331,8 +332,8 @@ def prediction_demonstrations(data: TaskData, k: int) -> list[Example]:
 class _Phases:
     """Names the phases of a run, and says after the first how long the others will take.
 
-    A training step costs about `TRAINING_COST` forward passes of its tokens: the backward pass
-    computes no gradient of weights but those of W_Q and W_K.
+    A training step costs about `TRAINING_COST` forward passes of its tokens, because the backward
+    pass computes gradients of no other weights than W_Q and W_K.
     """
 
     TRAINING_COST = 2.3
@@ -348,12 +349,12 @@ class _Phases:
         return f"{self.number}/{self.count} {name}" if self.count > 1 else name
 
     def estimate(self, seconds: float) -> None:
-        """Say how long the rest takes, where the first phase took so many seconds."""
+        """Say how long the rest will take, given how many seconds the first phase took."""
         measured = sum(len(prompt.input_ids) for prompt in self.session.prompts)
         a_step = self.TRAINING_COST * self.trainer.tokens_per_step
         objective = self.trainer.objective
         if isinstance(objective, AnchoredObjective):
-            # The untouched model reads the text too, and perhaps the trained one once more.
+            # The untouched model reads the anchor text too, and perhaps the trained one once more.
             again = objective.reads_again(decoder(self.trainer.model))
             cost = self.TRAINING_COST + 1 if again else 1
             a_step += cost * self.trainer.anchored_tokens_per_step
@@ -394,7 +395,7 @@ def _run_trainer(trainer: ABFTTrainer, output: Path) -> tuple[float, int]:
     """Train, from the last checkpoint if there is one.
 
     Returns:
-        Seconds over all parts of the run, and peak memory in bytes of this part.
+        Seconds over all parts of an interrupted run, and this part's peak memory in bytes.
     """
     checkpoint = last_checkpoint(output)
     reset_peak_memory()
@@ -417,7 +418,7 @@ def _run_trainer(trainer: ABFTTrainer, output: Path) -> tuple[float, int]:
 
 
 def reset_peak_memory() -> None:
-    """Forget the peak so far, where the platform can: GPUs, and processes on Linux."""
+    """Reset the peak memory, where the platform allows it: of GPUs, and of processes on Linux."""
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             torch.cuda.reset_peak_memory_stats(index)
@@ -426,9 +427,9 @@ def reset_peak_memory() -> None:
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Return the most memory since `reset_peak_memory`.
+    """Return the peak memory since `reset_peak_memory`.
 
-    That of the GPU that holds most, or of this process for a model on the CPU.
+    It is that of the GPU with the highest peak or, for a model on the CPU, of this process.
     """
     if device.type == "cuda":
         return max(torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count()))
@@ -488,7 +489,7 @@ def run_card(
 
 
 def _trained_on(config: RunConfig, task: Task) -> str | None:
-    """Return what the card says was trained on instead of the task that was measured."""
+    """Return what the card names as trained on; None = the task that was measured."""
     if config.train_on == "task":
         return None
     if config.train_on == "others":
@@ -502,7 +503,7 @@ def _is_full(output: Path, error: Exception) -> bool:
 
 
 def _disk_error(output: Path, error: Exception) -> AbftError:
-    """Say what a failed write means to the user."""
+    """Return the error for a failed write, with what the user can do."""
     free = shutil.disk_usage(output).free // 2**20
     return AbftError(
         f"writing to {output} failed ({error}); {free} MiB free. "

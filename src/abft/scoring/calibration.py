@@ -1,4 +1,4 @@
-"""Calibrate label probabilities: divide by a prior, so that no label is favoured from the start.
+"""Calibrate label probabilities: divide by a prior, so that no label is favoured in advance.
 
 The prior is what the model predicts after the same demonstrations where there is nothing to
 classify (Zhao et al. 2021, arXiv 2102.09690), or on average for the texts that are predicted
@@ -11,8 +11,8 @@ import numpy as np
 
 CONTENT_FREE = ("N/A", "[MASK]", "")  # the queries of the paper by Zhao et al.
 
-# As how many texts of a batch those without content count, which matters in small ones. Chosen on
-# AGNews (docs/reader.md).
+# In batch calibration, texts without content count as this many texts of the batch, which matters
+# in small batches. Chosen on AGNews (docs/reader.md).
 CONTENT_FREE_WEIGHT = 4
 
 
@@ -22,7 +22,7 @@ def prior(probabilities_NC: np.ndarray) -> np.ndarray:
 
 
 def batch_prior(probabilities_NC: np.ndarray, content_free_NC: np.ndarray) -> np.ndarray:
-    """Return the mean prediction of a batch and, with the weight of a few texts, of no content."""
+    """Return the mean prediction of a batch and of content-free texts, which count as a few."""
     weighted_C = CONTENT_FREE_WEIGHT * prior(content_free_NC)
     count = len(probabilities_NC) + CONTENT_FREE_WEIGHT
     return (np.asarray(probabilities_NC).sum(0) + weighted_C) / count

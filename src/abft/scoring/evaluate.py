@@ -1,6 +1,6 @@
 """Compute label probabilities of encoded prompts, and head statistics from the same forward pass.
 
-Only the label tokens' logits at the query position are computed. Where a label is several tokens, a
+Only the label tokens' logits at the query position are computed. If a label is several tokens, a
 prompt and the beginnings of labels after it are packed into one sequence.
 """
 
@@ -49,8 +49,9 @@ def bucketed(
 ) -> Iterator[list[int]]:
     """Yield indices of prompts in batches of similar length, longest first.
 
-    A batch too large for the memory fails at once. `rotation_limit`: a model rotates the keys of
-    longer prompts differently; a batch holds prompts of one kind, so that padding changes none.
+    So a batch that is too large for the memory fails at once. `rotation_limit`: length above which
+    the model rotates keys differently; prompts below and above it are not batched together, so that
+    padding changes none.
     """
     if batch_size < 1:
         raise AbftError(f"batch_size = {batch_size}: expected at least 1")
@@ -88,7 +89,7 @@ def last_hidden(
 
 
 def check_finite(probabilities: np.ndarray) -> None:
-    """Raise AbftError unless all probabilities are finite: no metric of others means anything."""
+    """Raise AbftError unless all probabilities are finite; otherwise metrics mean nothing."""
     if not np.isfinite(probabilities).all():
         raise AbftError(
             "the label probabilities are not finite: the weights are corrupted, or half precision "
@@ -123,8 +124,8 @@ def evaluate(
             in the model (not with eager attention).
         readout: "attention": the share of each class in the attention on labels takes the place of
             the probability of its label word.
-        heads_LH: the heads whose attention that is, bool; None = all.
-        progress: called with the number of prompts done by each batch.
+        heads_LH: the heads whose attention is read, bool; None = all.
+        progress: called after each batch with its number of prompts.
 
     Raises:
         AbftError: no prompts, or `head_gates` with a family whose heads cannot be switched off.
@@ -151,7 +152,7 @@ def evaluate(
     # A label of several tokens needs the hidden states after each of its beginnings too.
     tree = LabelTree.of(label_tokens)
     nodes = len(tree.beginnings) if readout == "label_words" else 1
-    # The beginnings of labels follow a prompt in one sequence where the model packs, and where that
+    # The beginnings of labels follow a prompt in one sequence if the model packs, and if that
     # changes no rotation.
     limit = rotation_limit(model)
     packed = nodes > 1 and implementation == IMPLEMENTATION and supported.packs and limit is None
@@ -172,7 +173,7 @@ def evaluate(
             if readout == "label_words":
                 probabilities[indices] = tree.probabilities(whole, hidden_PD)
 
-            # Head statistics are those of the prompts alone, the first of their nodes each.
+            # Head statistics are of the prompts alone: each prompt is the first of its nodes.
             plain = Batch.of(bucket, 1, device) if packed else batch
             plain_rows = tuple(rows_PHS[::nodes] for rows_PHS in rows) if packed else rows
             heads = head_statistics(plain_rows, plain, fixed_threshold)

@@ -18,7 +18,7 @@ from abft.scoring.votes import SMALLEST
 
 @dataclass(frozen=True)
 class GroupReading:
-    """What the model shows of the P prompts of a group.
+    """What was read from the model for the P prompts of a group.
 
     Attributes:
         label_words: probabilities of the classes' label words, (P, C) float64.
@@ -33,7 +33,7 @@ class GroupReading:
     def votes(self, heads_LH: np.ndarray | None = None) -> np.ndarray:
         """Return the share of each class in the attention on labels, of some heads or all, (P, C).
 
-        Classes share equally where these heads look at no label.
+        All classes have the same share if these heads look at no label.
         """
         attention_PLHC = self.attention
         if heads_LH is not None:
@@ -67,7 +67,7 @@ def read_groups(
             rows, hidden_BSD = read_batch(inner, batch)
             hidden_PD = at_positions(hidden_BSD, batch.query_positions)
 
-            # The attention is that of the prompts alone, the first of their nodes each.
+            # The attention is that of the prompts alone: each prompt is the first of its nodes.
             labels_LPHK = label_attention(rows, batch)[:, :: len(tree.beginnings)]
             attention_LPHC = labels_LPHK @ _classes(group).to(labels_LPHK.device)
             readings.append(

@@ -1,4 +1,4 @@
-"""Return attention rows and induction heads of any model and prompt, for those who look inside."""
+"""Read attention rows and induction heads of any model and prompt, to look inside."""
 
 from collections.abc import Sequence
 from typing import NamedTuple

@@ -17,9 +17,9 @@ from abft.model.lm_head import output_logits
 class LabelTree:
     """Holds the labels' tokens as a tree, whose root is the prompt.
 
-    A label's probability is the product of its tokens' probabilities, each after those before. The
-    model has to predict at every inner node, that is after the prompt and after each beginning of a
-    label.
+    A label's probability is the product of its tokens' probabilities, each given the tokens before
+    it. The model has to predict at every inner node, that is, after the prompt and after each
+    beginning of a label.
     """
 
     labels: tuple[tuple[int, ...], ...]
@@ -37,7 +37,7 @@ class LabelTree:
         return tuple(sorted(beginnings))
 
     def extended(self, prompts: Sequence[EncodedPrompt]) -> list[EncodedPrompt]:
-        """Return every prompt once for each inner node, with the node's tokens after it.
+        """Return every prompt once for each inner node, with the node's tokens appended.
 
         The prompt itself comes first.
         """

@@ -29,10 +29,10 @@ def accuracy(probabilities_NC: np.ndarray, targets_N: np.ndarray) -> float:
 
 
 def accuracy_interval(accuracy: float, queries: int, z: float = 1.96) -> tuple[float, float]:
-    """Return Wilson's 95% interval of an accuracy measured on so many independent queries.
+    """Return Wilson's 95% interval of an accuracy measured on a number of independent queries.
 
-    Wilson (1927), https://doi.org/10.1080/01621459.1927.10502953. Several prompts that ask the same
-    text count once.
+    Wilson (1927), https://doi.org/10.1080/01621459.1927.10502953. Several prompts with the same
+    query count once.
     """
     centre = accuracy + z * z / (2 * queries)
     margin = z * np.sqrt(accuracy * (1 - accuracy) / queries + (z / (2 * queries)) ** 2)
@@ -67,8 +67,8 @@ def expected_calibration_error(
 ) -> float:
     """Return the ECE, in [0, 1], with confidence bins of equal width.
 
-    The last bin is closed (confidence 1 counts). Unlike StaICC 0.1.1 no softmax is taken of what is
-    a probability already.
+    The last bin is closed (confidence 1 counts). Unlike in StaICC 0.1.1, no softmax is taken of
+    values that are probabilities already.
     """
     probabilities, targets = _checked(probabilities_NC, targets_N)
     confidence = probabilities.max(1)
@@ -90,9 +90,9 @@ def scores(probabilities_NC: np.ndarray, targets_N: np.ndarray) -> dict[str, flo
 
 
 def consistency(predictions_VN: np.ndarray) -> float:
-    """Return the share of equal predictions for one query, mean over N queries.
+    """Return the share of a query's V prompt variants that agree, mean over N queries.
 
-    The equal ones are the largest group over the V variants of a prompt.
+    Those that agree are the largest group of variants with the same prediction.
     """
     predictions = np.asarray(predictions_VN)
     if predictions.ndim != 2 or predictions.size == 0:
@@ -105,7 +105,7 @@ def consistency(predictions_VN: np.ndarray) -> float:
 def gler(error_rates_R: Sequence[float], values_R: Sequence[float]) -> float:
     """Return the slope of a metric against the share of correct labels in the demonstrations.
 
-    0 = labels are not read. x is 1 - rate here; for rates of 0, 0.25, 0.5, 0.75, 1 StaICC 0.1.1
+    0 = the labels are not read. Here x = 1 - rate; for rates of 0, 0.25, 0.5, 0.75, 1, StaICC 0.1.1
     fits the line to x = 1, 0.75, 0.25, -0.5, -1.5.
     """
     # The line's first coefficient is its slope.
@@ -115,7 +115,7 @@ def gler(error_rates_R: Sequence[float], values_R: Sequence[float]) -> float:
 def prior_entropy(probabilities_NC: np.ndarray) -> float:
     """Return the entropy of the mean prediction, in nats; ln C = no bias.
 
-    Unlike StaICC 0.1.1 no softmax is taken of a mean whose floats do not sum to exactly 1.
+    Unlike in StaICC 0.1.1, no softmax is taken of a mean whose floats do not sum to exactly 1.
     """
     mean_C = np.asarray(probabilities_NC).mean(0)
     # 0 log 0 = 0: such classes add nothing.

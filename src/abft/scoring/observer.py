@@ -16,14 +16,14 @@ Look = Callable[[EncodedPrompt, Tensor], Any]
 
 
 class Observer:
-    """Collects what `LabelScorer.observe` shows of each prompt; costs nothing if it asks nothing.
+    """Collects hidden states and attention from `LabelScorer.observe`; costs nothing if unused.
 
-    The tokens after the last demonstration's label are the query's own; those of a prompt without
-    demonstrations all are.
+    The query's own tokens are those after the last demonstration's label or, in a prompt without
+    demonstrations, all tokens.
 
     Args:
         prompts: encoded prompts.
-        layers: numbers of layers after which hidden states are read; 0 = the embeddings.
+        layers: numbers of the layers after which hidden states are read; 0 = the embeddings.
         look: called for every prompt with its attention rows from the last token, (L, H, n) float32
             on the model's device; what it returns is collected.
 
@@ -47,9 +47,9 @@ class Observer:
         return np.stack([self._hidden[i] for i in range(len(self.prompts))])
 
     def see(self, index: int, states: Sequence[Tensor], rows: Sequence[Tensor]) -> None:
-        """Take a prompt's hidden states, (tokens, D) of each layer, and rows, (H, n) of each.
+        """Take a prompt's hidden states, (tokens, D), and rows, (H, n), of each layer.
 
-        States may begin later than the prompt, not after its query.
+        States may be of the prompt's last tokens only, but have to include its query.
         """
         prompt = self.prompts[index]
         if self.layers:
@@ -68,7 +68,7 @@ class Observer:
         return bool(self.layers) or self.look is not None
 
     def run(self, model: nn.Module, indices: Sequence[int]) -> Tensor:
-        """Run some of the prompts plainly, and return the decoder's last hidden states, (P, D)."""
+        """Run some prompts as a plain batch; return the decoder's last hidden states, (P, D)."""
         inner, supported = decoder(model), capabilities(model)
         device = next(inner.parameters()).device
         batch = Batch.of([self.prompts[i] for i in indices], 1, device)

@@ -1,4 +1,4 @@
-"""Score labels with stock attention; what all prompts begin with is computed once."""
+"""Score labels with stock attention; a beginning that all prompts share is computed once."""
 
 import contextlib
 import dataclasses
@@ -24,10 +24,10 @@ PACK_TOKENS = 2048  # in one packed sequence, whose mask grows with the square
 class LabelScorer:
     """Returns label probabilities of prompts, with stock attention, on one model.
 
-    Changes `model` to eval mode. What all prompts of a call begin with alike, the demonstrations
-    above all, is run once. Its keys and values are kept for the next call, if that begins in the
-    same way, and the rests follow them packed in one sequence. They are run again whenever the
-    weights have changed in any way, or another adapter is active.
+    Changes `model` to eval mode. The beginning that all prompts of a call share, mainly the
+    demonstrations, is run once. Its keys and values are kept for the next call, in case that begins
+    in the same way; the rests of the prompts follow them, packed into one sequence. The beginning
+    is run again whenever the weights have changed in any way, or another adapter is active.
 
     Args:
         model: a causal LM.
@@ -40,7 +40,7 @@ class LabelScorer:
         self.inner, self.whole = decoder(model), causal_lm(model)
         capabilities(model).check_lm_head()
         self._lock = lock_of(model)
-        # The tokens that are kept, and a fingerprint of the weights that they were run with.
+        # The tokens whose keys and values are kept, and a fingerprint of the weights at that time.
         self._kept: tuple[object, ...] = ()
         # Their keys and values, (1, Hkv, S, D) each, layer by layer.
         self._keys_values: list[tuple[Tensor, Tensor]] = []
@@ -55,9 +55,9 @@ class LabelScorer:
     ) -> np.ndarray:
         """Return label probabilities (N, C) float64.
 
-        `shared`: keep no more than so many tokens, because later prompts will share no more;
-        default: all that these prompts begin with alike, and nothing of a single one. `progress` is
-        called with the number of prompts done by each batch.
+        `shared`: keep no more than this many tokens, because later prompts will share no more;
+        default: the whole shared beginning, or nothing of a single prompt. `progress` is called
+        after each batch with its number of prompts.
 
         Raises:
             AbftError: probabilities that are not finite.
@@ -73,7 +73,7 @@ class LabelScorer:
         batch_size: int = 16,
         progress: Callable[[int], object] | None = None,
     ) -> np.ndarray:
-        """Return the same of an observer's prompts, and show it what else the passes compute."""
+        """Return the same for an observer's prompts, and show it hidden states and attention."""
         prompts = observer.prompts
         probabilities = np.zeros((len(prompts), len(self.labels.labels)))
         if not prompts:
@@ -102,7 +102,7 @@ class LabelScorer:
                 elif observer.asks and len(self.labels.beginnings) == 1:
                     hidden_PD = observer.run(self.model, indices)
                 else:
-                    # Labels of several tokens take passes of their own.
+                    # Labels of several tokens need passes of their own.
                     hidden_PD = last_hidden(self.inner, batch, batch_size, limit)
                     if observer.asks:
                         observer.run(self.model, indices)
@@ -120,9 +120,10 @@ class LabelScorer:
     def _after_shared(
         self, prompts: Sequence[EncodedPrompt], start: int, observer: Observer, indices: list[int]
     ) -> Tensor:
-        """Return the same hidden states for prompts whose first `start` tokens are kept.
+        """Return the last hidden states, (P, D), of prompts whose first `start` tokens are kept.
 
-        `indices`: the observer's numbers of these prompts, each of which has every inner node.
+        `indices`: the observer's indices of these prompts, each of which occurs with every inner
+        node of the label tree.
         """
         rests = [
             dataclasses.replace(prompt, input_ids=prompt.input_ids[start:], label_positions=())
@@ -151,7 +152,7 @@ class LabelScorer:
         own = branch_mask(torch.tensor([rests.branch_ends], device=self._device))
         mask = torch.cat([own.new_ones(1, 1, own.shape[2], start), own], dim=-1)
 
-        # A cache of its own: the model appends to the one that it is given.
+        # A new cache: the model appends to the one that it is given.
         cache = DynamicCache()
         for layer, (keys, values) in enumerate(self._keys_values):
             cache.update(keys, values, layer)
@@ -174,7 +175,7 @@ class LabelScorer:
             else:
                 rows, output = (), self.inner(input_ids=ids, **inputs)
 
-        # A prompt comes before the beginnings of labels after it.
+        # Each prompt is followed by its copies with beginnings of labels.
         nodes = len(self.labels.beginnings)
         for i, p in zip(indices, range(0, len(prompts), nodes), strict=True):
             places = torch.tensor(rests.places[p], device=self._device)
@@ -204,7 +205,7 @@ def fingerprint(model: nn.Module) -> tuple[object, ...]:
     parameters = list(model.parameters())
     places = [(id(p), p.data_ptr(), p._version, p.dtype, p.device) for p in parameters]
 
-    # Fused optimizers, and whatever writes through `.data`, raise no version.
+    # Fused optimizers, and whatever writes through `.data`, leave `_version` as it is.
     sums = [_sum(parameter) for parameter in parameters]
 
     # Switching adapters, or their scale, changes no weight.
@@ -217,7 +218,7 @@ def fingerprint(model: nn.Module) -> tuple[object, ...]:
 
 
 def _sum(parameter: Tensor) -> Tensor:
-    """Return the sum of a weight's entries; of its bytes, where entries have less than 16 bits."""
+    """Return the sum of a weight's entries, or of its bytes if entries have less than 16 bits."""
     values = parameter.detach()
     if values.element_size() == 1:
         values = values.view(torch.uint8)
@@ -242,7 +243,7 @@ def label_probabilities(
 
 def common_prefix(prompts: Sequence[EncodedPrompt]) -> int:
     """Return how many tokens all prompts begin with, at most one less than the shortest prompt."""
-    # What the first and the last in sorted order begin with, all between them do.
+    # A beginning that the first and last prompt in sorted order share is shared by all.
     first, last = min(p.input_ids for p in prompts), max(p.input_ids for p in prompts)
     limit = min(len(p.input_ids) for p in prompts) - 1  # the query position itself is always run
     length = 0

@@ -1,4 +1,4 @@
-"""Read the answer from attention: which class has the labels that few heads look at?"""
+"""Read the answer from attention: the class whose labels the heads look at most."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -27,7 +27,7 @@ def vote(
 ) -> np.ndarray:
     """Return the share of each class in the attention on labels, (C,) float64; they sum to 1.
 
-    Classes share equally where no label is looked at.
+    All classes have the same share if no label is looked at.
 
     Args:
         on_labels_LHK: attention of a prompt's query position on the label of each demonstration.
@@ -44,7 +44,7 @@ def vote(
 
 
 def voting(classes: int, look: Look | None, heads_LH: Tensor | None = None) -> Look:
-    """Return what an `Observer` calls for a prompt: its vote, and what `look` returns of it."""
+    """Return a function for an `Observer` that returns a prompt's vote, and what `look` returns."""
 
     def both(prompt: EncodedPrompt, rows_LHS: Tensor) -> tuple[np.ndarray, Any]:
         on_labels_LHK = rows_LHS[:, :, list(prompt.label_positions)]
@@ -55,10 +55,10 @@ def voting(classes: int, look: Look | None, heads_LH: Tensor | None = None) -> L
 
 
 def head_mask(model: "nn.Module", heads: Sequence[tuple[int, int]] | None) -> Tensor:
-    """Return which heads these are, (L, H) bool; L counts the layers with softmax attention.
+    """Return a mask of the given heads, (L, H) bool; L counts the layers with softmax attention.
 
     Args:
-        heads: (layer, head) each; layers by their number in the model; None = all.
+        heads: (layer, head) pairs; layers by their number in the model; None = all.
 
     Raises:
         AbftError: no heads, or one that the model does not have.

@@ -21,9 +21,9 @@ class ABFTConfig(MethodSettings, PromptSettings, TrainingArguments):
     larger learning rate than the paper's 2e-5: at 135M parameters 1e-4 with `objective="abft"`,
     3e-4 with the others.
 
-    `data_seed` decides the training prompts and their order, by default as `seed`, which also
-    decides LoRA's initial weights. `warmup_steps` with the default schedule, which is constant,
-    makes it "constant_with_warmup".
+    `data_seed` decides the training prompts and their order; it defaults to `seed`, which also
+    decides LoRA's initial weights. With `warmup_steps`, the default schedule, which is constant,
+    becomes "constant_with_warmup".
 
     Raises:
         AbftError: values out of bounds, or settings that contradict each other.
@@ -40,7 +40,7 @@ class ABFTConfig(MethodSettings, PromptSettings, TrainingArguments):
     save_total_limit: int | None = 2
     remove_unused_columns: bool | None = False
 
-    # Other defaults than `abft train`: the paper's.
+    # The paper's defaults, unlike those of `abft train`.
     queries: int = with_default(MethodSettings, "queries", PAPER["queries"])
     objective: str = with_default(MethodSettings, "objective", PAPER["objective"])
     cross_entropy: float = with_default(MethodSettings, "cross_entropy", PAPER["cross_entropy"])
@@ -103,7 +103,7 @@ class ABFTConfig(MethodSettings, PromptSettings, TrainingArguments):
 
     @property
     def prompts_seed(self) -> int:
-        """Return what decides the training prompts and their order."""
+        """Return the seed of the training prompts and their order."""
         return self.seed if self.data_seed is None else self.data_seed
 
     @property

@@ -1,4 +1,4 @@
-"""Add a loss on attention to a training loop of others, such as TRL's SFTTrainer.
+"""Add a loss on attention to another library's training loop, such as TRL's SFTTrainer.
 
     with attention_loss(trainer, VoteObjective(), weight=0.5):
         trainer.train()
@@ -23,7 +23,7 @@ from abft.method.objectives import RowObjective
 from abft.model.attention import IMPLEMENTATION, causal_lm, decoder, row_attention
 from abft.model.capabilities import capabilities
 
-# Columns of a row: the position that looks, what it looks at, and which of these are correct.
+# Columns of a data set's row: the position that looks, what it looks at, and which are correct.
 _COLUMNS = LOOKS_FROM, LOOKS_AT, LOOKS_RIGHT = "looks_from", "looks_at", "looks_right"
 _PREFIX = "attention_loss_"
 
@@ -32,9 +32,9 @@ class AttentionCollator:
     """Collates rows as another collator does, and adds where their attention should go.
 
     Args:
-        collator: of the training loop. It pads on the right.
+        collator: the training loop's own, which has to pad on the right.
 
-    A row has, besides what that collator reads, `input_ids` and the columns `looks_from` (a
+    Besides what that collator reads, a row has `input_ids` and the columns `looks_from` (a
     position), `looks_at` (positions, or spans (start, end)) and `looks_right` (for each whether it
     is correct). `remove_unused_columns=False` keeps them.
     """
@@ -43,12 +43,12 @@ class AttentionCollator:
         self.collator = collator
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Return the other collator's batch and more tensors.
+        """Return the other collator's batch, with added tensors for the loss on attention.
 
         Raises:
-            ValueError: columns that are missing, positions outside of a row, as where it was cut
-                after they were counted, positions next to spans, or a collator that moves tokens,
-                as padding on the left.
+            ValueError: missing columns; positions outside of a row, for example because it was cut
+                after they were counted; positions in some rows and spans in others; a collator that
+                moves tokens, for example by padding on the left.
         """
         prompts = [_target(row) for row in rows]
         if len({bool(prompt.label_ends) for prompt in prompts}) > 1:
@@ -83,7 +83,7 @@ def _target(row: Mapping[str, Any]) -> EncodedPrompt:
         )
     given = row[LOOKS_AT]
     given = given.tolist() if isinstance(given, Tensor) else given
-    # Of a data set in torch's format also a list of tensors, those of positions without dimensions.
+    # A data set in torch's format may also give a list of tensors, zero-dimensional for positions.
     given = [each.tolist() if isinstance(each, Tensor) else each for each in given]
     at = [list(each) if isinstance(each, Iterable) else each for each in given]
     candidates: list[Any] = [
@@ -96,7 +96,7 @@ def _target(row: Mapping[str, Any]) -> EncodedPrompt:
 def attention_loss(
     trainer: Trainer, objective: RowObjective, weight: float = 1.0
 ) -> Iterator[None]:
-    """Changes `trainer` while open: its loss has `weight` times a loss on attention added.
+    """Changes `trainer` while open: adds `weight` times a loss on attention to its loss.
 
     Its collator becomes an `AttentionCollator`. The trainer still decides which weights train.
 
@@ -104,7 +104,7 @@ def attention_loss(
         trainer: transformers' `Trainer` or a subclass, of a causal LM or a PEFT model.
         objective: a loss on attention alone, without a controller, such as `VoteObjective`;
             `ContrastiveObjective` counts all heads unless its `prepare` was called.
-        weight: of its mean over the prompts of an optimizer step.
+        weight: factor of its mean over the prompts of an optimizer step.
 
     Raises:
         AbftError: a family without attention rows, a trainer that drops the columns or spreads
@@ -129,7 +129,7 @@ def attention_loss(
     targets: list[Batch] = []  # of the forward pass that runs
     read: list[tuple[Tensor, ...]] = []  # its rows
 
-    # The decoder gives its rows: trainers may replace what the whole model returns, as TRL does.
+    # Rows are taken from the decoder: trainers may replace what the whole model returns (TRL does).
     def ask(module: nn.Module, args: Any, inputs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         if targets:
             inputs = {**inputs, "output_attentions": True, "return_dict": True}
@@ -164,7 +164,7 @@ def attention_loss(
                 num_items_in_batch=num_items_in_batch,
             )
         finally:
-            # Also where the loss failed after the decoder: its rows are of no later batch.
+            # Also if the loss failed after the decoder: its rows must not pass for a later batch's.
             batch, found = targets.pop(), read[:1]
             read.clear()
         rows = tuple(_rows(each, batch) for each in found[0])
@@ -199,7 +199,7 @@ def attention_loss(
 
 
 def _divides(trainer: Trainer, num_items_in_batch: Any) -> bool:
-    """Whether the trainer divides a batch's loss by the number of batches in a step."""
+    """Return whether the trainer divides a batch's loss by the number of batches in a step."""
     scaled = getattr(trainer, "loss_is_scaled_for_ga", None)
     if scaled is not None:
         return not scaled
@@ -208,7 +208,7 @@ def _divides(trainer: Trainer, num_items_in_batch: Any) -> bool:
 
 
 def _rows(attention: Tensor, batch: Batch) -> Tensor:
-    """Return the rows of a layer, (P, H, S), from rows or, of eager attention, a matrix."""
+    """Return the rows of a layer, (P, H, S), from rows or, with eager attention, a matrix."""
     if attention.shape[2] == 1:
         return attention[:, :, 0]
     return at_positions(attention.transpose(1, 2), batch.query_positions).float()

@@ -32,7 +32,7 @@ class Stop(TrainerCallback):
 def stop_on_interrupt() -> Iterator[Stop]:
     """Make the first Ctrl-C end training with a checkpoint; a second one ends it at once."""
     stop = Stop()
-    # Python lets only the main thread handle signals; in others Ctrl-C is the caller's.
+    # Python lets only the main thread handle signals; in others, Ctrl-C is left to the caller.
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
@@ -54,7 +54,7 @@ def stop_on_interrupt() -> Iterator[Stop]:
 
 
 class RunLog(TrainerCallback):
-    """Writes the trainer's own log of steps to a file, one JSON line a step.
+    """Writes the trainer's own log of steps to a file, one JSON line per step.
 
     The log is part of every checkpoint, so a resumed run continues that of its checkpoint.
     """
@@ -109,13 +109,13 @@ class StepBar(TrainerCallback):
         self.close()
 
     def close(self) -> None:
-        """End the bar, also of a training that failed: the error follows on a line of its own."""
+        """Close the bar, also of a failed training, so that the error gets a line of its own."""
         if self.bar is not None:
             self.bar.close()
 
 
 class Deadline(TrainerCallback):
-    """Ends training after so many minutes, at the end of a step."""
+    """Ends training after a number of minutes, at the end of a step."""
 
     def __init__(self, minutes: float) -> None:
         self.minutes = minutes
@@ -132,12 +132,12 @@ class Deadline(TrainerCallback):
 class KeepBest(TrainerCallback):
     """Scores the model every few steps, and leaves it with the best weights.
 
-    They are kept in memory. Training ends when nothing better comes.
+    The best weights are kept in memory. Training ends when scores stop improving.
 
     Args:
-        score: measures the model as it is; larger is better, of any ordered type.
+        score: measures the model as it is, in any ordered type; larger is better.
         every: steps between scores.
-        patience: scores without a better one, after which training ends.
+        patience: scores without an improvement, after which training ends.
 
     Attributes:
         scores: by step; 0 is the model before training.

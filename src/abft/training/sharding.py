@@ -9,10 +9,11 @@ from abft.model.qk_weights import qk_modules
 
 
 def with_used_output(call: Any) -> Any:
-    """Return `call` with rows that depend on the output by a gradient of 0.
+    """Wrap `call` so that its rows depend on the output, with a gradient of 0.
 
     FSDP gathers a layer's weights for the backward pass when a gradient reaches the layer's output.
-    Nothing above the last layer's rows is in the loss, so that its weights would not be there.
+    The loss contains nothing above the last layer's rows, so that without this, the last layer's
+    weights would not be there.
     """
 
     def wrapper(**inputs: Any) -> Any:

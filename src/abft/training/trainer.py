@@ -82,14 +82,14 @@ class ABFTTrainer(Trainer):
         args: default `ABFTConfig()`.
         train_dataset: a `TaskData` (prompts are drawn from its training pool); a `datasets.Dataset`
             with a column of texts and one of labels (prompts are drawn from all rows); or encoded
-            prompts, of which every `args.queries` that follow each other are packed.
+            prompts, of which every `args.queries` consecutive ones are packed.
         processing_class: the fast tokenizer; default: the model's own.
         peft_config: a `LoraConfig`; target modules default to W_Q and W_K. Without it they train at
             full rank.
         quantization_config: for a model given by name, e.g. `abft.model.loading.four_bit()`; needs
             `peft_config`.
-        objective: default: the one that `args.objective` and `args.cross_entropy` name. `args.kl`
-            anchors it either way.
+        objective: default: the one that `args.objective` and `args.cross_entropy` name. In either
+            case, `args.kl` adds the KL divergence from the untouched model.
         callbacks, optimizers: as in `transformers.Trainer`.
 
     Raises:
@@ -174,7 +174,7 @@ class ABFTTrainer(Trainer):
             )
 
         # Where they cannot be packed, prompts that share demonstrations are read one by one: the
-        # same, but slower.
+        # result is the same, but it takes longer.
         packable = self.implementation == IMPLEMENTATION and supported.packs
         self.packed = args.queries > 1 and packable
 
@@ -211,8 +211,8 @@ class ABFTTrainer(Trainer):
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
         """Train as `Trainer.train`. Dropout is off meanwhile; stock attention is back afterwards.
 
-        `resume_from_checkpoint=True` takes the newest complete checkpoint; one of the last step is
-        loaded, not trained on.
+        `resume_from_checkpoint=True` takes the newest complete checkpoint; a checkpoint of the last
+        step is only loaded.
         """
         if resume_from_checkpoint is True:
             newest = last_checkpoint(self.args.output_dir)
@@ -240,9 +240,9 @@ class ABFTTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """Return the objective's loss; the LM head is left out.
+        """Return the objective's loss, without running the LM head.
 
-        Where a wrapper such as DDP is called, one position goes through the LM head.
+        Only if a wrapper such as DDP has to be called, one position goes through the LM head.
         """
         batch = Batch(**inputs)
         # FSDP2 gathers what the outermost module holds when it is called.
@@ -289,7 +289,7 @@ class ABFTTrainer(Trainer):
             AbftError: a loss that is not finite; the step is not taken.
         """
         names = list(self._sums)
-        # The parts of a model on several GPUs leave theirs where they are.
+        # A model on several GPUs leaves its sums on different ones.
         sums = torch.stack([self._sums[name].to(self.args.device) for name in names])
         means = self.accelerator.reduce(sums / self._micro_batches, reduction="mean")
         self._sums, self._micro_batches = {}, 0
@@ -311,9 +311,9 @@ class ABFTTrainer(Trainer):
 
     @functools.cached_property
     def _group_lengths(self) -> list[int]:
-        """The tokens of each group that shares demonstrations.
+        """The number of tokens of each group that shares demonstrations.
 
-        That of its pack, or, read one by one, of its longest prompt.
+        It is the length of the pack or, if prompts are read one by one, of the longest prompt.
         """
         prompts, queries = self.train_dataset, self.args.queries
         groups = [prompts[start : start + queries] for start in range(0, len(prompts), queries)]
@@ -328,7 +328,7 @@ class ABFTTrainer(Trainer):
 
     @property
     def anchored_tokens_per_step(self) -> float:
-        """Return how many tokens of them `kl` compares: the beginnings of sequences."""
+        """Return how many of these tokens `kl` compares: the beginnings of sequences."""
         lengths = [min(length, ANCHOR_TOKENS) for length in self._group_lengths]
         return sum(lengths) / len(lengths) * self._sequences_per_step
 
@@ -366,7 +366,7 @@ class ABFTTrainer(Trainer):
                 if not (staging / name).is_file():
                     (folder / name).unlink(missing_ok=True)
 
-            # PEFT leaves an unfilled form as the card. A card that the folder has stays.
+            # PEFT writes an empty template as the card: replace it. Else, an existing card stays.
             card = staging / "README.md"
             if card.is_file() or not (folder / "README.md").is_file():
                 card.write_text(self._card(), encoding="utf-8")
@@ -376,7 +376,7 @@ class ABFTTrainer(Trainer):
     ) -> None:
         """Load the weights of a checkpoint, an adapter as `Trainer` does.
 
-        The model may have been trained already, so that its weights are not the base's.
+        The model may have been trained already: its base is recognised by earlier samples of it.
         """
         target = self.model if model is None else model
         try:
@@ -398,7 +398,7 @@ class ABFTTrainer(Trainer):
             super()._load_rng_state(checkpoint)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Push a checkpoint as `Trainer`, after copying the newest weights to the pushed folder."""
+        """Push a checkpoint as `Trainer` does, with the newest weights in the pushed folder."""
         # `Trainer` copies only the files that it knows.
         newest = Path(checkpoint_folder) / FULL_RANK_FILE
         if newest.is_file():
@@ -438,7 +438,7 @@ class _Step(TrainerCallback, ExportableState):
         return {"args": {}, "attributes": {"objective": self.trainer.objective.state()}}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        # A training that ended within a step leaves the sums of its micro-batches.
+        # A training that ended in the middle of a step leaves sums of its micro-batches.
         self.trainer._sums, self.trainer._micro_batches = {}, 0
         if state.global_step > 0:
             restore_objective(self.trainer.objective, state)
@@ -475,7 +475,7 @@ def last_checkpoint(folder: str | Path) -> Path | None:
 
 @contextmanager
 def _readable(checkpoint: str | None) -> Iterator[None]:
-    """Raise AbftError for a part of a checkpoint that is damaged, or that torch refuses as code."""
+    """Raise AbftError for a part of a checkpoint that is damaged, or that torch refuses to load."""
     try:
         yield
     except torch.OutOfMemoryError:  # a RuntimeError too
@@ -524,9 +524,9 @@ def _select_weights(
 
 
 def _with_hidden(call: Any, inner: nn.Module) -> Any:
-    """Return `call` with the output of the decoder `inner`: its hidden states, and attentions.
+    """Wrap `call` so that it returns hidden states and attentions, as the decoder `inner` would.
 
-    A whole model puts others first: logits, and mixtures of experts their routers' loss.
+    A whole model returns other things first: logits or, in mixtures of experts, the routers' loss.
     """
 
     def wrapper(**inputs: Any) -> BaseModelOutput:

@@ -1,4 +1,4 @@
-"""What can be trained: one class for each objective, listed here by its name.
+"""The objectives that can be trained: a class for each, listed here by name.
 
 `abft train --objective`, its help, the defaults that depend on the objective, model cards, tables,
 the report and the benchmark read everything they need from these classes. To add an objective,

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from abft.data.batches import Batch
 
 ANCHOR_TOKENS = 128  # of each sequence: its beginning
-CHUNK_TOKENS = 128  # whose probabilities, over the whole vocabulary, are in memory at once
+CHUNK_TOKENS = 128  # tokens whose probabilities, over the vocabulary, are in memory at once
 KL_CAPTION = Caption(
     "Divergence from the untouched model",
     "KL divergence (mean over tokens, nats)",
@@ -25,15 +25,16 @@ class AnchoredObjective:
     """An objective plus `weight` times KL(untouched model || trained model) on text.
 
     Not in the paper. The text is the beginning of each sequence, its first demonstrations, read as
-    it is; the divergence is a mean over its tokens, then over sequences. Labels are left out: there
-    training is meant to change what is predicted. It costs a forward pass of `ANCHOR_TOKENS` tokens
-    for each sequence; where the loss does not read the last layer, another one with its gradient.
+    it is; the divergence is a mean over its tokens, then over sequences. Labels are left out,
+    because training is meant to change their prediction. It costs a forward pass of `ANCHOR_TOKENS`
+    tokens for each sequence and, if the loss does not read the last layer, another one with its
+    backward pass.
 
     Args:
         loss: the objective that is anchored; it keeps its controller and its state.
         weight: of the divergence in nats, > 0.
-        model: the whole model, as training will change it. Its weights of now are the untouched
-            ones, also where it was trained before.
+        model: the whole model, which training will change. Its present weights are the untouched
+            ones, even if it was trained before.
 
     Raises:
         AbftError: a family whose LM head cannot be read.
@@ -45,7 +46,7 @@ class AnchoredObjective:
 
         capabilities(causal_lm(model)).check_lm_head()  # type: ignore[arg-type]
         self.loss, self.weight, self.model = loss, weight, model
-        # Heads are chosen on the untouched model, which is before this.
+        # The heads were chosen before, on the untouched model.
         self.chosen_LH = getattr(loss, "chosen_LH", None)
         self.untouched = {
             name: parameter.detach().clone()
@@ -69,7 +70,7 @@ class AnchoredObjective:
             loss, metrics = self.loss.from_rows(rows, hidden_BSD, batch)  # type: ignore[attr-defined]
             after_BSD = hidden_BSD[:, : ids_BS.shape[1]]
 
-        # A loss without a gradient is for the trainer to refuse.
+        # The trainer refuses a loss without a gradient.
         if torch.is_grad_enabled() and not loss.requires_grad:
             return loss, metrics
 
@@ -79,9 +80,9 @@ class AnchoredObjective:
         return loss + self.weight * kl, {**metrics, "kl": kl.detach()}
 
     def reads_again(self, module: "nn.Module") -> bool:
-        """Whether the trained model reads the text in a pass of its own.
+        """Return whether the trained model reads the text in a pass of its own.
 
-        Otherwise that of the loss serves, which has read it as the beginning of the prompts.
+        Otherwise the loss's own pass is used, which reads the text as the prompts' beginning.
         """
         return not isinstance(self.loss, RowObjective) or self.loss.ends_early(module)
 
@@ -140,7 +141,7 @@ class AnchoredObjective:
 def anchor_text(batch: "Batch") -> "tuple[Tensor, Tensor]":
     """Return the beginning of each sequence, (B, S) ids, and where the next token is compared.
 
-    Not where it belongs to a label, and not after the first prompt of a pack.
+    It is not compared if it belongs to a label, nor after the first prompt of a pack.
     """
     import torch
 
@@ -166,13 +167,13 @@ def anchor_text(batch: "Batch") -> "tuple[Tensor, Tensor]":
 
 @contextmanager
 def _weights(model: "nn.Module", values: "dict[str, Tensor]") -> "Iterator[None]":
-    """Changes `model` while open: its parameters of these names have other values."""
+    """Changes `model` while open: parameters with these names have the given values."""
     import torch
 
     parameters = {name: model.get_parameter(name) for name in values}
     trained = {name: parameter.data for name, parameter in parameters.items()}
 
-    # Autocast keeps what it has cast, and would not see that the values are others.
+    # Autocast caches the weights that it has cast, and would not notice other values.
     torch.clear_autocast_cache()
     try:
         for name, parameter in parameters.items():

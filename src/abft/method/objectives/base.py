@@ -1,4 +1,4 @@
-"""What the trainer needs of an objective, and what the registry needs besides.
+"""Define what the trainer, and the list of objectives, need from an objective.
 
 These files describe the objectives to `abft --help` too, so torch is imported only where a loss is
 computed.
@@ -103,7 +103,7 @@ class RowObjective:
     ) -> None:
         """Look at what the untouched model does with the training prompts, before the first step.
 
-        Every `queries` prompts that follow each other share demonstrations and can be packed.
+        Every `queries` consecutive prompts share demonstrations and can be packed.
         """
 
     def __call__(self, module: "nn.Module", batch: "Batch") -> "tuple[Tensor, dict[str, Tensor]]":
@@ -123,14 +123,14 @@ class RowObjective:
             return read_batch(module, batch, self.implementation, **inputs)
 
     def ends_early(self, module: "nn.Module") -> bool:
-        """Whether the hidden states are not those of the last layer."""
+        """Return whether `read` ends before the last layer, and so do the hidden states."""
         # A wrapper such as DDP has to find every layer in the graph.
         return self.layers is not None and hasattr(module, "layers")
 
     def from_rows(
         self, rows: "tuple[Tensor, ...]", hidden_BSD: "Tensor", batch: "Batch"
     ) -> "tuple[Tensor, dict[str, Tensor]]":
-        """Return what `__call__` returns, from what `read_rows` returned."""
+        """Return what `__call__` returns, from attention rows and hidden states; see `read`."""
         raise NotImplementedError
 
     def after_step(self, metrics: dict[str, float]) -> dict[str, float]:
@@ -138,10 +138,10 @@ class RowObjective:
         return self.update(metrics)
 
     def check_step(self, metrics: dict[str, float]) -> None:
-        """Raise AbftError where this loss alone has nothing to train."""
+        """Raise AbftError if this loss alone has nothing to train."""
 
     def update(self, metrics: dict[str, float]) -> dict[str, float]:
-        """Move what changes between steps; return what else to log."""
+        """Update what changes between steps, such as A; return what else to log."""
         return {}
 
     def state(self) -> dict:
@@ -152,7 +152,7 @@ class RowObjective:
 
 
 def check_compares(settings: "MethodSettings", k: int | None) -> None:
-    """Raise AbftError where a loss that compares labels would see one only."""
+    """Raise AbftError if a loss that compares labels would see only one."""
     if k == 1 and settings.cross_entropy == 0:
         raise AbftError(
             f"objective {settings.objective!r} compares labels, k = 1 shows one: its loss would be "

@@ -46,7 +46,7 @@ class CombinedObjective(RowObjective):
         return loss, {**metrics, "cross_entropy": cross_entropy.detach()}
 
     def update(self, metrics: dict[str, float]) -> dict[str, float]:
-        # Without `check_step` of the attention's loss: cross-entropy has something to train.
+        # Skips `check_step` of the loss on attention: cross-entropy always has something to train.
         return self.attention.update(metrics)
 
     def state(self) -> dict:

@@ -1,4 +1,4 @@
-"""InfoNCE over the demonstrations' labels: which of them do a few heads look at?"""
+"""InfoNCE over the demonstrations' labels, by how much a few heads look at them."""
 
 import math
 from typing import TYPE_CHECKING
@@ -27,10 +27,11 @@ LAYER = "layer"  # instead of a number of heads
 
 
 class ContrastiveObjective(RowObjective):
-    """-log(sum_{I+} exp(s / t) / sum_I exp(s / t)), with s the mean attention of few heads.
+    """-log(sum_{I+} exp(s / t) / sum_I exp(s / t)), with s the mean attention of a few heads.
 
-    As BlockRank (arXiv 2510.05396) does with documents; not in the paper. Prompts whose
-    demonstrations are all correct, or all incorrect, have loss 0.
+    This is InfoNCE (cross-entropy of a softmax), as BlockRank (arXiv 2510.05396) uses it with
+    documents; not in the paper. Prompts whose demonstrations are all correct, or all incorrect,
+    have loss 0.
 
     Args:
         heads: how many heads count, or "layer": those of one middle layer. `prepare` chooses them;
@@ -107,7 +108,7 @@ class ContrastiveObjective(RowObjective):
 
         some = prompts[: max(FINDER_PROMPTS // queries, 1) * queries]
         scores_LH = head_scores(model, some, self.implementation, queries)
-        # What heads below the first layer that trains look at does not change.
+        # The attention of heads below the first trained layer does not change.
         scores_LH[: _untrained_rows(model)] = -math.inf
         by_layer = self.heads == LAYER
         chosen_LH = best_layer(scores_LH) if by_layer else best_heads(scores_LH, int(self.heads))
@@ -118,8 +119,8 @@ class ContrastiveObjective(RowObjective):
                 "those that train (layers); give a number of heads"
             )
 
-        # Some families have layers without attention, which are not counted here. Eager attention
-        # returns all rows.
+        # The rows of only some layers can be read if every layer has attention (in some families,
+        # layers without it are not counted here). Eager attention returns all rows.
         every = len(getattr(decoder(model), "layers", ())) == len(scores_LH)
         if every and self.implementation == IMPLEMENTATION:
             self.layers = tuple(range(len(scores_LH)))
@@ -165,7 +166,7 @@ class ContrastiveObjective(RowObjective):
         return {} if self.chosen_LH is None else {"heads": self.chosen_LH.nonzero().tolist()}
 
     def restore(self, state: dict) -> None:
-        # Training has changed the model by which `prepare` chose again.
+        # `prepare` chose anew, perhaps on a model that training had changed.
         if self.chosen_LH is not None and "heads" in state:
             chosen_LH = self.chosen_LH.new_zeros(self.chosen_LH.shape)
             for layer, head in state["heads"]:
@@ -176,7 +177,7 @@ class ContrastiveObjective(RowObjective):
 def _untrained_rows(model: "PreTrainedModel") -> int:
     """Return how many layers with attention come before the first whose Q and K train.
 
-    0 where none trains: then heads are chosen to be read.
+    0 if none trains: then heads are chosen only to be read.
     """
     from abft.model.attention import causal_lm
     from abft.model.qk_weights import qk_modules
