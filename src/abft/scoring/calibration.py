@@ -12,7 +12,7 @@ import numpy as np
 CONTENT_FREE = ("N/A", "[MASK]", "")  # the queries of the paper by Zhao et al.
 
 # In batch calibration, texts without content count as this many texts of the batch, which matters
-# in small batches. Chosen on AGNews (docs/reader.md).
+# in small batches. Chosen on AGNews (docs/reader-results.md).
 CONTENT_FREE_WEIGHT = 4
 
 
