@@ -940,7 +940,7 @@ RESULTS_TABLES: dict[str, Callable[[Bench], Expected]] = {
         f"With your own texts / N = {texts}: accuracy in %": functools.partial(
             labelled_tasks, texts=texts
         )
-        for texts in (16, 64, 512)
+        for texts in SIZES
     },
 }
 
