@@ -236,6 +236,7 @@ def picture():
     axes.set_xscale("log", base=2)
     axes.set_xticks(SIZES, [str(size) for size in SIZES])
     axes.minorticks_off()
+    axes.set_ylim(bottom=42)  # room for the legend
     axes.set_xlabel("labelled texts in all")
     axes.set_ylabel("accuracy in %, mean of eight tasks")
     tidy(axes)

@@ -843,6 +843,9 @@ class Labelled:
                 expected = np.array(targets[record["task"]])
                 numbers = np.frombuffer(base64.b64decode(record["probabilities"]), "<u2")
                 answers = {path.stem: numbers.reshape(len(expected), -1).argmax(axis=1)}
+                # Rounded probabilities can be equal.
+                if "predicted" in record:
+                    answers[path.stem] = np.array([int(c) for c in record["predicted"]])
                 for name, readout in record.get("readouts", {}).items():
                     answers[f"{path.stem}/{name}"] = np.array(
                         [int(c) for c in readout["predicted"]]
