@@ -10,24 +10,26 @@ import json
 
 import numpy as np
 
+from abft.bench.scenarios import SCENARIOS
 from pictures import save, svg_pyplot
 from record import ROOT
 
 CELLS = ROOT / "results" / "bench" / "cells"
 CELL = "SmolLM2-135M-Instruct__SST2__abft__factors-A0={}-B0={}-pid={}__seed0.json"
 PICTURE = ROOT / "docs" / "factors.svg"
-PUNISHMENTS, REWARDS = (0.0, 0.25, 0.5, 1.0), (0.0, 0.5, 1.0, 2.0)
+VARIANTS = SCENARIOS["factors"].variants
+PUNISHMENTS, REWARDS = (sorted({each[name] for each in VARIANTS}) for name in ("A0", "B0"))
 
 
 def accuracies(controller):
     """Accuracy in %, (A0, B0); NaN without either: there is no loss."""
     grid = np.full((len(PUNISHMENTS), len(REWARDS)), np.nan)
-    for i, punishment in enumerate(PUNISHMENTS):
-        for j, reward in enumerate(REWARDS):
-            if punishment or reward:
-                path = CELLS / CELL.format(punishment, reward, controller)
-                record = json.loads(path.read_text(encoding="utf-8"))
-                grid[i, j] = 100 * record["metrics"]["accuracy"]
+    for each in VARIANTS:
+        if each["pid"] == controller:
+            path = CELLS / CELL.format(each["A0"], each["B0"], controller)
+            record = json.loads(path.read_text(encoding="utf-8"))
+            place = PUNISHMENTS.index(each["A0"]), REWARDS.index(each["B0"])
+            grid[place] = 100 * record["metrics"]["accuracy"]
     return grid
 
 

@@ -843,13 +843,12 @@ class Labelled:
                 expected = np.array(targets[record["task"]])
                 numbers = np.frombuffer(base64.b64decode(record["probabilities"]), "<u2")
                 answers = {path.stem: numbers.reshape(len(expected), -1).argmax(axis=1)}
-                # Rounded probabilities can be equal.
-                if "predicted" in record:
-                    answers[path.stem] = np.array([int(c) for c in record["predicted"]])
+                # Kept predictions come first: rounded probabilities can be equal.
+                kept = {path.stem: record} if "predicted" in record else {}
                 for name, readout in record.get("readouts", {}).items():
-                    answers[f"{path.stem}/{name}"] = np.array(
-                        [int(c) for c in readout["predicted"]]
-                    )
+                    kept[f"{path.stem}/{name}"] = readout
+                for method, cell in kept.items():
+                    answers[method] = np.array([int(c) for c in cell["predicted"]])
                 for method, answer in answers.items():
                     place = method, record["texts"], record["seed"]
                     self.correct.setdefault(place, {})[record["task"]] = answer == expected

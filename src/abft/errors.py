@@ -1,4 +1,4 @@
-"""Exceptions that stand for a user's mistake or wish, not for a bug of this package."""
+"""Exceptions for user mistakes and interruptions, not for bugs in this package."""
 
 
 class AbftError(ValueError):

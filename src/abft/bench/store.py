@@ -28,13 +28,13 @@ from abft.files import atomic_file, remove_partials, write_json, write_text
 
 LOCK = ".lock"
 _LOGGER = logging.getLogger(__name__)
-# What is raised by a missing or damaged file, or one with other contents.
+# Errors from reading a file that is missing, damaged or has unexpected contents.
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What is measured on one set of prompts with a model.
+    """A model's measurements on one set of prompts.
 
     Attributes:
         probabilities: of the labels, (N, C).

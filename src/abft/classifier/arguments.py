@@ -85,7 +85,7 @@ def check_arguments(classifier: "ABFTClassifier") -> None:
         if classifier.steps:
             raise AbftError("k = 0: without demonstrations nothing is trained; give steps=0")
 
-    # An open k is chosen later, from the data; here the default stands in for it.
+    # If k is None, it is chosen later, from the data; these checks use the default.
     config = run_config(classifier, int(classifier.k or RunConfig.k))
     if classifier.steps:
         check_effect(config)

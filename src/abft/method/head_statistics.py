@@ -28,10 +28,7 @@ def head_statistics(
     device = label_attention_LPHK.device
     candidates_PK = batch.candidates.to(device)
 
-    if fixed_threshold is None:
-        threshold_P = threshold(batch.lengths.to(device), candidates_PK.sum(-1))
-    else:
-        threshold_P = torch.full(batch.lengths.shape, fixed_threshold, device=device)
+    threshold_P = threshold(batch.lengths.to(device), candidates_PK.sum(-1), fixed_threshold)
 
     correct, incorrect = label_mass(
         label_attention_LPHK, batch.correct.to(device), batch.incorrect.to(device)

@@ -4,17 +4,20 @@ import torch
 from torch import Tensor
 
 
-def threshold(length_P: Tensor, demonstrations_P: Tensor) -> Tensor:
+def threshold(length_P: Tensor, demonstrations_P: Tensor, fixed: float | None = None) -> Tensor:
     """Return T = k / (k + ln n), the attention on labels above which a head is an induction head.
 
     Args:
         length_P: n, tokens in each prompt, (P,).
         demonstrations_P: k, demonstrations in each prompt, (P,).
+        fixed: replaces T for all prompts.
 
     Returns:
         T, (P,) float32 in (0, 1).
     """
     k = demonstrations_P.float()
+    if fixed is not None:
+        return torch.full_like(k, fixed)
     return k / (k + torch.log(length_P.float()))
 
 

@@ -39,6 +39,11 @@ class KeptDocuments:
     longest: int
     beginning: int
 
+    @property
+    def tokens(self) -> int:
+        """Return S."""
+        return self.layers[0][0].shape[2]
+
 
 class DocumentReader:
     """Computes attention of queries on documents, with the first layers of a model.
@@ -116,7 +121,7 @@ class DocumentReader:
         """
         row_bytes = 4 * self.model.config.get_text_config().num_attention_heads
         row_bytes *= len(kept.layers) if self.layers is None else len(self.layers)
-        row_bytes *= kept.layers[0][0].shape[2]
+        row_bytes *= kept.tokens
         most = max(min(QUERY_TOKENS, ROW_BYTES // row_bytes), 1)
         for together in _passes(queries, most):
             yield from self._look(kept, together, looking, most)
@@ -133,7 +138,7 @@ class DocumentReader:
 
         A query with more than `most` tokens is read in parts.
         """
-        N, S, device = len(queries), kept.layers[0][0].shape[2], self._device
+        N, device = len(queries), self._device
         lengths = torch.tensor([len(query) for query in queries], device=device)
         ids_T = torch.tensor([token for query in queries for token in query], device=device)
         query_T = torch.arange(N, device=device).repeat_interleave(lengths)
@@ -152,7 +157,9 @@ class DocumentReader:
                 before = slice(0, first + len(ids_T[part]))
                 same_TT = query_T[part, None] == query_T[before]
                 earlier_TT = index_T[part, None] >= index_T[before]
-                mask_TS = torch.nn.functional.pad(same_TT & earlier_TT, (S, 0), value=True)
+                mask_TS = torch.nn.functional.pad(
+                    same_TT & earlier_TT, (kept.tokens, 0), value=True
+                )
                 # Tokens that do not look only add keys and values. If none in this part looks, one
                 # row is read and dropped.
                 looking_P = looks_T[part].nonzero()[:, 0]
@@ -166,19 +173,17 @@ class DocumentReader:
                     use_cache=True,
                     row_layers=self.layers,
                 )
-                if len(looking_P):
-                    asking_P = query_T[part][looking_P]
-                    for_queries = [
-                        rows_PHS.new_zeros(N, *rows_PHS[0].shape).index_add_(
-                            0, asking_P.to(rows_PHS.device), rows_PHS
-                        )
-                        for rows_PHS in rows
-                    ]
-                    sums.append(
-                        torch.stack(
-                            [span_sums(each, starts, ends).to(device) for each in for_queries], 1
-                        )
-                    )
+                if not len(looking_P):
+                    continue
+
+                # Sum each query's rows, then over the tokens of each document.
+                asking_P = query_T[part][looking_P]
+                by_layer = []
+                for rows_PHS in rows:
+                    sums_NHS = rows_PHS.new_zeros(N, *rows_PHS.shape[1:])
+                    sums_NHS.index_add_(0, asking_P.to(rows_PHS.device), rows_PHS)
+                    by_layer.append(span_sums(sums_NHS, starts, ends).to(device))
+                sums.append(torch.stack(by_layer, 1))
         looked_N = torch.zeros(N, device=device).index_add_(0, query_T, looks_T.float())
         return torch.stack(sums).sum(0) / looked_N[:, None, None, None]
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from abft.runs.predictor import Predictor
 
-_MARK = "\0"  # stands for a text; no template contains it
+_MARK = "\0"  # placeholder for the text; no template contains it
 
 # Shares of the demonstrations (K,), attention on the query's tokens, number of heads.
 Look = tuple[np.ndarray, np.ndarray, int]
@@ -90,7 +90,11 @@ def look(
 
     on_labels_LHK = rows_LHS[:, :, list(prompt.label_positions)]
     if heads_LH is None:
-        passes_LH = _passing(on_labels_LHK, n, fixed_threshold)
+        from abft.scoring.inspect import induction_heads
+
+        positions = [prompt.label_positions]
+        scores = induction_heads(rows_LHS[:, None], positions, [n], fixed_threshold)
+        passes_LH = scores.mask_LBH[:, 0]
     else:
         passes_LH = heads_LH.to(on_labels_LHK.device)
     heads = int(passes_LH.sum())
@@ -98,19 +102,6 @@ def look(
         on_labels_LHK = on_labels_LHK * passes_LH[:, :, None]
     shares_K = on_labels_LHK.sum((0, 1)).cpu().double().numpy() + SMALLEST
     return shares_K / shares_K.sum(), on_text_S, heads
-
-
-def _passing(on_labels_LHK: "Tensor", n: int, fixed_threshold: float | None) -> "Tensor":
-    """Return which heads pass the filter for a prompt of n tokens, (L, H) bool."""
-    import torch
-
-    from abft.method.heads import induction_mask, threshold
-
-    if fixed_threshold is None:
-        threshold_1 = threshold(torch.tensor([n]), torch.tensor([on_labels_LHK.shape[-1]]))
-    else:
-        threshold_1 = torch.tensor([fixed_threshold])
-    return induction_mask(on_labels_LHK[:, None], threshold_1.to(on_labels_LHK.device))[:, 0]
 
 
 def explain(

@@ -132,11 +132,8 @@ def induction_heads(
         candidates_BS[b, list(positions)] = 1
     on_labels_LBHS = rows_LBHS * candidates_BS[None, :, None]
 
-    if fixed_threshold is None:
-        k_B = torch.tensor([len(positions) for positions in label_positions], device=device)
-        threshold_B = threshold(torch.tensor(list(lengths), device=device), k_B)
-    else:
-        threshold_B = torch.full((B,), fixed_threshold, device=device)
-
+    k_B = torch.tensor([len(positions) for positions in label_positions], device=device)
+    lengths_B = torch.tensor(list(lengths), device=device)
+    threshold_B = threshold(lengths_B, k_B, fixed_threshold)
     mask_LBH = induction_mask(on_labels_LBHS, threshold_B)
     return HeadScores(mask_LBH, on_labels_LBHS.sum(-1), threshold_B)
