@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from contextlib import contextmanager
@@ -29,11 +30,18 @@ sys.path.insert(0, str(ROOT / "tests"))
 import numpy as np  # noqa: E402
 import yaml  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
+from tqdm.std import tqdm  # noqa: E402
 
 from record import write  # noqa: E402
 
 REFUSED = 2  # exit status of a command that says in one line what is wrong
 COUNTED = ("replace", "unlink", "rmdir")  # of Path: where kills at file operations happen
+LIMIT = 240.0  # seconds; no command here takes more than a few
+
+# By default, the lock of progress bars is a semaphore that forked children share: one that is
+# killed while it draws its bar would block all others forever. Nor may a thread hold it in a fork.
+tqdm.set_lock(threading.RLock())
+tqdm.monitor_interval = 0
 
 
 # --- children ---------------------------------------------------------------------------------
@@ -67,7 +75,15 @@ def forked(action, log):
 
 def finished(child):
     """Wait for a child; return its exit status, negative for a signal."""
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    deadline = time.monotonic() + LIMIT
+    while time.monotonic() < deadline:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.002)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    raise TimeoutError(f"a command did not end in {LIMIT:.0f} s")
 
 
 def abft(*arguments):
@@ -499,6 +515,8 @@ def foreign_checkpoint(bench):
         )
         child = forked(command, bench.log)
         while not list(runs[name].glob("checkpoint-*/trainer_state.json")):
+            if os.waitpid(child, os.WNOHANG)[0]:
+                raise RuntimeError(f"no checkpoint was written: {said(bench.log)}")
             time.sleep(0.01)
         os.kill(child, signal.SIGKILL)
         finished(child)
