@@ -35,6 +35,7 @@ from abft.ranker.queries import (
     texts_of,
 )
 from abft.ranker.recall import first_is_relevant, warn_of_better_peers
+from abft.ranker.rounds import Scored, rank_in_rounds
 from abft.runs.config import Device
 
 if TYPE_CHECKING:
@@ -385,32 +386,15 @@ class AttentionRanker:
         for i, document in enumerate(documents):
             places.setdefault(document, []).append(i)
         self._check_settings()
-        left: list[str] = list(places)
-        order: list[tuple[str, float]] = []
-        most = self.documents_per_pass
-        while len(left) > most:
-            # Groups of about the same size: their documents share the attention.
-            count = -(-len(left) // most)
-            staying: list[str] = []
-            leaving: list[tuple[int, str, float]] = []
-            for number in range(count):
-                ranked = self._sorted(query, left[number::count])
-                half = -(-len(ranked) // 2)
-                staying += [document for document, _ in ranked[:half]]
-                leaving += [(place, *pair) for place, pair in enumerate(ranked[half:])]
-            leaving.sort(key=lambda each: (each[0], -each[2]))
-            order = [*((document, score) for _, document, score in leaving), *order]
-            left = staying
-        order = [*self._sorted(query, left), *order] if left else order
-        if not order:
-            raise ValueError("no documents to rank")
-        found = [Ranked(i, score, document) for document, score in order for i in places[document]]
-        return found[:top]
 
-    def _sorted(self, query: str, documents: Sequence[str]) -> list[tuple[str, float]]:
-        scores = self.scores([query], documents)[0]
-        order = np.argsort(-scores, kind="stable")
-        return [(documents[i], float(scores[i])) for i in order]
+        def by_score(group: Sequence[str]) -> list[Scored]:
+            scores = self.scores([query], group)[0]
+            order = np.argsort(-scores, kind="stable")
+            return [(group[i], float(scores[i])) for i in order]
+
+        ranked = rank_in_rounds(list(places), self.documents_per_pass, by_score)
+        every = [Ranked(i, score, document) for document, score in ranked for i in places[document]]
+        return every[:top]
 
     def _keep(self, documents: tuple[str, ...]) -> "tuple[KeptDocuments, np.ndarray]":
         """Return documents that were read, and an empty query's attention on them."""
