@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 import torch
 
+import abft.method.head_finder
 import abft.ranker.ranker
+import abft.ranker.training
 from abft.data.batches import Batch
 from abft.data.encoding import attention_target
 from abft.errors import AbftError
@@ -26,7 +28,12 @@ from abft.ranker.documents import DocumentReader
 from abft.ranker.draws import measured_queries, most_together, split, training_prompts
 from abft.ranker.peers import PEERS, bm25, peers, tfidf
 from abft.ranker.prompts import RankingPrompts
-from abft.ranker.queries import RankingQuery, queries_without_labels, ranking_queries
+from abft.ranker.queries import (
+    RankingQuery,
+    by_candidates,
+    queries_without_labels,
+    ranking_queries,
+)
 from abft.ranker.recall import warn_of_better_peers
 from abft.ranker.training import train_heads
 from abft.scoring.inspect import attention_rows
@@ -739,6 +746,7 @@ def test_the_command_finds_heads_and_keeps_them(bpe, tmp_path):
         ({"documents": "missing.txt"}, "no such file"),
         ({"text-column": "review"}, "review"),
         ({"query": " "}, "--query"),
+        ({"query": "caf\udce9"}, "half a character"),  # as Python reads bytes that are not UTF-8
         ({"run": "nowhere"}, "nowhere is no saved ranker"),
         ({"device": "abacus"}, "device = 'abacus': expected one of"),
         ({"top": 0}, "top = 0"),
@@ -985,6 +993,55 @@ def test_the_random_state_and_the_temperature_are_used(settings, monkeypatch):
             warnings.simplefilter("ignore")
             AttentionRanker(**settings, steps=1, temperature=temperature).fit(*data(24))
     assert losses == [0.05, 1.0]
+
+
+def test_training_leaves_the_global_generators_alone(settings):
+    numbers = []
+    for seed in (1, 1, 2):
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            AttentionRanker(**settings, steps=1).fit(*data(24))
+        numbers.append((random.random(), np.random.rand(), torch.rand(1).item()))
+    assert numbers[0] == numbers[1]
+    assert all(a != b for a, b in zip(numbers[0], numbers[2], strict=True))
+
+
+def test_heads_are_found_with_little_memory(settings, monkeypatch):
+    """Prompts are read one at a time if the rows of several are too large: the same heads."""
+    packed = []
+    real = abft.method.head_finder.head_scores
+
+    def head_scores(model, prompts, implementation, queries):
+        packed.append(queries)
+        return real(model, prompts, implementation, queries)
+
+    monkeypatch.setattr(abft.method.head_finder, "head_scores", head_scores)
+    pairs = itertools.product(WORDS, WORDS)
+    documents = [" ".join([one, other, *WORDS, other, one]) for one, other in pairs]
+    heads = []
+    for most in (2**29, 1):
+        monkeypatch.setattr(abft.ranker.training, "ROW_BYTES", most)
+        heads.append(AttentionRanker(**settings).find_heads(documents).heads_)
+    assert packed == [8, 1]
+    assert heads[0] == heads[1]
+
+
+def test_a_shared_corpus_is_not_hashed_for_every_query():
+    class Corpus(tuple):
+        hashed = 0
+
+        def __hash__(self):
+            Corpus.hashed += 1
+            return super().__hash__()
+
+    shared = Corpus(f"document {i}" for i in range(9))
+    queries = [RankingQuery(f"query {i}", shared, frozenset({i})) for i in range(9)]
+    equal = RankingQuery("another", tuple(shared), frozenset({0}))
+    assert by_candidates([*queries, equal]) == {shared: [*queries, equal]}
+    assert Corpus.hashed < len(queries)
 
 
 def test_prompts_of_tokenizers_with_special_tokens():

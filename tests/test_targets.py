@@ -1,5 +1,6 @@
 """Attention trained on candidates that are no demonstrations."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -60,3 +61,13 @@ def test_bad_targets():
     ):
         with pytest.raises(ValueError, match="candidates"):
             attention_target([7, 8, 9], candidates, correct)
+
+
+def test_positions_and_spans_of_other_types():
+    ids, correct = [7, 8, 9, 10, 11], [True, False]
+    positions = attention_target(ids, [0, 2], correct)
+    assert attention_target(ids, np.array([0, 2]), correct) == positions
+    assert attention_target(ids, list(np.array([0, 2])), correct) == positions
+    spans = attention_target(ids, [(0, 2), (2, 4)], correct)
+    assert attention_target(ids, [[0, 2], [2, 4]], correct) == spans
+    assert attention_target(ids, np.array([[0, 2], [2, 4]]), correct) == spans

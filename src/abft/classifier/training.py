@@ -1,13 +1,9 @@
 """Train the model of a classifier, and keep the weights that are best on held-out texts."""
 
-import random
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
 
 from abft.data.splits import TaskData
 from abft.runs.config import RunConfig, resolve
@@ -17,21 +13,6 @@ VALIDATIONS = 8  # during training
 PATIENCE = 3  # validations without an improvement, after which training ends
 # Without a number of steps: the maximum, and the steps between validations.
 MOST_STEPS, AUTO_EVERY = 64, 4
-
-
-@contextmanager
-def _generators_kept(model: Any) -> Iterator[None]:
-    """Restore the global random generators afterwards, also those of the model's GPUs."""
-    import torch
-
-    devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
-    state, numpy_state = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices):
-            yield
-    finally:
-        random.setstate(state)
-        np.random.set_state(numpy_state)
 
 
 @dataclass(frozen=True)
@@ -62,6 +43,7 @@ class Training:
 
         from abft.training.arguments import ABFTConfig
         from abft.training.callbacks import Deadline, KeepBest, StepBar
+        from abft.training.generators import generators_kept
         from abft.training.trainer import ABFTTrainer
 
         config = resolve(self.config, model.num_parameters())
@@ -76,9 +58,8 @@ class Training:
             callbacks.append(Deadline(self.minutes))
         callbacks.append(best)
 
-        # The best weights are kept in memory; nothing is saved in the folder. The trainer seeds
-        # the global generators, which are the caller's.
-        with tempfile.TemporaryDirectory() as folder, _generators_kept(model):
+        # The best weights are kept in memory; nothing is saved in the folder.
+        with tempfile.TemporaryDirectory() as folder, generators_kept(model):
             arguments = ABFTConfig(
                 output_dir=folder,
                 objective=config.objective,

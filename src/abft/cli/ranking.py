@@ -91,9 +91,11 @@ def rank(
 
     quiet()
     from abft.ranker import AttentionRanker
+    from abft.ranker.queries import texts_of as checked_texts
 
     said = settings.instruction
     try:
+        checked_texts(query, "query")
         if run is None:
             ranker = AttentionRanker(
                 settings.model or AttentionRanker.model,

@@ -4,7 +4,8 @@ A label's position comes from the character span recorded while the prompt was w
 fast tokenizer's offsets; prefixes are never tokenised again.
 """
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -65,10 +66,17 @@ def attention_target(
         ValueError: no candidates, a position outside the prompt or given twice, spans that overlap
             or are empty, or not one `correct` for each.
     """
-    if not candidates or len(candidates) != len(correct) or len(set(candidates)) < len(candidates):
+    # Also numpy's numbers, and lists as JSON has them.
+    places = [
+        tuple(map(operator.index, candidate))
+        if isinstance(candidate, Iterable)
+        else operator.index(candidate)
+        for candidate in candidates
+    ]
+    if not places or len(places) != len(correct) or len(set(places)) < len(places):
         raise ValueError(
-            f"expected distinct candidates and whether each is right, got {list(candidates)} "
-            f"and {list(correct)}"
+            f"expected distinct candidates and whether each is right, got {places} and "
+            f"{list(correct)}"
         )
 
     if not 1 <= looking <= len(input_ids):
@@ -76,17 +84,15 @@ def attention_target(
 
     # Correct candidates are of class 1, which is the target.
     ids, classes = tuple(input_ids), tuple(map(int, correct))
-    positions = [candidate for candidate in candidates if isinstance(candidate, int)]
+    positions = [place for place in places if isinstance(place, int)]
     if positions:
         if blocks:
             raise ValueError("blocks: expected spans (start, end) as candidates, got positions")
-        if len(positions) < len(candidates) or not all(0 <= i < len(ids) for i in positions):
-            raise ValueError(
-                f"candidates {list(candidates)}: expected positions from 0 to {len(ids) - 1}"
-            )
+        if len(positions) < len(places) or not all(0 <= i < len(ids) for i in positions):
+            raise ValueError(f"candidates {places}: expected positions from 0 to {len(ids) - 1}")
         return EncodedPrompt(ids, tuple(positions), classes, 1, answer, looking=looking)
 
-    spans = [candidate for candidate in candidates if not isinstance(candidate, int)]
+    spans = [place for place in places if not isinstance(place, int)]
     bounds = [bound for span in spans for bound in span]
     ordered = all(start < end for start, end in spans) and bounds == sorted(bounds)
     if not ordered or bounds[0] < 0 or bounds[-1] > len(ids) - looking:

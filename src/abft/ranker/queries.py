@@ -215,7 +215,13 @@ def by_candidates(
     queries: Sequence[RankingQuery],
 ) -> dict[tuple[str, ...], list[RankingQuery]]:
     """Group the queries that share their candidates, in order."""
-    found: dict[tuple[str, ...], list[RankingQuery]] = {}
+    groups: dict[tuple[str, ...], list[RankingQuery]] = {}
+    # To hash a large corpus takes long; queries that share one usually hold the same tuple.
+    by_identity: dict[int, list[RankingQuery]] = {}
     for query in queries:
-        found.setdefault(query.candidates, []).append(query)
-    return found
+        group = by_identity.get(id(query.candidates))
+        if group is None:
+            group = groups.setdefault(query.candidates, [])
+            by_identity[id(query.candidates)] = group
+        group.append(query)
+    return groups

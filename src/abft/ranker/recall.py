@@ -33,7 +33,7 @@ def warn_of_better_peers(peers_N: Mapping[str, np.ndarray], ours_N: np.ndarray) 
     if chance * len(peers_N) < SURE:
         warnings.warn(
             f"{best} finds a relevant document first more often ({peers_N[best].mean():.1%} "
-            f"against {ours_N.mean():.1%} of {len(ours_N)} held-out queries): it is the better "
-            "choice here",
+            f"against {ours_N.mean():.1%} of {len(ours_N)} held-out queries, among the documents "
+            "drawn for them): it is the better choice here",
             stacklevel=4,
         )

@@ -7,9 +7,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallba
 
 from abft.data.encoding import EncodedPrompt
 from abft.method.objectives.contrastive import ContrastiveObjective
+from abft.ranker.documents import ROW_BYTES
 from abft.runs.config import default_learning_rate
 from abft.training.arguments import ABFTConfig
 from abft.training.callbacks import StepBar
+from abft.training.generators import generators_kept
 from abft.training.trainer import ABFTTrainer
 
 GROUPS = 4  # groups of prompts in an optimizer step
@@ -25,8 +27,24 @@ def find_heads(
 ) -> ContrastiveObjective:
     """Choose the heads that prefer relevant documents in these prompts; return the loss on them."""
     objective = ContrastiveObjective(str(heads), temperature)
-    objective.prepare(model, prompts, together)
+    objective.prepare(model, prompts, _packed(model, prompts, together))
     return objective
+
+
+def _packed(model: PreTrainedModel, prompts: Sequence[EncodedPrompt], together: int) -> int:
+    """Return how many prompts to read in one pass, so that all heads' rows fit in `ROW_BYTES`."""
+    config = model.config.get_text_config()
+    heads = config.num_hidden_layers * config.num_attention_heads
+    looking = max(prompt.looking for prompt in prompts)
+    longest = max(len(prompt.input_ids) for prompt in prompts)
+
+    def row_bytes(packed: int) -> int:
+        # A row of each looking token, over the documents and all queries.
+        return 4 * heads * packed * looking * (longest + (packed - 1) * looking)
+
+    # Only a divisor keeps prompts with the same documents in one pass.
+    divisors = (n for n in range(together, 0, -1) if together % n == 0)
+    return next((n for n in divisors if row_bytes(n) <= ROW_BYTES), 1)
 
 
 def train_heads(
@@ -48,7 +66,7 @@ def train_heads(
     """
     if learning_rate is None:
         learning_rate = default_learning_rate(model.num_parameters(), False, "contrastive")
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, generators_kept(model):
         arguments = ABFTConfig(
             output_dir=folder,
             learning_rate=learning_rate,
