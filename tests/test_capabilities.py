@@ -59,6 +59,53 @@ def test_rows_may_differ_by_rounding_only(dtype, error, refused, monkeypatch):
         assert supported_implementation(model) == "abft_rows"
 
 
+def test_a_4_bit_model_computes_in_half_precision(monkeypatch):
+    """Whatever the precision of its embedding is."""
+    model = tiny_model("llama")
+    model.is_quantized = True
+    shift_rows(monkeypatch, 4e-2)
+    assert supported_implementation(model) == "abft_rows"
+
+
+def deep_model(family, seed):
+    """Many layers of peaked heads, in which rounding to bfloat16 adds up."""
+    changes = {"num_hidden_layers": 30, "hidden_size": 128, "intermediate_size": 256}
+    if family == "gpt2":
+        changes = {"n_layer": 30, "n_embd": 128}
+    model = tiny_model(family, seed, **changes)
+    attends = ("q_proj", "k_proj", "c_attn", "query_key_value")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() >= 2 and not any(part in name for part in ("embed", "wte", "wpe")):
+                parameter.mul_(1.25 if any(part in name for part in attends) else 0.5)
+    return model.to(torch.bfloat16)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox"])
+def test_rounding_does_not_add_up_over_layers(family):
+    for seed in range(4):
+        assert supported_implementation(deep_model(family, seed)) == "abft_rows"
+
+
+def test_wrong_rows_and_outputs_of_deep_models_in_half_precision_are_refused(monkeypatch):
+    model = deep_model("llama", 0)
+    shift_rows(monkeypatch, 0.1)
+    with pytest.raises(AbftError, match="differ from eager attention by"):
+        supported_implementation(model)
+    monkeypatch.undo()
+
+    # Rows that are right, of an attention whose output is not.
+    whole = attention.ALL_ATTENTION_FUNCTIONS["abft_rows"]
+
+    def doubled(*arguments, **keywords):
+        output, rows = whole(*arguments, **keywords)
+        return 2 * output, rows
+
+    monkeypatch.setitem(attention.ALL_ATTENTION_FUNCTIONS, "abft_rows", doubled)
+    with pytest.raises(AbftError, match="differ from eager attention by"):
+        supported_implementation(deep_model("llama", 0))
+
+
 def test_a_row_that_sees_the_token_after_it_is_refused(monkeypatch):
     """Only a query that is not the last can show that."""
     exact = attention.softmax_rows
@@ -231,6 +278,25 @@ def test_prompts_longer_than_a_dynamic_rotation_are_refused():
         check_lengths(dynamic, 513)
     check_lengths(rotated(**LONGROPE), 513)
     check_lengths(tiny_model("llama"), 10_000)
+
+
+def test_large_logits_of_labels_do_not_tie_in_half_precision():
+    """Near 20, bfloat16 rounds to multiples of 0.125."""
+    model = tiny_model("llama")
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(256, 32, generator=generator).to(torch.bfloat16)
+    with torch.no_grad():
+        model.lm_head.weight[1] = model.lm_head.weight[0] + 0.003 * torch.randn(
+            32, generator=generator
+        )
+        model.lm_head.weight *= 20 / (hidden.float() @ model.lm_head.weight[0]).abs().mean()
+        model.bfloat16()
+        exact = hidden.double() @ model.lm_head.weight[:2].double().T
+        logits = output_logits(model, hidden, [0, 1])
+    assert torch.allclose(logits.double(), exact, rtol=1e-5, atol=1e-4)
+    rounded = exact.to(torch.bfloat16)
+    assert (rounded[:, 0] == rounded[:, 1]).sum() > 8
+    assert (logits[:, 0] == logits[:, 1]).sum() == (exact[:, 0] == exact[:, 1]).sum()
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,10 @@ from abft.data.batches import Batch
 from abft.data.encoding import EncodedPrompt, encode, label_tokens
 from abft.data.prompts import training_prompts, write_prompt
 from abft.errors import AbftError
-from abft.method.objectives import ABFTObjective, E2EObjective
+from abft.method.head_statistics import head_statistics
+from abft.method.objectives import ABFTObjective, E2EObjective, VoteObjective
 from abft.method.pid import PIDController
-from abft.model.attention import decoder, row_attention
+from abft.model.attention import decoder, read_rows, row_attention
 from abft.model.checkpoints import apply_weights
 from abft.model.loading import EMBEDDED
 from abft.model.qk_weights import lora_layers, trainable_parameters
@@ -567,6 +568,44 @@ def test_model_card(tmp_path, review_data, bpe):
     assert "library_name: abft" in card
     state = json.loads(json.dumps(trainer.objective.state()))
     assert state == trainer.objective.state()
+
+
+class Margin:
+    """An objective that is not one of abft's: it wants attention on the correct labels."""
+
+    def __call__(self, module, batch):
+        rows, _ = read_rows(module, batch.input_ids, batch.query_positions, **batch.model_inputs())
+        return -head_statistics(rows, batch).correct.mean(), {}
+
+    def after_step(self, metrics):
+        return {}
+
+    def state(self):
+        return {}
+
+    def restore(self, state):
+        pass
+
+
+def test_the_card_describes_the_objective_that_was_given(tmp_path, review_data, bpe):
+    """And only what was used of the settings."""
+    tokens = label_tokens(bpe, review_data.task, "consistent")
+    encoded = encode(bpe, training_prompts(review_data, 8, 2, 0), "consistent", 512, tokens)
+    for number, (objective, data) in enumerate(
+        [(Margin(), encoded), (VoteObjective(), encoded), (Margin(), review_data)]
+    ):
+        settings = config(tmp_path / str(number), max_steps=1)
+        trainer = ABFTTrainer(tiny_model("llama"), settings, data, bpe, objective=objective)
+        trainer.train()
+        card = trainer._card()
+        of_vote = isinstance(objective, VoteObjective)
+        assert ("trained with the objective `Margin`" in card) is not of_vote
+        assert ("the attention of all heads favours" in card) is of_vote
+        assert "its induction heads look at" not in card
+        shown = card.partition("## Settings")[2]
+        assert "max_steps 1" in shown
+        assert not any(name in shown for name in ("A0", "pid", "head_filter"))
+        assert ("nd" in shown) is (data is review_data)
 
 
 def test_push_to_hub_uploads_weights_and_card(tmp_path, review_data, bpe, monkeypatch):

@@ -1,6 +1,9 @@
+import copy
+
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from transformers.models.auto import CONFIG_MAPPING
 
 from abft.errors import AbftError
 from abft.model.checkpoints import (
@@ -170,6 +173,30 @@ def test_gated_queries_keep_their_gate():
     after = weight.detach().view_as(before)
     assert torch.equal(after[:, 1], before[:, 1])
     assert not torch.equal(after[:, 0], before[:, 0])
+
+
+@pytest.mark.skipif("gemma4_text" not in CONFIG_MAPPING, reason="older transformers")
+def test_keys_that_are_values_too_are_not_trained():
+    """In Gemma 4, layers may compute values with W_K: only their W_Q is trained."""
+    changes = {
+        **FAMILIES["gemma3_text"],
+        "layer_types": ["sliding_attention", "full_attention"],
+        "num_global_key_value_heads": 2,
+        "global_head_dim": 8,
+        "hidden_size_per_layer_input": 0,
+        "num_kv_shared_layers": 0,
+    }
+    changes.pop("query_pre_attn_scalar")
+    model = tiny_model("gemma4_text", **changes, attention_k_eq_v=True)
+    assert model.model.layers[1].self_attn.v_proj is None
+    trained = sorted((module.layer, module.name.rpartition(".")[2]) for module in qk_modules(model))
+    assert trained == [(0, "k_proj"), (0, "q_proj"), (1, "q_proj")]
+
+    train_full_rank(model)
+    before = copy.deepcopy(model.state_dict())
+    step(model)
+    moved = {n for n, p in model.state_dict().items() if not torch.equal(p, before[n])}
+    assert moved == {f"{module.name}.weight" for module in qk_modules(model)}
 
 
 def test_linear_attention_is_no_attention():

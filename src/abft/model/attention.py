@@ -349,9 +349,12 @@ def read_output(
     if implementation == IMPLEMENTATION:
         rows = tuple(rows_BHQS.transpose(1, 2).flatten(0, 1) for rows_BHQS in attentions)
     else:
-        sequence_P = torch.arange(P, device=input_ids.device) // (P // B)
+        sequence_P = torch.arange(P) // (P // B)
         rows = tuple(
-            matrix_BHSS[sequence_P, :, query_positions_P.to(matrix_BHSS.device)].float()
+            # Layers may be on several devices.
+            matrix_BHSS[
+                sequence_P.to(matrix_BHSS.device), :, query_positions_P.to(matrix_BHSS.device)
+            ].float()
             for matrix_BHSS in attentions
         )
     return rows, output

@@ -7,13 +7,13 @@ model.
 import functools
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from abft.data.batches import Batch
+from abft.data.batches import Batch, at_positions
 from abft.data.encoding import EncodedPrompt
 from abft.data.packing import pack
 from abft.errors import AbftError
@@ -22,11 +22,12 @@ from abft.model.attention import (
     Implementation,
     causal_lm,
     decoder,
+    lock_of,
     read_rows,
     row_attention,
 )
 from abft.model.lm_head import output_logits
-from abft.model.qk_weights import softmax_layers
+from abft.model.qk_weights import qk_modules, softmax_layers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -59,7 +60,7 @@ class Capabilities:
         Raises:
             AbftError: the family gives no softmax rows at all, or rows that differ.
         """
-        with torch.no_grad(), eval_mode(self._model):
+        with lock_of(self._model), torch.no_grad(), eval_mode(self._model):
             return _probe_implementation(self._model, self._tolerance)
 
     @functools.cached_property
@@ -72,7 +73,7 @@ class Capabilities:
         if not attends_to_everything(self._model):
             return False
         try:
-            with torch.no_grad(), eval_mode(self._model):
+            with lock_of(self._model), torch.no_grad(), eval_mode(self._model):
                 return _packs_like_plain(self._model, self._tolerance)
         except Exception:
             # Legacy families refuse keywords, masks or positions, each with its own exception.
@@ -85,7 +86,7 @@ class Capabilities:
 
     @functools.cached_property
     def _output_difference(self) -> float:
-        with torch.no_grad(), eval_mode(self._model):
+        with lock_of(self._model), torch.no_grad(), eval_mode(self._model):
             return _output_difference(self._model)
 
     def check_lm_head(self) -> None:
@@ -98,7 +99,10 @@ class Capabilities:
 
     @property
     def _tolerance(self) -> float:
-        return _TOLERANCE if self.dtype == torch.float32 else _HALF_TOLERANCE
+        # 4-bit weights are multiplied in half precision.
+        quantized = getattr(self._model, "is_quantized", False)
+        exact = self.dtype == torch.float32 and not quantized
+        return _TOLERANCE if exact else _HALF_TOLERANCE
 
 
 def capabilities(model: nn.Module) -> Capabilities:
@@ -242,6 +246,9 @@ def _probe_implementation(model: "PreTrainedModel", tolerance: float) -> Impleme
             "the model's attention is not finite: its weights are corrupted, or half precision is "
             "too narrow for it"
         )
+    if difference > tolerance == _HALF_TOLERANCE and layers is not None:
+        # Over many layers, rounding adds up.
+        difference = _difference_by_layer(model, ids, positions)
     if difference > tolerance:
         raise AbftError(
             f"model family {family!r}: our attention rows differ from eager attention by "
@@ -249,6 +256,55 @@ def _probe_implementation(model: "PreTrainedModel", tolerance: float) -> Impleme
             "rows; please report the family."
         )
     return IMPLEMENTATION
+
+
+def _difference_by_layer(model: "PreTrainedModel", ids: Tensor, positions: Tensor) -> float:
+    """Return how far our attentions are from eager ones with the same inputs, layer by layer.
+
+    Rows are compared as they are, outputs relative to the largest.
+    """
+    inner = decoder(model)
+    parents = {module.name.rpartition(".")[0] for module in qk_modules(model)}
+    attentions = [model.get_submodule(name) for name in parents]
+    # A module may run several times in a forward pass.
+    inputs: dict[nn.Module, list[Tensor]] = {module: [] for module in attentions}
+    outputs: dict[nn.Module, list[Tensor]] = {module: [] for module in attentions}
+    differences = []
+
+    def keep_input(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        inputs[module].append(arguments[0] if arguments else keywords["hidden_states"])
+
+    def keep_output(module: nn.Module, _: object, output: Any) -> None:
+        outputs[module].append(output[0])
+
+    def same_input(
+        module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        hidden = inputs[module].pop(0)
+        if arguments:
+            return (hidden, *arguments[1:]), keywords
+        return arguments, {**keywords, "hidden_states": hidden}
+
+    def compare_output(module: nn.Module, _: object, output: Any) -> None:
+        expected = outputs[module].pop(0)
+        scale = max(1.0, expected.abs().max().item())
+        differences.append((output[0] - expected).abs().max().item() / scale)
+
+    with row_attention(model, "eager"), ExitStack() as hooks:
+        for module in attentions:
+            hooks.callback(module.register_forward_pre_hook(keep_input, with_kwargs=True).remove)
+            hooks.callback(module.register_forward_hook(keep_output).remove)
+        eager, _ = read_rows(inner, ids, positions, "eager")
+
+    with row_attention(model), ExitStack() as hooks:
+        for module in attentions:
+            hooks.callback(module.register_forward_pre_hook(same_input, with_kwargs=True).remove)
+            hooks.callback(module.register_forward_hook(compare_output).remove)
+        ours = _interface_rows(inner, ids, positions)
+
+    pairs = zip(ours, eager, strict=True)
+    differences += [(a.squeeze(2) - b).abs().max().item() for a, b in pairs]
+    return max(differences)
 
 
 def _known_layers(model: "PreTrainedModel") -> list[int] | None:
@@ -304,7 +360,7 @@ def _packs_like_plain(model: "PreTrainedModel", tolerance: float) -> bool:
 
     # Hidden states are compared relative to the largest, rows as they are.
     hidden_PD = plain_BSD[:, -1]
-    packed_PD = packed_1SD[0, packed.query_positions]
+    packed_PD = at_positions(packed_1SD, packed.query_positions)
     scale = max(1.0, hidden_PD.abs().max().item())
     differences = [(packed_PD - hidden_PD).abs().max().item() / scale]
     for plain_PHS, packed_PHS in zip(plain_rows, packed_rows, strict=True):

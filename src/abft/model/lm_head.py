@@ -14,13 +14,16 @@ def output_logits(
     """Return logits of some tokens (default: all), (B, tokens) float32, from last hidden states.
 
     Applies what families put between LM head and logits: a scale (Cohere, Granite) and a soft cap
-    (Gemma 2).
+    (Gemma 2). The logits of some tokens are computed in float32: at 16 and above, bfloat16 rounds
+    to multiples of 0.125, so that labels would often be equally probable.
     """
     head = model.get_output_embeddings()
     config = model.config.get_text_config()
     indices = slice(None) if tokens is None else list(tokens)
 
     rows = whole(head.weight)[indices]
+    if tokens is not None:
+        rows = rows.float()
     logits = hidden_BD.to(rows.device, rows.dtype) @ rows.T
     if getattr(head, "bias", None) is not None:
         logits = logits + whole(head.bias)[indices]

@@ -135,6 +135,11 @@ def qk_modules(model: "PreTrainedModel", layers: Collection[int] | None = None) 
         if leaf not in _LEAVES or not inside or not number or not hasattr(module, "weight"):
             continue
 
+        # Where values are computed by W_K too (in some of Gemma 4's layers), only W_Q is trained.
+        attention = model.get_submodule(name.rpartition(".")[0])
+        if leaf == "k_proj" and getattr(attention, "v_proj", attention) is None:
+            continue
+
         layer = int(number[1])
         if layer not in without_attention:
             modules.append(QKModule(name, layer, _roles(leaf, module, model)))

@@ -22,6 +22,7 @@ from abft.model.attention import (
     IMPLEMENTATION,
     causal_lm,
     decoder,
+    lock_of,
     read_batch,
     row_attention,
 )
@@ -159,7 +160,7 @@ def evaluate(
 
     probabilities = np.zeros((len(prompts), len(label_tokens)))
     totals: list[Tensor] | None = None
-    with row_attention(model, implementation):
+    with lock_of(model), row_attention(model, implementation):
         for indices in bucketed(prompts, batch_size, limit):
             bucket = [prompts[i] for i in indices]
             extended = tree.extended(bucket) if nodes > 1 else bucket

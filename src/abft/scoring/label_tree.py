@@ -71,12 +71,16 @@ class LabelTree:
 
         `hidden_PD`: the last hidden states at the prompt's inner nodes.
         """
-        log_PV = output_logits(model, hidden_PD).cpu().double().log_softmax(-1)
+        # Only the sum over all tokens may be rounded to half precision.
+        total_P1 = output_logits(model, hidden_PD).cpu().double().logsumexp(-1, keepdim=True)
+        tokens = sorted({token for label in self.labels for token in label})
+        log_PT = output_logits(model, hidden_PD, tokens).cpu().double() - total_P1
 
         # Each token of a label is predicted at the node of the tokens before it.
         node = {beginning: p for p, beginning in enumerate(self.beginnings)}
+        column = {token: t for t, token in enumerate(tokens)}
         sums = [
-            sum(log_PV[node[label[:i]], label[i]] for i in range(len(label)))
+            sum(log_PT[node[label[:i]], column[label[i]]] for i in range(len(label)))
             for label in self.labels
         ]
         return torch.stack([torch.as_tensor(value) for value in sums])

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from abft.data.batches import Batch
+from abft.data.batches import Batch, at_positions
 from abft.data.encoding import EncodedPrompt
 from abft.model.attention import decoder, read_output, row_attention
 from abft.model.capabilities import capabilities
@@ -86,7 +86,7 @@ class Observer:
             n = len(self.prompts[i].input_ids)
             states = [output.hidden_states[layer][p, :n] for layer in self.layers]
             self.see(i, states, [row_PHS[p, :, :n] for row_PHS in rows])
-        return output[0][torch.arange(len(indices), device=device), batch.query_positions]
+        return at_positions(output[0], batch.query_positions)
 
 
 def query_start(prompt: EncodedPrompt) -> int:

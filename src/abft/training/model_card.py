@@ -1,6 +1,7 @@
 """Write the model card of a run (README.md with the hub's metadata block)."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -61,15 +62,49 @@ def log_probability(word):
 print(max(words, key=log_probability))"""
 
 
-def card_settings(settings: Any) -> dict[str, Any]:
-    """Return the settings that a card shows: tagged `card`, with a value and an effect."""
+# Settings of prompts that are drawn from a task.
+_OF_DRAWN_PROMPTS = ("k", "nd", "sampling", "prompt_style")
+
+
+@dataclass(frozen=True)
+class Described:
+    """What a card says about an objective; `RowObjective` explains the fields."""
+
+    card_title: str
+    card_text: str
+    limitation: str
+    method_tags: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, objective: object) -> "Described":
+        """Return what an objective says about itself, or all that is known about another one."""
+        if hasattr(objective, "card_text"):
+            names = (field.name for field in fields(cls))
+            return cls(**{name: getattr(objective, name) for name in names})
+        name = type(objective).__name__
+        return cls(
+            "{model}, trained with an objective of its own ({task})",
+            f"{{weights}} of `{{model}}` were trained with the objective `{name}`, which is not "
+            "part of abft, in prompts of {task}. No other weight changed.",
+            f"What `{name}` teaches, and what it harms, is not known to abft.",
+        )
+
+
+def card_settings(
+    settings: Any, own_objective: bool = False, own_prompts: bool = False
+) -> dict[str, Any]:
+    """Return the settings that a card shows: tagged `card`, with a value and an effect.
+
+    `own_objective`, `own_prompts`: the objective, or the prompts, were not made from the settings.
+    """
     objective, of_mixture = settings.objective, getattr(settings, "train_on", None) == "mixture"
     values = {
         name: getattr(settings, name)
         for name, setting in settings_of(settings).items()
         if setting.card
-        and (not setting.objectives or objective in setting.objectives)
+        and (not setting.objectives or (objective in setting.objectives and not own_objective))
         and (of_mixture or not setting.of_mixture)
+        and not (own_prompts and name in _OF_DRAWN_PROMPTS)
     }
     return {
         name: value for name, value in values.items() if value is not None and value is not False
@@ -86,6 +121,7 @@ def model_card(
     results: Mapping[str, Mapping[str, float]] | None = None,
     prompt_style: PromptStyle = "consistent",
     trained_on: str | None = None,
+    own_objective: object | None = None,
 ) -> str:
     """Write a card in Markdown, without any text of the data.
 
@@ -98,8 +134,10 @@ def model_card(
         results: "before", "after" -> metric -> value, measured on test prompts of `task`.
         prompt_style: how prompts end and labels are scored.
         trained_on: the training prompts' task, where it is not `task`.
+        own_objective: the objective, if it is not the one that `method` names.
     """
-    objective = OBJECTIVES[method.objective]
+    own = own_objective is not None
+    objective = Described.of(own_objective if own else OBJECTIVES[method.objective])
     # The model's name on the hub, or that of its folder or file.
     model = HUB_NAMES.get(base_model, base_model)
     on_hub = bool(model) and not model.endswith(".gguf") and not Path(model).exists()
@@ -129,7 +167,7 @@ def model_card(
     about = objective.card_text.format(
         model=name, task=trained_task, weights=weights, paper=PAPER_LINK
     )
-    if method.cross_entropy:
+    if method.cross_entropy and not own:
         about += (
             " The loss also has a cross-entropy term on the label word, with weight "
             f"{method.cross_entropy:g}."
@@ -143,7 +181,10 @@ def model_card(
     # PEFT loads the base from the hub, abft also by the name of the embedded model.
     load = _LOAD[kind].format(folder=FOLDER, model=model if kind == "adapter" else base_model)
     use = [load, *([_predict(task, prompt_style)] if task else [])]
-    limitations = _limitations(base_model, name, method, kind, bool(results))
+    # A loss on the LM's output teaches what the label words mean, whatever else is trained.
+    reads_output = bool(method.cross_entropy) and not own
+    limitation = OBJECTIVES["e2e"].limitation if reads_output else objective.limitation
+    limitations = _limitations(base_model, name, limitation, kind, bool(results))
 
     packages = ("abft", "transformers", "torch", "peft")
     versions = ", ".join(f"{package} {version(package)}" for package in packages)
@@ -211,11 +252,9 @@ def _predict(task: Task, prompt_style: PromptStyle) -> str:
 
 
 def _limitations(
-    base_model: str, name: str, method: MethodSettings, kind: Kind, measured: bool
+    base_model: str, name: str, limitation: str, kind: Kind, measured: bool
 ) -> list[str]:
     """Return what a reader of the card should not expect, a sentence or two each."""
-    # A loss on the LM's output teaches what the label words mean, whatever else is trained.
-    objective = OBJECTIVES["e2e" if method.cross_entropy else method.objective]
     figures = "Nothing was measured for this card."
     if measured:
         figures = (
@@ -225,7 +264,7 @@ def _limitations(
     lines = [
         "It tells classes of texts apart in few-shot prompts. Text that it generates was neither "
         "trained nor measured.",
-        objective.limitation,
+        limitation,
         figures,
         "Limits, biases and licence of the base model hold here too.",
     ]

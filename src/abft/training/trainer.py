@@ -181,6 +181,7 @@ class ABFTTrainer(Trainer):
         # LoRA's initial weights are random.
         set_seed(args.seed)
         model = _select_weights(model, args, peft_config)
+        self._own_objective = objective
         if objective is None:
             made = make_objective(args, model, self.implementation)
             with _without_dropout(model):
@@ -413,13 +414,16 @@ class ABFTTrainer(Trainer):
     def _card(self) -> str:
         """Write the model card, with the settings of this training."""
         arguments = {name: getattr(self.args, name) for name in ("learning_rate", "max_steps")}
+        own = self._own_objective is not None
+        settings = card_settings(self.args, own_objective=own, own_prompts=self.task is None)
         return model_card(
             str(self.model.config.name_or_path),
             self.task,
             self.args,
             "adapter" if hasattr(self.model, "get_base_model") else "full_rank",
-            shown={**arguments, **card_settings(self.args)},
+            shown={**arguments, **settings},
             prompt_style=self.args.prompt_style,
+            own_objective=self._own_objective,
         )
 
 
