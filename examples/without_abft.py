@@ -5,7 +5,8 @@
 
 `merged/task.json` holds the template, the labels and the demonstrations. A label's probability is
 the product of its tokens' probabilities after the prompt, each after those before; then shares of
-the sum. Any engine that returns log-probabilities of given tokens can compute it in the same way.
+the sum. Where one label begins with another (1 and 10), the token after each label counts too. Any
+engine that returns log-probabilities of given tokens can compute it in the same way.
 """
 
 import json
@@ -19,6 +20,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 def label_probabilities(folder, texts):
     """Return the probability of every label for each text."""
     record = json.loads((Path(folder) / "task.json").read_text(encoding="utf-8"))
+    if record["prompt_style"] != "consistent":
+        raise SystemExit("this run scores labels as StaICC does, which this script does not")
     task, demonstrations = record["task"], record["demonstrations"]
     pattern, instruction = task["template"]["pattern"], task["template"]["instruction"]
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
@@ -39,9 +42,20 @@ def label_probabilities(folder, texts):
     for text in texts:
         prompt = shown + before_text + text + before_label.rstrip(" ")
         start = len(tokenizer(prompt)["input_ids"])
-        scores = []
+
+        # Tokens of each label in a demonstration, and how the next demonstration begins.
+        followed, ends = [], []
         for word in task["label_words"]:
-            ids = torch.tensor([tokenizer(prompt + space + word)["input_ids"]])
+            label = prompt + space + word
+            followed.append(tokenizer(label + after_label + before_text)["input_ids"])
+            ends.append(len(tokenizer(label)["input_ids"]))
+        alone = [ids[start:end] for ids, end in zip(followed, ends, strict=True)]
+        if any(a != b and b[: len(a)] == a for a in alone for b in alone):
+            ends = [end + 1 for end in ends]
+
+        scores = []
+        for label_ids, end in zip(followed, ends, strict=True):
+            ids = torch.tensor([label_ids[:end]])
             with torch.no_grad():
                 log_probabilities = model(ids).logits[0].double().log_softmax(-1)
             positions = range(start, ids.shape[1])

@@ -26,8 +26,11 @@ from abft.bench.results import Results, difference, mean_over_tasks
 from abft.bench.scenarios import SCENARIOS
 from abft.bench.store import Scores, Store
 from abft.bench.subject import Subject, setting_of
+from abft.data.builtin import load_task
 from abft.data.encoding import encode, label_tokens
+from abft.data.lengths import cut_texts
 from abft.data.prompts import evaluation_prompts
+from abft.data.splits import text_key
 from abft.errors import CannotResume, RunInterrupted
 from abft.model.checkpoints import apply_weights
 from abft.runs.session import load_run_model
@@ -1081,3 +1084,32 @@ def test_extrapolation_multiplies_the_change_of_one_training(grid_values, tmp_pa
         np.testing.assert_allclose(stored.probabilities, expected, atol=1e-6)
     whole = store.read(cells["e2e", 1.0])
     assert whole["predictions"] == store.read(cells["e2e", None])["predictions"]
+
+
+def test_other_tasks_are_cut_like_the_trained_one(model_folder, bpe, tmp_path):
+    """Texts that were trained on are recognised whole, and as far as they were read."""
+    path = tmp_path / "grid.yaml"
+    grid = {
+        "models": [{"name": "tiny", "model": str(model_folder)}],
+        "tasks": ["SST2"],
+        "methods": ["vanilla"],
+        "scenarios": ["out_of_domain"],
+        "settings": {"max_text_tokens": 20, "test_prompts": 8},
+    }
+    path.write_text(yaml.safe_dump(grid))
+    (cell,) = read_grid(path).cells()
+    setting = setting_of(cell, bpe)
+    whole = {text_key(example.text) for example in load_task("SST2").train}
+    read = {text_key(example.text) for example in setting.data.train}
+    assert len(read - whole) > 100
+    other_sets = SCENARIOS["out_of_domain"].write(setting)
+    assert len(other_sets) == 7
+    for other in other_sets:
+        texts = [example.text for example in (*other.data.test, *other.data.demonstrations)]
+        assert max(len(bpe(text)["input_ids"]) for text in texts) <= 20
+        assert not read & set(map(text_key, texts))
+
+        # Nor is a whole text among them that was trained on, however it was cut.
+        known = [e for e in load_task(other.name).test if text_key(e.text) in whole]
+        cut = cut_texts(bpe, [example.text for example in known], 20)
+        assert not {text_key(text) for text in cut} & set(map(text_key, texts))

@@ -168,6 +168,17 @@ def test_long_texts_are_cut_without_demonstrations_too(new):
         new().fit(texts, ["a", "b"] * 10)
 
 
+def test_predicting_warns_of_texts_that_are_cut(trained):
+    long = "great " * 1000
+    for predict in (trained.predict, trained.predict_proba, trained.explain):
+        with pytest.warns(UserWarning, match="1 texts are longer than fits") as caught:
+            predict([long, "bad"])
+        assert len(caught) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        trained.predict(["bad"])
+
+
 def test_a_folder_named_like_the_embedded_model_is_not_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "SmolLM2-135M-Instruct").mkdir()

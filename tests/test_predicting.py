@@ -1,9 +1,11 @@
 """`abft predict` on files as people have them: streamed, resumed, with gaps, of merged runs."""
 
+import contextlib
 import importlib.util
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +14,7 @@ import pandas
 import pytest
 
 import abft.cli.predicting as predicting
+import abft.runs.predict_on_ray
 from abft.errors import AbftError, RunInterrupted
 from abft.runs.prediction_files import Parts
 from abft.runs.predictor import Predictor
@@ -236,11 +239,6 @@ def test_parts_of_a_killed_command_are_not_taken_for_another(tmp_path):
 
 def test_a_merged_run_answers_the_same_without_abft(finished, review_data, tmp_path):
     """With stock transformers, from task.json alone, on 50 texts."""
-    spec = importlib.util.spec_from_file_location(
-        "without_abft", Path(__file__).parent.parent / "examples" / "without_abft.py"
-    )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     merged = tmp_path / "merged"
     assert invoke("merge", finished, merged).exit_code == 0
     texts = [example.text for example in (*review_data.train, *review_data.test)][:50]
@@ -248,10 +246,109 @@ def test_a_merged_run_answers_the_same_without_abft(finished, review_data, tmp_p
     assert len(texts) == 50
     expected = Predictor.from_run(finished).predict(texts)
     for (label, shares), theirs in zip(
-        expected, module.label_probabilities(merged, texts), strict=True
+        expected, without_abft().label_probabilities(merged, texts), strict=True
     ):
         assert theirs == pytest.approx(shares, abs=1e-5)
         assert max(theirs, key=theirs.get) == label
+
+
+def without_abft():
+    """The example script as a module."""
+    spec = importlib.util.spec_from_file_location(
+        "without_abft", Path(__file__).parent.parent / "examples" / "without_abft.py"
+    )
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_labels_that_begin_with_others_without_abft(finished, tmp_path, bpe):
+    """10 is not counted as 1, in the example and with the texts of `abft prompt`."""
+    run, merged = tmp_path / "run", tmp_path / "merged"
+    shutil.copytree(finished, run)
+    record = json.loads((run / "task.json").read_text())
+    record["task"]["label_words"] = ["1", "10"]
+    (run / "task.json").write_text(json.dumps(record))
+    assert invoke("merge", run, merged).exit_code == 0
+    predictor = Predictor.from_run(run)
+    ((_, shares),) = predictor.predict(["great and joy"])
+    (theirs,) = without_abft().label_probabilities(merged, ["great and joy"])
+    assert theirs == pytest.approx(shares, abs=1e-5)
+
+    for folder in (run, merged):
+        said = json.loads(invoke("prompt", folder, "--text", "great", "--json").stdout)
+        assert said["labels"] == {"negative": " 1\n", "positive": " 10\n"}
+    start = len(bpe(said["prompt"])["input_ids"])
+    for text, tokens in zip(said["labels"].values(), predictor.label_tokens, strict=True):
+        assert tuple(bpe(said["prompt"] + text)["input_ids"][start:]) == tokens
+
+    record["prompt_style"] = "staicc"
+    for folder in (run, merged):
+        (folder / "task.json").write_text(json.dumps(record))
+        assert "staicc" in refused("prompt", folder, "--text", "great", "--json")
+    with pytest.raises(SystemExit, match="StaICC"):
+        without_abft().label_probabilities(merged, ["great"])
+
+
+def test_bytes_on_the_command_line_that_are_not_utf_8(finished):
+    result = invoke("predict", finished, "--text", "caf\udce9 and joy")
+    assert result.exit_code == 0, result.output
+    assert "caf\ufffd and joy" in result.stdout
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_batch_calibration_counts_the_whole_file(finished, tmp_path):
+    """Sorted by class, no chunk has the classes' frequencies; one row has no text."""
+    texts = ["great and joy", "great", "good", "joy", "bad and sad", "bad", "poor", "sad"]
+    texts = [f"{text}, number {i}" for i, text in enumerate(texts)] + ["poor"]
+    predictor = Predictor.from_run(finished, calibrate="batch")
+    expected = predictor.predict(texts)
+    assert expected != Predictor.from_run(finished).predict(texts)
+
+    source = tmp_path / "sorted.csv"
+    pandas.DataFrame({"review": [*texts[:5], None, *texts[5:]]}).to_csv(source, index=False)
+    command = ("predict", finished, "--data", source, "--calibrate", "batch")
+
+    def check(rows):
+        assert rows.pop(5)["label"] is None
+        for row, (label, shares) in zip(rows, expected, strict=True):
+            assert row["label"] == label
+            assert row["probabilities"] == pytest.approx(shares, abs=1e-6)
+
+    def lines(text):
+        return [json.loads(line) for line in text.splitlines()]
+
+    out, why = tmp_path / "out.jsonl", tmp_path / "why.jsonl"
+    assert invoke(*command, "--output", out).exit_code == 0
+    check(lines(out.read_text()))
+    assert invoke(*command, "--explain", "--output", why).exit_code == 0
+    check(lines(why.read_text()))
+    shown = lines(invoke(*command, "--json").stdout)
+    check([*shown[:5], {"label": None}, *shown[5:]])
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_batch_calibration_of_an_interrupted_command(finished, source, tmp_path, monkeypatch):
+    out, whole = tmp_path / "out.csv", tmp_path / "whole.csv"
+    command = ("predict", finished, "--data", source, "--calibrate", "batch", "--output")
+    assert invoke(*command, whole).exit_code == 0
+
+    # Killed while the calibrated parts are written.
+    write, left = Parts.write, [4]
+
+    def interrupted(parts, number, frame):
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        write(parts, number, frame)
+
+    monkeypatch.setattr(Parts, "write", interrupted)
+    invoke(*command, out)
+    assert not out.exists()
+    monkeypatch.undo()
+    monkeypatch.setattr(predicting, "CHUNK_ROWS", 4)
+    assert invoke(*command, out).exit_code == 0
+    assert out.read_text() == whole.read_text()
 
 
 def test_the_prompt_to_send_elsewhere(finished):
@@ -296,21 +393,33 @@ def test_ray_gives_the_same_and_goes_on(finished, tmp_path, monkeypatch):
     monkeypatch.setattr(Parts, "join", lambda parts: None)  # as if killed before
     assert invoke(*command, parallel, "--engine", "ray").exit_code == 0
     folder = tmp_path / "ray.csv.parts"
-    parts = [folder / f"00000{number}.csv" for number in range(3)]
-    before = [part.stat().st_mtime_ns for part in parts]
-    parts[2].unlink()
+    # Calibration writes all parts again, but not the probabilities that they were made from.
+    kept = [folder / f"00000{number}.npy" for number in range(2)]
+    before = [part.stat().st_mtime_ns for part in kept]
+    (folder / "000002.csv").unlink()
 
     def join_and_look(each):
-        stamps.extend(part.stat().st_mtime_ns for part in parts)
+        stamps.extend(part.stat().st_mtime_ns for part in kept)
         join(each)
 
     stamps = []
     monkeypatch.setattr(Parts, "join", join_and_look)
     result = invoke(*command, parallel, "--engine", "ray")
     assert result.exit_code == 0, result.output
-    assert stamps[:2] == before[:2]
+    assert stamps == before
     assert "1 of 11" not in result.stderr  # row 7 is in a part that was there before
     assert parallel.read_text() == serial.read_text()
+
+
+def test_devices_that_ray_does_not_have(finished, source, tmp_path, monkeypatch):
+    pytest.importorskip("ray")
+    monkeypatch.setattr(
+        abft.runs.predict_on_ray, "connected", lambda *_: contextlib.nullcontext({"CPU": 2.0})
+    )
+    command = ("predict", finished, "--data", source, "--output", tmp_path / "o.csv")
+    command = (*command, "--engine", "ray", "--device")
+    assert "Ray sees no GPU" in refused(*command, "cuda")
+    assert "every worker has one GPU" in refused(*command, "balanced")
 
 
 def test_options_of_ray_are_checked(finished, source, tmp_path):

@@ -106,6 +106,27 @@ def test_config_is_re_runnable_and_the_command_line_overrides(finished, tmp_path
     assert yaml.safe_load((tmp_path / "less/config.yaml").read_text())["lr"] == 0.01
 
 
+def test_templates_in_single_quotes_of_yaml(options, tmp_path):
+    """YAML leaves \\n in single quotes as it is; a line feed is meant, as on the command line."""
+    given = {**options, "steps": 1, "test-prompts": 0}
+    template = given.pop("template")
+    file, run = tmp_path / "c.yaml", tmp_path / "run"
+    file.write_text(f"template: '{template}'\n")
+    assert "\\n" in file.read_text()
+    done = invoke("train", "--config", file, *arguments(given), "--output", run)
+    assert done.exit_code == 0, done.output
+    assert read_config(run).template == "review: {text} sentiment: {label}\n"
+
+
+def test_runs_of_machines_with_gpus_are_merged_without_one(finished, tmp_path):
+    run, merged = tmp_path / "run", tmp_path / "merged"
+    shutil.copytree(finished, run)
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    (run / "config.yaml").write_text(yaml.safe_dump({**config, "device": "balanced"}))
+    assert invoke("merge", run, merged).exit_code == 0
+    assert (merged / "model.safetensors").is_file()
+
+
 def test_eval_reproduces_the_metrics(finished):
     result = invoke("eval", "--run", finished, "--json")
     metrics = json.loads((finished / "metrics.json").read_text())
@@ -628,6 +649,19 @@ def test_overwriting_keeps_the_old_run_until_the_new_one_is_finished(
     assert invoke(*train, "--overwrite", "--seed", "1").exit_code == 0
     assert read_config(output).seed == 1
     assert not kept.exists()
+
+    # What was measured of a run comes back with it, and goes with it.
+    measured = [output / "report.html", output / "analysis" / "line.npz"]
+    (output / "analysis").mkdir()
+    for path in measured:
+        path.write_text("of the old run")
+    assert "the loss of step" in refused(
+        *train, "--overwrite", "--objective", "e2e", "--lr", "1e30", "--steps", "4"
+    )
+    assert all(path.is_file() for path in measured)
+    assert invoke(*train, "--overwrite", "--seed", "2").exit_code == 0
+    assert not any(path.exists() for path in measured)
+    assert not (output / "analysis").exists()
 
 
 def test_a_full_disk_leaves_the_run_that_was_to_be_replaced(options, tmp_path, monkeypatch):

@@ -16,9 +16,8 @@ import numpy as np
 from abft.errors import AbftError
 from abft.files import atomic_file, write_text
 from abft.model.weight_files import ADAPTER_FILE, FULL_RANK_FILE
-from abft.runs.run_folder import read_config
+from abft.runs.run_folder import ANALYSIS, read_config
 
-FOLDER = "analysis"
 VERSION = 4  # of the files' contents; files of another version are computed again
 _KEY = "made_from"
 _LOGGER = logging.getLogger(__name__)
@@ -51,7 +50,7 @@ def read_arrays(
 
     That is, if they are missing, damaged (with a warning), or were made from another `key`.
     """
-    path = run / FOLDER / f"{name}.npz"
+    path = run / ANALYSIS / f"{name}.npz"
     if not path.is_file():
         return None
     try:
@@ -72,7 +71,7 @@ def read_arrays(
 
 def write_arrays(run: Path, name: str, arrays: Mapping[str, np.ndarray], key: str) -> Path:
     """Write the arrays of an analysis, whole or not at all, and return the file's path."""
-    path = run / FOLDER / f"{name}.npz"
+    path = run / ANALYSIS / f"{name}.npz"
     stored: dict[str, Any] = {**arrays, _KEY: np.array(key)}
     with atomic_file(path) as partial, partial.open("wb") as file:
         np.savez_compressed(file, **stored)
@@ -82,9 +81,9 @@ def write_arrays(run: Path, name: str, arrays: Mapping[str, np.ndarray], key: st
 def make_folder(run: Path) -> None:
     """Make the folder of the arrays. Raises AbftError if it cannot be made."""
     try:
-        (run / FOLDER).mkdir(exist_ok=True)
+        (run / ANALYSIS).mkdir(exist_ok=True)
     except OSError as error:
-        raise AbftError(f"{run / FOLDER} cannot be written: {error.strerror or error}") from None
+        raise AbftError(f"{run / ANALYSIS} cannot be written: {error.strerror or error}") from None
 
 
 def write_legend(run: Path, documented: Mapping[str, tuple[str, Mapping[str, str]]]) -> None:
@@ -102,4 +101,4 @@ def write_legend(run: Path, documented: Mapping[str, tuple[str, Mapping[str, str
             *(f"- `{array}`: {meaning}" for array, meaning in arrays.items()),
             "",
         ]
-    write_text(run / FOLDER / "README.md", "\n".join(lines))
+    write_text(run / ANALYSIS / "README.md", "\n".join(lines))

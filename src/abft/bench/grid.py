@@ -16,7 +16,14 @@ from abft.data.builtin import TASKS, task_named
 from abft.data.mixture_settings import is_file, task_list
 from abft.errors import AbftError
 from abft.method.settings import PAPER
-from abft.runs.config import MODEL, ResolvedConfig, RunConfig, absolute_paths, check_effect, resolve
+from abft.runs.config import (
+    MODEL,
+    ResolvedConfig,
+    RunConfig,
+    check_effect,
+    resolve,
+    written_settings,
+)
 from abft.settings import (
     Setting,
     check_keys,
@@ -387,7 +394,7 @@ def read_grid(path: str | Path, *, trust_remote_code: bool = False) -> Grid:
         "methods": [_method(entry, f"{origin}, methods") for entry in axes["methods"]],
         "scenarios": [_known(e, SCENARIOS, "scenario", origin) for e in axes["scenarios"]],
         "settings": {
-            **absolute_paths(RunConfig, settings),
+            **written_settings(RunConfig, settings),
             "trust_remote_code": trust_remote_code,
         },
     }
@@ -440,7 +447,7 @@ def _named(entry: object, origin: str) -> Named:
     if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
         raise AbftError(f"{origin}: got {entry!r}, expected a name, or `name: ...` with settings")
     settings = {key: value for key, value in entry.items() if key != "name"}
-    return Named(entry["name"], absolute_paths(RunConfig, settings))
+    return Named(entry["name"], written_settings(RunConfig, settings))
 
 
 def _model(entry: object, origin: str) -> Named:
@@ -448,7 +455,7 @@ def _model(entry: object, origin: str) -> Named:
     _check_names(named.settings, f"{origin}, {named.name}", "model", of_methods=False)
     if "model" in named.settings:
         return named
-    return Named(named.name, absolute_paths(RunConfig, {**named.settings, "model": named.name}))
+    return Named(named.name, written_settings(RunConfig, {**named.settings, "model": named.name}))
 
 
 def _task(entry: object, origin: str) -> Named:

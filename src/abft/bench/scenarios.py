@@ -42,6 +42,8 @@ class Setting:
     prompt_style: PromptStyle
     load: Callable[[str], TaskData]  # other built-in tasks
     tokenizer: "PreTrainedTokenizerBase"
+    cut: Callable[[TaskData], TaskData] = lambda data: data  # their texts, as those of `data` are
+    whole_texts: frozenset[str] = frozenset()  # keys of the training texts before they were cut
 
 
 @dataclass(frozen=True)
@@ -269,7 +271,9 @@ def _other_tasks(setting: Setting) -> list[PromptSet]:
     sets = []
     for name in PAPER_TASKS:
         if name != setting.data.task.name:
-            data = setting.load(name).without(training_texts)
+            # Whole texts are compared with whole ones, and cut texts with cut ones.
+            data = setting.cut(setting.load(name).without(setting.whole_texts))
+            data = data.without(training_texts)
             sets.append(_standard_set(setting, name, data=data))
     return sets
 

@@ -21,7 +21,7 @@ from abft.bench.store import Scores, Store, scores_key, texts_key
 from abft.data.builtin import load_task
 from abft.data.encoding import LabelTokens, encode, label_tokens
 from abft.data.prompts import Prompt
-from abft.data.splits import TaskData
+from abft.data.splits import TaskData, text_key
 from abft.errors import AbftError, CannotResume, DamagedWeights
 from abft.model.checkpoints import apply_weights, has_weights, plain_model
 from abft.model.loading import load_context_length, load_tokenizer
@@ -45,18 +45,23 @@ def setting_of(cell: Cell, tokenizer: "PreTrainedTokenizerBase") -> Setting:
     # Own data has the grid's name, not its file's.
     data = replace(data, task=replace(data.task, name=cell.task))
 
-    # Cut texts as in training. Classifiers get whole texts, which ABFTClassifier cuts itself.
-    if METHODS[cell.kind].classifier is None:
+    def cut(data: TaskData) -> TaskData:
+        """Cut texts as in training. Classifiers get whole texts, which ABFTClassifier cuts."""
+        if METHODS[cell.kind].classifier is not None:
+            return data
         limit = _context_length(config.model, config.revision, config.trust_remote_code)
         tokens = label_tokens(tokenizer, data.task, config.prompt_style)
-        data = cut_to_fit(data, config, tokenizer, tokens, limit)
+        return cut_to_fit(data, config, tokenizer, tokens, limit)
+
     return Setting(
-        data,
+        cut(data),
         config.k,
         config.test_prompts,
         config.prompt_style,
         lambda name: load_task(name, config.prompt_style),
         tokenizer,
+        cut,
+        frozenset(text_key(example.text) for example in data.train),
     )
 
 

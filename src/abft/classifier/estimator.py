@@ -377,11 +377,8 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
             look = partial(look, heads_LH=head_mask(predictor.model, None))
         explanations = []
         labels = predictor.task.labels
-        for part in _parts(texts_of(X)):
-            # All sets read the same part of a text, so that its tokens are the same.
-            texts = part
-            for predictor in self._opened():
-                texts = predictor.fit(texts)
+        # All sets read the same part of a text, so that its tokens are the same.
+        for texts in _parts(self._fitting(texts_of(X), by_all=True)):
             readings = self._read(texts, self._used, look=look)
             by_set = [
                 explain(predictor, texts, readings.label_words[s], readings.looks[s])
@@ -399,7 +396,8 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
         Columns are in the order of `classes_`; a row sums to 1.
         """
         check_is_fitted(self)
-        parts = [self._probabilities(self._read(part, self._used)) for part in _parts(texts_of(X))]
+        texts = self._fitting(texts_of(X))
+        parts = [self._probabilities(self._read(part, self._used)) for part in _parts(texts)]
         return np.concatenate([np.zeros((0, len(self.classes_))), *parts])
 
     def readout_probabilities(self, X: Sequence[str]) -> dict[str, np.ndarray]:
@@ -409,11 +407,29 @@ class ABFTClassifier(ClassifierMixin, BaseEstimator):
         if readout is None:
             return {}
         parts = []
-        for part in _parts(texts_of(X)):
+        for part in _parts(self._fitting(texts_of(X))):
             readings = self._read(part, names)
             parts.append({name: readout.probabilities(readings, name) for name in names})
         none = np.zeros((0, len(self.classes_)))
         return {name: np.concatenate([none, *(part[name] for part in parts)]) for name in names}
+
+    def _fitting(self, texts: list[str], by_all: bool = False) -> list[str]:
+        """Warn of texts that some set of demonstrations leaves too little room for.
+
+        Each set reads as much of a text as fits after it; with `by_all`, texts are returned cut to
+        what all sets read.
+        """
+        cut = texts
+        for predictor in self._opened():
+            cut = predictor.fit(cut)
+        count = sum(a != b for a, b in zip(texts, cut, strict=True))
+        if count:
+            warnings.warn(
+                f"{count} texts are longer than fits into the model's context; only their "
+                "beginning is read",
+                stacklevel=3,
+            )
+        return cut if by_all else texts
 
     @property
     def _used(self) -> list[str]:

@@ -10,7 +10,7 @@ from abft.analysis.choices import Choices
 from abft.cli.options import Json, Run, RunArgument, chosen_run, with_settings
 from abft.cli.quiet import quiet
 from abft.errors import AbftError
-from abft.runs.run_folder import check_finished, read_config
+from abft.runs.run_folder import ANALYSIS, check_finished, read_config
 
 
 @with_settings(Choices)
@@ -40,7 +40,7 @@ def analyze(
     from abft.cli.tables import print_table
 
     analyses = analyze_run(run, choices)
-    folder = run / "analysis"
+    folder = run / ANALYSIS
     if as_json:
         computed = list(analyses.arrays)
         print(json.dumps({"folder": str(folder), "found": computed, "missing": analyses.missing}))

@@ -18,9 +18,9 @@ from abft.runs.config import (
     RECIPES,
     RUNS,
     RunConfig,
-    absolute_paths,
     current_values,
     is_whole,
+    written_settings,
 )
 from abft.settings import (
     Setting,
@@ -232,7 +232,7 @@ def with_settings(settings: type[S]) -> Callable[..., Any]:
         @functools.wraps(command)
         def run(**arguments: Any) -> None:
             given = _parsed({option.name: arguments[option.name] for option in options})
-            given = absolute_paths(settings, given)
+            given = written_settings(settings, given)
             chosen = from_mapping(settings, given, "the command line")
             command(chosen, **{parameter.name: arguments[parameter.name] for parameter in own})
 
@@ -285,7 +285,7 @@ def _file_settings(ctx: typer.Context) -> dict[str, object]:
     values = dict(ctx.meta.get(_FILE, {}))
     if values.pop("trust_remote_code", False):
         print("--config cannot switch on remote code: give --trust-remote-code", file=sys.stderr)
-    return absolute_paths(RunConfig, values)
+    return written_settings(RunConfig, values)
 
 
 def _check_recipe(recipe: str | None, file: Mapping[str, object]) -> None:
@@ -303,11 +303,11 @@ def _check_recipe(recipe: str | None, file: Mapping[str, object]) -> None:
 
 def _given_settings(arguments: Mapping[str, object]) -> dict[str, object]:
     """Return the settings that the user gave, as `RunConfig` takes them."""
-    return absolute_paths(RunConfig, _parsed(arguments))
+    return written_settings(RunConfig, _parsed(arguments))
 
 
 def _parsed(arguments: Mapping[str, object]) -> dict[str, object]:
-    """Return the settings that the user gave, with LABEL=word pairs and escapes parsed."""
+    """Return the settings that the user gave, with LABEL=word pairs parsed."""
     given = {name: value for name, value in arguments.items() if value not in (None, [])}
     pairs = given.get("label_words")
     if isinstance(pairs, list):
@@ -318,7 +318,4 @@ def _parsed(arguments: Mapping[str, object]) -> dict[str, object]:
                 raise AbftError(f"--label-words {pair!r}: expected LABEL=word")
             words[label] = word
         given["label_words"] = words
-    template = given.get("template")
-    if isinstance(template, str):
-        given["template"] = template.replace("\\n", "\n").replace("\\t", "\t")
     return given

@@ -20,16 +20,18 @@ from abft.cli.predictions import (
     write_explanations,
 )
 from abft.cli.quiet import quiet
-from abft.data.tables import READERS, TableFile, batches, decoded, open_table
+from abft.data.tables import READERS, TableFile, batches, decoded, open_table, writable
 from abft.errors import AbftError, RunInterrupted
 from abft.files import stamp_of_file
 from abft.method.settings import DATA
 from abft.runs.config import OUTPUT
 from abft.runs.predict_settings import ANSWERS, PredictSettings
-from abft.runs.prediction_files import Parts, Prediction, alone, prediction_rows
+from abft.runs.prediction_files import Parts, Prediction, alone
 
 if TYPE_CHECKING:
     import pandas
+
+    from abft.runs.explain import Explanation
 
 CHUNK_ROWS = 1024  # what an interrupted command loses at most
 
@@ -104,7 +106,8 @@ def predict(
     check_predictable(run)
 
     shown = load_shown(settings, run)
-    table, texts = None, []
+    table: TableFile | None = None
+    texts: list[str] = []
     if data is not None:
         table = open_table(data, tuple(READERS))
         column = "text" if table.kind == "lines" else text_column(settings, run)
@@ -113,7 +116,8 @@ def predict(
         if table.assumed:
             print(table.assumed, file=sys.stderr)
     else:
-        texts = list(text) if text else _stdin_lines()
+        # Arguments may hold bytes that are not UTF-8.
+        texts = [writable(each) for each in text] if text else _stdin_lines()
         column = "text"
         if not any(each.strip() for each in texts) or (text and not all(map(str.strip, texts))):
             raise AbftError(
@@ -121,6 +125,7 @@ def predict(
             )
 
     origin = str(data or "the texts")
+    in_batch = settings.calibrate == "batch"
     parts = None
     if output is not None:
         ctx.with_resource(alone(output))  # until the command ends
@@ -141,8 +146,15 @@ def predict(
         from abft.runs.session import progress_bar
 
         with progress_bar("predict", table.rows, "text") as bar:
-            counts = predict_on_ray(run, table, parts, column, settings, shown, bar.update)
-        _finish(parts, origin, *counts)
+            rows, empty, cut = predict_on_ray(
+                run, table, parts, column, settings, shown, bar.update
+            )
+        _check_rows(parts, origin, rows, empty)
+        if in_batch:
+            from abft.runs.batch_calibration import calibrate_parts
+
+            calibrate_parts(parts, table.chunks(CHUNK_ROWS), column, task.labels)
+        _finish(parts, origin, cut)
         print(f"wrote {output}", file=sys.stderr)
         return
 
@@ -158,40 +170,63 @@ def predict(
     if settings.readout == "attention":
         print(heads_read(read_heads(run)), file=sys.stderr)
     predictor = open_predictor(run, settings, shown)
-    frames = table.chunks(CHUNK_ROWS) if table else _frames(texts)
+    labels = predictor.task.labels
+
+    def frames() -> "Iterator[pandas.DataFrame]":
+        return table.chunks(CHUNK_ROWS) if table else _frames(texts)
+
     predicting = FramePredictor(predictor, column, origin, settings)
-    explanations = []
+    explanations: list[Explanation | None] = []
+    shown_later: list[tuple[Iterable, Sequence[Prediction | None]]] = []
     if parts:
-        parts.start()
+        predicting.start(parts)
     total = table.rows if table else len(texts)
     title = "explain" if explain else "predict"
-    quietly = not explain and parts is None  # predictions themselves are shown as they come
+    # Predictions are shown as they come, unless calibration needs all of them first.
+    quietly = not explain and parts is None and not in_batch
     rows = 0
     with progress_bar(title, total, "text", disable=quietly) as bar:
         try:
-            for number, frame in enumerate(frames):
+            for number, frame in enumerate(frames()):
                 if number in done:
                     predicting.texts(frame, rows)  # counts those without a text, or refuses them
                 elif explain:
                     explanations += predicting.explain(frame, rows)
+                elif parts:
+                    predicting.write(parts, number, frame, rows)
+                elif in_batch:
+                    shown_later.append((frame[column], predicting.predict(frame, rows)))
                 else:
-                    predictions = predicting.predict(frame, rows)
-                    if parts:
-                        labels = predictor.task.labels
-                        parts.write(number, prediction_rows(frame, column, predictions, labels))
-                    else:
-                        _print(frame[column], predictions, as_json)
+                    _print(frame[column], predicting.predict(frame, rows), as_json)
                 rows += len(frame)
                 bar.update(len(frame))
         except KeyboardInterrupt:
             said = f"{rows:,} rows are kept; the same command goes on" if parts else "stopped"
             raise RunInterrupted(said) from None
 
-    _finish(parts, origin, rows, predicting.empty, predicting.cut)
+    _check_rows(parts, origin, rows, predicting.empty)
+    if in_batch:
+        from abft.runs import batch_calibration
+
+        if parts:
+            batch_calibration.calibrate_parts(parts, frames(), column, labels)
+        elif explain:
+            explanations = batch_calibration.calibrate_explanations(
+                explanations, predicting.content_free(), labels
+            )
+        else:
+            chunks = batch_calibration.calibrate_predictions(
+                [predictions for _, predictions in shown_later], predicting.content_free(), labels
+            )
+            for (cells, _), predictions in zip(shown_later, chunks, strict=True):
+                _print(cells, predictions, as_json)
+    _finish(parts, origin, predicting.cut)
     if explain and output is not None:
         write_explanations(output, explanations)
     elif explain:
         for explanation in explanations:
+            if explanation is None:
+                continue
             if as_json:
                 print(json_line(explanation), end="")
             else:
@@ -206,8 +241,8 @@ def _print(cells: Iterable, predictions: "Sequence[Prediction | None]", as_json:
             print(prediction_line(str(cell), prediction, as_json), flush=True)
 
 
-def _finish(parts: Parts | None, origin: str, rows: int, empty: Sequence[int], cut: int) -> None:
-    """Join the parts, and say on stderr which rows were left out and how many texts were cut.
+def _check_rows(parts: Parts | None, origin: str, rows: int, empty: Sequence[int]) -> None:
+    """Say on stderr which rows were left out.
 
     Raises AbftError, and deletes the parts, if there is no text.
     """
@@ -221,12 +256,16 @@ def _finish(parts: Parts | None, origin: str, rows: int, empty: Sequence[int], c
         if parts:
             parts.drop()
         raise
+
+
+def _finish(parts: Parts | None, origin: str, cut: int) -> None:
+    """Join the parts, and say on stderr how many texts were cut."""
     if parts:
         parts.join()
     if cut:
         print(
-            f"{origin}: {cut} texts are longer than fits into the model's context; only their "
-            "beginning was read",
+            f"{origin}: {cut} texts are longer than the run's limit (--max-text-tokens), or than "
+            "fits into the model's context; only their beginning was read",
             file=sys.stderr,
         )
 

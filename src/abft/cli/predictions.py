@@ -54,17 +54,19 @@ def check_table(table: TableFile, column: str, output: Path | None, labels: Sequ
         )
 
 
-def json_line(explanation: "Explanation") -> str:
-    """Return an explanation as one line of JSON."""
-    return json.dumps(explanation.record(), ensure_ascii=False) + "\n"
+def json_line(explanation: "Explanation | None") -> str:
+    """Return an explanation as one line of JSON; None is a row without a text."""
+    nothing = {"text": None, "label": None, "probabilities": None}
+    record = nothing if explanation is None else explanation.record()
+    return json.dumps(record, ensure_ascii=False) + "\n"
 
 
-def write_explanations(output: Path, explanations: "Sequence[Explanation]") -> None:
+def write_explanations(output: Path, explanations: "Sequence[Explanation | None]") -> None:
     """Write explanations as JSON lines or as an HTML page, whole or not at all."""
     if output.suffix.lower() == ".html":
         from abft.report.explanations import explanation_page
 
-        write_text(output, explanation_page(explanations))
+        write_text(output, explanation_page([each for each in explanations if each is not None]))
     else:
         write_text(output, "".join(map(json_line, explanations)))
 

@@ -269,6 +269,25 @@ def label_tokens(
     return [label[0] if len(label) == 1 else label for label in tokens]
 
 
+def label_texts(tokenizer: "PreTrainedTokenizerBase", task: Task) -> list[str]:
+    """Return what follows a prompt for each label: text whose tokens are those of `label_tokens`.
+
+    Where one label begins with another, it includes what follows a label in the template, as far
+    as the next token goes.
+    """
+    scored = label_tokens(tokenizer, task)
+    texts = []
+    for label, tokens in enumerate(scored):
+        prompt = write_prompt(task, [Example("text", label)], Example("text", label), "consistent")
+        offsets = tokenizer(prompt.text, return_offsets_mapping=True)["offset_mapping"]
+        start, end = prompt.label_spans[0]
+        begin = len(prompt.text[:start].rstrip(" "))  # a space before the label belongs to it
+        first = next(i for i, (_, stop) in enumerate(offsets) if stop > begin)
+        last = first + (1 if isinstance(tokens, int) else len(tokens)) - 1
+        texts.append(prompt.text[begin : max(end, offsets[last][1])])
+    return texts
+
+
 def first_tokens(label_tokens: LabelTokens) -> list[int]:
     """Return the token with which each label begins."""
     return [label if isinstance(label, int) else label[0] for label in label_tokens]

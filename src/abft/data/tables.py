@@ -206,7 +206,7 @@ class TableFile:
         import pandas
 
         # With dtype object: pandas would turn whole numbers with gaps into floats.
-        columns = {name: [_writable(row.get(name)) for row in rows] for name in self.columns}
+        columns = {name: [writable(row.get(name)) for row in rows] for name in self.columns}
         return pandas.DataFrame(columns, dtype=object)
 
     def _parquet(self, rows: int) -> "Iterator[pandas.DataFrame]":
@@ -360,7 +360,7 @@ def _may_hold_rows(frame: "pandas.DataFrame") -> bool:
     )
 
 
-def _writable(cell: Any) -> Any:
+def writable(cell: Any) -> Any:
     """Return a cell without halves of characters, which JSON's escapes can write."""
     if isinstance(cell, str) and _LONE_SURROGATES.search(cell):
         return _LONE_SURROGATES.sub("\ufffd", cell)

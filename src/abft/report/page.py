@@ -29,7 +29,14 @@ from abft.report.inner_charts import (
     weight_lines,
 )
 from abft.runs.config import ResolvedConfig
-from abft.runs.run_folder import METRICS, read_before, read_config, read_log, read_metrics
+from abft.runs.run_folder import (
+    METRICS,
+    REPORT,
+    read_before,
+    read_config,
+    read_log,
+    read_metrics,
+)
 from abft.scoring import metrics
 
 MAX_BYTES = 15_000_000
@@ -67,7 +74,7 @@ def report(
         AbftError: no run folder, a path that cannot be written, an E2E run of another base model.
     """
     run = Path(run)
-    path = run / "report.html" if output is None else Path(output)
+    path = run / REPORT if output is None else Path(output)
     _check_output(path)
 
     # This run, and those to draw next to it.

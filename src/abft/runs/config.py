@@ -449,6 +449,18 @@ def absolute_paths(settings: type, values: Mapping[str, Any]) -> dict[str, Any]:
     return {**values, **local}
 
 
+def written_settings(settings: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings as people write them, on a command line or in a YAML file.
+
+    Paths become absolute, and \\n and \\t in a template a line feed and a tab: shells, and YAML's
+    single quotes, leave them as they are.
+    """
+    template = values.get("template")
+    if isinstance(template, str):
+        values = {**values, "template": template.replace("\\n", "\n").replace("\\t", "\t")}
+    return absolute_paths(settings, values)
+
+
 def check_effect(config: RunConfig) -> None:
     """Raise AbftError for settings that training would ignore or cannot run with."""
     k = config.k

@@ -61,6 +61,8 @@ def merge(
         config = RunConfig(model=model, trust_remote_code=trust_remote_code)
     else:
         config = read_config(run, trust_remote_code=trust_remote_code)
+    # Wherever the run was trained, adding weights needs no GPU.
+    config = replace(config, device="cpu")
     measured = factor == 1 and (run / METRICS).is_file()  # other factors were not measured
     card = _card(run, config.model) if measured else None
 

@@ -4,26 +4,32 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from abft.data.datasets import check_empty, texts_of
+from abft.runs.batch_calibration import CONTENT_FREE_FILE, probability_rows
 from abft.runs.predict_settings import PredictSettings
-from abft.runs.prediction_files import Prediction
+from abft.runs.prediction_files import Parts, Prediction, prediction_rows
 from abft.runs.predictor import Predictor
 from abft.runs.task_data import Shown
+from abft.scoring.calibration import CONTENT_FREE
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas
 
     from abft.runs.explain import Explanation
 
 
 def open_predictor(run: str | Path, settings: PredictSettings, shown: Shown | None) -> Predictor:
-    """Load a run as the settings say; `shown` is what `load_shown` returned."""
+    """Load a run as the settings say; `shown` is what `load_shown` returned.
+
+    Batch calibration is left to `abft.runs.batch_calibration`, which counts all chunks.
+    """
     return Predictor.from_run(
         run,
         device=settings.device,
         trust_remote_code=settings.trust_remote_code,
         shown=shown,
         readout=settings.readout,
-        calibrate=settings.calibrate,
+        calibrate="none" if settings.calibrate == "batch" else settings.calibrate,
     )
 
 
@@ -35,6 +41,7 @@ class FramePredictor:
     ) -> None:
         self.predictor, self.column, self.origin = predictor, column, origin
         self.strict, self.batch_size = settings.strict, settings.batch_size
+        self.in_batch = settings.calibrate == "batch"
         self.cut = 0
         self.empty: list[int] = []
 
@@ -63,6 +70,30 @@ class FramePredictor:
             predictions[i] = prediction
         return predictions
 
-    def explain(self, frame: "pandas.DataFrame", start: int) -> "list[Explanation]":
-        """Return the explanations of the rows with a text."""
-        return self.predictor.explain(self.texts(frame, start)[1], self.batch_size)
+    def explain(self, frame: "pandas.DataFrame", start: int) -> "list[Explanation | None]":
+        """Return the explanation of every row; None for rows without a text."""
+        held, texts = self.texts(frame, start)
+        explanations: list[Explanation | None] = [None] * len(frame)
+        for i, explanation in zip(
+            held, self.predictor.explain(texts, self.batch_size), strict=True
+        ):
+            explanations[i] = explanation
+        return explanations
+
+    def content_free(self) -> "np.ndarray":
+        """Return the probabilities of texts without content, (N, C)."""
+        return self.predictor.probabilities(CONTENT_FREE, self.batch_size)
+
+    def start(self, parts: Parts) -> None:
+        """Prepare the folder of the parts."""
+        parts.start()
+        if self.in_batch:
+            parts.write_probabilities(CONTENT_FREE_FILE, self.content_free())
+
+    def write(self, parts: Parts, number: int, frame: "pandas.DataFrame", start: int) -> None:
+        """Predict a frame and write it as a part."""
+        predictions, labels = self.predict(frame, start), self.predictor.task.labels
+        # Probabilities come first: a part that exists is complete.
+        if self.in_batch:
+            parts.write_probabilities(f"{number:06d}", probability_rows(predictions, labels))
+        parts.write(number, prediction_rows(frame, self.column, predictions, labels))

@@ -12,7 +12,7 @@ from typing import Any
 from abft.data.tables import TableFile
 from abft.errors import AbftError
 from abft.runs.predict_settings import PredictSettings
-from abft.runs.prediction_files import Parts, prediction_rows, write_parquet
+from abft.runs.prediction_files import Parts, write_parquet
 from abft.runs.ray_cluster import connected
 from abft.runs.task_data import Shown
 
@@ -40,7 +40,7 @@ class _Worker:
         predictor = open_predictor(run, settings, shown)
         self.frames = FramePredictor(predictor, column, "the data", settings)
         self.parts = Parts(Path(output), job, chunk_rows)
-        self.column, self.labels = column, predictor.task.labels
+        self.frames.start(self.parts)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list]:
         """Predict the chunks with the given numbers, write their parts, and return their counts."""
@@ -50,8 +50,7 @@ class _Worker:
         for number in batch["chunk"].tolist():
             frame = pandas.read_parquet(chunk_path(self.parts, number), dtype_backend="pyarrow")
             self.frames.empty, self.frames.cut = [], 0
-            predictions = self.frames.predict(frame, number * self.parts.chunk_rows)
-            self.parts.write(number, prediction_rows(frame, self.column, predictions, self.labels))
+            self.frames.write(self.parts, number, frame, number * self.parts.chunk_rows)
             rows.append(len(frame))
             empty.append(",".join(map(str, self.frames.empty)))
             cut.append(self.frames.cut)
@@ -101,6 +100,8 @@ def predict_on_ray(
 
         # One worker for each GPU, or for every `cpus_per_worker` cores.
         gpus = 0 if settings.device == "cpu" else int(totals.get("GPU", 0))
+        if settings.device == "cuda" and not gpus:
+            raise AbftError("device = 'cuda': Ray sees no GPU in this cluster")
         most = gpus or max(int(totals.get("CPU", 1)) // cpus_per_worker, 1)
         resources: dict[str, Any] = {"num_gpus": 1} if gpus else {"num_cpus": cpus_per_worker}
         ray.data.DataContext.get_current().enable_progress_bars = False

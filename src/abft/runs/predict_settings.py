@@ -54,8 +54,8 @@ class PredictSettings:
     calibrate: Calibration = setting(
         "none",
         "Correct for labels that are favoured whatever the text: divide probabilities by those of "
-        "texts without content (content_free: N/A, [MASK], empty), or by their mean over the texts "
-        "(batch, of 1,024 rows at most: better if the classes are about equally frequent).",
+        "texts without content (content_free: N/A, [MASK], empty), or by their mean over all texts "
+        "(batch: better if the classes are about equally frequent).",
         panel=OUTPUT,
     )
     strict: bool = setting(
@@ -73,7 +73,8 @@ class PredictSettings:
     )
     ray_address: str | None = setting(
         None,
-        "A running Ray cluster, e.g. host:6379 or auto; its nodes share the folder of --output.",
+        "A running Ray cluster, e.g. host:6379 or auto; its nodes share the folders of --output, "
+        "of the run and of its base model.",
         panel=OUTPUT,
         follows="one on this machine",
     )
@@ -89,5 +90,7 @@ class PredictSettings:
             )
         if self.ray_address is not None and self.engine != "ray":
             raise AbftError("ray_address goes with engine = 'ray' (--engine ray)")
+        if self.device == "balanced" and self.engine == "ray":
+            raise AbftError("device = 'balanced': with engine = 'ray', every worker has one GPU")
         if changed(self, ["cpus_per_worker"]) and self.engine != "ray":
             raise AbftError("cpus_per_worker goes with engine = 'ray' (--engine ray)")

@@ -12,6 +12,7 @@ from abft.errors import AbftError
 from abft.files import atomic_file, locked, write_json, write_text
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas
 
 LABEL, PROBABILITY = "predicted_label", "probability_"
@@ -92,6 +93,19 @@ class Parts:
             write_text(path, _json_lines(frame))
         else:
             write_text(path, _csv(frame, "\t" if self.kind == ".tsv" else ",", number == 0))
+
+    def write_probabilities(self, name: str, probabilities_NC: "np.ndarray") -> None:
+        """Keep probabilities next to the parts, whole or not at all, until these are dropped."""
+        import numpy as np
+
+        with atomic_file(self.folder / f"{name}.npy") as partial, partial.open("wb") as file:
+            np.save(file, probabilities_NC, allow_pickle=False)
+
+    def probabilities(self, name: str) -> "np.ndarray":
+        """Return what `write_probabilities` kept."""
+        import numpy as np
+
+        return np.load(self.folder / f"{name}.npy", allow_pickle=False)
 
     def join(self) -> None:
         """Join all parts into the file, and delete them."""

@@ -32,6 +32,7 @@ from abft.settings import read_yaml, settings_of
 CONFIG, TASK, LOG, METRICS = "config.yaml", "task.json", "log.jsonl", "metrics.json"
 BEFORE = "vanilla.json"  # the untouched model's metrics, until the run is finished
 CARD = "README.md"
+REPORT, ANALYSIS = "report.html", "analysis"  # what `abft report` and `abft analyze` write
 LOCK = ".lock"  # held while a process trains there
 PREVIOUS = ".replaced"  # holds the run that --overwrite replaces, until the new one is finished
 VERSION = 2  # of metrics.json
@@ -375,7 +376,9 @@ def _run_files(output: Path) -> list[Path]:
     """Return the files that a run wrote into its folder, including half-written ones."""
     names = (CONFIG, TASK, LOG, METRICS, BEFORE, CARD, *_TOKENIZER_FILES, *WEIGHT_FILES)
     files = [output / name for name in names if (output / name).is_file()]
-    return [*output.glob("checkpoint-*"), *output.glob("*.partial"), *files]
+    # What `abft report` and `abft analyze` measured of the run.
+    analyses = [output / name for name in (REPORT, ANALYSIS) if (output / name).exists()]
+    return [*output.glob("checkpoint-*"), *output.glob("*.partial"), *files, *analyses]
 
 
 def remove_checkpoints(output: Path) -> None:

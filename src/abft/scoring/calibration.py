@@ -21,11 +21,35 @@ def prior(probabilities_NC: np.ndarray) -> np.ndarray:
     return np.asarray(probabilities_NC).mean(0)
 
 
+class BatchPrior:
+    """Computes the mean prediction of a batch, which may come in parts, and of content-free texts.
+
+    Args:
+        content_free_NC: predictions for texts without content, which count as a few of the batch.
+    """
+
+    def __init__(self, content_free_NC: np.ndarray) -> None:
+        self._sum_C = CONTENT_FREE_WEIGHT * prior(content_free_NC)
+        self._count = CONTENT_FREE_WEIGHT
+
+    def add(self, probabilities_NC: np.ndarray) -> None:
+        """Count a part of the batch; rows of NaN, which are no predictions, are left out."""
+        predictions_NC = np.asarray(probabilities_NC)
+        predictions_NC = predictions_NC[~np.isnan(predictions_NC).any(1)]
+        self._sum_C = self._sum_C + predictions_NC.sum(0)
+        self._count += len(predictions_NC)
+
+    @property
+    def mean(self) -> np.ndarray:
+        """Return the mean over all parts, (C,)."""
+        return self._sum_C / self._count
+
+
 def batch_prior(probabilities_NC: np.ndarray, content_free_NC: np.ndarray) -> np.ndarray:
-    """Return the mean prediction of a batch and of content-free texts, which count as a few."""
-    weighted_C = CONTENT_FREE_WEIGHT * prior(content_free_NC)
-    count = len(probabilities_NC) + CONTENT_FREE_WEIGHT
-    return (np.asarray(probabilities_NC).sum(0) + weighted_C) / count
+    """Return the mean prediction of a whole batch and of content-free texts, (C,)."""
+    batch = BatchPrior(content_free_NC)
+    batch.add(probabilities_NC)
+    return batch.mean
 
 
 def calibrated(probabilities_NC: np.ndarray, prior_C: np.ndarray | Sequence[float]) -> np.ndarray:
