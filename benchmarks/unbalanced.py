@@ -4,10 +4,10 @@
 
 Two classes at ten to one (`--ratio`), made from a task's training pool by dropping texts; tasks
 with more classes stay as they are. Each sampling trains as `abft train` does by default; the
-untouched model is measured too. Test queries are the last quarter of the pool, all of them; at ten
-to one the majority's count ten times: recalls are weighted, so that no rare text is thrown away.
-Demonstrations of test prompts are drawn from the unbalanced pool, as `abft train` measures, or
-class by class, as `abft predict` chooses them.
+untouched model is measured too. Test queries are the last eighth of the pool, all of them (none of
+TREC's is of its rarest class); at ten to one the majority's count ten times: recalls are weighted,
+so that no rare text is thrown away. Demonstrations of test prompts are drawn from the unbalanced
+pool, as `abft train` measures, or class by class, as `abft predict` chooses them.
 """
 
 import argparse
