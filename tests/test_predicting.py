@@ -176,7 +176,7 @@ def test_plain_lines_and_long_texts(finished, tmp_path):
     assert result.exit_code == 0, result.output
     rows = [json.loads(line) for line in result.stdout.splitlines()]
     assert len(rows) == 2
-    assert "1 texts are longer than fits" in result.stderr
+    assert "1 texts are longer than the" in result.stderr
     assert "1 of 3 rows have an empty text (row 2)" in result.stderr
 
 
