@@ -179,7 +179,7 @@ def predict(
     explanations: list[Explanation | None] = []
     shown_later: list[tuple[Iterable, Sequence[Prediction | None]]] = []
     if parts:
-        predicting.start(parts)
+        parts.start()
     total = table.rows if table else len(texts)
     title = "explain" if explain else "predict"
     # Predictions are shown as they come, unless calibration needs all of them first.
@@ -212,11 +212,11 @@ def predict(
             batch_calibration.calibrate_parts(parts, frames(), column, labels)
         elif explain:
             explanations = batch_calibration.calibrate_explanations(
-                explanations, predicting.content_free(), labels
+                explanations, predicting.content_free, labels
             )
         else:
             chunks = batch_calibration.calibrate_predictions(
-                [predictions for _, predictions in shown_later], predicting.content_free(), labels
+                [predictions for _, predictions in shown_later], predicting.content_free, labels
             )
             for (cells, _), predictions in zip(shown_later, chunks, strict=True):
                 _print(cells, predictions, as_json)
@@ -295,6 +295,8 @@ def _identity(table: TableFile | None, texts: Sequence[str]) -> dict[str, object
 def _answers(settings: PredictSettings) -> dict[str, object]:
     """Return the settings that distinguish predictions for the same run and texts."""
     answers: dict[str, object] = {name: getattr(settings, name) for name in ANSWERS}
+    if settings.calibrate == "batch":
+        answers["prior"] = "of all rows"  # earlier versions had one for each part
     if settings.demonstrations is not None:
         answers["shown"] = stamp_of_file(Path(settings.demonstrations))
     return answers

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
     from abft.runs.explain import Explanation
 
-CONTENT_FREE_FILE = "content_free"  # among the parts
-
 
 def probability_rows(predictions: Sequence[Prediction | None], labels: Sequence[str]) -> np.ndarray:
     """Return the probabilities of predictions, (N, C); rows of NaN where there is none."""
@@ -70,19 +68,42 @@ def calibrate_explanations(
     ]
 
 
+def keep_probabilities(
+    parts: Parts,
+    number: int,
+    predictions: Sequence[Prediction | None],
+    content_free_NC: np.ndarray,
+    labels: Sequence[str],
+) -> None:
+    """Keep what `calibrate_parts` needs of a part.
+
+    Each part has the content-free texts' probabilities too, so that no two workers write one file.
+    """
+    parts.write_probabilities(_rows(number), probability_rows(predictions, labels))
+    parts.write_probabilities(_content_free(number), content_free_NC)
+
+
+def _rows(number: int) -> str:
+    return f"{number:06d}"
+
+
+def _content_free(number: int) -> str:
+    return f"{number:06d}-content-free"
+
+
 def calibrate_parts(
     parts: Parts, frames: "Iterable[pandas.DataFrame]", column: str, labels: Sequence[str]
 ) -> None:
     """Write all parts again, calibrated. A command that is killed meanwhile does it once more.
 
     Args:
-        parts: complete, with the uncalibrated probabilities of every part.
+        parts: complete, with what `keep_probabilities` kept of every part.
         frames: the source's chunks, from the first on.
     """
-    prior = BatchPrior(parts.probabilities(CONTENT_FREE_FILE))
+    prior = BatchPrior(parts.probabilities(_content_free(0)))
     for number in parts.done:
-        prior.add(parts.probabilities(f"{number:06d}"))
+        prior.add(parts.probabilities(_rows(number)))
     for number, frame in enumerate(frames):
-        probabilities_NC = parts.probabilities(f"{number:06d}")
+        probabilities_NC = parts.probabilities(_rows(number))
         predictions = calibrated_predictions(probabilities_NC, prior.mean, labels)
         parts.write(number, prediction_rows(frame, column, predictions, labels))

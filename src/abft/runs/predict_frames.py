@@ -1,10 +1,11 @@
 """Predict a table chunk by chunk: rows without a text keep their place, long texts are cut."""
 
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from abft.data.datasets import check_empty, texts_of
-from abft.runs.batch_calibration import CONTENT_FREE_FILE, probability_rows
+from abft.runs.batch_calibration import keep_probabilities
 from abft.runs.predict_settings import PredictSettings
 from abft.runs.prediction_files import Parts, Prediction, prediction_rows
 from abft.runs.predictor import Predictor
@@ -80,20 +81,15 @@ class FramePredictor:
             explanations[i] = explanation
         return explanations
 
+    @functools.cached_property
     def content_free(self) -> "np.ndarray":
         """Return the probabilities of texts without content, (N, C)."""
         return self.predictor.probabilities(CONTENT_FREE, self.batch_size)
-
-    def start(self, parts: Parts) -> None:
-        """Prepare the folder of the parts."""
-        parts.start()
-        if self.in_batch:
-            parts.write_probabilities(CONTENT_FREE_FILE, self.content_free())
 
     def write(self, parts: Parts, number: int, frame: "pandas.DataFrame", start: int) -> None:
         """Predict a frame and write it as a part."""
         predictions, labels = self.predict(frame, start), self.predictor.task.labels
         # Probabilities come first: a part that exists is complete.
         if self.in_batch:
-            parts.write_probabilities(f"{number:06d}", probability_rows(predictions, labels))
+            keep_probabilities(parts, number, predictions, self.content_free, labels)
         parts.write(number, prediction_rows(frame, self.column, predictions, labels))

@@ -40,7 +40,6 @@ class _Worker:
         predictor = open_predictor(run, settings, shown)
         self.frames = FramePredictor(predictor, column, "the data", settings)
         self.parts = Parts(Path(output), job, chunk_rows)
-        self.frames.start(self.parts)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list]:
         """Predict the chunks with the given numbers, write their parts, and return their counts."""
