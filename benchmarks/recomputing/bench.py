@@ -8,11 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from recomputing.pages import Cell, plain
-from recomputing.statistics import (
-    Estimate,
-    bootstrap,
-    macro_f1,
-)
+from recomputing.statistics import Estimate, bootstrap, macro_f1
 
 MODEL = "SmolLM2-135M-Instruct"
 CLASSES = {"SST2": 2, "MR": 2, "FP": 3, "SST5": 5, "TREC": 6, "SUBJ": 2, "TEE": 4, "TEH": 2}
@@ -65,18 +61,6 @@ class Bench:
         assert prompts or len(sets) == 1, f"{task}, {method}, {scenario}: several sets of prompts"
         return np.array(chosen["targets"]), np.array(chosen["predicted"])
 
-    def correct(
-        self,
-        task: str,
-        method: str,
-        scenario: str = "standard",
-        prompts: str | None = None,
-        seed: int = 0,
-    ) -> np.ndarray:
-        """Return whether each prediction is correct."""
-        targets, predicted = self.predictions(task, method, scenario, prompts, seed)
-        return targets == predicted
-
     def accuracy(
         self,
         task: str,
@@ -86,7 +70,8 @@ class Bench:
         seed: int = 0,
     ) -> float:
         """Return the share of correct predictions."""
-        return float(self.correct(task, method, scenario, prompts, seed).mean())
+        targets, predicted = self.predictions(task, method, scenario, prompts, seed)
+        return float((targets == predicted).mean())
 
     def metric(self, task: str, method: str, scenario: str, name: str) -> float:
         """Return a number that the raw results have as such."""

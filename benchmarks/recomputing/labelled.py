@@ -1,20 +1,15 @@
 """Tables of RESULTS.md, section "With your own texts"."""
 
 import base64
+import functools
 import json
 from pathlib import Path
 
 import numpy as np
 
-from recomputing.bench import (
-    TASKS,
-)
+from recomputing.bench import TASKS
 from recomputing.pages import EMPTY, Cell, Expected, number, plain, write
-from recomputing.statistics import (
-    bootstrap,
-    mean_estimate,
-    points,
-)
+from recomputing.statistics import bootstrap, mean_estimate, points
 
 LABELLED = {
     "TF-IDF + LR": "tfidf",
@@ -86,9 +81,12 @@ class Labelled:
         return write("{}: {} [{}, {}]", number(len(seeds), 0), *points(mean_estimate(estimates)))
 
 
+_read = functools.cache(Labelled)  # all tables are of the same cells
+
+
 def labelled_means(results: Path) -> Expected:
     """Recompute mean accuracies with so many labelled texts."""
-    labelled = Labelled(results)
+    labelled = _read(results)
     sizes = labelled.sizes()
     rows = {
         (title,): [labelled.mean(method, texts) for texts in sizes]
@@ -100,7 +98,7 @@ def labelled_means(results: Path) -> Expected:
 
 def labelled_tasks(results: Path, texts: int) -> Expected:
     """Recompute accuracy by task and CPU seconds with so many labelled texts."""
-    labelled = Labelled(results)
+    labelled = _read(results)
     rows = {}
     for title, method in LABELLED.items():
         seeds = labelled.draws(method, texts)

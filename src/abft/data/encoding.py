@@ -14,7 +14,7 @@ from abft.data.tasks import Example, PromptStyle, Task
 from abft.errors import AbftError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 LabelTokens = Sequence[int | tuple[int, ...]]  # for every class its token, or several
 
@@ -227,9 +227,7 @@ def label_tokens(
     detached_words, unended_words = [], []
     following = len(task.template.after_label + task.template.before_text)
     for label, word in enumerate(task.label_words):
-        # One demonstration and a query, as in training; their texts do not matter.
-        prompt = write_prompt(task, [Example("text", label)], Example("text", label), prompt_style)
-        encoding = tokenizer(prompt.text, return_offsets_mapping=True)
+        prompt, encoding = _in_demonstration(tokenizer, task, label)
         positions = _overlapping(prompt.label_spans[0], encoding["offset_mapping"])
         ids = encoding["input_ids"]
         if not positions:
@@ -269,6 +267,15 @@ def label_tokens(
     return [label[0] if len(label) == 1 else label for label in tokens]
 
 
+def _in_demonstration(
+    tokenizer: "PreTrainedTokenizerBase", task: Task, label: int
+) -> tuple[Prompt, "BatchEncoding"]:
+    """Return a prompt whose only demonstration has the label, and its tokens with their offsets."""
+    # As in training; the texts of the demonstration and the query do not matter.
+    prompt = write_prompt(task, [Example("text", label)], Example("text", label), "consistent")
+    return prompt, tokenizer(prompt.text, return_offsets_mapping=True)
+
+
 def label_texts(tokenizer: "PreTrainedTokenizerBase", task: Task) -> list[str]:
     """Return what follows a prompt for each label: text whose tokens are those of `label_tokens`.
 
@@ -278,8 +285,8 @@ def label_texts(tokenizer: "PreTrainedTokenizerBase", task: Task) -> list[str]:
     scored = label_tokens(tokenizer, task)
     texts = []
     for label, tokens in enumerate(scored):
-        prompt = write_prompt(task, [Example("text", label)], Example("text", label), "consistent")
-        offsets = tokenizer(prompt.text, return_offsets_mapping=True)["offset_mapping"]
+        prompt, encoding = _in_demonstration(tokenizer, task, label)
+        offsets = encoding["offset_mapping"]
         start, end = prompt.label_spans[0]
         begin = len(prompt.text[:start].rstrip(" "))  # a space before the label belongs to it
         first = next(i for i, (_, stop) in enumerate(offsets) if stop > begin)

@@ -20,7 +20,7 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from abft.data.batches import Batch
+from abft.data.batches import Batch, at_positions
 from abft.errors import AbftError
 
 Implementation = Literal["abft_rows", "eager"]
@@ -349,12 +349,8 @@ def read_output(
     if implementation == IMPLEMENTATION:
         rows = tuple(rows_BHQS.transpose(1, 2).flatten(0, 1) for rows_BHQS in attentions)
     else:
-        sequence_P = torch.arange(P) // (P // B)
         rows = tuple(
-            # Layers may be on several devices.
-            matrix_BHSS[
-                sequence_P.to(matrix_BHSS.device), :, query_positions_P.to(matrix_BHSS.device)
-            ].float()
+            at_positions(matrix_BHSS.transpose(1, 2), query_positions_P).float()
             for matrix_BHSS in attentions
         )
     return rows, output
