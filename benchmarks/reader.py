@@ -294,6 +294,7 @@ def channel(options):
 
     from abft import load_model, load_task
     from abft.data.mixture import evaluation_groups
+    from abft.model.cache import cache_arguments
 
     model, tokenizer = load_model("SmolLM2-135M-Instruct")
     model.eval()
@@ -306,7 +307,8 @@ def channel(options):
         """Log-probability of each query's text after each label, (queries, classes)."""
         words = group.task.label_words
         shown = [f"{words[e.label]}: {e.text}\n" for e in group.demonstrations]
-        first = model(torch.tensor([tokens("".join(shown))]), use_cache=True).past_key_values
+        first = DynamicCache()
+        model(torch.tensor([tokens("".join(shown))]), **cache_arguments(model, first))
         rows = [
             (tokens(f"{word}:"), tokens(f" {example.text}"))
             for example in group.queries
@@ -323,7 +325,7 @@ def channel(options):
             for number, layer in enumerate(first.layers):
                 many = [each.expand(len(some), -1, -1, -1) for each in (layer.keys, layer.values)]
                 cache.update(*many, number)
-            logits = model(ids, past_key_values=cache).logits.log_softmax(-1)
+            logits = model(ids, **cache_arguments(model, cache)).logits.log_softmax(-1)
             for i, (label, text) in enumerate(some):
                 at = torch.arange(len(label) - 1, len(label) + len(text) - 1)
                 scores.append(float(logits[i, at, torch.tensor(text)].sum()))

@@ -793,6 +793,27 @@ def test_jobs_share_weights(grid_values, tmp_path):
     assert not any(cell.method == "e2e" and cell.scenario == "factors" for cell in grid.cells())
 
 
+def test_a_scenarios_entry_chooses_among_its_variants(grid_values, tmp_path):
+    scenarios = [
+        "standard",
+        {"name": "training_size", "nd": [64, 512]},
+        {"name": "factors", "A0": [0.5, 1], "pid": [False]},
+    ]
+    chosen = read_grid(write_grid(tmp_path, grid_values, scenarios=scenarios)).cells()
+    every = read_grid(
+        write_grid(tmp_path, grid_values, scenarios=["standard", "training_size", "factors"])
+    ).cells()
+
+    def wanted(variant):
+        return variant.get("nd") in (None, 64, 512) and (
+            "A0" not in variant or (variant["A0"] in (0.5, 1.0) and not variant["pid"])
+        )
+
+    expected = {cell.name: cell.digest for cell in every if wanted(cell.variant)}
+    assert {cell.name: cell.digest for cell in chosen} == expected
+    assert {"training_size", "factors"} <= {cell.scenario for cell in chosen}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -803,6 +824,12 @@ def test_jobs_share_weights(grid_values, tmp_path):
         ({"methods": [{"name": "abft", "stepz": 2}]}, "did you mean 'steps'"),
         ({"methods": [{"name": "mine", "method": "abtf"}]}, "did you mean 'abft'"),
         ({"method": ["abft"]}, "did you mean 'methods'"),
+        ({"scenarios": [{"name": "standard", "k": [2]}]}, "unknown key 'k'; no variants"),
+        ({"scenarios": [{"name": "training_size", "nb": [64]}]}, "its variants differ in nd"),
+        ({"scenarios": [{"name": "training_size", "nd": [65]}]}, "nd = [65], expected a list of"),
+        ({"scenarios": [{"name": "training_size", "nd": 64}]}, "nd = 64, expected a list of"),
+        ({"scenarios": [{"name": "factors", "A0": [0.0], "B0": [0.0]}]}, "no variant has all of"),
+        ({"scenarios": [{"nd": [64]}]}, "unknown scenario None"),
         ({"seeds": [0, 1.5]}, "seeds = [0, 1.5]: expected a list of whole numbers"),
         ({"seeds": ["a"]}, "seeds = ['a']: expected a list of whole numbers"),
         ({"seeds": [True]}, "seeds = [True]: expected a list of whole numbers"),

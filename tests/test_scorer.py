@@ -3,13 +3,16 @@ earlier calls, and what is run at all.
 """
 
 import random
+import warnings
 
 import numpy as np
 import pytest
 import torch
+from transformers import DynamicCache
 
 from abft.data.encoding import EncodedPrompt
 from abft.errors import AbftError
+from abft.model.cache import cache_arguments
 from abft.model.capabilities import capabilities
 from abft.scoring.evaluate import bucketed, evaluate
 from abft.scoring.label_tree import LabelTree
@@ -51,6 +54,27 @@ def test_a_prompt_that_begins_another_is_scored_as_alone(family):
     np.testing.assert_allclose(LabelScorer(model, WORDS)(prompts), expected, atol=1e-5)
     by_labels = chain_rule(model, prompts, LONG_LABELS)
     np.testing.assert_allclose(LabelScorer(model, LONG_LABELS)(prompts), by_labels, rtol=1e-3)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox", "gemma3"])
+def test_a_cache_is_given_by_the_name_that_the_model_knows(family):
+    """transformers renames the argument family by family, and warns of the old name."""
+    prompts = after(tokens(40, 0), 3, 5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        LabelScorer(tiny_model(family), WORDS)(prompts)
+
+
+def test_a_cache_has_one_of_two_names():
+    class New(torch.nn.Module):
+        def forward(self, input_ids, cache=None, use_cache=None): ...
+
+    class Old(torch.nn.Module):
+        def forward(self, input_ids, past_key_values=None, use_cache=None): ...
+
+    cache = DynamicCache()
+    assert cache_arguments(New(), cache) == {"cache": cache, "use_cache": True}
+    assert cache_arguments(Old(), cache) == {"past_key_values": cache, "use_cache": True}
 
 
 def test_the_common_prefix_leaves_a_token_to_every_prompt():

@@ -210,12 +210,15 @@ class Resources:
 
 @dataclass(frozen=True)
 class Grid:
-    """A benchmark. Entries of models, tasks and methods are names, or a name with settings."""
+    """A benchmark. Entries of models, tasks and methods are names, or a name with settings.
+
+    A scenario's settings choose among its variants.
+    """
 
     models: Sequence[Named]
     tasks: Sequence[Named]
     methods: Sequence[tuple[Named, str]]  # with the key of METHODS of each
-    scenarios: Sequence[str]
+    scenarios: Sequence[Named]
     seeds: list[int] = setting([0], "Seeds of the training prompts.")
     settings: Mapping[str, Any] = field(default_factory=dict)  # RunConfig values of every cell
     reference: str | None = setting(
@@ -231,7 +234,7 @@ class Grid:
             "models": [named.name for named in self.models],
             "tasks": [named.name for named in self.tasks],
             "methods": [*self.method_names],
-            "scenarios": [*self.scenarios],
+            "scenarios": [named.name for named in self.scenarios],
             "seeds": [*self.seeds],
         }
         for axis, entries in axes.items():
@@ -264,12 +267,12 @@ class Grid:
         Combinations that make no sense are left out.
         """
         cells = [
-            self._cell(model, task, method, kind, scenario, variant, seed)
+            self._cell(model, task, method, kind, scenario.name, variant, seed)
             for model in self.models
             for task in self.tasks
             for method, kind in self.methods
             for scenario in self.scenarios
-            for variant in SCENARIOS[scenario].variants
+            for variant in _variants(scenario)
             for seed in self.seeds
         ]
         cells = [cell for cell in cells if applies(cell)]
@@ -337,6 +340,15 @@ class Grid:
 RUN_SETTINGS = settings_of(RunConfig)
 
 
+def _variants(scenario: Named) -> list[Mapping[str, Any]]:
+    """Return the variants of a scenario that its entry asks for; all, if it says nothing."""
+    return [
+        variant
+        for variant in SCENARIOS[scenario.name].variants
+        if all(variant[name] in values for name, values in scenario.settings.items())
+    ]
+
+
 def _has(objective: str, run_setting: Setting) -> bool:
     """Return whether an objective has a setting."""
     return not run_setting.objectives or objective in run_setting.objectives
@@ -392,7 +404,7 @@ def read_grid(path: str | Path, *, trust_remote_code: bool = False) -> Grid:
         "models": [_model(entry, f"{origin}, models") for entry in axes["models"]],
         "tasks": [_task(entry, f"{origin}, tasks") for entry in axes["tasks"]],
         "methods": [_method(entry, f"{origin}, methods") for entry in axes["methods"]],
-        "scenarios": [_known(e, SCENARIOS, "scenario", origin) for e in axes["scenarios"]],
+        "scenarios": [_scenario(entry, origin) for entry in axes["scenarios"]],
         "settings": {
             **written_settings(RunConfig, settings),
             "trust_remote_code": trust_remote_code,
@@ -448,6 +460,32 @@ def _named(entry: object, origin: str) -> Named:
         raise AbftError(f"{origin}: got {entry!r}, expected a name, or `name: ...` with settings")
     settings = {key: value for key, value in entry.items() if key != "name"}
     return Named(entry["name"], written_settings(RunConfig, settings))
+
+
+def _scenario(entry: object, origin: str) -> Named:
+    """Read a scenario, and which of its variants are measured: `{name: factors, A0: [0.5]}`."""
+    values = entry if isinstance(entry, dict) else {"name": entry}
+    name = _known(values.get("name"), SCENARIOS, "scenario", origin)
+    chosen = {key: value for key, value in values.items() if key != "name"}
+
+    variants = SCENARIOS[name].variants
+    for key, value in chosen.items():
+        if key not in variants[0]:
+            has = (
+                f"its variants differ in {', '.join(variants[0])}" if variants[0] else "no variants"
+            )
+            raise AbftError(f"{origin}, {name}: unknown key {key!r}; {has}")
+        measured = list(dict.fromkeys(variant[key] for variant in variants))
+        unknown = [v for v in value if v not in measured] if isinstance(value, list) else [value]
+        if unknown or not value:
+            raise AbftError(
+                f"{origin}, {name}: {key} = {value!r}, expected a list of some of {measured}"
+            )
+
+    scenario = Named(name, chosen)
+    if not _variants(scenario):
+        raise AbftError(f"{origin}, {name}: no variant has all of {chosen}")
+    return scenario
 
 
 def _model(entry: object, origin: str) -> Named:

@@ -95,7 +95,7 @@ def _all_differences(results: Results, model: str) -> Table | None:
     # "standard" has a table of its own, and so have scenarios with variants.
     scenarios = [
         name
-        for name in results.grid.scenarios
+        for name in [named.name for named in results.grid.scenarios]
         if name not in (*_NO_CORRECT_ANSWER, "standard") and SCENARIOS[name].variants == ({},)
     ]
     for scenario in scenarios:

@@ -14,6 +14,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from abft.method.head_statistics import span_sums
 from abft.model.attention import decoder, read_rows, row_attention, up_to_layer
+from abft.model.cache import cache_arguments
 
 BATCH_TOKENS = 2048  # of documents, in a forward pass
 QUERY_TOKENS = 256  # of queries, in a forward pass at most
@@ -169,9 +170,8 @@ class DocumentReader:
                     looking_P if len(looking_P) else index_T[:1],
                     position_ids=(kept.beginning + kept.longest + place_T)[None, part],
                     attention_mask=mask_TS[None, None],
-                    past_key_values=cache,
-                    use_cache=True,
                     row_layers=self.layers,
+                    **cache_arguments(self._inner, cache),
                 )
                 if not len(looking_P):
                     continue
@@ -224,8 +224,7 @@ class DocumentReader:
             self._inner(
                 input_ids=ids,
                 position_ids=positions.expand(len(ids), -1),
-                past_key_values=cache,
-                use_cache=True,
+                **cache_arguments(self._inner, cache),
             )
         return cache
 

@@ -12,6 +12,7 @@ from transformers import DynamicCache, PreTrainedModel
 from abft.data.encoding import EncodedPrompt, LabelTokens
 from abft.data.packing import branch_mask, pack
 from abft.model.attention import causal_lm, decoder, lock_of, read_output, row_attention
+from abft.model.cache import cache_arguments
 from abft.model.capabilities import capabilities, check_lengths, rotation_limit
 from abft.scoring.evaluate import bucketed, check_finite, last_hidden
 from abft.scoring.label_tree import LabelTree
@@ -161,8 +162,7 @@ class LabelScorer:
         inputs = {
             "position_ids": torch.tensor([rests.position_ids], device=self._device) + start,
             "attention_mask": mask,
-            "past_key_values": cache,
-            "use_cache": True,
+            **cache_arguments(self.inner, cache),
             "output_hidden_states": bool(observer.layers),
         }
 
@@ -191,9 +191,9 @@ class LabelScorer:
             return
 
         inputs = torch.tensor([ids], device=self._device)
-        output = self.inner(input_ids=inputs, use_cache=True, past_key_values=DynamicCache())
-        layers = output.past_key_values.layers
-        self._keys_values = [(layer.keys, layer.values) for layer in layers]
+        cache = DynamicCache()
+        self.inner(input_ids=inputs, **cache_arguments(self.inner, cache))
+        self._keys_values = [(layer.keys, layer.values) for layer in cache.layers]
         self._kept = (ids, weights)
 
 
