@@ -13,7 +13,7 @@ from recomputing.statistics import Estimate, bootstrap, macro_f1
 MODEL = "SmolLM2-135M-Instruct"
 CLASSES = {"SST2": 2, "MR": 2, "FP": 3, "SST5": 5, "TREC": 6, "SUBJ": 2, "TEE": 4, "TEH": 2}
 TASKS = tuple(CLASSES)
-SEEDS = (0, 1)  # of the training prompts, section "Accuracy"
+SEEDS = (0, 1, 2)  # of the training prompts, section "Accuracy"
 TITLES = {
     "vanilla": "vanilla",
     "contextual_calibration": "contextual calibration",
