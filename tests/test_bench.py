@@ -18,7 +18,7 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 from abft.bench.calibration import calibration_prompts
-from abft.bench.grid import read_grid
+from abft.bench.grid_file import read_grid
 from abft.bench.jobs import jobs
 from abft.bench.methods import METHODS
 from abft.bench.report import tables
@@ -473,7 +473,7 @@ def test_results_of_calibration_differ_from_vanilla_and_keep_its_heads(benchmark
 def test_changed_data_or_model_files_are_measured_again(
     grid_values, tmp_path, reviews, model_folder
 ):
-    from abft.bench import grid as module
+    from abft.bench import cell as module
 
     table, model = tmp_path / "reviews.csv", tmp_path / "model"
     shutil.copy(reviews, table)

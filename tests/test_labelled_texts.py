@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from abft.bench.classifiers import CLASSIFIERS, Fitting
-from abft.bench.grid import read_grid
+from abft.bench.grid_file import read_grid
 from abft.bench.labelled_texts import labelled_texts
 from abft.bench.methods import METHODS
 from abft.data.tasks import Example

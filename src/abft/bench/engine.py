@@ -6,7 +6,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from abft.bench.grid import Cell, Grid
+from abft.bench.cell import Cell
+from abft.bench.grid import Grid
 from abft.bench.jobs import Event, jobs, run_job
 from abft.bench.store import LOCK, Store
 from abft.errors import RunInterrupted

@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 
-from abft.bench.grid import Cell
+from abft.bench.cell import Cell
 from abft.bench.labelled_texts import FittedSubject
 from abft.bench.methods import METHODS
 from abft.bench.store import Store

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from abft.bench.grid import Cell
+from abft.bench.cell import Cell
 from abft.bench.methods import METHODS
 from abft.bench.scenarios import SCENARIOS
 from abft.bench.subject import predictions, setting_of

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from abft.bench.calibration import calibration_prompts
-from abft.bench.grid import Cell
+from abft.bench.cell import Cell
 from abft.bench.labelled_texts import labelled_texts
 from abft.bench.methods import METHODS
 from abft.bench.scenarios import SCENARIOS

@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from abft.bench.grid import Cell, Resources
+from abft.bench.cell import Cell
+from abft.bench.grid import Resources
 from abft.bench.jobs import Event, run_job
 from abft.bench.store import Store
 from abft.runs.ray_cluster import connected

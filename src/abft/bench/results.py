@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from abft.bench.grid import Cell, Grid
+from abft.bench.cell import Cell
+from abft.bench.grid import Grid
 from abft.bench.methods import METHODS
 from abft.bench.statistics import paired_bootstrap
 from abft.bench.store import Store

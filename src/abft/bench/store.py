@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from abft.bench.grid import VERSION, Cell
+from abft.bench.cell import VERSION, Cell
 from abft.data.encoding import LabelTokens
 from abft.data.prompts import Prompt
 from abft.errors import AbftError

@@ -14,7 +14,7 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from abft.bench.calibration import calibration_prompts
-from abft.bench.grid import Cell
+from abft.bench.cell import Cell
 from abft.bench.methods import METHODS
 from abft.bench.scenarios import SCENARIOS, PromptSet, Setting
 from abft.bench.store import Scores, Store, scores_key, texts_key

@@ -52,7 +52,7 @@ def bench(
     if ray_address is not None and engine != "ray":
         raise AbftError("--ray-address goes with --engine ray")
     quiet()
-    from abft.bench.grid import read_grid
+    from abft.bench.grid_file import read_grid
     from abft.bench.store import Store
 
     grid, store = read_grid(config, trust_remote_code=trust_remote_code), Store(output)
