@@ -13,6 +13,7 @@ from pathlib import Path
 import pandas
 import pytest
 
+import abft.cli.labelling as labelling
 import abft.cli.predicting as predicting
 import abft.runs.predict_on_ray
 from abft.errors import AbftError, RunInterrupted
@@ -27,7 +28,7 @@ TEXTS[4] = "bad and sad"
 
 @pytest.fixture
 def small_chunks(monkeypatch):
-    monkeypatch.setattr(predicting, "CHUNK_ROWS", 4)
+    monkeypatch.setattr(labelling, "CHUNK_ROWS", 4)
 
 
 @pytest.fixture
@@ -48,7 +49,7 @@ def test_chunks_join_to_what_one_chunk_gives(finished, source, tmp_path, ending,
     # One text at a time: batches of other sizes round differently.
     command = ("predict", finished, "--data", source, "--batch-size", 1, "--output")
     assert invoke(*command, out[0]).exit_code == 0
-    monkeypatch.setattr(predicting, "CHUNK_ROWS", 100)
+    monkeypatch.setattr(labelling, "CHUNK_ROWS", 100)
     assert invoke(*command, out[1]).exit_code == 0
     if ending == "parquet":
         pandas.testing.assert_frame_equal(*map(pandas.read_parquet, out))
@@ -346,7 +347,7 @@ def test_batch_calibration_of_an_interrupted_command(finished, source, tmp_path,
     invoke(*command, out)
     assert not out.exists()
     monkeypatch.undo()
-    monkeypatch.setattr(predicting, "CHUNK_ROWS", 4)
+    monkeypatch.setattr(labelling, "CHUNK_ROWS", 4)
     assert invoke(*command, out).exit_code == 0
     assert out.read_text() == whole.read_text()
 
@@ -365,7 +366,7 @@ def test_the_prompt_to_send_elsewhere(finished):
 def test_ray_gives_the_same_and_goes_on(finished, tmp_path, monkeypatch):
     """A real cluster of this machine; one chunk is there already, as after a kill."""
     pytest.importorskip("ray")
-    monkeypatch.setattr(predicting, "CHUNK_ROWS", 4)
+    monkeypatch.setattr(labelling, "CHUNK_ROWS", 4)
     source = tmp_path / "new.csv"
     rows = [f'"{text}",{i}' for i, text in enumerate(TEXTS)]
     rows[6] = ",6"
