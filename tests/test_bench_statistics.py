@@ -330,7 +330,7 @@ def every_scenario(monkeypatch):
         models=[Named(name) for name in MODELS],
         tasks=[Named(name) for name in TASKS],
         methods=[(Named(name), kind) for name, kind in kinds.items()],
-        scenarios=list(SCENARIOS),
+        scenarios=[Named(name) for name in SCENARIOS],
         seeds=list(SEEDS),
         reference_method="vanilla",
         cells=lambda: cells,
