@@ -502,6 +502,8 @@ def foreign_checkpoint(bench):
     """Resume a run into which a checkpoint of another base model was copied."""
     from tiny import tiny_model, tokenizer
 
+    from abft.training.trainer import last_checkpoint
+
     other = bench.folder / "other-model"
     tiny_model("llama", hidden_size=48).save_pretrained(other)
     tokenizer("bpe").save_pretrained(other)
@@ -514,7 +516,9 @@ def foreign_checkpoint(bench):
             *("--steps", 400, "--output", runs[name]),
         )
         child = forked(command, bench.log)
-        while not list(runs[name].glob("checkpoint-*/trainer_state.json")):
+
+        # A state that is being written when the child is killed is no checkpoint.
+        while last_checkpoint(runs[name]) is None:
             if os.waitpid(child, os.WNOHANG)[0]:
                 raise RuntimeError(f"no checkpoint was written: {said(bench.log)}")
             time.sleep(0.01)
