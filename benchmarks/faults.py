@@ -500,9 +500,8 @@ def disks(bench):
 
 def foreign_checkpoint(bench):
     """Resume a run into which a checkpoint of another base model was copied."""
-    from tiny import tiny_model, tokenizer
-
     from abft.training.trainer import last_checkpoint
+    from tiny import tiny_model, tokenizer
 
     other = bench.folder / "other-model"
     tiny_model("llama", hidden_size=48).save_pretrained(other)
