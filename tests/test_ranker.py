@@ -164,16 +164,34 @@ def test_a_document_larger_than_what_is_kept(monkeypatch):
     assert reader._store._kept == {}
 
 
-def test_scores_are_the_heads_attention_without_an_empty_querys(fitted):
+def test_scores_are_the_heads_attention_without_an_empty_querys(fitted, tmp_path):
     documents = ["this is sad", "a film of joy", "poor"]
     prompts = fitted._prompts()
     written = prompts.documents(documents)
     ids = prompts.queries(["a sad thing", "N/A"])
     asked = [prompts.prompt(written, each, [True, False, False]) for each in ids]
     each = [whole(fitted._model, [prompt])[0].numpy() for prompt in asked]
+
+    # Weighted: those of the first two thirds of the layers.
+    weights = fitted.head_weights_
+    assert weights.layers == [0]
+    assert len(each[0]) == 2
+    looks = (each[0] - each[1])[0]
+    centred = looks - looks.mean(1, keepdims=True)
+    scaled = centred / ((weights.spread_LH.ravel() + looks.std(1)) / 2)[:, None]
+    expected = weights.weights_LH.ravel() @ scaled
+    assert fitted.scores(["a sad thing"], documents)[0] == pytest.approx(expected, rel=1e-4)
+
+    # A ranker of an older version has no weights: it reads the mean of its heads.
+    fitted.save(tmp_path / "ranker")
+    file = tmp_path / "ranker" / "ranker.json"
+    record = json.loads(file.read_text()) | {"format": 1}
+    del record["head_weights"]
+    file.write_text(json.dumps(record))
+    older = AttentionRanker.load(tmp_path / "ranker", "cpu")
     layers, heads = zip(*fitted.heads_, strict=True)
     expected = (each[0] - each[1])[list(layers), list(heads)].mean(0)
-    assert fitted.scores(["a sad thing"], documents)[0] == pytest.approx(expected, abs=1e-6)
+    assert older.scores(["a sad thing"], documents)[0] == pytest.approx(expected, abs=1e-6)
 
 
 def test_documents_and_queries_see_the_instruction(settings):
@@ -226,6 +244,8 @@ def test_training_finds_the_documents_of_unseen_queries(fitted):
     assert len(fitted.heads_) == 3
     assert found["chosen heads, trained"] >= found["chosen heads, untrained (QRHead)"] + 0.3
     assert found["chosen heads, trained"] >= 0.6
+    assert found["weighted heads, untrained"] >= found["chosen heads, untrained (QRHead)"]
+    assert found["weighted heads, trained"] >= found["chosen heads, trained"]
     queries, candidates, relevant = unseen = data(8, first=48)
     pairs = [set(zip(each[0], map(tuple, each[1]), strict=True)) for each in (unseen, data())]
     assert not pairs[0] & pairs[1]
@@ -312,7 +332,7 @@ def test_nothing_is_left_of_a_fit_that_was_interrupted(settings, monkeypatch, tm
     ranker = AttentionRanker(**settings, steps=20, learning_rate=1e-2)
     with pytest.raises(KeyboardInterrupt):
         ranker.fit(*data(24))
-    assert (ranker.heads_, ranker.validation_) == (None, {})
+    assert (ranker.heads_, ranker.head_weights_, ranker.validation_) == (None, None, {})
     np.testing.assert_array_equal(ranker.scores(["x"], documents), untrained)
     with pytest.raises(ValueError, match="nothing to save"):
         ranker.save(tmp_path / "ranker")

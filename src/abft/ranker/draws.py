@@ -8,6 +8,7 @@ from abft.ranker.prompts import RankingPrompts
 from abft.ranker.queries import RankingQuery, by_candidates
 
 HELD_OUT, MOST_HELD_OUT, FEWEST_HELD_OUT = 0.2, 128, 4
+WEIGHED_GROUPS = 64  # of queries that share documents, by which heads are weighed
 
 
 def split(
@@ -65,6 +66,15 @@ def measured_queries(
         for start in range(0, len(pool), together):
             drawn += _with_fewer_documents(pool[start : start + together], shown, generator)
     return drawn
+
+
+def weighed_groups(
+    queries: Sequence[RankingQuery], together: int, shown: int, seed: int
+) -> list[list[RankingQuery]]:
+    """Draw groups of queries that share documents, at most `WEIGHED_GROUPS`; each query once."""
+    groups = list(by_candidates(measured_queries(queries, together, shown, seed)).values())
+    random.Random(f"weighed {seed}").shuffle(groups)
+    return groups[:WEIGHED_GROUPS]
 
 
 def _with_fewer_documents(

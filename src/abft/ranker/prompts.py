@@ -24,6 +24,8 @@ BEGINNING = "Documents:\n"
 BEFORE_DOCUMENT, AFTER_DOCUMENT = "- ", "\n"
 BEFORE_QUERY, AFTER_QUERY = "Query: ", "\nThe document that matches:"
 
+EMPTY_QUERY = "N/A"  # without content; its attention is subtracted: ICR's calibration
+
 # Which tokens look at the documents: the last of the prompt, or all from the query on.
 Looking = Literal["last", "query"]
 

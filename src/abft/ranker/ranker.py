@@ -7,7 +7,7 @@ import operator
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, get_args
@@ -24,9 +24,10 @@ from abft.ranker.draws import (
     most_together,
     split,
     training_prompts,
+    weighed_groups,
 )
 from abft.ranker.peers import PEERS, Scorer, peers
-from abft.ranker.prompts import Looking, RankingPrompts
+from abft.ranker.prompts import EMPTY_QUERY, Looking, RankingPrompts
 from abft.ranker.queries import (
     RankingQuery,
     by_candidates,
@@ -44,9 +45,9 @@ if TYPE_CHECKING:
     from abft.method.objectives.contrastive import ContrastiveObjective
     from abft.ranker.attribution import DeletionCurve
     from abft.ranker.documents import DocumentReader, KeptDocuments
+    from abft.ranker.head_weights import HeadWeights
 
-FILE, FORMAT = "ranker.json", 1
-EMPTY_QUERY = "N/A"  # a query without content, whose attention is subtracted: ICR's calibration
+FILE, FORMAT = "ranker.json", 2
 FINDER_GROUPS = 32  # groups of prompts by which heads are chosen
 TEMPLATE_TOKENS = 32  # about how many a prompt has besides beginning, document and query
 
@@ -81,7 +82,7 @@ class Ranked:
 
     Attributes:
         index: its index in the list of documents.
-        score: the heads' attention on it minus that of an empty query. Higher is better among
+        score: from the heads' attention on it minus that of an empty query. Higher is better among
             documents that were read together: all of them or, in a ranking in rounds, one group.
         document: the text.
     """
@@ -93,17 +94,18 @@ class Ranked:
 
 @dataclass(eq=False)
 class AttentionRanker:
-    """Ranks documents by the attention of a few heads, without generating anything.
+    """Ranks documents by the attention of heads, without generating anything.
 
     Untrained, it reads all heads, as in-context re-ranking does (ICR, arXiv 2410.02642). `fit`
     finds the heads that look at relevant documents (QRHead, arXiv 2506.09944; CoRe, arXiv
     2510.02219) and trains W_Q and W_K so that they look at them more, with InfoNCE (cross-entropy
-    of a softmax) over documents, as in BlockRank (arXiv 2510.05396).
+    of a softmax) over documents, as in BlockRank (arXiv 2510.05396). Then it weighs the heads of
+    the first two thirds of the layers, with the same loss: a document's score is a sum over them.
 
     Args:
         model: what `abft.load_model` takes.
-        heads: how many heads are trained and read, or "layer": those of one middle layer.
-        steps: optimizer steps; 0 finds heads only.
+        heads: how many heads are trained, or "layer": those of one middle layer.
+        steps: optimizer steps; 0 = no training, heads are weighed only.
         learning_rate: of W_Q and W_K; default: that of the contrastive objective.
         temperature: of the loss, > 0.
         looking: which tokens look: all of the "query", or the "last" one.
@@ -139,6 +141,7 @@ class AttentionRanker:
         self._named: str | None = None  # `model`, once its path was made absolute
         self._check_settings()
         self.heads_: list[tuple[int, int]] | None = None  # (layer, head); None = all
+        self.head_weights_: HeadWeights | None = None  # None = the mean of `heads_`
         self.validation_: dict[str, float] = {}  # recall@1 on held-out queries, by method
         self._changed = False  # whether the model's weights are no longer the base model's
         self._model: PreTrainedModel | None = None
@@ -147,6 +150,7 @@ class AttentionRanker:
         self._samples: dict[str, list[float]] = {}  # by which the base model is recognised
         self._reader: DocumentReader | None = None
         self._read_as: RankingPrompts | None = None  # how the reader's texts are written
+        # Documents, and how an empty query looks at them.
         self._kept: tuple[tuple[str, ...], KeptDocuments, np.ndarray] | None = None
         self._lock = threading.RLock()
 
@@ -191,12 +195,13 @@ class AttentionRanker:
         candidates: Sequence[str] | Sequence[Sequence[str]],
         relevant: Sequence[int | Collection[int]],
     ) -> "AttentionRanker":
-        """Find heads, and train them, on queries whose relevant documents are known.
+        """Find, train and weigh heads, on queries whose relevant documents are known.
 
         A fifth of the queries, between 4 and 128 texts, is held out, each with up to `shown` of its
         candidates, drawn at random: among more, every method finds the relevant one less often. On
         these, `validation_` says how often the first document is a relevant one (recall@1) for
-        TF-IDF, BM25 and MiniLM (if they are installed), the untrained heads and the trained ones.
+        TF-IDF, BM25 and MiniLM (if they are installed), and for the heads: untrained and trained,
+        their mean and weighted.
 
         Args:
             queries: N texts.
@@ -241,11 +246,15 @@ class AttentionRanker:
         self._untouched()
         measure("all heads, untrained (ICR)", self.scores)
         objective = self._find_heads(training, seed)
-        ours = "chosen heads, untrained (QRHead)"
+        measure("chosen heads, untrained (QRHead)", self.scores)
+        self._weigh_heads(training, seed)
+        ours = "weighted heads, untrained"
         measure(ours, self.scores)
         if self.steps:
             self._train(training, objective, seed)
-            ours = "chosen heads, trained"
+            measure("chosen heads, trained", self.scores)
+            self._weigh_heads(training, seed)
+            ours = "weighted heads, trained"
             measure(ours, self.scores)
         warn_of_better_peers({name: hits[name] for name in PEERS if name in hits}, hits[ours])
         return self
@@ -276,7 +285,7 @@ class AttentionRanker:
         # An earlier fit may have changed the weights, and the caller the model's name.
         if self._changed or self._opened != (self.model, self.device):
             self._model = None
-        self.heads_, self._changed = None, False
+        self.heads_, self.head_weights_, self._changed = None, None, False
         self._forget()
         self._load()
 
@@ -299,6 +308,24 @@ class AttentionRanker:
         self._forget()
         return objective
 
+    def _weigh_heads(self, queries: Sequence[RankingQuery], seed: int) -> None:
+        """Fit weights of the heads of the model as it is now."""
+        from tqdm import tqdm
+
+        from abft.ranker.documents import DocumentReader
+        from abft.ranker.head_weights import depth_read, examples, fit_head_weights
+
+        prompts = self._prompts()
+        together = most_together(queries, self.together)
+        groups = weighed_groups(queries, together, self.shown, seed)
+        self._forget()
+        assert self._model is not None
+        layers = depth_read(self._model)
+        reader = DocumentReader(self._model, prompts.beginning, layers)
+        shown = tqdm(groups, "weighing heads", leave=False, disable=None if self.progress else True)
+        looks = list(examples(reader, prompts, shown, self._looking))
+        self.head_weights_ = fit_head_weights(looks, len(layers))
+
     def _train(
         self, queries: Sequence[RankingQuery], objective: "ContrastiveObjective", seed: int
     ) -> None:
@@ -312,7 +339,7 @@ class AttentionRanker:
         assert self._tokenizer is not None
         # What was read with the old weights is no longer valid.
         self._forget()
-        self._changed = True
+        self._changed, self.head_weights_ = True, None
         try:
             train_heads(
                 self._model,
@@ -327,7 +354,7 @@ class AttentionRanker:
             )
         except BaseException:
             # Half-trained weights are dropped: the next call loads the untrained ones.
-            self._model, self.heads_, self.validation_ = None, None, {}
+            self._model, self.heads_, self.head_weights_, self.validation_ = None, None, None, {}
             self._changed = False
             raise
 
@@ -337,9 +364,10 @@ class AttentionRanker:
     def scores(self, queries: Sequence[str], documents: Sequence[str]) -> np.ndarray:
         """Return how much each query looks at each document, (N, D); higher is better.
 
-        The attention of an empty query is subtracted, which makes documents comparable. A
-        query looks at all documents in one pass, whatever their number; the documents' keys and
-        values are kept until other documents are given.
+        The attention of an empty query is subtracted, which makes documents comparable. After
+        `fit`, the score is a weighted sum over heads, whose mean over the documents is 0. A query
+        looks at all documents in one pass, whatever their number; the documents' keys and values
+        are kept until other documents are given.
 
         Raises:
             ValueError: no documents, or an empty text.
@@ -347,7 +375,7 @@ class AttentionRanker:
         documents, queries = texts_of(documents, "document"), texts_of(queries, "query")
         if not documents:
             raise ValueError("no documents to rank")
-        kept, empty_D = self._keep(tuple(documents))
+        kept, empty_KD = self._keep(tuple(documents))
         ids, cut = self._prompts().cut_queries(queries)
         if cut:
             warnings.warn(
@@ -355,7 +383,14 @@ class AttentionRanker:
                 "only their beginning is read",
                 stacklevel=3,
             )
-        return self._attention(kept, ids) - empty_D
+        scores_ND = np.zeros((len(queries), len(documents)))
+        for n, attention_KD in enumerate(self._attention(kept, ids)):
+            calibrated_KD = attention_KD - empty_KD
+            if self.head_weights_ is None:
+                scores_ND[n] = calibrated_KD.mean(0)
+            else:
+                scores_ND[n] = self.head_weights_.scores(calibrated_KD)
+        return scores_ND
 
     @_one_at_a_time
     def too_long(self, documents: Sequence[str]) -> int:
@@ -415,25 +450,35 @@ class AttentionRanker:
                     stacklevel=4,
                 )
             kept = self._reader.read(ids)
-            (empty_D,) = self._attention(kept, prompts.queries([EMPTY_QUERY]))
-            self._kept = (documents, kept, empty_D)
+            (empty_KD,) = self._attention(kept, prompts.queries([EMPTY_QUERY]))
+            self._kept = (documents, kept, empty_KD)
         return self._kept[1], self._kept[2]
 
-    def _attention(self, kept: "KeptDocuments", queries: Sequence[Sequence[int]]) -> np.ndarray:
-        """Return the chosen heads' mean attention on each document, (N, D)."""
+    @property
+    def _looking(self) -> int | None:
+        """Return how many of a query's last tokens look; None = all."""
+        return None if self.looking == "query" else 1
+
+    @property
+    def _layers(self) -> list[int] | None:
+        """Return the layers that are read; None = all."""
+        if self.head_weights_ is not None:
+            return self.head_weights_.layers
+        return None if self.heads_ is None else sorted({layer for layer, _ in self.heads_})
+
+    def _attention(
+        self, kept: "KeptDocuments", queries: Sequence[Sequence[int]]
+    ) -> Iterator[np.ndarray]:
+        """Yield each query's attention on each document, by the K heads that are read, (K, D)."""
         assert self._reader is not None
         chosen: Any = ...
-        if self.heads_ is not None:
+        if self.head_weights_ is None and self.heads_ is not None:
             assert self._reader.layers is not None
             layers, heads = zip(*self.heads_, strict=True)
             chosen = ([self._reader.layers.index(layer) for layer in layers], list(heads))
-
-        attention_ND = np.zeros((len(queries), len(kept.spans)))
-        looking = None if self.looking == "query" else 1
-        for n, attention_LHD in enumerate(self._reader.attention(kept, queries, looking)):
-            attention_KD = attention_LHD.cpu().numpy()[chosen].reshape(-1, len(kept.spans))
-            attention_ND[n] = attention_KD.mean(0, dtype=float)
-        return attention_ND
+        for attention_LHD in self._reader.attention(kept, queries, self._looking):
+            attention = attention_LHD.double().cpu().numpy()
+            yield attention[chosen].reshape(-1, len(kept.spans))
 
     @_one_at_a_time
     def attribute(self, prompt: str, spans: Sequence[tuple[int, int]]) -> np.ndarray:
@@ -527,9 +572,8 @@ class AttentionRanker:
                     f"{self.max_query_tokens} tokens, after {len(beginning)} of the beginning, do "
                     f"not fit: the model reads at most {limit}"
                 )
-            layers = None if self.heads_ is None else sorted({layer for layer, _ in self.heads_})
             self._forget()
-            self._reader = DocumentReader(self._model.eval(), beginning, layers)
+            self._reader = DocumentReader(self._model.eval(), beginning, self._layers)
             self._read_as = writer
 
     def _forget(self) -> None:
@@ -540,7 +584,7 @@ class AttentionRanker:
 
     @_one_at_a_time
     def save(self, folder: str | Path) -> None:
-        """Write the heads, the settings and the trained W_Q and W_K (safetensors).
+        """Write the heads, their weights, the settings and the trained W_Q and W_K (safetensors).
 
         Raises:
             ValueError: no heads were found yet, or the folder is not empty.
@@ -557,6 +601,7 @@ class AttentionRanker:
             "format": FORMAT,
             "settings": {name: getattr(self, name) for name in SAVED},
             "heads": self.heads_,
+            "head_weights": None if self.head_weights_ is None else self.head_weights_.to_json(),
             "base": self._samples,
             "validation": self.validation_,
             "trained": self._changed,
@@ -582,6 +627,7 @@ class AttentionRanker:
         """
         from abft.model.checkpoints import check_base_weights, load_full_rank
         from abft.model.qk_weights import train_full_rank
+        from abft.ranker.head_weights import HeadWeights
 
         path = Path(folder) / FILE
         if not path.is_file():
@@ -593,6 +639,8 @@ class AttentionRanker:
             said = {} if instruction is None else {"instruction": instruction}
             ranker = cls(**{**record["settings"], "device": device, **said})
             heads = [(int(layer), int(head)) for layer, head in record["heads"]]
+            weights = record.get("head_weights")  # an older version has none
+            ranker.head_weights_ = None if weights is None else HeadWeights.from_json(weights)
             ranker.validation_ = dict(record["validation"])
             trained, base = bool(record["trained"]), dict(record.get("base", {}))
         except (KeyError, TypeError, json.JSONDecodeError) as error:
