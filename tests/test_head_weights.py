@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from abft.method.losses import contrastive_loss
-from abft.ranker import AttentionRanker
 from abft.ranker.head_weights import PENALTIES, HeadWeights, _Data, _path, fit_head_weights
 
 LAYERS, HEADS = 2, 3
