@@ -1,6 +1,7 @@
 """Ranking by attention: recall@1 of heads before and while they are trained, against peers.
 
     python benchmarks/rank.py train contrastive --data relations --output results/rank/FILE.json
+    python benchmarks/rank.py weigh --data halves --output results/rank/FILE.json
     python benchmarks/rank.py evaluate WEIGHTS RESULT.json --output FILE.json
     python benchmarks/rank.py heads --output results/rank/heads.json
     python benchmarks/rank.py speed --output results/rank/speed.json
@@ -20,7 +21,8 @@ Arms: contrastive (InfoNCE of 16 heads), layer (of one middle layer), vote (all 
 (cross-entropy of the letter in front of the document, the only arm that is also read from logits).
 In all arms the documents have letters. What is read: chosen heads and all heads, each without what
 an empty query looks at, and the chosen heads with it ("raw"); chosen before training, by training
-prompts.
+prompts. `weigh` reads the weighted heads of `AttentionRanker`, fitted on different numbers of
+training queries, of the untrained model or of kept weights.
 """
 
 import argparse
@@ -35,18 +37,19 @@ from pathlib import Path
 
 import numpy as np
 
-from abft import load_model, load_task
+from abft import apply_weights, load_model, load_task
 from abft.data.splits import text_key
 from abft.method.objectives import ContrastiveObjective
+from abft.ranker.documents import DocumentReader
+from abft.ranker.head_weights import depth_read, examples, fit_head_weights
 from abft.ranker.peers import peers as ranker_peers
-from abft.ranker.prompts import RankingPrompts
-from abft.ranker.queries import by_candidates, queries_without_labels
+from abft.ranker.prompts import EMPTY_QUERY, RankingPrompts
+from abft.ranker.queries import RankingQuery, by_candidates, queries_without_labels
 from abft.ranker.queries import halves as split
 from measured_training import recorded, train_measured
 from record import write
 
 LETTERS = string.ascii_uppercase
-EMPTY = "N/A"
 RELATIONS = {
     "SST2": "sentiment",
     "FP": "sentiment",
@@ -259,7 +262,7 @@ def read(model, writer, groups, heads_LH, answers, whole):
     with torch.no_grad(), row_attention(model), up_to_layer(decoder(model), last):
         for documents, asked, instruction in groups:
             # The empty query is one more of the group.
-            both = [(documents, [*asked, (EMPTY, {0})], instruction)]
+            both = [(documents, [*asked, (EMPTY_QUERY, {0})], instruction)]
             prompts = prompts_of(writer, both, answers)
             batch = Batch.of(prompts, len(prompts), "cpu")
             rows, hidden_BSD = read_batch(decoder(model), batch, row_layers=layers)
@@ -361,13 +364,66 @@ def heads(options):
             write(options.output, record)
 
 
+def looks(model, writer, groups):
+    """How the queries of each group look at its documents, as `fit_head_weights` takes them."""
+    layers = depth_read(model)
+    for documents, asked, instruction in groups:
+        instructed = replace(writer, instruction=instruction)
+        reader = DocumentReader(model, instructed.beginning, layers)
+        shown = tuple(lettered(documents))
+        queries = [RankingQuery(text, shown, frozenset(relevant)) for text, relevant in asked]
+        yield from examples(reader, instructed, [queries], None)
+
+
+def weigh(options):
+    """Recall@1 of weighted heads by number of training queries and of candidates."""
+    model, tokenizer = load_model("SmolLM2-135M-Instruct")
+    if options.weights is not None:
+        model = apply_weights(model, options.weights)
+    model.eval()
+    writer = RankingPrompts(tokenizer, "query", 64, 96)
+    options.steps = 1
+    groups, tests = data(options)
+    name = options.weights and options.weights.name
+    record = {"settings": recorded(options) | {"weights": name}, "peers": {}, "cells": {}}
+    started = time.perf_counter()
+    known = list(looks(model, writer, groups))
+    record["seconds"] = {"training queries": round(time.perf_counter() - started)}
+
+    fitted = {}
+    for count in (1, 2, 4, 8, 16, 32, 64):
+        if count <= len(known):
+            started = time.perf_counter()
+            weights = fit_head_weights(known[:count], len(depth_read(model)))
+            fitted[sum(map(len, known[:count]))] = weights
+            seconds = time.perf_counter() - started
+    record["seconds"]["fit of the most"] = round(seconds, 1)
+
+    for count in map(int, options.counts.split(",")):
+        # Fewer candidates, more groups: about as many queries.
+        each = {"candidates": count, "tests": options.tests * options.candidates // count}
+        smaller = argparse.Namespace(**{**vars(options), **each})
+        tests = data(smaller)[1]
+        corpus = corpus_of(groups, *tests.values())
+        for name, asked in tests.items():
+            record["peers"][f"{name}/{count}"] = peers(asked, corpus)
+            read_of = [example for group in looks(model, writer, asked) for example in group]
+            cell = record["cells"][f"{name}/{count}"] = {
+                str(queries): marks(
+                    int(weights.scores(look_KD).argmax()) in right for look_KD, right in read_of
+                )
+                for queries, weights in fitted.items()
+            }
+            print(f"{name}/{count}", {queries: share(hits) for queries, hits in cell.items()})
+            write(options.output, record)
+
+
 def speed(options):
     """A query over documents that are kept, against a forward pass of the whole prompt."""
     import torch
 
     from abft.data.batches import Batch
     from abft.model.attention import decoder, read_batch, row_attention
-    from abft.ranker.documents import DocumentReader
 
     model, tokenizer = load_model("SmolLM2-135M-Instruct")
     writer = RankingPrompts(tokenizer, "query", 128, 64)
@@ -406,10 +462,8 @@ def speed(options):
 
 def evaluate(options):
     """Kept weights: recall@1 by number of candidates, and which heads prefer relevant documents."""
-    from abft import apply_weights
     from abft.method.head_finder import head_scores
     from abft.model.attention import IMPLEMENTATION
-    from abft.ranker.documents import DocumentReader
 
     trained = json.loads(options.result.read_text(encoding="utf-8"))
     settings = argparse.Namespace(**trained["settings"])
@@ -428,7 +482,7 @@ def evaluate(options):
         for documents, asked, _ in groups:
             kept = reader.read(writer.documents(lettered(documents)))
             scores = []
-            queries = writer.queries([*(query for query, _ in asked), EMPTY])
+            queries = writer.queries([*(query for query, _ in asked), EMPTY_QUERY])
             looking = None if settings.looking == "query" else 1
             for attention_LHD in reader.attention(kept, queries, looking):
                 chosen = [attention_LHD[layers.index(i), h] for i, h in trained["heads"]]
@@ -491,6 +545,17 @@ def main():
     command.add_argument("--heads", type=int, default=16)
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--output", type=Path, required=True)
+    command = commands.add_parser("weigh")
+    command.set_defaults(run=weigh)
+    command.add_argument("--data", choices=("halves", "relations", "docstrings"), required=True)
+    command.add_argument("--output", type=Path, required=True)
+    command.add_argument("--weights", type=Path, help="folder that train --save wrote")
+    command.add_argument("--candidates", type=int, default=20)
+    command.add_argument("--counts", default="20", help="numbers of candidates of the tests")
+    command.add_argument("--queries", type=int, default=20, help="of a group")
+    command.add_argument("--groups", type=int, default=32, help="of training queries")
+    command.add_argument("--tests", type=int, default=16, help="groups of each test")
+    command.add_argument("--seed", type=int, default=0)
     command = commands.add_parser("speed")
     command.set_defaults(run=speed)
     command.add_argument("--rounds", type=int, default=3)
