@@ -25,7 +25,14 @@ from abft.ranker import AttentionRanker
 from abft.ranker.attribution import RANDOM_ORDERS, _tokens, deletion_curve
 from abft.ranker.beir import load_beir
 from abft.ranker.documents import DocumentReader
-from abft.ranker.draws import measured_queries, most_together, split, training_prompts
+from abft.ranker.draws import (
+    measured_queries,
+    most_together,
+    split,
+    training_prompts,
+    weighed_groups,
+)
+from abft.ranker.head_weights import fit_head_weights
 from abft.ranker.peers import PEERS, bm25, peers, tfidf
 from abft.ranker.prompts import RankingPrompts
 from abft.ranker.queries import (
@@ -467,6 +474,23 @@ def test_heads_are_found_without_labels(settings):
     best = torch.stack(each).mean(0).flatten().topk(3).indices
     heads = rows.shape[1]
     assert ranker.heads_ == sorted((int(i) // heads, int(i) % heads) for i in best)
+
+    # They are weighed by the same queries.
+    groups = weighed_groups(queries, together, 8, 0)
+    assert sorted(query.text for group in groups for query in group) == sorted(
+        query.text for query in queries
+    )
+    looks = []
+    for group in groups:
+        written = ranker._prompts().documents(group[0].candidates)
+        ids = ranker._prompts().queries(["N/A", *(query.text for query in group)])
+        prompts = [ranker._prompts().prompt(written, each, [True] + [False] * 7) for each in ids]
+        empty, *rows = whole(ranker._model, prompts)[:, 0].double().numpy()
+        looks.append([(row - empty, q.relevant) for row, q in zip(rows, group, strict=True)])
+    expected = fit_head_weights(looks, 1)
+    found = ranker.head_weights_
+    assert found.spread_LH == pytest.approx(expected.spread_LH, rel=1e-3)
+    assert found.weights_LH == pytest.approx(expected.weights_LH, rel=0.02, abs=0.02)
 
     # What was trained is given up, what was found is kept.
     with warnings.catch_warnings():

@@ -261,9 +261,9 @@ class AttentionRanker:
 
     @_one_at_a_time
     def find_heads(self, documents: Sequence[str]) -> "AttentionRanker":
-        """Find heads without labels: those that look from the end of a text at its beginning.
+        """Find and weigh heads without labels, by how they look from a text's end at its beginning.
 
-        Nothing is trained. `fit` finds heads by which documents are relevant instead.
+        Nothing is trained. `fit` goes by which documents are relevant instead.
 
         Args:
             documents: texts like those to rank; the same ones will do.
@@ -278,6 +278,7 @@ class AttentionRanker:
         self.validation_ = {}
         self._untouched()
         self._find_heads(queries, self.random_state)
+        self._weigh_heads(queries, self.random_state)
         return self
 
     def _untouched(self) -> None:
