@@ -327,18 +327,37 @@ def train(options):
     train_measured(model, tokenizer, prompts, options, lambda trainer: measure, objective)
 
 
+def looks(model, writer, groups, layers):
+    """How the queries of each group look at its documents, as `fit_head_weights` takes them."""
+    for documents, asked, instruction in groups:
+        instructed = replace(writer, instruction=instruction)
+        reader = DocumentReader(model, instructed.beginning, layers)
+        shown = tuple(lettered(documents))
+        queries = [RankingQuery(text, shown, frozenset(relevant)) for text, relevant in asked]
+        yield from examples(reader, instructed, [queries], None)
+
+
+def answered(scorer, groups):
+    """Which queries have a relevant document with the highest score."""
+    return marks(int(scorer(look).argmax()) in right for group in groups for look, right in group)
+
+
 def heads(options):
-    """Nothing is trained: heads that are found on one kind of documents read another kind."""
+    """Nothing is trained: heads that are found and weighed on one kind of documents read another.
+
+    Those of `chosen` have the largest difference between relevant documents and others, after an
+    empty query's attention was subtracted.
+    """
     model, tokenizer = load_model("SmolLM2-135M-Instruct")
     writer = RankingPrompts(tokenizer, "query", 64, 96)
-    answers = [tokenizer(f" ({letter}")["input_ids"][-1] for letter in LETTERS]
-    record = {"settings": recorded(options), "heads": {}, "cells": {}}
+    record = {"settings": recorded(options), "queries": {}, "peers": {}, "cells": {}}
     known, tests = {}, {}
     for name in ("docstrings", "halves"):
         drawn = argparse.Namespace(**vars(options), data=name, groups=1, steps=options.tests)
         labelled, tested = data(drawn)
         known[f"{name}, labelled"] = labelled
         tests[name] = next(iter(tested.values()))
+        record["peers"][name] = peers(tests[name], corpus_of(labelled, tests[name]))
 
     # Without labels: on the documents that are ranked, by the queries of
     # `AttentionRanker.find_heads`.
@@ -351,28 +370,37 @@ def heads(options):
             for documents, asked in list(shared.items())[: options.tests]
         ]
 
+    layers = model.config.num_hidden_layers
+    per_layer = model.config.num_attention_heads
+    read_of = len(depth_read(model)) * per_layer  # the heads that are weighed are the first ones
+    tested = {
+        name: list(looks(model, writer, groups, list(range(layers))))
+        for name, groups in tests.items()
+    }
+    for name, groups in tested.items():
+        record["cells"][f"{name}/all heads"] = answered(lambda look: look.mean(0), groups)
     for found_on, groups in known.items():
-        finder = ContrastiveObjective(str(options.heads))
-        finder.prepare(model, prompts_of(writer, groups, answers), options.queries)
-        heads_LH = finder.chosen_LH.numpy()
-        record["heads"][found_on] = np.argwhere(heads_LH).tolist()
-        for name, each in tests.items():
-            found = read(model, writer, each, heads_LH, answers, True)
-            record["cells"][f"{name}/{found_on}"] = found["heads"]
-            record["cells"][f"{name}/all heads"] = found["all"]
-            print(f"{found_on} -> {name}: {share(found['heads'])} (all {share(found['all'])})")
+        found = list(looks(model, writer, groups, list(range(layers))))
+        every = [example for group in found for example in group]
+        record["queries"][found_on] = len(every)
+        contrast = np.mean([preference(look, list(right)) for look, right in every], 0)
+        chosen = np.argsort(-contrast)[: options.heads]
+        weights = fit_head_weights(
+            [[(look[:read_of], right) for look, right in group] for group in found],
+            len(depth_read(model)),
+        )
+        for name, asked in tested.items():
+            cell = record["cells"][f"{name}/{found_on}"] = {
+                "chosen": answered(lambda look, heads=chosen: look[heads].mean(0), asked),
+                "weighted": answered(lambda look, by=weights: by.scores(look[:read_of]), asked),
+            }
+            print(f"{found_on} -> {name}:", {how: share(hits) for how, hits in cell.items()})
             write(options.output, record)
 
 
-def looks(model, writer, groups):
-    """How the queries of each group look at its documents, as `fit_head_weights` takes them."""
-    layers = depth_read(model)
-    for documents, asked, instruction in groups:
-        instructed = replace(writer, instruction=instruction)
-        reader = DocumentReader(model, instructed.beginning, layers)
-        shown = tuple(lettered(documents))
-        queries = [RankingQuery(text, shown, frozenset(relevant)) for text, relevant in asked]
-        yield from examples(reader, instructed, [queries], None)
+def preference(look_KD, relevant):
+    """Each head's mean attention on relevant documents minus that on others."""
+    return look_KD[:, relevant].mean(1) - np.delete(look_KD, relevant, 1).mean(1)
 
 
 def weigh(options):
@@ -387,14 +415,15 @@ def weigh(options):
     name = options.weights and options.weights.name
     record = {"settings": recorded(options) | {"weights": name}, "peers": {}, "cells": {}}
     started = time.perf_counter()
-    known = list(looks(model, writer, groups))
+    layers = depth_read(model)
+    known = list(looks(model, writer, groups, layers))
     record["seconds"] = {"training queries": round(time.perf_counter() - started)}
 
     fitted = {}
     for count in (1, 2, 4, 8, 16, 32, 64):
         if count <= len(known):
             started = time.perf_counter()
-            weights = fit_head_weights(known[:count], len(depth_read(model)))
+            weights = fit_head_weights(known[:count], len(layers))
             fitted[sum(map(len, known[:count]))] = weights
             seconds = time.perf_counter() - started
     record["seconds"]["fit of the most"] = round(seconds, 1)
@@ -407,12 +436,9 @@ def weigh(options):
         corpus = corpus_of(groups, *tests.values())
         for name, asked in tests.items():
             record["peers"][f"{name}/{count}"] = peers(asked, corpus)
-            read_of = [example for group in looks(model, writer, asked) for example in group]
+            found = list(looks(model, writer, asked, layers))
             cell = record["cells"][f"{name}/{count}"] = {
-                str(queries): marks(
-                    int(weights.scores(look_KD).argmax()) in right for look_KD, right in read_of
-                )
-                for queries, weights in fitted.items()
+                str(queries): answered(weights.scores, found) for queries, weights in fitted.items()
             }
             print(f"{name}/{count}", {queries: share(hits) for queries, hits in cell.items()})
             write(options.output, record)
