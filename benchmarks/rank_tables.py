@@ -3,6 +3,7 @@
 python benchmarks/rank_tables.py steps    # recall@1 over steps, run by run
 python benchmarks/rank_tables.py counts   # recall@1 by number of candidates, and differences
 python benchmarks/rank_tables.py against  # recall@1 with 20 queries a group, and differences
+python benchmarks/rank_tables.py weighted # recall@1 of weighted heads, and differences
 python benchmarks/rank_tables.py picture  # docs/ranker.svg
 
 Intervals (95%) are bootstrapped over groups of documents with their queries, and over seeds where
@@ -131,6 +132,48 @@ def against(options):
                 )
 
 
+def weighted(options):
+    """Recall@1 of weighted heads by number of training queries, and differences to peers."""
+    by_kind = {}
+    for path in sorted(RESULTS.glob("*_weighted_*seed?.json")):
+        by_kind.setdefault(path.stem.rsplit("_", 1)[0], []).append(read(path))
+    trainings = [Run(path) for path in sorted(RESULTS.glob("halves_20_queries_contrastive_*.json"))]
+    by_seed = {run.seed: run for run in trainings}
+
+    for kind, records in by_kind.items():
+        seeds = [record["settings"]["seed"] for record in records]
+        for name, counted in records[0]["cells"].items():
+            print(f"{kind}, {name}, seeds {seeds}; by training queries:")
+            for record in records:
+                cell = record["cells"][name]
+                print("  ", {queries: share(hits) for queries, hits in cell.items()})
+
+            most = max(counted, key=int)
+            task, candidates = name.split("/")
+            settings = records[0]["settings"]
+            groups = settings["tests"] * settings["candidates"] // int(candidates)
+
+            def hits(text, groups=groups):
+                return np.array(list(text), float).reshape(groups, -1)
+
+            ours = [hits(record["cells"][name][most]) for record in records]
+            print(f"  {100 * np.mean(ours):.1f} with {most} queries")
+            for peer in ("TF-IDF", "BM25", "MiniLM"):
+                theirs = [hits(record["peers"][name][peer]) for record in records]
+                shares = 100 * np.mean(theirs)
+                print_difference(f"  minus {peer} ({shares:.1f})", zip(ours, theirs, strict=True))
+
+            # The mean of the chosen heads, on the same queries.
+            same = [by_seed.get(seed) for seed in seeds]
+            if kind.startswith("halves") and int(candidates) == 20 and all(same):
+                for step in (0, last_of_all(same)):
+                    theirs = [run.at(step, task, "heads") for run in same]
+                    print_difference(
+                        f"  minus 16 heads after {step} steps ({100 * np.mean(theirs):.1f})",
+                        zip(ours, theirs, strict=True),
+                    )
+
+
 def picture(options):
     """Recall by candidates, heads before and after training, and seconds of a query."""
     pyplot = svg_pyplot(font_size=9)
@@ -186,7 +229,7 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(required=True)
-    for run in (steps, counts, against, picture):
+    for run in (steps, counts, against, weighted, picture):
         commands.add_parser(run.__name__, description=run.__doc__).set_defaults(run=run)
     options = parser.parse_args()
     options.run(options)

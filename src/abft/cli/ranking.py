@@ -43,8 +43,8 @@ def rank(
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="First find heads on these documents, without labels, and keep them in a new "
-            "folder for --run. Takes minutes; nothing is trained.",
+            help="First find and weigh heads on these documents, without labels, and keep "
+            "them in a new folder for --run. Takes minutes; nothing is trained.",
             rich_help_panel=MODEL,
         ),
     ] = None,
