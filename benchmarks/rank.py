@@ -41,7 +41,7 @@ from abft import apply_weights, load_model, load_task
 from abft.data.splits import text_key
 from abft.method.objectives import ContrastiveObjective
 from abft.ranker.documents import DocumentReader
-from abft.ranker.head_weights import depth_read, examples, fit_head_weights
+from abft.ranker.head_weights import examples, fit_head_weights, layers_read
 from abft.ranker.peers import peers as ranker_peers
 from abft.ranker.prompts import EMPTY_QUERY, RankingPrompts
 from abft.ranker.queries import RankingQuery, by_candidates, queries_without_labels
@@ -372,7 +372,7 @@ def heads(options):
 
     layers = model.config.num_hidden_layers
     per_layer = model.config.num_attention_heads
-    read_of = len(depth_read(model)) * per_layer  # the heads that are weighed are the first ones
+    read_of = len(layers_read(model)) * per_layer  # the heads that are weighed are the first ones
     tested = {
         name: list(looks(model, writer, groups, list(range(layers))))
         for name, groups in tests.items()
@@ -387,7 +387,7 @@ def heads(options):
         chosen = np.argsort(-contrast)[: options.heads]
         weights = fit_head_weights(
             [[(look[:read_of], right) for look, right in group] for group in found],
-            len(depth_read(model)),
+            len(layers_read(model)),
         )
         for name, asked in tested.items():
             cell = record["cells"][f"{name}/{found_on}"] = {
@@ -406,16 +406,21 @@ def preference(look_KD, relevant):
 def weigh(options):
     """Recall@1 of weighted heads by number of training queries and of candidates."""
     model, tokenizer = load_model("SmolLM2-135M-Instruct")
+    trained = ()
     if options.weights is not None:
         model = apply_weights(model, options.weights)
+        trained = json.loads(options.result.read_text(encoding="utf-8"))["heads"]
     model.eval()
     writer = RankingPrompts(tokenizer, "query", 64, 96)
     options.steps = 1
     groups, tests = data(options)
-    name = options.weights and options.weights.name
-    record = {"settings": recorded(options) | {"weights": name}, "peers": {}, "cells": {}}
+    names = {
+        name: path and path.name
+        for name, path in (("weights", options.weights), ("result", options.result))
+    }
+    record = {"settings": recorded(options) | names, "peers": {}, "cells": {}}
     started = time.perf_counter()
-    layers = depth_read(model)
+    layers = layers_read(model, trained)
     known = list(looks(model, writer, groups, layers))
     record["seconds"] = {"training queries": round(time.perf_counter() - started)}
 
@@ -576,6 +581,7 @@ def main():
     command.add_argument("--data", choices=("halves", "relations", "docstrings"), required=True)
     command.add_argument("--output", type=Path, required=True)
     command.add_argument("--weights", type=Path, help="folder that train --save wrote")
+    command.add_argument("--result", type=Path, help="with --weights: file of that training")
     command.add_argument("--candidates", type=int, default=20)
     command.add_argument("--counts", default="20", help="numbers of candidates of the tests")
     command.add_argument("--queries", type=int, default=20, help="of a group")

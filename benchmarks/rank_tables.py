@@ -174,12 +174,41 @@ def weighted(options):
                     )
 
 
+def draw_weighted(axis):
+    """Recall of weighted heads by training queries, next to trained heads and peers."""
+    records = [read(path) for path in sorted(RESULTS.glob("halves_weighted_seed?.json"))]
+    runs = [Run(path) for path in sorted(RESULTS.glob("halves_20_queries_contrastive_*.json"))]
+    test = [record["cells"]["AGNews/20"] for record in records]
+    queries = list(test[0])
+    means = [np.mean([share(cell[count]) for cell in test]) for count in queries]
+    axis.plot([int(count) for count in queries], means, "o-", color="#c0392b", label="weighted")
+    last = last_of_all(runs)
+    levels = {
+        "MiniLM": (np.mean([run.peer("AGNews", "MiniLM") for run in runs]), "#57606a", "-"),
+        f"16 heads, {last} steps": (
+            np.mean([run.at(last, "AGNews", "heads") for run in runs]),
+            "#2471a3",
+            "-",
+        ),
+        "TF-IDF": (np.mean([run.peer("AGNews", "TF-IDF") for run in runs]), "#57606a", ":"),
+        "16 heads": (np.mean([run.at(0, "AGNews", "heads") for run in runs]), "#2471a3", ":"),
+    }
+    for label, (level, color, style) in levels.items():
+        axis.axhline(100 * level, color=color, linestyle=style, label=label)
+    axis.set_xscale("log")
+    axis.set_xticks([int(count) for count in queries], queries)
+    axis.minorticks_off()
+    axis.set_ylim(0, 100)
+    axis.set_xlabel("training queries of the weights; model untrained")
+    axis.set_ylabel("recall@1 in %, 20 candidates")
+    axis.legend(frameon=False, fontsize=8, loc="lower right")
+
+
 def picture(options):
-    """Recall by candidates, heads before and after training, and seconds of a query."""
+    """Recall by training queries and candidates, heads that training changes, seconds a query."""
     pyplot = svg_pyplot(font_size=9)
-    figure, (left, middle, right) = pyplot.subplots(
-        1, 3, figsize=(11, 3.6), width_ratios=(1.2, 1.1, 1)
-    )
+    figure, ((first, left), (middle, right)) = pyplot.subplots(2, 2, figsize=(9, 7))
+    draw_weighted(first)
     record = read(COUNTS)
     cells = {int(name.split("/")[1]): cell for name, cell in record["cells"].items()}
     for name, (label, color, style) in LINES.items():
@@ -219,7 +248,7 @@ def picture(options):
     right.set_ylabel("seconds of a query, one core")
     right.legend(frameon=False, fontsize=8)
 
-    for axis in (left, right):
+    for axis in (first, left, right):
         tidy(axis)
     save(figure, PICTURE)
 

@@ -7,7 +7,15 @@ import pytest
 import torch
 
 from abft.method.losses import contrastive_loss
-from abft.ranker.head_weights import PENALTIES, HeadWeights, _Data, _path, fit_head_weights
+from abft.ranker.head_weights import (
+    PENALTIES,
+    HeadWeights,
+    _Data,
+    _path,
+    fit_head_weights,
+    layers_read,
+)
+from tiny import tiny_model
 
 LAYERS, HEADS = 2, 3
 
@@ -119,6 +127,15 @@ def test_one_group_is_split_by_query():
     assert np.isfinite(fit_head_weights([group], LAYERS).weights_LH).all()
     pair = fit_head_weights([group[:2]], LAYERS)
     assert np.abs(pair.weights_LH).max() > 0
+
+
+@pytest.mark.parametrize(
+    ("depth", "trained", "expected"),
+    [(30, (), 20), (30, [(24, 3), (8, 0)], 25), (30, [(8, 0)], 20), (1, (), 1), (2, [(1, 0)], 2)],
+)
+def test_two_thirds_of_the_layers_are_read_or_all_that_were_trained(depth, trained, expected):
+    model = tiny_model("llama", num_hidden_layers=depth)
+    assert layers_read(model, trained) == list(range(expected))
 
 
 def test_json_keeps_every_digit():

@@ -179,11 +179,10 @@ def test_scores_are_the_heads_attention_without_an_empty_querys(fitted, tmp_path
     asked = [prompts.prompt(written, each, [True, False, False]) for each in ids]
     each = [whole(fitted._model, [prompt])[0].numpy() for prompt in asked]
 
-    # Weighted: those of the first two thirds of the layers.
+    # Weighted: those of the layers up to the last head that was trained.
     weights = fitted.head_weights_
-    assert weights.layers == [0]
-    assert len(each[0]) == 2
-    looks = (each[0] - each[1])[0]
+    assert weights.layers == list(range(1 + max(layer for layer, _ in fitted.heads_)))
+    looks = (each[0] - each[1])[weights.layers].reshape(-1, 3)
     centred = looks - looks.mean(1, keepdims=True)
     scaled = centred / ((weights.spread_LH.ravel() + looks.std(1)) / 2)[:, None]
     expected = weights.weights_LH.ravel() @ scaled

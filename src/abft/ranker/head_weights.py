@@ -11,13 +11,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from abft.method.losses import contrastive_loss
 from abft.ranker.documents import DocumentReader
 from abft.ranker.prompts import EMPTY_QUERY, RankingPrompts
 from abft.ranker.queries import RankingQuery
 
-READ_DEPTH = 2 / 3  # of the layers: weights of later ones add nothing, and they need not be run
+READ_DEPTH = 2 / 3  # of an untrained model's layers: heads of later ones add nothing
 PENALTIES = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01)  # on the squared weights; strongest first
 FOLDS = 5
 ITERATIONS = 60
@@ -72,9 +73,14 @@ def _standardized(attention_KD: np.ndarray, spread_K: np.ndarray) -> np.ndarray:
     return centred_KD / np.where(scale_K > 0, scale_K, 1)[:, None]
 
 
-def depth_read(model: torch.nn.Module) -> list[int]:
-    """Return the layers that weighted heads are read from."""
-    return list(range(max(round(READ_DEPTH * model.config.get_text_config().num_hidden_layers), 1)))
+def layers_read(model: PreTrainedModel, trained: Sequence[tuple[int, int]] = ()) -> list[int]:
+    """Return the layers whose heads are weighed.
+
+    Args:
+        trained: (layer, head) of heads that were trained.
+    """
+    depth = round(READ_DEPTH * model.config.get_text_config().num_hidden_layers)
+    return list(range(max(depth, 1, *(layer + 1 for layer, _ in trained))))
 
 
 def examples(

@@ -100,7 +100,7 @@ class AttentionRanker:
     finds the heads that look at relevant documents (QRHead, arXiv 2506.09944; CoRe, arXiv
     2510.02219) and trains W_Q and W_K so that they look at them more, with InfoNCE (cross-entropy
     of a softmax) over documents, as in BlockRank (arXiv 2510.05396). Then it weighs the heads of
-    the first two thirds of the layers, with the same loss: a document's score is a sum over them.
+    the first layers with the same loss: a document's score is a weighted sum over them.
 
     Args:
         model: what `abft.load_model` takes.
@@ -314,14 +314,15 @@ class AttentionRanker:
         from tqdm import tqdm
 
         from abft.ranker.documents import DocumentReader
-        from abft.ranker.head_weights import depth_read, examples, fit_head_weights
+        from abft.ranker.head_weights import examples, fit_head_weights, layers_read
 
         prompts = self._prompts()
         together = most_together(queries, self.together)
         groups = weighed_groups(queries, together, self.shown, seed)
         self._forget()
         assert self._model is not None
-        layers = depth_read(self._model)
+        assert self.heads_ is not None
+        layers = layers_read(self._model, self.heads_ if self._changed else ())
         reader = DocumentReader(self._model, prompts.beginning, layers)
         shown = tqdm(groups, "weighing heads", leave=False, disable=None if self.progress else True)
         looks = list(examples(reader, prompts, shown, self._looking))
