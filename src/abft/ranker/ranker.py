@@ -96,16 +96,17 @@ class Ranked:
 class AttentionRanker:
     """Ranks documents by the attention of heads, without generating anything.
 
-    Untrained, it reads all heads, as in-context re-ranking does (ICR, arXiv 2410.02642). `fit`
+    Before `fit`, it reads all heads, as in-context re-ranking does (ICR, arXiv 2410.02642). `fit`
+    weighs the heads of the first layers so that relevant documents have the largest weighted sum,
+    with InfoNCE (cross-entropy of a softmax) over a query's documents. If asked (`steps`), it first
     finds the heads that look at relevant documents (QRHead, arXiv 2506.09944; CoRe, arXiv
-    2510.02219) and trains W_Q and W_K so that they look at them more, with InfoNCE (cross-entropy
-    of a softmax) over documents, as in BlockRank (arXiv 2510.05396). Then it weighs the heads of
-    the first layers with the same loss: a document's score is a weighted sum over them.
+    2510.02219) and trains W_Q and W_K with the same loss so that they look at them more, as in
+    BlockRank (arXiv 2510.05396).
 
     Args:
         model: what `abft.load_model` takes.
         heads: how many heads are trained, or "layer": those of one middle layer.
-        steps: optimizer steps; 0 = no training, heads are weighed only.
+        steps: optimizer steps; 0 = no training. `validation_` says whether training helped.
         learning_rate: of W_Q and W_K; default: that of the contrastive objective.
         temperature: of the loss, > 0.
         looking: which tokens look: all of the "query", or the "last" one.
@@ -123,7 +124,7 @@ class AttentionRanker:
     model: str = "SmolLM2-135M-Instruct"
     _: KW_ONLY
     heads: int | str = 16
-    steps: int = 64
+    steps: int = 0
     learning_rate: float | None = None
     temperature: float = 0.05
     looking: Looking = "query"
